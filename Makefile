@@ -1,0 +1,77 @@
+# make train | test | lint | install | clean | help. Each sets up its own virtual environment first.
+
+# Interpreter that the virtual environment is made from (3.11 or newer), and where it is made.
+PYTHON ?= python3
+VENV ?= .venv
+
+# Build of torch and fbgemm: cuda where nvidia-smi lists a GPU. Override: make train DEVICE=cpu
+DEVICE ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),cuda,cpu)
+
+# Where the CPU build of torch is asked for: elsewhere plain `torch` is the CUDA build of several
+# GB. Where this index cannot be reached, pip's own configuration (find-links, index) decides.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+# -qq: errors only.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+STAMP := $(VENV)/.installed-$(DEVICE)
+WHEELS := $(VENV)/wheels
+
+# The pins live in pyproject.toml; $(call pinned,torch) is torch==2.13.0.
+pinned = $(shell sed -n 's/.*"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: train test lint install clean help
+
+train: $(STAMP)  ## train the quickstart on 4 ranks
+	$(BIN)/torchx run dist.ddp -j 1x4 launch/train.py
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --summary=none
+
+install: $(STAMP)  ## install into the virtual environment only
+
+clean:  ## remove the virtual environment and caches
+	test ! -e $(VENV)/pyvenv.cfg || rm -rf $(VENV)
+	rm -rf build *.egg-info .pytest_cache .ruff_cache
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: $(PYTHON) is missing or older than 3.11: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "error: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing for $(DEVICE) into $(VENV) (a few minutes the first time) ..."
+# Another device's build is no starting point: both fbgemm builds write the same package.
+	@test -z "$(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))" || rm -rf $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(MAKE) --no-print-directory install-$(DEVICE)
+	@$(BIN)/python -m pip check
+	@touch $@
+
+# torchrec's metadata asks for fbgemm-gpu, the CUDA build, on every machine. Its wheel is installed
+# with that one line changed, so that exactly one fbgemm is there and pip agrees.
+.PHONY: install-cpu install-cuda
+install-cpu:
+	@$(PIP) install 'wheel>=0.45'
+	@$(PIP) install --no-deps --retries 0 --timeout 15 --index-url $(TORCH_CPU_INDEX) \
+	    $(call pinned,torch) || \
+	    echo "No CPU build of torch at $(TORCH_CPU_INDEX): using pip's own configuration."
+	@rm -rf $(WHEELS)
+	@$(PIP) download --no-deps --dest $(WHEELS) $(call pinned,torchrec)
+	@$(BIN)/wheel unpack --dest $(WHEELS) $(WHEELS)/torchrec-*.whl >/dev/null
+	@sed -i 's/^Requires-Dist: fbgemm-gpu$$/Requires-Dist: fbgemm-gpu-cpu/' \
+	    $(WHEELS)/torchrec-*/torchrec-*.dist-info/METADATA
+	@$(BIN)/wheel pack --build-number 1 --dest-dir $(WHEELS) $(WHEELS)/torchrec-*/ >/dev/null
+	@$(PIP) install $(call pinned,torch) $(WHEELS)/torchrec-*-1-*.whl -e '.[cpu,dev]'
+	@rm -rf $(WHEELS)
+
+install-cuda:
+	@$(PIP) install -e '.[cuda,dev]'
