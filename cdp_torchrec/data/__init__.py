@@ -1,0 +1,1 @@
+"""From raw logs to batches: schema, preparation, history store, reader."""

@@ -1,0 +1,159 @@
+"""Point-in-time history store: all behaviours of all users once, memory-mapped.
+
+A behaviour counts for a request only if it happened strictly before it. Both questions of a
+ranking model are slices found by binary search: the user's last behaviours, and the user's last
+behaviours in one category. The second is the category gate (paper eq. 2), applied to the full
+history before any truncation.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cdp_torchrec.data.schema import DatasetError, HistorySchema
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Rows [start, stop) of an array, one pair per query, int64."""
+
+    start: np.ndarray
+    stop: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows in each slice."""
+        return self.stop - self.start
+
+    def rows(self) -> np.ndarray:
+        """All rows of all slices, one slice after the other."""
+        lengths = self.lengths
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        return np.arange(total) + np.repeat(self.start - (ends - lengths), lengths)
+
+    def last(self, count: int, *, skip: int = 0) -> "Slices":
+        """The `count` last rows of each slice, after leaving out the `skip` very last."""
+        stop = np.maximum(self.stop - skip, self.start)
+        return Slices(np.maximum(stop - count, self.start), stop)
+
+
+@dataclass(frozen=True)
+class Behaviours:
+    """Behaviours in one order; slices address its rows."""
+
+    item: np.ndarray
+    """Int32 item codes."""
+    timestamp: np.ndarray
+    """Int64 milliseconds since the epoch."""
+
+    def before(self, slices: Slices, before: np.ndarray) -> Slices:
+        """The part of each slice that happened strictly before a timestamp, [Q]."""
+        low, high = slices.start.copy(), slices.stop.copy()
+        while True:
+            searching = low < high
+            if not searching.any():
+                return Slices(slices.start, low)
+            middle = (low + high) // 2
+            # Finished queries look at row 0, and their result is not used.
+            earlier = self.timestamp[np.where(searching, middle, 0)] < before
+            low = np.where(searching & earlier, middle + 1, low)
+            high = np.where(searching & ~earlier, middle, high)
+
+    def check(self, slices: Slices, before: np.ndarray) -> None:
+        """Every slice is sorted by time and older than its request.
+
+        Raises:
+            DatasetError: the files are damaged or were not written by the preparation.
+        """
+        times = np.asarray(self.timestamp[slices.rows()])
+        lengths = slices.lengths
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        unsorted = (np.diff(times) < 0) & (np.diff(owner) == 0)
+        if unsorted.any():
+            row = int(slices.rows()[np.flatnonzero(unsorted)[0] + 1])
+            raise DatasetError(
+                f"history: behaviour {row} is older than the one before it; "
+                "each user's behaviours must be sorted by timestamp"
+            )
+        younger = times >= np.repeat(before, lengths)
+        if younger.any():
+            row = int(slices.rows()[np.flatnonzero(younger)[0]])
+            raise DatasetError(f"history: behaviour {row} is not older than its request")
+
+
+class HistoryStore:
+    """Read access to `<dataset>/history`."""
+
+    def __init__(self, directory: Path, schema: HistorySchema, *, num_categories: int) -> None:
+        """Map the files.
+
+        Args:
+            directory: `<dataset>/history`.
+            schema: what the dataset declares about it.
+            num_categories: largest category code; 0 where the log has no categories.
+
+        Raises:
+            DatasetError: a file is missing, or the files do not fit each other.
+        """
+        self._has_gate = schema.category_entity is not None
+        self._num_categories = num_categories
+        self._user_offsets = _load(directory / "user_offsets.npy", schema.num_users + 2)
+        self.by_time = _behaviours(directory / "by_time", schema.num_behaviours)
+        if self._has_gate:
+            folder = directory / "by_category"
+            self.by_category = _behaviours(folder, schema.num_behaviours)
+            self._keys = _load(folder / "keys.npy", None)
+            self._key_offsets = _load(folder / "offsets.npy", len(self._keys) + 1)
+
+    def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
+        """All behaviours of each user strictly before a time.
+
+        Args:
+            user: user codes, [Q].
+            before: timestamps in milliseconds, int64 [Q].
+        """
+        slices = Slices(
+            np.asarray(self._user_offsets[user]), np.asarray(self._user_offsets[user + 1])
+        )
+        return self.by_time, self.by_time.before(slices, before)
+
+    def gated(
+        self, user: np.ndarray, category: np.ndarray, before: np.ndarray
+    ) -> tuple[Behaviours, Slices]:
+        """All behaviours of each user in one category strictly before a time (paper eq. 2).
+
+        A missing category (code 0) matches nothing. A log without categories has no gate: the
+        answer is the whole history.
+
+        Args:
+            user: user codes, [Q].
+            category: category codes, [Q].
+            before: timestamps in milliseconds, int64 [Q].
+        """
+        if not self._has_gate:
+            return self.recent(user, before)
+        key = user.astype(np.int64) * (self._num_categories + 1) + category
+        place = np.minimum(np.searchsorted(self._keys, key), max(len(self._keys) - 1, 0))
+        if len(self._keys) == 0:
+            nothing = np.zeros(len(key), dtype=np.int64)
+            return self.by_category, Slices(nothing, nothing)
+        found = (self._keys[place] == key) & (category > 0)
+        start = np.where(found, self._key_offsets[place], 0)
+        stop = np.where(found, self._key_offsets[place + 1], 0)
+        return self.by_category, self.by_category.before(Slices(start, stop), before)
+
+
+def _behaviours(folder: Path, length: int) -> Behaviours:
+    return Behaviours(_load(folder / "item.npy", length), _load(folder / "timestamp.npy", length))
+
+
+def _load(path: Path, length: int | None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot read the history store: {error}") from error
+    if length is not None and len(array) != length:
+        raise DatasetError(f"{path}: {len(array)} entries, expected {length}")
+    return array

@@ -1,0 +1,156 @@
+"""Which embedding tables and KJT keys a dataset gives a model: the contract of reader and model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import PositiveInt
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
+
+Slot = Literal["candidate", "request", "history"]
+
+HISTORY_KEY = "history_item_id"
+
+
+class VocabularyConfig(Config):
+    """Which ids of an entity get an embedding row of their own."""
+
+    min_count: PositiveInt = 1
+    """Ids seen fewer times than this in training share out-of-vocabulary rows."""
+    num_oov_rows: PositiveInt = 1
+    """Number of out-of-vocabulary rows; a rare id always falls on the same one. Many rows keep
+    rare ids apart, so that an unseen item still matches itself in the history."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """An embedding table: row 0 is "missing", then out-of-vocabulary rows, then frequent ids."""
+
+    entity: str
+    num_oov_rows: int
+    num_kept: int
+    """Codes 1..num_kept have a row of their own."""
+    num_ids: int
+    """Largest code that the dataset may contain."""
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        return 1 + self.num_oov_rows + self.num_kept
+
+    def rows(self, codes: np.ndarray) -> np.ndarray:
+        """Embedding rows of id codes, int64, same shape.
+
+        Raises:
+            DatasetError: a code is negative or larger than the entity's num_ids.
+        """
+        codes = codes.astype(np.int64, copy=False)
+        if codes.size and not (0 <= codes.min() and codes.max() <= self.num_ids):
+            raise DatasetError(
+                f"entity '{self.entity}': found id code {codes.max()} (smallest {codes.min()}), "
+                f"the schema allows 0 to {self.num_ids}"
+            )
+        rows = codes + self.num_oov_rows
+        rows[codes > self.num_kept] = 1 + codes[codes > self.num_kept] % self.num_oov_rows
+        rows[codes == 0] = 0
+        return rows
+
+
+@dataclass(frozen=True)
+class SparseFeature:
+    """One key of the batch's KeyedJaggedTensor."""
+
+    key: str
+    table: str
+    role: Role | Literal["history"]
+    slot: Slot
+    """Whether bag b of this key belongs to impression b, request b or history b of the batch."""
+    is_bag: bool
+    """Zero or more ids whose mean is taken, instead of exactly one id."""
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """Tables, KJT keys in their order, and numbers in their order."""
+
+    tables: Mapping[str, Table]
+    features: tuple[SparseFeature, ...]
+    numbers: tuple[Feature, ...]
+    num_segments: int
+    """Recency segments of the gated history; 0 without a history."""
+
+    @property
+    def bags(self) -> tuple[SparseFeature, ...]:
+        """Features whose bags are divided by their lengths, in the order of Batch.bag_lengths."""
+        return tuple(feature for feature in self.features if feature.is_bag)
+
+
+def build_layout(
+    dataset: Path,
+    schema: Schema,
+    *,
+    vocabulary: Mapping[str, VocabularyConfig],
+    num_segments: int,
+) -> FeatureLayout:
+    """Tables and keys of a dataset for a model with a history of num_segments segments.
+
+    Raises:
+        DatasetError: `vocabulary` names an entity that the dataset does not have, or a
+            vocabulary file is missing.
+    """
+    unknown = sorted(set(vocabulary) - set(schema.entities))
+    if unknown:
+        raise DatasetError(
+            f"data.vocabulary names {unknown}, but {dataset} has the entities "
+            f"{sorted(schema.entities)}"
+        )
+    features = [
+        SparseFeature(
+            key=feature.name,
+            table=feature.entity,
+            role=feature.role,
+            slot="candidate" if feature.level == "candidate" else "request",
+            is_bag=feature.kind == "ids",
+        )
+        for feature in schema.features
+        if feature.entity is not None
+    ]
+    features += [
+        SparseFeature(
+            key=f"{HISTORY_KEY}_{segment}",
+            table=schema.history.item_entity,
+            role="history",
+            slot="history",
+            is_bag=True,
+        )
+        for segment in range(num_segments)
+    ]
+    entities = dict.fromkeys(feature.table for feature in features)
+    return FeatureLayout(
+        tables={
+            entity: _table(dataset, schema, entity, vocabulary.get(entity, VocabularyConfig()))
+            for entity in entities
+        },
+        features=tuple(features),
+        numbers=tuple(f for f in schema.features if f.kind == "number"),
+        num_segments=num_segments,
+    )
+
+
+def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig) -> Table:
+    path = dataset / "vocabulary" / f"{entity}.parquet"
+    try:
+        counts = pq.read_table(path, columns=["count"])["count"].to_numpy()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot read the vocabulary: {error}") from error
+    num_ids = schema.entities[entity].num_ids
+    if len(counts) != num_ids:
+        raise DatasetError(f"{path}: {len(counts)} ids, but schema.toml declares {num_ids}")
+    # Counts fall with the code, so the kept ids are a prefix.
+    num_kept = int(np.searchsorted(-counts, -config.min_count, side="right"))
+    return Table(entity, config.num_oov_rows, num_kept, num_ids)

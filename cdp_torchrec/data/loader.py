@@ -1,0 +1,126 @@
+"""Batches of one rank, addressed by step: the same global order for every number of ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader, Dataset
+
+from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.requests import ImpressionOrder
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of each global batch this rank takes."""
+
+    rank: int
+    world_size: int
+
+
+class TrainBatches(Dataset[Batch]):
+    """Training batches: item p is this rank's share of the global batch at position p.
+
+    Positions count impressions over all epochs. A global batch never spans two epochs: the rest
+    of an epoch that does not fill one is dropped.
+    """
+
+    def __init__(
+        self,
+        order: ImpressionOrder,
+        assembler: BatchAssembler,
+        *,
+        global_batch_size: int,
+        share: Share,
+    ) -> None:
+        self._order = order
+        self._assembler = assembler
+        self._global = global_batch_size
+        self._share = share
+        if global_batch_size > order.num_impressions:
+            raise ValueError(
+                f"trainer.global_batch_size = {global_batch_size} exceeds the "
+                f"{order.num_impressions} training impressions"
+            )
+
+    def aligned(self, position: int) -> int:
+        """The position itself, or the start of the next epoch if no global batch fits before."""
+        epoch, offset = divmod(position, self._order.num_impressions)
+        if offset + self._global > self._order.num_impressions:
+            return (epoch + 1) * self._order.num_impressions
+        return position
+
+    def positions(self, position: int, num_steps: int) -> list[int]:
+        """Positions of the next global batches."""
+        found = []
+        for _ in range(num_steps):
+            position = self.aligned(position)
+            found.append(position)
+            position += self._global
+        return found
+
+    def __getitem__(self, position: int) -> Batch:
+        epoch, offset = divmod(position, self._order.num_impressions)
+        size = self._global // self._share.world_size
+        start = offset + self._share.rank * size
+        return self._assembler.assemble(
+            self._order.take(epoch, start, start + size), epoch=epoch
+        )
+
+
+class EvaluationBatches(Dataset[Batch]):
+    """All impressions once, in file order; the tail is padded, ranks have equally many batches."""
+
+    def __init__(
+        self,
+        order: ImpressionOrder,
+        assembler: BatchAssembler,
+        *,
+        global_batch_size: int,
+        share: Share,
+    ) -> None:
+        self._order = order
+        self._assembler = assembler
+        self._global = global_batch_size
+        self._share = share
+
+    def __len__(self) -> int:
+        return -(-self._order.num_impressions // self._global)
+
+    def __getitem__(self, step: int) -> Batch:
+        size = self._global // self._share.world_size
+        total = self._order.num_impressions
+        start = min(step * self._global + self._share.rank * size, total)
+        stop = min(start + size, total)
+        if start < stop:
+            impressions = self._order.take(0, start, stop)
+        else:
+            impressions = no_impressions(self._order.take(0, 0, 1))
+        return self._assembler.assemble(impressions, epoch=None)
+
+
+def load(
+    batches: TrainBatches | EvaluationBatches,
+    items: list[int],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    """Batches in the order of `items`, prefetched by worker processes.
+
+    Args:
+        batches: where the batches come from.
+        items: positions or steps.
+        num_workers: worker processes; 0 assembles batches in the calling process.
+        pin_memory: put batches into page-locked memory, for copies to a GPU.
+    """
+    return iter(
+        DataLoader(
+            batches,
+            sampler=items,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            multiprocessing_context="forkserver" if num_workers else None,
+        )
+    )

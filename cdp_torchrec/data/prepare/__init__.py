@@ -1,0 +1,1 @@
+"""Converters: one file per log format, all through the same staging engine."""

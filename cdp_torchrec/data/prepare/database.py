@@ -1,0 +1,62 @@
+"""DuckDB as the engine of preparation: bounded memory, everything else on disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """How much of the machine preparation may use."""
+
+    memory_gib: float = 4.0
+    """Memory of DuckDB; what does not fit goes to disk beside the output."""
+    num_threads: int = 2
+
+
+@contextmanager
+def open_database(directory: Path, limits: EngineLimits) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in files of its own under `directory` (made here), closed at the end."""
+    directory.mkdir(parents=True)
+    connection = duckdb.connect(
+        directory / "tables.duckdb",
+        config={
+            "memory_limit": f"{limits.memory_gib}GiB",
+            "threads": limits.num_threads,
+            "temp_directory": str(directory / "spill"),
+        },
+    )
+    try:
+        # Time zones and clocks must not matter: timestamps stay integers everywhere.
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        yield connection
+    finally:
+        connection.close()
+
+
+def sql_paths(paths: list[Path]) -> str:
+    """SQL list of file names."""
+    return "[" + ", ".join(sql_string(str(path)) for path in paths) + "]"
+
+
+def sql_string(text: str) -> str:
+    """SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def scalar(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The single integer that the query gives."""
+    row = first_row(connection, query)
+    assert row is not None
+    return int(row[0])
+
+
+def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | None:
+    """The first row of a small result; None if it is empty."""
+    # All rows are fetched: DuckDB 2 refuses the next query while a result is half read.
+    rows = connection.execute(query).fetchall()
+    return rows[0] if rows else None

@@ -1,0 +1,158 @@
+"""The history store: every behaviour once, in flat arrays that the reader maps into memory.
+
+    user_offsets.npy      behaviours of user u are rows user_offsets[u]:user_offsets[u + 1]
+    by_time/*.npy         ordered by (user, timestamp)
+    by_category/*.npy     ordered by (user, category, timestamp), with keys.npy and offsets.npy
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import duckdb
+import numpy as np
+
+from cdp_torchrec.data.prepare.database import scalar
+from cdp_torchrec.data.prepare.spec import DatasetSpec
+
+_ROWS_PER_CHUNK = 1 << 18
+_DTYPES = {"item": np.int32, "category": np.int32, "action": np.int32, "timestamp": np.int64}
+
+
+def code_behaviours(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) -> int:
+    """Make table `behaviours`: codes, timestamp, and `ordinal`, 1 for a user's first behaviour.
+
+    Behaviours of one user at one timestamp are ordered by their codes, so that the order is a
+    function of the log alone.
+
+    Returns:
+        Number of behaviours.
+    """
+    columns = list(spec.behaviour_columns())
+    codes = ", ".join(f"coalesce(_{name}.code, 0) AS {name}" for name, _ in columns)
+    joins = " ".join(
+        f"LEFT JOIN vocabulary_{entity} _{name} ON _{name}.raw = b.{name}::VARCHAR"
+        for name, entity in columns
+    )
+    ties = ", ".join(name for name, _ in columns[1:])
+    connection.execute(f"""
+        CREATE TABLE behaviours AS
+        SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY timestamp, {ties}) AS ordinal
+        FROM (SELECT {codes}, b.timestamp FROM staged_behaviours b {joins})
+        ORDER BY user_id, ordinal
+    """)
+    return scalar(connection, "SELECT count(*) FROM behaviours")
+
+
+def write_history(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    directory: Path,
+    num_ids: Mapping[str, int],
+) -> None:
+    """Write the store from table `behaviours`.
+
+    Args:
+        connection: holds table `behaviours`.
+        spec: says whether behaviours have a category and an action.
+        directory: made here.
+        num_ids: number of ids of each entity.
+    """
+    names = [name for name, _ in spec.behaviour_columns()][1:] + ["timestamp"]
+    columns = {name: _DTYPES[name] for name in names}
+    num_behaviours = scalar(connection, "SELECT count(*) FROM behaviours")
+    directory.mkdir()
+    _write_columns(
+        connection,
+        f"SELECT {', '.join(names)} FROM behaviours ORDER BY user_id, ordinal",
+        directory / "by_time",
+        columns,
+        num_behaviours,
+    )
+    offsets = np.zeros(num_ids["user"] + 2, dtype=np.int64)
+    counts = connection.sql("SELECT user_id, count(*) AS n FROM behaviours GROUP BY user_id")
+    for batch in counts.to_arrow_reader(_ROWS_PER_CHUNK):
+        offsets[1 + batch["user_id"].to_numpy()] = batch["n"].to_numpy()
+    np.save(directory / "user_offsets.npy", np.cumsum(offsets))
+    if spec.category_entity:
+        by_category = directory / "by_category"
+        kept = [name for name in names if name != "category"]
+        _write_columns(
+            connection,
+            f"SELECT {', '.join(kept)} FROM behaviours ORDER BY user_id, category, ordinal",
+            by_category,
+            {name: columns[name] for name in kept},
+            num_behaviours,
+        )
+        _write_category_index(connection, by_category, num_ids[spec.category_entity] + 1)
+
+
+def _write_category_index(
+    connection: duckdb.DuckDBPyConnection, directory: Path, categories: int
+) -> None:
+    """Write keys.npy (user * categories + category, sorted) and offsets.npy of by_category."""
+    query = f"""
+        SELECT user_id * {categories} + category AS key, count(*) AS n
+        FROM behaviours GROUP BY key ORDER BY key
+    """
+    num_keys = scalar(connection, f"SELECT count(*) FROM ({query})")
+    with (
+        _NpyWriter(directory / "keys.npy", np.int64, num_keys) as keys,
+        _NpyWriter(directory / "offsets.npy", np.int64, num_keys + 1) as offsets,
+    ):
+        end = np.zeros(1, dtype=np.int64)
+        offsets.append(end)
+        for batch in connection.sql(query).to_arrow_reader(_ROWS_PER_CHUNK):
+            keys.append(batch["key"].to_numpy())
+            ends = end[-1] + np.cumsum(batch["n"].to_numpy())
+            offsets.append(ends)
+            end = ends
+
+
+def _write_columns(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    directory: Path,
+    columns: Mapping[str, type[np.generic]],
+    num_rows: int,
+) -> None:
+    directory.mkdir()
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(_NpyWriter(directory / f"{name}.npy", dtype, num_rows))
+            for name, dtype in columns.items()
+        }
+        for batch in connection.sql(query).to_arrow_reader(_ROWS_PER_CHUNK):
+            for name, writer in writers.items():
+                writer.append(batch[name].to_numpy())
+
+
+class _NpyWriter:
+    """A one-dimensional .npy file of known length, written in pieces.
+
+    Plain writes, not a memory map: a full disk is then an OSError instead of a killed process.
+    """
+
+    def __init__(self, path: Path, dtype: type[np.generic], length: int) -> None:
+        self._file = path.open("wb")
+        self._dtype = np.dtype(dtype)
+        self._missing = length
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+        self._missing -= len(values)
+
+    def __enter__(self) -> "_NpyWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        assert kind is not None or self._missing == 0, "rows written differ from the length"

@@ -1,0 +1,164 @@
+"""From a staging directory of raw parquet files to a dataset directory.
+
+A converter (trivago, synthetic ...) writes what its log says in two plain tables; everything that
+every log needs is done here, out of core: codes by descending training count, the global time
+order, the split, exact history features and the history store.
+
+    staging/requests/*.parquet     request_id, user_id, timestamp, the features of the spec, a list
+                                   `label` and optionally `click_probability`; raw values
+    staging/behaviours/*.parquet   user_id, item, category, action, timestamp; raw values
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+from tqdm import tqdm
+
+from cdp_torchrec.data.prepare.database import EngineLimits, open_database
+from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
+from cdp_torchrec.data.prepare.request_files import Moments, write_requests
+from cdp_torchrec.data.prepare.request_tables import code_requests
+from cdp_torchrec.data.prepare.spec import DatasetSpec
+from cdp_torchrec.data.prepare.staging_checks import open_staging
+from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
+from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
+
+__all__ = ["DatasetSpec", "EngineLimits", "build_dataset", "engine_errors", "staging_beside"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_dataset(
+    staging: Path, output: Path, spec: DatasetSpec, limits: EngineLimits | None = None
+) -> Schema:
+    """Build the dataset directory `output` from `staging`; all of it or nothing.
+
+    The same staging files give the same dataset, whatever the limits.
+
+    Args:
+        staging: directory with `requests/*.parquet` and `behaviours/*.parquet`.
+        output: directory to make; must not exist. Intermediate tables lie beside it.
+        spec: what the staging files mean.
+        limits: memory and threads of the engine.
+
+    Raises:
+        DatasetError: a staging file is unreadable or breaks the contract, or `output` exists.
+        OSError: the dataset cannot be written.
+    """
+    with _new_directory(output) as partial:
+        work = partial / "work"
+        with (
+            engine_errors(f"staging files in {staging}"),
+            open_database(work, limits or EngineLimits()) as connection,
+        ):
+            schema = _build(connection, staging, partial, spec)
+        shutil.rmtree(work)
+        schema.save(partial)
+    return schema
+
+
+@contextmanager
+def _new_directory(output: Path) -> Iterator[Path]:
+    """A directory to fill that becomes `output` at the end, or vanishes on any error.
+
+    Raises:
+        DatasetError: `output` exists.
+    """
+    _check_new(output)
+    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def staging_beside(output: Path) -> Iterator[Path]:
+    """A directory for staging files on the disk of `output`, removed at the end.
+
+    Raises:
+        DatasetError: `output` exists.
+    """
+    _check_new(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{output.name}.staging-", dir=output.parent) as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def engine_errors(subject: str) -> Iterator[None]:
+    """Turn DuckDB's errors into ours: disk and memory to OSError, the rest to DatasetError."""
+    try:
+        yield
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise OSError(f"out of disk space or memory, or a file vanished: {error}") from error
+    except duckdb.Error as error:
+        raise DatasetError(f"{subject}: {error}") from error
+
+
+def _check_new(output: Path) -> None:
+    if output.exists():
+        raise DatasetError(f"{output} exists; remove it or choose another output directory")
+
+
+def _build(
+    connection: duckdb.DuckDBPyConnection, staging: Path, output: Path, spec: DatasetSpec
+) -> Schema:
+    with tqdm(total=6, desc="prepare", unit="stage", disable=None) as progress:
+
+        def stage(name: str) -> None:
+            progress.set_postfix_str(name)
+            progress.update()
+
+        stage("check")
+        log = open_staging(connection, staging, spec)
+        stage("vocabularies")
+        num_ids = build_vocabularies(connection, spec, output / "vocabulary")
+        stage("history")
+        num_behaviours = code_behaviours(connection, spec)
+        write_history(connection, spec, output / "history", num_ids)
+        stage("requests")
+        has_probability = log.has_probability
+        code_requests(
+            connection, spec, output / "vocabulary", has_probability=has_probability
+        )
+        num_train = log.splits["train"].requests
+        num_requests = num_train + log.splits["test"].requests
+        stage("train split")
+        train, test = range(num_train), range(num_train, num_requests)
+        moments = write_requests(
+            connection, spec, output / "train", train, has_probability=has_probability
+        )
+        stage("test split")
+        write_requests(connection, spec, output / "test", test, has_probability=has_probability)
+    return Schema(
+        name=spec.name,
+        source=spec.source,
+        entities={entity: Entity(num_ids=count) for entity, count in num_ids.items()},
+        features=tuple(
+            f.model_copy(update=_scale(moments[f.name])) if f.kind == "number" else f
+            for f in spec.features
+        ),
+        history=HistorySchema(
+            item_entity=spec.item_entity,
+            category_entity=spec.category_entity,
+            action_entity=spec.action_entity,
+            num_behaviours=num_behaviours,
+            num_users=num_ids["user"],
+        ),
+        splits=dict(log.splits),
+        bayes=dict(spec.bayes),
+    )
+
+
+def _scale(moments: Moments) -> Mapping[str, float]:
+    return {"mean": moments.mean, "std": moments.std}

@@ -1,0 +1,321 @@
+"""Requests of one split: reading row groups, and one global order of impressions.
+
+An epoch is a seeded block shuffle: the row groups in random order, the requests of each in random
+order, flattened into impressions. The order depends on the seed and the epoch only, never on the
+number of ranks, so a position in it is one number.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdp_torchrec.data.schema import DatasetError, Schema
+
+REQUEST_COLUMNS = ("request_id", "user_id", "timestamp", "history_length")
+CANDIDATE_COLUMNS = ("label", "history_rank")
+
+_BLOCKS_IN_MEMORY = 8
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A list column: values of row i are values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Bag":
+        """The bags of some rows, in their order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Bag(self.values[places], offsets)
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """A run of impressions with their requests, column by column.
+
+    Request columns have one element per request, candidate columns one per impression.
+    """
+
+    request: dict[str, np.ndarray]
+    bags: dict[str, Bag]
+    """Bag columns of requests."""
+    candidate: dict[str, np.ndarray]
+    request_index: np.ndarray
+    """Request of each impression, [B]."""
+
+
+def concatenate(parts: Sequence[Impressions]) -> Impressions:
+    """The runs one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0] + [len(part.request["request_id"]) for part in parts])
+    return Impressions(
+        request={n: np.concatenate([p.request[n] for p in parts]) for n in parts[0].request},
+        bags={n: _concatenate_bags([p.bags[n] for p in parts]) for n in parts[0].bags},
+        candidate={n: np.concatenate([p.candidate[n] for p in parts]) for n in parts[0].candidate},
+        request_index=np.concatenate(
+            [p.request_index + s for p, s in zip(parts, starts, strict=False)]
+        ),
+    )
+
+
+def _concatenate_bags(bags: Sequence[Bag]) -> Bag:
+    lengths = np.concatenate([np.diff(bag.offsets) for bag in bags])
+    values = np.concatenate([bag.values for bag in bags])
+    return Bag(values, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where a row group lies, and which of its requests belong to the selection."""
+
+    path: Path
+    row_group: int
+    first: int
+    stop: int
+    num_impressions: int
+
+
+class RequestFiles:
+    """The requests [first, stop) of one split, counted in order of time."""
+
+    def __init__(
+        self,
+        dataset: Path,
+        schema: Schema,
+        split: str,
+        *,
+        first: int = 0,
+        stop: int | None = None,
+        extra_columns: Sequence[str] = (),
+    ) -> None:
+        """Index the row groups of a split.
+
+        Args:
+            dataset: a dataset directory.
+            schema: its schema.
+            split: "train" or "test".
+            first: number of the first request wanted.
+            stop: number behind the last request wanted; None: to the end.
+            extra_columns: further candidate columns to read.
+
+        Raises:
+            DatasetError: files are missing, damaged, empty, or lack a column.
+        """
+        self._dataset = dataset
+        self._candidate_columns = [
+            *CANDIDATE_COLUMNS,
+            *(f.name for f in schema.features if f.level == "candidate"),
+            *extra_columns,
+        ]
+        self._bag_columns = [f.name for f in schema.features if f.kind == "ids"]
+        self._request_columns = list(
+            dict.fromkeys(
+                [
+                    *REQUEST_COLUMNS,
+                    *(
+                        f.name
+                        for f in schema.features
+                        if f.level == "request" and f.kind != "ids"
+                    ),
+                ]
+            )
+        )
+        self.blocks = list(self._index(split, first, stop))
+        self.num_requests = sum(block.stop - block.first for block in self.blocks)
+        self.num_impressions = sum(block.num_impressions for block in self.blocks)
+        if not self.num_impressions:
+            raise DatasetError(f"{dataset / split}: no requests in [{first}, {stop})")
+        # One reader object may be copied to worker processes; each keeps its own cache.
+        self._cached = lru_cache(_BLOCKS_IN_MEMORY)(self._read)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_cached"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._cached = lru_cache(_BLOCKS_IN_MEMORY)(self._read)
+
+    def _index(self, split: str, first: int, stop: int | None) -> Iterator[_Block]:
+        paths = sorted((self._dataset / split).glob("*.parquet"))
+        if not paths:
+            raise DatasetError(f"{self._dataset / split}: no parquet files")
+        begin = 0
+        for path in paths:
+            metadata = self._metadata(path)
+            leaf = _leaf_index(metadata, "label")
+            for row_group in range(metadata.num_row_groups):
+                group = metadata.row_group(row_group)
+                end = begin + group.num_rows
+                low = max(first, begin) - begin
+                high = (end if stop is None else min(stop, end)) - begin
+                begin = end
+                if low >= high:
+                    continue
+                if (low, high) == (0, group.num_rows):
+                    impressions = group.column(leaf).num_values
+                else:
+                    lists = _open(path).read_row_group(row_group, columns=["label"])["label"]
+                    lengths = lists.combine_chunks().value_lengths().to_numpy()
+                    impressions = int(lengths[low:high].sum())
+                yield _Block(path, row_group, low, high, impressions)
+
+    def _metadata(self, path: Path) -> pq.FileMetaData:
+        metadata = _open(path).metadata
+        found = metadata.schema.to_arrow_schema().names
+        wanted = self._request_columns + self._bag_columns + self._candidate_columns
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise DatasetError(f"{path}: missing columns {missing}; it has {found}")
+        return metadata
+
+    def read(self, block: int) -> Impressions:
+        """All selected impressions of a block, in file order.
+
+        Raises:
+            DatasetError: the row group is damaged; names the file and the column.
+        """
+        return self._cached(block)
+
+    def _read(self, number: int) -> Impressions:
+        block = self.blocks[number]
+        columns = self._request_columns + self._bag_columns + self._candidate_columns
+        try:
+            table = _open(block.path).read_row_group(
+                block.row_group, columns=columns, use_threads=False
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(f"{block.path}: row group {block.row_group}: {error}") from error
+        table = table.slice(block.first, block.stop - block.first)
+        lists = {name: _bag(table, name, block) for name in self._candidate_columns}
+        offsets = lists["label"].offsets
+        for name, bag in lists.items():
+            if not np.array_equal(bag.offsets, offsets):
+                row = int(np.flatnonzero(bag.offsets != offsets)[0]) - 1
+                raise DatasetError(
+                    f"{block.path}: row group {block.row_group}, request row {row}: column "
+                    f"'{name}' and column 'label' have lists of unequal length"
+                )
+        labels = lists["label"].values
+        wrong = labels[(labels != 0) & (labels != 1)]
+        if wrong.size:
+            raise DatasetError(f"{block.path}: column 'label' holds {wrong[0]}, allowed: 0 and 1")
+        return Impressions(
+            request={name: _numbers(table[name], name, block) for name in self._request_columns},
+            bags={name: _bag(table, name, block) for name in self._bag_columns},
+            candidate={name: bag.values for name, bag in lists.items()},
+            request_index=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)),
+        )
+
+
+class ImpressionOrder:
+    """One epoch after the other of all impressions of a selection, addressed by position.
+
+    Position p lies in epoch p // num_impressions.
+    """
+
+    def __init__(self, files: RequestFiles, *, seed: int | None) -> None:
+        """Make the order.
+
+        Args:
+            files: the requests.
+            seed: seed of the shuffle; None keeps the order of the files, for evaluation.
+        """
+        self._files = files
+        self._seed = seed
+        self._epoch_order = lru_cache(2)(self._shuffled_blocks)
+        self.num_impressions = files.num_impressions
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_epoch_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._epoch_order = lru_cache(2)(self._shuffled_blocks)
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed or 0, *stream])
+
+    def _shuffled_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks of an epoch in order, and the position at which each ends."""
+        blocks = np.arange(len(self._files.blocks))
+        if self._seed is not None:
+            blocks = self._rng(epoch).permutation(blocks)
+        sizes = np.array([self._files.blocks[b].num_impressions for b in blocks])
+        return blocks, np.cumsum(sizes)
+
+    def take(self, epoch: int, start: int, stop: int) -> Impressions:
+        """Impressions [start, stop) of an epoch; they must lie inside it."""
+        blocks, ends = self._epoch_order(epoch)
+        parts = []
+        for place in range(int(np.searchsorted(ends, start, side="right")), len(blocks)):
+            begin = int(ends[place - 1]) if place else 0
+            if begin >= stop:
+                break
+            low, high = max(start - begin, 0), min(stop, int(ends[place])) - begin
+            parts.append(self._take_from_block(epoch, int(blocks[place]), low, high))
+        return concatenate(parts)
+
+    def _take_from_block(self, epoch: int, block: int, start: int, stop: int) -> Impressions:
+        whole = self._files.read(block)
+        counts = np.bincount(whole.request_index, minlength=len(whole.request["request_id"]))
+        first = np.cumsum(counts) - counts
+        order = np.arange(len(counts))
+        if self._seed is not None:
+            order = self._rng(epoch, block).permutation(order)
+        ends = np.cumsum(counts[order])
+        low = int(np.searchsorted(ends, start, side="right"))
+        high = int(np.searchsorted(ends, stop, side="left")) + 1
+        requests = order[low:high]
+        begin = int(ends[low] - counts[order[low]])
+        wanted = slice(start - begin, stop - begin)
+        candidates = Bag(np.arange(counts.sum()), np.append(first, counts.sum()))
+        rows = candidates.take(requests).values[wanted]
+        owner = np.repeat(np.arange(len(requests)), counts[requests])
+        return Impressions(
+            request={name: column[requests] for name, column in whole.request.items()},
+            bags={name: bag.take(requests) for name, bag in whole.bags.items()},
+            candidate={name: column[rows] for name, column in whole.candidate.items()},
+            request_index=owner[wanted],
+        )
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{path}: damaged or no parquet file: {error}") from error
+
+
+def _leaf_index(metadata: pq.FileMetaData, name: str) -> int:
+    group = metadata.row_group(0)
+    for column in range(group.num_columns):
+        if group.column(column).path_in_schema.split(".")[0] == name:
+            return column
+    raise AssertionError(name)
+
+
+def _numbers(column: pa.ChunkedArray, name: str, block: _Block) -> np.ndarray:
+    if column.null_count and not pa.types.is_floating(column.type):
+        raise DatasetError(f"{block.path}: column '{name}' holds {column.null_count} nulls")
+    return column.to_numpy()
+
+
+def _bag(table: pa.Table, name: str, block: _Block) -> Bag:
+    column = table[name].combine_chunks()
+    if not isinstance(column, pa.ListArray | pa.LargeListArray):
+        raise DatasetError(f"{block.path}: column '{name}' is {column.type}, expected a list")
+    if column.null_count or (
+        column.flatten().null_count and not pa.types.is_floating(column.type.value_type)
+    ):
+        raise DatasetError(f"{block.path}: column '{name}' holds nulls")
+    offsets = column.offsets.to_numpy()
+    return Bag(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])

@@ -1,0 +1,163 @@
+"""What a dataset directory declares about itself (`schema.toml`).
+
+The schema is the only thing that the reader, the model and the evaluation know of a dataset:
+which parquet column plays which role of the paper's Query x User x Item x Context, how large each
+id space is, and which behaviours the history store holds.
+"""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from pydantic import ValidationError, model_validator
+
+from cdp_torchrec.config import Config
+
+SCHEMA_VERSION = 1
+
+Role = Literal["user", "query", "item", "context", "scene"]
+Level = Literal["request", "candidate"]
+Kind = Literal["id", "ids", "number"]
+
+
+class DatasetError(ValueError):
+    """A dataset directory is incomplete, damaged or of another version."""
+
+
+class Entity(Config):
+    """An id space: items, users, categories, query tokens ..."""
+
+    num_ids: int
+    """Codes run from 1 to num_ids by descending training count; 0 means missing."""
+
+
+class Feature(Config):
+    """One parquet column and its role in the model."""
+
+    name: str
+    """Column name; also the key of the feature in every KeyedJaggedTensor."""
+    role: Role
+    """Which embedding of the paper it belongs to (q, u, i, x_ctx, x_scn)."""
+    level: Level
+    """Stored once per request, or as a list with one element per candidate."""
+    kind: Kind
+    """One id, a bag of ids (request level only), or a number."""
+    entity: str | None = None
+    """Id space of an "id" or "ids" feature."""
+    mean: float = 0.0
+    """Mean of a "number" over the training impressions."""
+    std: float = 1.0
+    """Standard deviation of a "number" over the training impressions."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Feature":
+        if (self.kind == "number") == (self.entity is not None):
+            raise ValueError(f"feature '{self.name}': ids need an entity, numbers have none")
+        if self.kind == "ids" and self.level != "request":
+            raise ValueError(f"feature '{self.name}': a bag of ids must be of level 'request'")
+        if self.kind == "number" and not self.std > 0:
+            raise ValueError(f"feature '{self.name}': std must be positive, found {self.std}")
+        return self
+
+
+class HistorySchema(Config):
+    """Id spaces of the behaviour store and its size."""
+
+    item_entity: str = "item"
+    """Entity of the items behaved on; the same as the one of the feature `item_id`."""
+    category_entity: str | None = None
+    """Entity of the category gate; None: the log has no category, so no gate."""
+    action_entity: str | None = None
+    """Entity of the action types (click, view ...); None: not logged."""
+    num_behaviours: int = 0
+    num_users: int = 0
+
+
+class Split(Config):
+    """Size and time span of one split."""
+
+    requests: int
+    impressions: int
+    clicks: int
+    first_timestamp: int
+    """Milliseconds since the epoch."""
+    last_timestamp: int
+    """Milliseconds since the epoch."""
+
+
+class Schema(Config):
+    """The whole of `schema.toml`."""
+
+    version: int = SCHEMA_VERSION
+    name: str
+    source: str
+    """Where the log came from, in words."""
+    entities: dict[str, Entity]
+    features: tuple[Feature, ...]
+    history: HistorySchema
+    splits: dict[Literal["train", "test"], Split]
+    bayes: dict[str, float] = {}
+    """Metrics of the true click probabilities on the test split (synthetic data only)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Schema":
+        used = [f.entity for f in self.features if f.entity is not None]
+        used += [self.history.item_entity]
+        used += [e for e in (self.history.category_entity, self.history.action_entity) if e]
+        missing = sorted(set(used) - set(self.entities))
+        if missing:
+            raise ValueError(f"entities {missing} are used by features but not declared")
+        names = [f.name for f in self.features]
+        if len(set(names)) != len(names):
+            raise ValueError(f"feature names repeat: {sorted(names)}")
+        if "item_id" not in names:
+            raise ValueError("a feature named 'item_id' (level candidate, kind id) is required")
+        return self
+
+    def feature(self, name: str) -> Feature:
+        """The feature of that name.
+
+        Raises:
+            KeyError: no such feature.
+        """
+        return next(f for f in self.features if f.name == name)
+
+    def fingerprint(self) -> str:
+        """Digest of everything that shapes a model: features, entities and history."""
+        shape = self.model_dump_json(include={"version", "entities", "features", "history"})
+        return hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+    def save(self, dataset: Path) -> None:
+        """Write `<dataset>/schema.toml`."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        (dataset / "schema.toml").write_text(tomli_w.dumps(data))
+
+
+def load_schema(dataset: Path) -> Schema:
+    """Read `<dataset>/schema.toml`.
+
+    Raises:
+        DatasetError: no dataset there, unreadable, or written by another version.
+    """
+    path = dataset / "schema.toml"
+    if not path.is_file():
+        raise DatasetError(
+            f"{dataset} is no dataset directory: {path.name} is missing. Make one with "
+            "launch/prepare_data.py"
+        )
+    try:
+        data = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not valid TOML: {error}") from error
+    if data.get("version") != SCHEMA_VERSION:
+        raise DatasetError(
+            f"{path}: schema version {data.get('version')!r}, this release reads version "
+            f"{SCHEMA_VERSION}. Prepare the dataset again with launch/prepare_data.py"
+        )
+    try:
+        # strict=False: TOML has arrays where the model has tuples.
+        return Schema.model_validate(data, strict=False)
+    except ValidationError as error:
+        raise DatasetError(f"{path}: {error}") from error

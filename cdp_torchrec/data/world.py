@@ -1,0 +1,343 @@
+"""The synthetic search world: who wants what, which items a query finds, how likely a click is.
+
+The click model is a random-utility model in latent attributes. Nothing in it pools, attends or
+denoises: a history exists only because simulated people browse and click (`synthetic.py`).
+"""
+
+# U users, C categories, M items per category, I = C * M items, Q queries, N sessions, K candidates,
+# A latent attributes of an item
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from cdp_torchrec.config import Config
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NUM_CLIENTS = 4
+NUM_SEARCH_SOURCES = 5
+NUM_MODIFIERS = 8
+"""Query tokens shared by all categories, such as "cheap": they say which attributes matter."""
+NO_QUERY = -1
+"""Query of a session that browses freely."""
+_WORLD_STREAM = 0
+
+
+class SyntheticConfig(Config):
+    """Size, strength of every effect and rate of every noise source of a synthetic search log.
+
+    A `*_strength` is the standard deviation that the effect adds to the click logit, unless its
+    text says otherwise. The default size is prepared in about half a minute and trains in minutes.
+    """
+
+    seed: int = Field(0, ge=0)
+    """Seed of everything: the same configuration gives the same log, bit for bit."""
+    num_users: int = Field(5000, ge=1)
+    """Users, in number."""
+    num_categories: int = Field(12, ge=2)
+    """Item categories, in number; the category is the gate of the history."""
+    items_per_category: int = Field(120, ge=2)
+    """Items of each category, in number."""
+    queries_per_category: int = Field(25, ge=1)
+    """Queries of each category, in number."""
+    tokens_per_category: int = Field(10, ge=1)
+    """Query tokens of each category, in number; 8 tokens more are shared by all categories."""
+    num_segments: int = Field(8, ge=1)
+    """User segments, in number; users of a segment share a part of their taste."""
+    num_attributes: int = Field(3, ge=1)
+    """Latent attributes of an item, and so dimensions of a taste, in number."""
+    history_days: int = Field(28, ge=1)
+    """Days of free browsing before the first request."""
+    train_days: int = Field(7, ge=1)
+    """Days of requests before the test day, which is the last day of the log."""
+    requests_per_day: float = Field(1.0, gt=0.0, le=100.0)
+    """Mean requests of a user and day."""
+    browses_per_day: float = Field(1.2, ge=0.0, le=100.0)
+    """Mean behaviours of a user and day that come from free browsing."""
+    num_candidates: int = Field(12, ge=2, le=512)
+    """Items on a page, which is the candidate list of a request."""
+    click_through_rate: float = Field(0.15, gt=0.0, lt=1.0)
+    """Mean click probability of an impression, to which the logits are calibrated."""
+    popularity_exponent: float = Field(0.7, ge=0.0, le=3.0)
+    """Zipf exponent of items in a category, of queries in a category and of categories."""
+    off_category_rate: float = Field(0.15, ge=0.0, lt=1.0)
+    """Share of candidates from another category than the query's; they cost one logit."""
+    taste_strength: float = Field(1.6, ge=0.0)
+    """Taste of the user in the item's category, at the time."""
+    shared_taste: float = Field(0.3, ge=0.0, le=1.0)
+    """Share of the taste's variance that is the same in all categories and never changes; half
+    of it is the segment's."""
+    emphasis_strength: float = Field(0.8, ge=0.0)
+    """How unevenly query, hour and search source weigh the attributes of a taste: standard
+    deviation of the log weights; 0 weighs them equally."""
+    intent_strength: float = Field(0.8, ge=0.0)
+    """Match of the query's intent and the item."""
+    context_strength: float = Field(0.4, ge=0.0)
+    """Match of hour and weekday and the item."""
+    quality_strength: float = Field(0.5, ge=0.0)
+    """Quality of the item, the same for everybody."""
+    position_strength: float = Field(0.4, ge=0.0)
+    """Logits lost each time the position on the page doubles."""
+    taste_drift: float = Field(0.08, ge=0.0, le=1.0)
+    """Share of a category taste that is new after a day: one day's step of the random walk, in
+    standard deviations."""
+    taste_jump_rate: float = Field(0.01, ge=0.0, le=1.0)
+    """Probability per day that a user's taste in a category is drawn anew (category drift)."""
+    misclick_rate: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of behaviours recorded on a random item of the page instead of the chosen one."""
+    popularity_click_rate: float = Field(0.15, ge=0.0, le=1.0)
+    """Share of behaviours on the most popular item of the page, whatever the taste."""
+    new_user_rate: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of users who appear on a random day after the browsing days, without a past."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_candidates > self.items_per_category:
+            raise ValueError(
+                f"num_candidates = {self.num_candidates} must not exceed "
+                f"items_per_category = {self.items_per_category}"
+            )
+        if self.misclick_rate + self.popularity_click_rate > 1.0:
+            raise ValueError(
+                f"misclick_rate = {self.misclick_rate} and popularity_click_rate = "
+                f"{self.popularity_click_rate} must not exceed 1 together"
+            )
+        return self
+
+    @property
+    def num_items(self) -> int:
+        """Items of all categories."""
+        return self.num_categories * self.items_per_category
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Visits of users, one element per visit, all [N] int64."""
+
+    user: Ints
+    category: Ints
+    query: Ints
+    """NO_QUERY: free browsing."""
+    hour: Ints
+    weekday: Ints
+    client: Ints
+    search_source: Ints
+
+    def part(self, rows: slice) -> "Sessions":
+        """The visits of those rows."""
+        return Sessions(**{name: values[rows] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that stays as it is while people search.
+
+    Item i belongs to category i // M and is the (i % M)-th most popular of it; queries likewise.
+    """
+
+    config: SyntheticConfig
+    item_attributes: Floats
+    """[I, A]"""
+    item_quality: Floats
+    """[I]"""
+    item_log_price: Floats
+    """[I]"""
+    item_popularity: Floats
+    """Shares of exposure inside a category, [M]."""
+    query_popularity: Floats
+    """[Q / C]"""
+    query_tokens: NDArray[np.bool_]
+    """Bag of each query: the tokens of its category, then the shared ones, [Q, tokens]."""
+    query_intent: Floats
+    """[Q, A]"""
+    query_emphasis: Floats
+    """Log weights of attributes, [Q, A]."""
+    hour_emphasis: Floats
+    """[24, A]"""
+    source_emphasis: Floats
+    """[NUM_SEARCH_SOURCES, A]"""
+    hour_intent: Floats
+    """[24, A]"""
+    weekday_intent: Floats
+    """[7, A]"""
+    client_patience: Floats
+    """Factor of the position effect, [NUM_CLIENTS]."""
+    user_segment: Ints
+    """[U]"""
+    user_taste: Floats
+    """Part of the taste shared by all categories, [U, A]."""
+    user_categories: Floats
+    """Cumulative shares of categories in a user's visits, [U, C]."""
+    user_activity: Floats
+    """Factor of the daily rates, mean 1, [U]."""
+    user_first_day: Ints
+    """[U]"""
+
+    def category_of(self, items: Ints) -> Ints:
+        """Category of each item, same shape."""
+        return items // self.config.items_per_category
+
+    def new_tastes(self, rng: np.random.Generator) -> Floats:
+        """Changeable part of all tastes before the first day, [U, C, A]."""
+        c = self.config
+        return rng.standard_normal((c.num_users, c.num_categories, c.num_attributes))
+
+    def drift(self, tastes: Floats, rng: np.random.Generator) -> Floats:
+        """The changeable tastes of the next day: a small step of all, a new draw of a few."""
+        c = self.config
+        step = self.new_tastes(rng)
+        walked = np.sqrt(1.0 - c.taste_drift**2) * tastes + c.taste_drift * step
+        jumps = rng.random(tastes.shape[:2]) < c.taste_jump_rate
+        return np.where(jumps[..., None], self.new_tastes(rng), walked)
+
+    def draw_categories(self, users: Ints, rng: np.random.Generator) -> Ints:
+        """A category of each visit, by the visitor's shares, [N]."""
+        below = self.user_categories[users] < rng.random(len(users))[:, None]
+        return np.minimum(below.sum(axis=1), self.config.num_categories - 1)
+
+    def retrieve(self, sessions: Sessions, rng: np.random.Generator) -> Ints:
+        """The pages, in the engine's order: distinct items, by popularity, of mostly one category.
+
+        A race of exponential clocks draws K items without replacement. A candidate from another
+        category keeps its popularity rank, so it meets no second copy of itself.
+
+        Returns:
+            Items, [N, K]. The engine knows intent and quality, with an error, but no taste.
+        """
+        c = self.config
+        count, page = len(sessions.user), c.num_candidates
+        clocks = rng.standard_exponential((count, c.items_per_category), dtype=np.float32)
+        clocks /= self.item_popularity.astype(np.float32)
+        ranks = np.argpartition(clocks, page - 1, axis=1)[:, :page]
+        away = rng.integers(1, c.num_categories, (count, page))
+        away *= rng.random((count, page)) < c.off_category_rate
+        category = (sessions.category[:, None] + away * (sessions.query != NO_QUERY)[:, None]) % (
+            c.num_categories
+        )
+        items = category * c.items_per_category + ranks
+        guess = self._intent(sessions, items) + self.item_quality[items]
+        order = np.argsort(-guess - 1.5 * rng.standard_normal(guess.shape), axis=1)
+        return np.take_along_axis(items, order, axis=1)
+
+    def utility(self, tastes: Floats, sessions: Sessions, items: Ints) -> Floats:
+        """Logits of clicks up to the calibrated intercept, [N, K].
+
+        Args:
+            tastes: changeable tastes of the day, [U, C, A].
+            sessions: N visits.
+            items: their pages from position 1 on, [N, K].
+        """
+        c = self.config
+        attributes, category = self.item_attributes[items], self.category_of(items)
+        taste = np.sqrt(c.shared_taste) * self.user_taste[sessions.user][:, None]
+        taste = taste + np.sqrt(1.0 - c.shared_taste) * tastes[sessions.user[:, None], category]
+        emphasis = self.hour_emphasis[sessions.hour] + self.source_emphasis[sessions.search_source]
+        searched = (sessions.query != NO_QUERY)[:, None]
+        emphasis = emphasis + searched * self.query_emphasis[sessions.query]
+        weights = np.exp(c.emphasis_strength / np.sqrt(3.0) * emphasis)
+        weights /= np.sqrt(np.mean(weights**2, axis=1, keepdims=True))
+        scale = 1.0 / np.sqrt(c.num_attributes)
+        match = scale * np.einsum("nka,nka,na->nk", attributes, taste, weights)
+        moment = self.hour_intent[sessions.hour] + self.weekday_intent[sessions.weekday]
+        context = scale * np.sqrt(0.5) * np.einsum("nka,na->nk", attributes, moment)
+        position = (
+            np.log2(1.0 + np.arange(items.shape[1]))
+            * (self.client_patience[sessions.client][:, None])
+        )
+        return (
+            c.taste_strength * match
+            + c.intent_strength * self._intent(sessions, items)
+            + c.context_strength * context
+            + c.quality_strength * self.item_quality[items]
+            - c.position_strength * position
+            - (category != sessions.category[:, None])
+        )
+
+    def _intent(self, sessions: Sessions, items: Ints) -> Floats:
+        """Match of query and item, 0 in free browsing, [N, K]."""
+        intent = self.query_intent[sessions.query] * (sessions.query != NO_QUERY)[:, None]
+        intent = intent / np.sqrt(self.config.num_attributes)
+        return np.einsum("nka,na->nk", self.item_attributes[items], intent)
+
+
+def build_world(config: SyntheticConfig) -> World:
+    """Draw all that does not change while people search, from the seed of the configuration."""
+    c, dims = config, config.num_attributes
+    rng = np.random.default_rng([c.seed, _WORLD_STREAM])
+    normal = rng.standard_normal
+    attributes = normal((c.num_items, dims))
+    category_price = np.repeat(normal(c.num_categories), c.items_per_category)
+    tokens, intent, emphasis = _queries(config, rng)
+    segment = rng.integers(0, c.num_segments, c.num_users)
+    segment_taste = normal((c.num_segments, dims))
+    shares = rng.gamma(0.5, size=(c.num_users, c.num_categories))
+    shares = (shares + 1e-6) * rng.permutation(_zipf(c.num_categories, c.popularity_exponent))
+    joins_late = rng.random(c.num_users) < c.new_user_rate
+    first_day = rng.integers(c.history_days, c.history_days + c.train_days + 1, c.num_users)
+    return World(
+        config=config,
+        item_attributes=attributes,
+        item_quality=normal(c.num_items),
+        item_log_price=3.0 + category_price + 0.5 * attributes[:, 0] + 0.3 * normal(c.num_items),
+        item_popularity=_zipf(c.items_per_category, c.popularity_exponent),
+        query_popularity=_zipf(c.queries_per_category, c.popularity_exponent),
+        query_tokens=tokens,
+        query_intent=intent,
+        query_emphasis=emphasis,
+        hour_emphasis=_daily(normal((2, dims))),
+        source_emphasis=normal((NUM_SEARCH_SOURCES, dims)),
+        hour_intent=_daily(normal((2, dims))),
+        weekday_intent=normal((7, dims)),
+        client_patience=np.linspace(0.7, 1.3, NUM_CLIENTS),
+        user_segment=segment,
+        user_taste=np.sqrt(0.5) * (segment_taste[segment] + normal((c.num_users, dims))),
+        user_categories=np.cumsum(shares / shares.sum(axis=1, keepdims=True), axis=1),
+        user_activity=rng.gamma(2.0, 0.5, c.num_users),
+        user_first_day=np.where(joins_late, first_day, 0),
+    )
+
+
+def _zipf(count: int, exponent: float) -> Floats:
+    """Shares of ranks 1..count, falling with rank, [count]."""
+    weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
+    return weights / weights.sum()
+
+
+def _daily(waves: Floats) -> Floats:
+    """A value of each hour that changes smoothly round the clock, unit variance, [24, A]."""
+    angle = 2.0 * np.pi * np.arange(24)[:, None] / 24.0
+    return np.cos(angle) * waves[0] + np.sin(angle) * waves[1]
+
+
+def _queries(
+    config: SyntheticConfig, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], Floats, Floats]:
+    """Token bags, intents and emphases: 1-3 tokens of the category, one shared token or none.
+
+    The tokens make four fifths of the variance of an intent; the rest is the query's own.
+    """
+    c, dims = config, config.num_attributes
+    num_queries, num_own = (
+        c.num_categories * c.queries_per_category,
+        (c.num_categories * c.tokens_per_category),
+    )
+    category = np.arange(num_queries) // c.queries_per_category
+    order = rng.random((num_queries, c.tokens_per_category)).argsort(axis=1)
+    chosen = order < rng.integers(1, 4, num_queries)[:, None]
+    bags = np.zeros((num_queries, num_own + NUM_MODIFIERS), dtype=np.bool_)
+    rows, tokens = np.nonzero(chosen)
+    bags[rows, category[rows] * c.tokens_per_category + tokens] = True
+    modifier = rng.integers(0, NUM_MODIFIERS + 1, num_queries)
+    rows = np.flatnonzero(modifier < NUM_MODIFIERS)
+    bags[rows, num_own + modifier[rows]] = True
+    meaning = rng.standard_normal((num_own, dims))
+    own = bags[:, :num_own]
+    intent = own @ meaning / np.sqrt(own.sum(axis=1, keepdims=True))
+    intent = np.sqrt(0.8) * intent + np.sqrt(0.2) * rng.standard_normal((num_queries, dims))
+    modifier_emphasis = rng.standard_normal((NUM_MODIFIERS, dims))
+    return bags, intent, bags[:, num_own:] @ modifier_emphasis
