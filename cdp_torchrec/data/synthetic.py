@@ -14,18 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from cdp_torchrec.data.prepare.staging import DatasetSpec, build_dataset
-from cdp_torchrec.data.schema import Feature, Schema
+from cdp_torchrec.data.prepare.spec import DatasetSpec
+from cdp_torchrec.data.prepare.staging import build_dataset
+from cdp_torchrec.data.schema import DatasetError, Feature, Schema
 from cdp_torchrec.data.simulation import (
     DAY_S,
     FIRST_MIDNIGHT_S,
     Behaviours,
     Day,
-    Ints,
     Requests,
     simulate,
 )
-from cdp_torchrec.data.world import SyntheticConfig, World, build_world
+from cdp_torchrec.data.world import Ints, SyntheticConfig, World, build_world
+from cdp_torchrec.metrics import auc, grouped_auc
 
 _SOURCE = "simulated search log with known click probabilities, configuration: "
 _FEATURES = (
@@ -77,10 +78,16 @@ def write_synthetic_staging(config: SyntheticConfig, staging: Path) -> DatasetSp
 def make_synthetic(config: SyntheticConfig, output: Path) -> Schema:
     """Simulate a log and prepare it as the dataset directory `output`.
 
+    Args:
+        config: the world.
+        output: directory to make; must not exist. The staging files lie beside it meanwhile.
+
     Raises:
         DatasetError: `output` exists.
         OSError: no space, or no permission to write beside `output`.
     """
+    if output.exists():
+        raise DatasetError(f"{output} exists; remove it or choose another output directory")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".synthetic-", dir=output.parent) as staging:
         spec = write_synthetic_staging(config, Path(staging))
@@ -165,5 +172,23 @@ def _lists(values: pa.Array, length: int) -> pa.ListArray:
 
 
 def _bayes_metrics(requests: Requests) -> dict[str, float]:
-    """What the true click probabilities reach: the bound of every model."""
-    raise RuntimeError
+    """What the true click probabilities themselves reach: the bound of every model.
+
+    Raises:
+        ValueError: there are no requests.
+    """
+    count, page = requests.items.shape
+    if not count:
+        raise ValueError(
+            "data.synthetic: the test day has no requests; raise num_users or requests_per_day"
+        )
+    probability, label = requests.click_probability.ravel(), requests.label.ravel()
+    by_user = grouped_auc(probability, label, np.repeat(requests.sessions.user, page))
+    by_request = grouped_auc(probability, label, np.repeat(np.arange(count), page))
+    likelihood = np.where(label == 1, probability, 1.0 - probability)
+    return {
+        "auc": auc(probability, label),
+        "uauc": by_user.mean,
+        "gauc": by_request.weighted_mean,
+        "log_loss": -float(np.log(likelihood).mean()),
+    }

@@ -1,7 +1,7 @@
 """The synthetic search world: who wants what, which items a query finds, how likely a click is.
 
 The click model is a random-utility model in latent attributes. Nothing in it pools, attends or
-denoises: a history exists only because simulated people browse and click (`synthetic.py`).
+denoises: a history exists only because simulated people browse and click (`simulation.py`).
 """
 
 # U users, C categories, M items per category, I = C * M items, Q queries, N sessions, K candidates,
@@ -35,15 +35,15 @@ class SyntheticConfig(Config):
     text says otherwise. The default size is prepared in about half a minute and trains in minutes.
     """
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of everything: the same configuration gives the same log, bit for bit."""
     num_users: int = Field(5000, ge=1)
     """Users, in number."""
     num_categories: int = Field(12, ge=2)
     """Item categories, in number; the category is the gate of the history."""
-    items_per_category: int = Field(120, ge=2)
+    items_per_category: int = Field(100, ge=2)
     """Items of each category, in number."""
-    queries_per_category: int = Field(25, ge=1)
+    queries_per_category: int = Field(20, ge=1)
     """Queries of each category, in number."""
     tokens_per_category: int = Field(10, ge=1)
     """Query tokens of each category, in number; 8 tokens more are shared by all categories."""
@@ -57,7 +57,7 @@ class SyntheticConfig(Config):
     """Days of requests before the test day, which is the last day of the log."""
     requests_per_day: float = Field(1.0, gt=0.0, le=100.0)
     """Mean requests of a user and day."""
-    browses_per_day: float = Field(1.2, ge=0.0, le=100.0)
+    browses_per_day: float = Field(1.0, ge=0.0, le=100.0)
     """Mean behaviours of a user and day that come from free browsing."""
     num_candidates: int = Field(12, ge=2, le=512)
     """Items on a page, which is the candidate list of a request."""
@@ -69,10 +69,10 @@ class SyntheticConfig(Config):
     """Share of candidates from another category than the query's; they cost one logit."""
     taste_strength: float = Field(1.6, ge=0.0)
     """Taste of the user in the item's category, at the time."""
-    shared_taste: float = Field(0.3, ge=0.0, le=1.0)
+    shared_taste: float = Field(0.15, ge=0.0, le=1.0)
     """Share of the taste's variance that is the same in all categories and never changes; half
     of it is the segment's."""
-    emphasis_strength: float = Field(0.8, ge=0.0)
+    emphasis_strength: float = Field(1.0, ge=0.0)
     """How unevenly query, hour and search source weigh the attributes of a taste: standard
     deviation of the log weights; 0 weighs them equally."""
     intent_strength: float = Field(0.8, ge=0.0)
@@ -84,12 +84,12 @@ class SyntheticConfig(Config):
     position_strength: float = Field(0.4, ge=0.0)
     """Logits lost each time the position on the page doubles."""
     taste_drift: float = Field(0.08, ge=0.0, le=1.0)
-    """Share of a category taste that is new after a day: one day's step of the random walk, in
-    standard deviations."""
+    """One day's step of a category taste, in standard deviations of tastes; 1 draws it anew."""
     taste_jump_rate: float = Field(0.01, ge=0.0, le=1.0)
     """Probability per day that a user's taste in a category is drawn anew (category drift)."""
     misclick_rate: float = Field(0.1, ge=0.0, le=1.0)
-    """Share of behaviours recorded on a random item of the page instead of the chosen one."""
+    """Share of behaviours recorded on a random item of the page instead of the chosen one; the
+    labels of requests keep the choice."""
     popularity_click_rate: float = Field(0.15, ge=0.0, le=1.0)
     """Share of behaviours on the most popular item of the page, whatever the taste."""
     new_user_rate: float = Field(0.1, ge=0.0, lt=1.0)
@@ -322,10 +322,8 @@ def _queries(
     The tokens make four fifths of the variance of an intent; the rest is the query's own.
     """
     c, dims = config, config.num_attributes
-    num_queries, num_own = (
-        c.num_categories * c.queries_per_category,
-        (c.num_categories * c.tokens_per_category),
-    )
+    num_queries = c.num_categories * c.queries_per_category
+    num_own = c.num_categories * c.tokens_per_category
     category = np.arange(num_queries) // c.queries_per_category
     order = rng.random((num_queries, c.tokens_per_category)).argsort(axis=1)
     chosen = order < rng.integers(1, 4, num_queries)[:, None]

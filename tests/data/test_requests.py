@@ -30,6 +30,12 @@ def rewrite(dataset: Path, copy: Path, change) -> Path:
     return copy
 
 
+def replaced(table: pa.Table, name: str, values: list) -> pa.Table:
+    place = table.schema.get_field_index(name)
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(values, field.type))
+
+
 def test_every_epoch_holds_every_impression_once(tiny_dataset: Path) -> None:
     files = open_files(tiny_dataset)
     in_files = identities(ImpressionOrder(files, seed=None).take(0, 0, files.num_impressions))
@@ -107,8 +113,7 @@ def test_lists_of_unequal_length_are_named(tiny_dataset: Path, tmp_path: Path) -
     def shorten(table: pa.Table) -> pa.Table:
         lists = table["item_id"].to_pylist()
         lists[3] = lists[3][:-1]
-        place = table.schema.get_field_index("item_id")
-        return table.set_column(place, table.schema.field(place), [lists])
+        return replaced(table, "item_id", lists)
 
     files = open_files(rewrite(tiny_dataset, tmp_path / "d", shorten))
     with pytest.raises(DatasetError, match=r"request row 3: column 'item_id' .* unequal length"):
@@ -119,8 +124,7 @@ def test_labels_other_than_0_and_1_are_an_error(tiny_dataset: Path, tmp_path: Pa
     def spoil(table: pa.Table) -> pa.Table:
         lists = table["label"].to_pylist()
         lists[0][0] = 2
-        place = table.schema.get_field_index("label")
-        return table.set_column(place, table.schema.field(place), [lists])
+        return replaced(table, "label", lists)
 
     files = open_files(rewrite(tiny_dataset, tmp_path / "d", spoil))
     with pytest.raises(DatasetError, match="column 'label' holds 2, allowed: 0 and 1"):
@@ -130,8 +134,7 @@ def test_labels_other_than_0_and_1_are_an_error(tiny_dataset: Path, tmp_path: Pa
 def test_nulls_are_an_error(tiny_dataset: Path, tmp_path: Path) -> None:
     def spoil(table: pa.Table) -> pa.Table:
         users = table["user_id"].to_pylist()
-        place = table.schema.get_field_index("user_id")
-        return table.set_column(place, table.schema.field(place), [[None, *users[1:]]])
+        return replaced(table, "user_id", [None, *users[1:]])
 
     files = open_files(rewrite(tiny_dataset, tmp_path / "d", spoil))
     with pytest.raises(DatasetError, match="column 'user_id' holds 1 null"):

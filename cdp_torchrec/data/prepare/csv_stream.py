@@ -4,7 +4,7 @@ import csv
 import gzip
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -15,6 +15,8 @@ import pyarrow.csv
 from tqdm import tqdm
 
 from cdp_torchrec.data.schema import DatasetError
+
+ByteStream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
 
 _SUFFIXES = ("", ".gz", ".xz")
 _BLOCK_BYTES = 8 << 20
@@ -63,7 +65,7 @@ def stream_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Generator[None]:
     try:
         yield
     except EOFError as error:
@@ -75,7 +77,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise DatasetError(f"{path}: malformed line: {error}") from error
 
 
-def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
+def _decompressed(raw: IO[bytes], path: Path) -> ByteStream:
     if path.suffix == ".xz":
         return lzma.open(raw)
     if path.suffix == ".gz":
@@ -83,7 +85,7 @@ def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
     return raw
 
 
-def _open_reader(data: IO[bytes], columns: Sequence[str]) -> pyarrow.csv.CSVStreamingReader:
+def _open_reader(data: ByteStream, columns: Sequence[str]) -> pyarrow.csv.CSVStreamingReader:
     return pyarrow.csv.open_csv(
         data,
         # One thread, because only then errors name the row.

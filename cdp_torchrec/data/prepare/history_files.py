@@ -1,8 +1,8 @@
 """The history store: every behaviour once, in flat arrays that the reader maps into memory.
 
-    user_offsets.npy      behaviours of user u are rows user_offsets[u]:user_offsets[u + 1]
-    by_time/*.npy         ordered by (user, timestamp)
-    by_category/*.npy     ordered by (user, category, timestamp), with keys.npy and offsets.npy
+user_offsets.npy      behaviours of user u are rows user_offsets[u]:user_offsets[u + 1]
+by_time/*.npy         ordered by (user, timestamp)
+by_category/*.npy     ordered by (user, category, timestamp), with keys.npy and offsets.npy
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def write_history(
         directory: made here.
         num_ids: number of ids of each entity.
     """
-    names = [name for name, _ in spec.behaviour_columns()][1:] + ["timestamp"]
+    names = [name for name in _DTYPES if name in {"timestamp", *dict(spec.behaviour_columns())}]
     columns = {name: _DTYPES[name] for name in names}
     num_behaviours = scalar(connection, "SELECT count(*) FROM behaviours")
     directory.mkdir()

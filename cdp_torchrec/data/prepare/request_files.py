@@ -144,9 +144,7 @@ def _blocks(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.Tabl
         yield waiting
 
 
-def _add_moments(
-    moments: dict[str, Moments], numbers: Sequence[Feature], table: pa.Table
-) -> None:
+def _add_moments(moments: dict[str, Moments], numbers: Sequence[Feature], table: pa.Table) -> None:
     lengths = table["label"].combine_chunks().value_lengths().to_numpy()
     for feature in numbers:
         column = table[feature.name].combine_chunks()

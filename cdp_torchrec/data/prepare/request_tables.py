@@ -8,6 +8,7 @@ from cdp_torchrec.data.prepare.database import sql_string
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, USER_ENTITY, DatasetSpec
 from cdp_torchrec.data.schema import Feature
 
+
 def code_requests(
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
@@ -90,7 +91,9 @@ def _code_candidates(
                 FROM staged_requests
             ) s
             JOIN request_numbers n ON n.raw = s.request_id
-            JOIN (SELECT _request, user_id, timestamp, history_length FROM requests) USING (_request)
+            JOIN (
+                SELECT _request, user_id, timestamp, history_length FROM requests
+            ) USING (_request)
             {_vocabulary_joins(features)}
         ) c
         ASOF LEFT JOIN (

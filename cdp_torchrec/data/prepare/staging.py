@@ -12,7 +12,7 @@ order, the split, exact history features and the history store.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,14 @@ from cdp_torchrec.data.prepare.staging_checks import open_staging
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
 from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
 
-__all__ = ["DatasetSpec", "EngineLimits", "build_dataset", "engine_errors", "staging_beside"]
+__all__ = [
+    "DatasetSpec",
+    "EngineLimits",
+    "PreparationError",
+    "build_dataset",
+    "engine_errors",
+    "staging_beside",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +56,11 @@ def build_dataset(
 
     Raises:
         DatasetError: a staging file is unreadable or breaks the contract, or `output` exists.
-        OSError: the dataset cannot be written.
+        PreparationError: the dataset cannot be written.
     """
-    with _new_directory(output) as partial:
+    with engine_errors(staging, output), _new_directory(output) as partial:
         work = partial / "work"
-        with (
-            engine_errors(f"staging files in {staging}"),
-            open_database(work, limits or EngineLimits()) as connection,
-        ):
+        with open_database(work, limits or EngineLimits()) as connection:
             schema = _build(connection, staging, partial, spec)
         shutil.rmtree(work)
         schema.save(partial)
@@ -64,7 +68,7 @@ def build_dataset(
 
 
 @contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
+def _new_directory(output: Path) -> Generator[Path]:
     """A directory to fill that becomes `output` at the end, or vanishes on any error.
 
     Raises:
@@ -82,7 +86,7 @@ def _new_directory(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def staging_beside(output: Path) -> Iterator[Path]:
+def staging_beside(output: Path) -> Generator[Path]:
     """A directory for staging files on the disk of `output`, removed at the end.
 
     Raises:
@@ -94,15 +98,28 @@ def staging_beside(output: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
+class PreparationError(OSError):
+    """The machine, not the log, stands in the way: disk or memory is full."""
+
+    user_error = True
+
+
 @contextmanager
-def engine_errors(subject: str) -> Iterator[None]:
-    """Turn DuckDB's errors into ours: disk and memory to OSError, the rest to DatasetError."""
+def engine_errors(source: Path, output: Path) -> Generator[None]:
+    """Name the input or the output in errors of DuckDB and of the file system.
+
+    Raises:
+        DatasetError: something in `source` that DuckDB cannot read.
+        PreparationError: `output` cannot be written.
+    """
     try:
         yield
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise OSError(f"out of disk space or memory, or a file vanished: {error}") from error
+    except PreparationError:
+        raise
+    except (duckdb.IOException, duckdb.OutOfMemoryException, OSError) as error:
+        raise PreparationError(f"{output} was not made, nothing is left of it: {error}") from error
     except duckdb.Error as error:
-        raise DatasetError(f"{subject}: {error}") from error
+        raise DatasetError(f"{source}: {error}") from error
 
 
 def _check_new(output: Path) -> None:
@@ -128,9 +145,7 @@ def _build(
         write_history(connection, spec, output / "history", num_ids)
         stage("requests")
         has_probability = log.has_probability
-        code_requests(
-            connection, spec, output / "vocabulary", has_probability=has_probability
-        )
+        code_requests(connection, spec, output / "vocabulary", has_probability=has_probability)
         num_train = log.splits["train"].requests
         num_requests = num_train + log.splits["test"].requests
         stage("train split")

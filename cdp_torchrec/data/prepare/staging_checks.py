@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.prepare.database import first_row, sql_paths
+from cdp_torchrec.data.prepare.database import first_broken_rule, first_row, sql_paths
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.schema import DatasetError, Split
 
@@ -41,8 +42,8 @@ def open_staging(
     behaviours = {"timestamp": _INTEGER} | {name: _ID for name, _ in spec.behaviour_columns()}
     _open_table(connection, "behaviours", _parquet_files(staging / "behaviours"), behaviours)
 
-    _check_rows(connection, "requests", _request_rules(spec, has_probability))
-    _check_rows(connection, "behaviours", {f"{c} IS NULL": f"'{c}' is null" for c in _BEHAVIOUR})
+    _check_rows(connection, "requests", "request_id", _request_rules(spec, has_probability))
+    _check_rows(connection, "behaviours", "user_id", _null_rules("user_id", "item", "timestamp"))
     _check_unique(connection)
     return StagedLog(has_probability, _splits(connection, spec))
 
@@ -76,7 +77,6 @@ _ID = _Column("string or integer", _is_id)
 _NUMBER = _Column("number", _is_number)
 _IDS = _list_of(_ID)
 _NUMBERS = _list_of(_NUMBER)
-_BEHAVIOUR = ("user_id", "item", "timestamp")
 
 
 def _request_columns(spec: DatasetSpec) -> dict[str, _Column]:
@@ -124,9 +124,13 @@ def _open_table(
     """)
 
 
+def _null_rules(*columns: str) -> dict[str, str]:
+    return {f"{name} IS NULL": f"'{name}' is null" for name in columns}
+
+
 def _request_rules(spec: DatasetSpec, has_probability: bool) -> dict[str, str]:
     """SQL condition of a bad row -> what is wrong with it."""
-    rules = {f"{c} IS NULL": f"'{c}' is null" for c in ("request_id", "user_id", "timestamp")}
+    rules = _null_rules("request_id", "user_id", "timestamp")
     rules["label IS NULL OR len(label) = 0"] = "the candidate list is empty ('label')"
     lists = [f.name for f in spec.candidate_features()]
     lists += [CLICK_PROBABILITY] if has_probability else []
@@ -155,27 +159,22 @@ def _request_rules(spec: DatasetSpec, has_probability: bool) -> dict[str, str]:
 
 
 def _check_rows(
-    connection: duckdb.DuckDBPyConnection, table: str, rules: Mapping[str, str]
+    connection: duckdb.DuckDBPyConnection, table: str, named: str, rules: Mapping[str, str]
 ) -> None:
-    """Raise for the first row, in file order, that breaks a rule; one pass over the files."""
-    cases = " ".join(f"WHEN {condition} THEN {i}" for i, condition in enumerate(rules))
-    named = "request_id" if table == "requests" else "user_id"
-    bad = first_row(connection, f"""
-        SELECT * FROM (
-            SELECT CASE {cases} END AS rule, _file, _row, {named} FROM staged_{table}
-        ) WHERE rule IS NOT NULL ORDER BY _file, _row LIMIT 1
-    """)
+    bad = first_broken_rule(connection, f"staged_{table}", rules, ("_file", "_row", named))
     if bad:
-        rule, path, row, key = bad
-        message = list(rules.values())[rule]
-        raise DatasetError(f"{path}: row {row} ({named} {key}): {message}")
+        message, path, row, name = bad
+        raise DatasetError(f"{path}: row {row} ({named} {name}): {message}")
 
 
 def _check_unique(connection: duckdb.DuckDBPyConnection) -> None:
-    repeated = first_row(connection, """
+    repeated = first_row(
+        connection,
+        """
         SELECT request_id, count(*) AS n, min(_file), max(_file)
         FROM staged_requests GROUP BY request_id HAVING n > 1 ORDER BY request_id LIMIT 1
-    """)
+    """,
+    )
     if repeated:
         key, count, first, last = repeated
         raise DatasetError(
@@ -187,24 +186,32 @@ def _splits(
     connection: duckdb.DuckDBPyConnection, spec: DatasetSpec
 ) -> dict[Literal["train", "test"], Split]:
     rows = connection.execute(f"""
-        SELECT timestamp >= {spec.test_from} AS test, count(*), sum(len(label))::BIGINT,
+        SELECT timestamp >= {spec.test_from}, count(*), sum(len(label))::BIGINT,
             sum(list_sum(label))::BIGINT, min(timestamp), max(timestamp)
-        FROM staged_requests GROUP BY test
+        FROM staged_requests GROUP BY ALL
     """).fetchall()
-    found = {"test" if row[0] else "train": row[1:] for row in rows}
     splits: dict[Literal["train", "test"], Split] = {}
-    for name, side in (("train", "before"), ("test", "at or after")):
-        if name not in found:
-            raise DatasetError(
-                f"the {name} split is empty: no request {side} test_from = {spec.test_from} ms "
-                f"({len(found) and 'all' or 'no'} requests are on the other side)"
-            )
-        requests, impressions, clicks, first, last = found[name]
-        splits[name] = Split(
+    for is_test, requests, impressions, clicks, first, last in rows:
+        splits["test" if is_test else "train"] = Split(
             requests=requests,
             impressions=impressions,
             clicks=clicks,
             first_timestamp=first,
             last_timestamp=last,
         )
-    return splits
+    if not splits:
+        raise DatasetError("the log has no requests")
+    first = min(split.first_timestamp for split in splits.values())
+    last = max(split.last_timestamp for split in splits.values())
+    for name, side in (("train", "before"), ("test", "at or after")):
+        if name not in splits:
+            raise DatasetError(
+                f"the {name} split is empty: no request {side} {utc(spec.test_from)} (test_from); "
+                f"requests run from {utc(first)} to {utc(last)}"
+            )
+    return {"train": splits["train"], "test": splits["test"]}
+
+
+def utc(timestamp: int) -> str:
+    """A timestamp in ms as date and time."""
+    return f"{datetime.fromtimestamp(timestamp / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -48,7 +48,10 @@ def build_vocabularies(
 def _counts(spec: DatasetSpec, entity: str) -> list[str]:
     """One query (raw, train) per column of that entity: its ids and their training counts."""
     cells = [
-        ("staged_requests", f'"{f.name}"' if (f.level, f.kind) == ("request", "id") else f'unnest("{f.name}")')
+        (
+            "staged_requests",
+            f'"{f.name}"' if (f.level, f.kind) == ("request", "id") else f'unnest("{f.name}")',
+        )
         for f in spec.features
         if f.entity == entity and f.name != "user_id"
     ]

@@ -1,0 +1,244 @@
+"""What a dataset directory holds, in words: the first look at a log before training on it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.prepare.staging_checks import utc
+from cdp_torchrec.data.schema import DatasetError, Feature, Schema, load_schema
+
+MINIMUM_COUNTS = (1, 2, 5, 10)
+QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+
+
+def describe_dataset(dataset: Path) -> str:
+    """Counts, time spans, id spaces, history and gate of a dataset directory.
+
+    Raises:
+        DatasetError: no dataset there, or a file is missing or damaged.
+    """
+    schema = load_schema(dataset)
+    counts = {name: _training_counts(dataset, name) for name in schema.entities}
+    seen = {name: int((count > 0).sum()) for name, count in counts.items()}
+    splits = {split: _read_split(dataset, schema, split, seen) for split in schema.splits}
+    sections = [
+        [f"{schema.name}: {schema.source}", f"schema {schema.fingerprint()}"],
+        _describe_splits(schema, splits),
+        _describe_entities(counts),
+        _describe_features(schema, splits),
+        _describe_history(schema, splits),
+    ]
+    if schema.history.category_entity:
+        sections.append(_describe_gate(splits))
+    if schema.bayes:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in schema.bayes.items())
+        sections.append([f"true click probabilities on the test split: {scores}"])
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+@dataclass
+class _Gate:
+    """Sums over the impressions of one label whose user has a history."""
+
+    impressions: int = 0
+    empty: int = 0
+    """Impressions with no behaviour in the target category."""
+    share: float = 0.0
+    """Sum of the shares of the history that lie in the target category."""
+
+    def add(self, gated: np.ndarray, history: np.ndarray) -> None:
+        gated, history = gated[history > 0], history[history > 0]
+        self.impressions += len(history)
+        self.empty += int((gated == 0).sum())
+        self.share += float((gated / history).sum())
+
+
+@dataclass
+class _Cells:
+    """Ids of a feature in a split."""
+
+    total: int = 0
+    missing: int = 0
+    unseen: int = 0
+    """With training count 0."""
+
+
+@dataclass
+class _SplitStatistics:
+    """What a pass over the requests of a split finds."""
+
+    history_lengths: list[np.ndarray] = field(default_factory=list)
+    list_lengths: list[np.ndarray] = field(default_factory=list)
+    clicks: int = 0
+    clicked_in_history: int = 0
+    clicked_last: int = 0
+    gates: tuple[_Gate, _Gate] = field(default_factory=lambda: (_Gate(), _Gate()))
+    """Of label 0 and of label 1."""
+    cells: dict[str, _Cells] = field(default_factory=dict)
+
+
+def _training_counts(dataset: Path, entity: str) -> np.ndarray:
+    path = dataset / "vocabulary" / f"{entity}.parquet"
+    try:
+        return pq.read_table(path, columns=["count"])["count"].to_numpy()
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{path}: cannot read the vocabulary: {error}") from error
+
+
+def _read_split(
+    dataset: Path, schema: Schema, split: str, seen: Mapping[str, int]
+) -> _SplitStatistics:
+    result = _SplitStatistics()
+    ids = [f for f in schema.features if f.kind != "number"]
+    category = schema.history.category_entity
+    store = HistoryStore(
+        dataset / "history",
+        schema.history,
+        num_categories=schema.entities[category].num_ids if category else 0,
+    )
+    target = next((f for f in ids if category and f.entity == category and f.kind == "id"), None)
+    columns = {"user_id", "timestamp", "history_length", "label", "history_rank"}
+    for table in _row_groups(dataset / split, sorted(columns | {f.name for f in ids})):
+        label, rank = _values(table, "label"), _values(table, "history_rank")
+        lengths = table["label"].combine_chunks().value_lengths().to_numpy()
+        history = table["history_length"].to_numpy()
+        result.history_lengths.append(history)
+        result.list_lengths.append(lengths)
+        result.clicks += int((label == 1).sum())
+        result.clicked_in_history += int(((label == 1) & (rank >= 0)).sum())
+        result.clicked_last += int(((label == 1) & (rank == 0)).sum())
+        for f in ids:
+            codes = _values(table, f.name)
+            cells = result.cells.setdefault(f.name, _Cells())
+            cells.total += len(codes)
+            cells.missing += int((codes == 0).sum())
+            cells.unseen += int((codes > seen[f.entity or ""]).sum())
+        if target:
+            categories = _values(table, target.name)
+            if target.level == "request":
+                categories = np.repeat(categories, lengths)
+            user = np.repeat(table["user_id"].to_numpy(), lengths)
+            before = np.repeat(table["timestamp"].to_numpy(), lengths)
+            _, slices = store.gated(user, categories, before)
+            history = np.repeat(history, lengths)
+            for value, gate in enumerate(result.gates):
+                gate.add(slices.lengths[label == value], history[label == value])
+    return result
+
+
+def _row_groups(directory: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    paths = sorted(directory.glob("part-*.parquet"))
+    if not paths:
+        raise DatasetError(f"{directory}: no part-*.parquet there")
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for index in range(file.num_row_groups):
+                    yield file.read_row_group(index, columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(f"{path}: damaged parquet file: {error}") from error
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    """Elements of a column, lists flattened."""
+    column = table[name].combine_chunks()
+    if pa.types.is_list(column.type):
+        column = column.flatten()
+    return column.to_numpy()
+
+
+def _describe_splits(schema: Schema, splits: Mapping[str, _SplitStatistics]) -> list[str]:
+    rows = [["split", "requests", "impressions", "clicks", "CTR", "candidates", "first", "last"]]
+    for name, split in schema.splits.items():
+        lengths = np.concatenate(splits[name].list_lengths)
+        rows.append(
+            [
+                name,
+                f"{split.requests:,}",
+                f"{split.impressions:,}",
+                f"{split.clicks:,}",
+                _percent(split.clicks, split.impressions),
+                f"{lengths.min()}..{lengths.max()}, mean {lengths.mean():.2f}",
+                utc(split.first_timestamp),
+                utc(split.last_timestamp),
+            ]
+        )
+    return _aligned(rows)
+
+
+def _describe_entities(counts: Mapping[str, np.ndarray]) -> list[str]:
+    rows = [["entity", "ids", *(f"count < {minimum}" for minimum in MINIMUM_COUNTS)]]
+    for name, count in counts.items():
+        shares = [_percent((count < minimum).sum(), len(count)) for minimum in MINIMUM_COUNTS]
+        rows.append([name, f"{len(count):,}", *shares])
+    return ["share of ids under a minimum count in training", *_aligned(rows)]
+
+
+def _describe_features(schema: Schema, splits: Mapping[str, _SplitStatistics]) -> list[str]:
+    rows = [["feature", "role", "level", "kind", "test unseen", "test missing", "mean", "std"]]
+    for f in schema.features:
+        rows.append([f.name, f.role, f.level, f.kind, *_feature_cells(f, splits["test"])])
+    title = "test ids without a training count (unseen) and without a value (missing)"
+    return [title, *_aligned(rows)]
+
+
+def _feature_cells(feature: Feature, test: _SplitStatistics) -> list[str]:
+    if feature.kind == "number":
+        return ["-", "-", f"{feature.mean:.4g}", f"{feature.std:.4g}"]
+    cells = test.cells[feature.name]
+    return [_percent(cells.unseen, cells.total), _percent(cells.missing, cells.total), "-", "-"]
+
+
+def _describe_history(schema: Schema, splits: Mapping[str, _SplitStatistics]) -> list[str]:
+    history = schema.history
+    rows = [["history", "mean", *(f"p{100 * q:.0f}" for q in QUANTILES), "empty"]]
+    rows[0] += ["clicked in history", "clicked is last"]
+    for name, split in splits.items():
+        lengths = np.concatenate(split.history_lengths)
+        quantiles = np.quantile(lengths, QUANTILES)
+        rows.append(
+            [
+                name,
+                f"{lengths.mean():.2f}",
+                *(f"{quantile:.0f}" for quantile in quantiles),
+                _percent((lengths == 0).sum(), len(lengths)),
+                _percent(split.clicked_in_history, split.clicks),
+                _percent(split.clicked_last, split.clicks),
+            ]
+        )
+    title = (
+        f"{history.num_behaviours:,} behaviours of {history.num_users:,} users; "
+        "behaviours before each request:"
+    )
+    return [title, *_aligned(rows)]
+
+
+def _describe_gate(splits: Mapping[str, _SplitStatistics]) -> list[str]:
+    rows = [["gate", "share, clicked", "share, not", "empty, clicked", "empty, not"]]
+    for name, split in splits.items():
+        gates = (split.gates[1], split.gates[0])
+        shares = [_percent(gate.share, gate.impressions) for gate in gates]
+        rows.append([name, *shares, *(_percent(gate.empty, gate.impressions) for gate in gates)])
+    title = "category gate of impressions with a history: share that passes, and how often none does"
+    return [title, *_aligned(rows)]
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of aligned columns, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
