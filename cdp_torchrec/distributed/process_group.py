@@ -1,0 +1,209 @@
+"""How every launch script starts, joins its ranks, and fails.
+
+A script ends with
+
+    if __name__ == "__main__":
+        run_main(main)
+
+torch is imported on use, so that scripts without ranks start at once and the installed libraries
+are checked before the first of them is imported. For the same reason `main` imports what needs
+TorchRec in its own body.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.environment import check_environment, quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_SAME_ERROR_GRACE_S = 1.0
+"""Head start of rank 0: the launcher stops the rest, so an error of all ranks is shown once."""
+_PEER_LOST_GRACE_S = 10.0
+"""How long a rank that only lost a peer waits to be stopped before it reports that itself."""
+
+_PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "failed to recv, got 0 bytes",
+    "NCCL communicator was aborted",
+    "ncclRemoteError",
+)
+"""What gloo, the TCP store and NCCL say on the ranks that survive another one's end."""
+
+
+def rank() -> int:
+    """Rank of this process in the job; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of ranks of the job; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks and writes for the job."""
+    return rank() == 0
+
+
+def init_process_group(*, timeout_s: float = 300.0) -> "torch.device":
+    """Join the job's ranks and choose this rank's device.
+
+    One GPU per rank of this node: CUDA and NCCL; otherwise CPU and gloo. Works under torchrun and
+    TorchX and, as one rank, without any launcher.
+
+    Args:
+        timeout_s: seconds after which a collective that some rank never reached is an error.
+
+    Returns:
+        This rank's device, already made current.
+    """
+    import torch
+    from torch import distributed as dist
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_gpus = torch.cuda.device_count()
+    device = (
+        torch.device("cuda", local_rank) if num_gpus >= local_world_size else torch.device("cpu")
+    )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif num_gpus and local_rank == 0:
+        logger.warning(
+            "%d ranks on this node share %d GPU(s): running on the CPU. Start one rank per GPU "
+            "(-j 1x%d) to use them.",
+            local_world_size,
+            num_gpus,
+            num_gpus,
+        )
+
+    timeout = timedelta(seconds=timeout_s)
+    if "RANK" in os.environ:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        # torchrun serves every restart from one store; without a prefix, attempt N + 1 reads the
+        # addresses of attempt N and cannot connect.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt_{attempt}", store)
+    else:
+        store = dist.HashStore()
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank(),
+        world_size=world_size(),
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return device
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """Run a launch script: check the installation, call `main`, leave the ranks, report errors.
+
+    An error ends the process with exit code 1. A user's mistake is shown as its message alone:
+    ConfigError, DatasetError, and any exception class with the attribute `user_error = True`.
+    Everything else is shown with its traceback. The launcher gets the error too, as the root cause
+    that it prints last. Ranks that fail only because another one did stay quiet.
+
+    Args:
+        main: the script; takes the command line without the script's name.
+    """
+    faulthandler.enable()
+    quiet_libraries()
+    try:
+        check_environment()
+        main(sys.argv[1:])
+        _leave_process_group()
+    except KeyboardInterrupt:
+        _exit(128 + signal.SIGINT)
+    except SystemExit as end:  # argparse has said what is wrong with the command line
+        if end.code not in (None, 0):
+            message = f"the script ended with exit code {end.code}; its message is above"
+            _record_for_launcher(message, message)
+        raise
+    except Exception as error:
+        _fail(error)
+
+
+def _leave_process_group() -> None:
+    if "torch.distributed" not in sys.modules:
+        return
+    from torch import distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Report `error` and end this process, unless the launcher ends it first."""
+    if world_size() > 1:
+        # The launcher stops the other ranks with SIGTERM: let it, whatever main has installed.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if _lost_peer(error):
+        _wait(_PEER_LOST_GRACE_S)
+    message, report = _describe(error)
+    _record_for_launcher(message, report)  # first: the launcher sorts root causes by this time
+    if not is_rank_zero():
+        _wait(_SAME_ERROR_GRACE_S)
+    print(report, file=sys.stderr)
+    _exit(1)
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    """One line for the launcher, and the full report for people."""
+    where = f"rank {rank()}: " if world_size() > 1 else ""
+    if isinstance(error, ConfigError | DatasetError) or getattr(error, "user_error", False):
+        return f"{where}{error}", f"{where}error: {error}"
+    frames = error.__traceback__.tb_next if error.__traceback__ else None  # without run_main
+    report = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    return f"{where}{type(error).__name__}: {error}", where + report
+
+
+def _lost_peer(error: BaseException | None) -> bool:
+    """Whether a collective broke off because another rank had ended."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST):
+            return world_size() > 1
+        error = error.__cause__
+    return False
+
+
+def _record_for_launcher(message: str, report: str) -> None:
+    """Leave the error where torchrun looks for a rank's root cause (its error-file format)."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": report, "timestamp": str(int(time.time()))}
+        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+
+
+def _wait(seconds: float) -> None:
+    if world_size() > 1:
+        time.sleep(seconds)
+
+
+def _exit(code: int) -> NoReturn:
+    """End with `code`; among several ranks at once, whatever threads are stuck in a collective."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world_size() > 1:
+        os._exit(code)
+    sys.exit(code)

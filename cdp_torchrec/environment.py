@@ -1,0 +1,185 @@
+"""Which libraries this installation holds, and whether they fit together.
+
+torch, torchrec and fbgemm-gpu share a binary interface. A mismatch shows itself as an undefined
+symbol or a missing shared object deep inside an import, so it is looked up in the metadata of the
+installed distributions before any of them is imported.
+"""
+
+import importlib.metadata as metadata
+import logging
+import os
+import platform
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+TORCH_VERSION = "2.13.0"
+TORCHREC_VERSION = "1.8.0"
+FBGEMM_VERSION = "1.8.0"
+
+FBGEMM_DISTRIBUTIONS = (
+    "fbgemm-gpu",
+    "fbgemm-gpu-cpu",
+    "fbgemm-gpu-nightly",
+    "fbgemm-gpu-nightly-cpu",
+)
+"""Distributions that install the same package `fbgemm_gpu`, each over the others."""
+
+_HARMLESS_ROOT_LOGS = (
+    # The planner expects a sharding spec of data-parallel tables, which have none.
+    "Sharding spec not found for ",
+    # One rank without a launcher: the fall-back that is announced is the right one.
+    "Could not determine LOCAL_WORLD_SIZE from environment",
+)
+
+
+class EnvironmentMismatchError(RuntimeError):
+    """The installed libraries do not fit together; the message says how to fix it."""
+
+    user_error = True
+
+
+def check_environment() -> None:
+    """Make sure that torch, torchrec and exactly one fbgemm fit together. Imports none of them.
+
+    Raises:
+        EnvironmentMismatchError: one is missing, of another version, or built for another device;
+            the message lists everything found, expected and the command that repairs it.
+    """
+    problems = find_mismatches()
+    if problems:
+        raise EnvironmentMismatchError(
+            "the installed libraries do not fit together:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+            + f"\nRepair it with `make clean install` in the checkout, or by hand:\n"
+            f"  {_repair_command()}"
+        )
+
+
+def find_mismatches() -> list[str]:
+    """One sentence per library that is missing, of another version or for another device."""
+    problems = []
+    for name, expected in (("torch", TORCH_VERSION), ("torchrec", TORCHREC_VERSION)):
+        found = installed_version(name)
+        if _public(found) != expected:
+            problems.append(f"{name}: found {found or 'none'}, expected {expected}")
+
+    fbgemm = installed_fbgemm()
+    if len(fbgemm) != 1:
+        found = " and ".join(f"{name} {version}" for name, version in fbgemm.items()) or "none"
+        problems.append(
+            f"fbgemm: found {found}, expected exactly one of fbgemm-gpu and fbgemm-gpu-cpu "
+            "(both write the package fbgemm_gpu)"
+        )
+        return problems
+
+    [(name, version)] = fbgemm.items()
+    if _public(version) != FBGEMM_VERSION:
+        problems.append(f"fbgemm: found {name} {version}, expected {FBGEMM_VERSION}")
+    if not _is_cpu_build(name, version) and not torch_has_cuda():
+        problems.append(
+            f"fbgemm: found {name} {version}, a CUDA build, beside the CPU build of torch "
+            f"{installed_version('torch') or ''}".rstrip()
+        )
+    if _is_cpu_build(name, version) and torch_has_cuda() and _cuda_devices():
+        problems.append(
+            f"fbgemm: found {name} {version}, a CPU build, beside the CUDA build of torch "
+            f"{installed_version('torch') or ''} on a machine with a GPU"
+        )
+    return problems
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed distribution; None: not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def installed_fbgemm() -> dict[str, str]:
+    """Every installed distribution of the package `fbgemm_gpu`, with its version."""
+    versions = {name: installed_version(name) for name in FBGEMM_DISTRIBUTIONS}
+    return {name: version for name, version in versions.items() if version is not None}
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch is a CUDA build: it ships the library that fbgemm-gpu needs."""
+    try:
+        library = metadata.distribution("torch").locate_file("torch/lib/libtorch_cuda.so")
+    except metadata.PackageNotFoundError:
+        return False
+    return Path(str(library)).exists()
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a result depends on besides the configuration; written into the run directory."""
+    import torch  # on use: the check above must not import it
+
+    names = ("torch", "torchrec", "torchx", "tensordict", "numpy", "pyarrow", "pydantic")
+    return {
+        "cdp_torchrec": installed_version("cdp_torchrec"),
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hostname": platform.node(),
+        "num_cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "versions": {name: installed_version(name) for name in names} | installed_fbgemm(),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of this package's checkout, with `-dirty` if changed; None: not in a checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def quiet_libraries() -> None:
+    """Silence what the libraries say on every correct run, and nothing else."""
+    logging.getLogger("torchrec").setLevel(logging.ERROR)
+    # The one warning that matters: a lookup fell out of the pipeline.
+    logging.getLogger("torchrec.distributed.train_pipeline").setLevel(logging.WARNING)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    logging.getLogger().addFilter(_is_worth_reading)
+    for category in (FutureWarning, DeprecationWarning):
+        for module in ("torch", "torchrec", "fbgemm_gpu", "tensordict"):
+            warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_HARMLESS_ROOT_LOGS)
+
+
+def _public(version: str | None) -> str | None:
+    """The version without its local part: 2.13.0+cpu is 2.13.0."""
+    return version.split("+")[0] if version else version
+
+
+def _is_cpu_build(fbgemm: str, version: str) -> bool:
+    return fbgemm.endswith("-cpu") or version.endswith("+cpu")
+
+
+def _cuda_devices() -> bool:
+    return Path("/dev/nvidia0").exists()
+
+
+def _repair_command() -> str:
+    commands = [f"pip uninstall -y {' '.join(installed_fbgemm())}"] if installed_fbgemm() else []
+    if _public(installed_version("torch")) != TORCH_VERSION:
+        commands.append(f"pip install torch=={TORCH_VERSION}")
+    fbgemm = "fbgemm-gpu" if torch_has_cuda() else "fbgemm-gpu-cpu"
+    commands.append(
+        f"pip install --no-deps torchrec=={TORCHREC_VERSION} {fbgemm}=={FBGEMM_VERSION}"
+    )
+    return " && ".join(commands)

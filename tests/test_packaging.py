@@ -1,0 +1,201 @@
+"""The installation ends with libraries that fit together, and says so when they do not."""
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec import __version__
+from cdp_torchrec.environment import (
+    FBGEMM_VERSION,
+    TORCH_VERSION,
+    TORCHREC_VERSION,
+    EnvironmentMismatchError,
+    check_environment,
+    describe_environment,
+    quiet_libraries,
+)
+from launch import doctor
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CPU_VERSIONS = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
+CUDA_VERSIONS = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0"}
+
+
+def pretend_installed(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], *, cuda: bool = False
+) -> None:
+    """Make the metadata say that exactly `versions` are installed."""
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr("cdp_torchrec.environment.torch_has_cuda", lambda: cuda)
+
+
+def make(*arguments: str) -> str:
+    """What make would run, without running it and without any variable of this run's own make."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS")}
+    command = ["make", "-n", "--no-print-directory", "-C", str(ROOT), *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_installed_libraries_fit_together() -> None:
+    check_environment()
+
+
+def test_checked_versions_are_the_pinned_ones() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert f"torch=={TORCH_VERSION}" in PROJECT["dependencies"]
+    assert f"torchrec=={TORCHREC_VERSION}" in PROJECT["dependencies"]
+    assert extras["cpu"] == [f"fbgemm-gpu-cpu=={FBGEMM_VERSION}"]
+    assert extras["cuda"] == [f"fbgemm-gpu=={FBGEMM_VERSION}"]
+    assert PROJECT["version"] == __version__
+
+
+@pytest.mark.parametrize(("versions", "cuda"), [(CPU_VERSIONS, False), (CUDA_VERSIONS, True)])
+def test_the_cpu_and_the_cuda_build_pass_the_check(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], cuda: bool
+) -> None:
+    pretend_installed(monkeypatch, versions, cuda=cuda)
+    check_environment()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"torch": "2.12.1+cpu"}, r"torch: found 2\.12\.1\+cpu, expected 2\.13\.0"),
+        ({"torchrec": "1.7.0"}, r"torchrec: found 1\.7\.0, expected 1\.8\.0"),
+        ({"torchrec": None}, r"torchrec: found none, expected 1\.8\.0"),
+        ({"fbgemm-gpu-cpu": "1.9.0"}, r"found fbgemm-gpu-cpu 1\.9\.0, expected 1\.8\.0"),
+        ({"fbgemm-gpu-cpu": None}, r"fbgemm: found none, expected exactly one"),
+        (
+            {"fbgemm-gpu": "1.9.0"},
+            r"found fbgemm-gpu 1\.9\.0 and fbgemm-gpu-cpu 1\.8\.0, expected exactly one",
+        ),
+        (
+            {"fbgemm-gpu-cpu": None, "fbgemm-gpu": "1.8.0"},
+            r"found fbgemm-gpu 1\.8\.0, a CUDA build, beside the CPU build of torch",
+        ),
+    ],
+)
+def test_a_mismatch_names_what_is_found_what_is_expected_and_the_repair(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], message: str
+) -> None:
+    versions = CPU_VERSIONS | changes
+    pretend_installed(monkeypatch, {k: v for k, v in versions.items() if v is not None})
+    with pytest.raises(EnvironmentMismatchError, match=message) as caught:
+        check_environment()
+    assert "make clean install" in str(caught.value)
+    assert "torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0" in str(caught.value)
+
+
+def test_all_mismatches_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, {"torch": "2.12.0", "torchrec": "1.7.0"})
+    with pytest.raises(EnvironmentMismatchError) as caught:
+        check_environment()
+    assert str(caught.value).count("\n  - ") == 3
+
+
+def test_the_check_imports_none_of_the_libraries_it_checks() -> None:
+    code = (
+        "import sys; from cdp_torchrec.environment import check_environment; check_environment();"
+        "print({'torch', 'torchrec', 'fbgemm_gpu'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_quiet_libraries_keeps_the_warning_that_a_lookup_is_not_pipelined(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quiet_libraries()
+    logging.getLogger("torchrec.distributed.planner.types").warning("noise")
+    logging.getLogger().warning("Sharding spec not found for ebc.c0")
+    logging.getLogger("torchrec.distributed.train_pipeline.utils").warning("NOT be pipelined")
+    assert caplog.messages == ["NOT be pipelined"]
+
+
+def test_the_description_holds_every_version_that_a_result_depends_on() -> None:
+    description = describe_environment()
+    assert description["versions"]["torchrec"] == TORCHREC_VERSION
+    assert sum(name.startswith("fbgemm") for name in description["versions"]) == 1
+    assert description["python"] == sys.version.split()[0]
+    assert description["num_cpus"] >= 1
+
+
+def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main() == 0, capsys.readouterr().out
+
+
+def test_doctor_fails_and_names_a_mismatch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_installed(monkeypatch, CPU_VERSIONS | {"torchrec": "1.7.0"})
+    assert doctor.main() == 1
+    assert "PROBLEM: torchrec: found 1.7.0, expected 1.8.0" in capsys.readouterr().out
+
+
+def test_make_installs_the_cpu_build_from_an_index_that_can_be_chosen(tmp_path: Path) -> None:
+    commands = make("install", "DEVICE=cpu", f"VENV={tmp_path}/v", "TORCH_CPU_INDEX=file:///mine")
+    assert "--index-url file:///mine" in commands
+    assert "-e '.[cpu,dev]'" in commands
+    assert "cuda" not in commands
+
+
+def test_make_installs_the_cuda_build_without_the_cpu_index(tmp_path: Path) -> None:
+    commands = make("install", "DEVICE=cuda", f"VENV={tmp_path}/v")
+    assert "-e '.[cuda,dev]'" in commands
+    assert "cpu" not in commands
+
+
+def test_make_train_is_the_documented_launch_line(tmp_path: Path) -> None:
+    commands = make("train", f"VENV={tmp_path}/v")
+    assert commands.rstrip().endswith(
+        f"{tmp_path}/v/bin/torchx run dist.ddp -j 1x4 launch/train.py"
+    )
+
+
+def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "cdp_torchrec", source / "cdp_torchrec", ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    built = subprocess.run([*build, str(source)], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "unpacked")
+
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "cdp_torchrec").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    code = (
+        "import sys, importlib, importlib.metadata as m; sys.path.insert(0, sys.argv[1]);"
+        "[importlib.import_module(name) for name in sys.argv[2:]];"
+        "import cdp_torchrec; print(cdp_torchrec.__file__);"
+        "print([e.value for e in m.distribution('cdp_torchrec').entry_points if e.name == 'dist'])"
+    )
+    command = [sys.executable, "-I", "-c", code, str(tmp_path / "unpacked"), *sorted(modules)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    file, components = done.stdout.splitlines()
+    assert file == str(tmp_path / "unpacked" / "cdp_torchrec" / "__init__.py")
+    assert components == "['cdp_torchrec.distributed.dist']"
