@@ -7,6 +7,7 @@ id space is, and which behaviours the history store holds.
 
 import hashlib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -123,6 +124,27 @@ class Schema(Config):
             KeyError: no such feature.
         """
         return next(f for f in self.features if f.name == name)
+
+    def gate_feature(self) -> str | None:
+        """The candidate feature that holds the category of the gate; None without a gate."""
+        gate = self.history.category_entity
+        names = [f.name for f in self.features if f.level == "candidate" and f.entity == gate]
+        return names[0] if gate and names else None
+
+    def without(self, names: Sequence[str]) -> "Schema":
+        """The same dataset read without some features.
+
+        Raises:
+            ValueError: no such feature, or one that the history needs.
+        """
+        for name in names:
+            if name in ("item_id", self.gate_feature()):
+                raise ValueError(f"feature '{name}' is needed by the history")
+            if name not in [f.name for f in self.features]:
+                found = [f.name for f in self.features]
+                raise ValueError(f"the dataset has no feature '{name}'; it has {found}")
+        kept = tuple(f for f in self.features if f.name not in names)
+        return self.model_copy(update={"features": kept})
 
     def fingerprint(self) -> str:
         """Digest of everything that shapes a model: features, entities and history."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +83,9 @@ class _SplitStatistics:
     cells: dict[str, _Cells] = field(default_factory=dict)
 
 
+_Splits = Mapping[Literal["train", "test"], _SplitStatistics]
+
+
 def _training_counts(dataset: Path, entity: str) -> np.ndarray:
     path = dataset / "vocabulary" / f"{entity}.parquet"
     try:
@@ -152,7 +156,7 @@ def _values(table: pa.Table, name: str) -> np.ndarray:
     return column.to_numpy()
 
 
-def _describe_splits(schema: Schema, splits: Mapping[str, _SplitStatistics]) -> list[str]:
+def _describe_splits(schema: Schema, splits: _Splits) -> list[str]:
     rows = [["split", "requests", "impressions", "clicks", "CTR", "candidates", "first", "last"]]
     for name, split in schema.splits.items():
         lengths = np.concatenate(splits[name].list_lengths)
@@ -179,7 +183,7 @@ def _describe_entities(counts: Mapping[str, np.ndarray]) -> list[str]:
     return ["share of ids under a minimum count in training", *_aligned(rows)]
 
 
-def _describe_features(schema: Schema, splits: Mapping[str, _SplitStatistics]) -> list[str]:
+def _describe_features(schema: Schema, splits: _Splits) -> list[str]:
     rows = [["feature", "role", "level", "kind", "test unseen", "test missing", "mean", "std"]]
     for f in schema.features:
         rows.append([f.name, f.role, f.level, f.kind, *_feature_cells(f, splits["test"])])
@@ -194,7 +198,7 @@ def _feature_cells(feature: Feature, test: _SplitStatistics) -> list[str]:
     return [_percent(cells.unseen, cells.total), _percent(cells.missing, cells.total), "-", "-"]
 
 
-def _describe_history(schema: Schema, splits: Mapping[str, _SplitStatistics]) -> list[str]:
+def _describe_history(schema: Schema, splits: _Splits) -> list[str]:
     history = schema.history
     rows = [["history", "mean", *(f"p{100 * q:.0f}" for q in QUANTILES), "empty"]]
     rows[0] += ["clicked in history", "clicked is last"]
@@ -218,13 +222,15 @@ def _describe_history(schema: Schema, splits: Mapping[str, _SplitStatistics]) ->
     return [title, *_aligned(rows)]
 
 
-def _describe_gate(splits: Mapping[str, _SplitStatistics]) -> list[str]:
+def _describe_gate(splits: _Splits) -> list[str]:
     rows = [["gate", "share, clicked", "share, not", "empty, clicked", "empty, not"]]
     for name, split in splits.items():
         gates = (split.gates[1], split.gates[0])
         shares = [_percent(gate.share, gate.impressions) for gate in gates]
         rows.append([name, *shares, *(_percent(gate.empty, gate.impressions) for gate in gates)])
-    title = "category gate of impressions with a history: share that passes, and how often none does"
+    title = (
+        "category gate of impressions with a history: share that passes, and how often none does"
+    )
     return [title, *_aligned(rows)]
 
 

@@ -9,7 +9,6 @@ order, the split, exact history features and the history store.
     staging/behaviours/*.parquet   user_id, item, category, action, timestamp; raw values
 """
 
-import logging
 import os
 import shutil
 from collections.abc import Generator, Mapping
@@ -37,8 +36,6 @@ __all__ = [
     "engine_errors",
     "staging_beside",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 def build_dataset(
@@ -116,7 +113,7 @@ def engine_errors(source: Path, output: Path) -> Generator[None]:
         yield
     except PreparationError:
         raise
-    except (duckdb.IOException, duckdb.OutOfMemoryException, OSError) as error:
+    except (duckdb.OperationalError, duckdb.FatalException, OSError) as error:
         raise PreparationError(f"{output} was not made, nothing is left of it: {error}") from error
     except duckdb.Error as error:
         raise DatasetError(f"{source}: {error}") from error

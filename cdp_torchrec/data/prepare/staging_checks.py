@@ -35,7 +35,7 @@ def open_staging(
     """
     columns = _request_columns(spec)
     files = _parquet_files(staging / "requests")
-    has_probability = CLICK_PROBABILITY in pq.read_schema(files[0]).names
+    has_probability = any(CLICK_PROBABILITY in pq.read_schema(path).names for path in files)
     if has_probability:
         columns[CLICK_PROBABILITY] = _NUMBERS
     _open_table(connection, "requests", files, columns)

@@ -1,0 +1,1 @@
+"""Everything that knows about ranks: launch, process group, plans, optimizers."""

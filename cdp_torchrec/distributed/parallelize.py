@@ -1,0 +1,119 @@
+"""One function that turns a single-device task into a sharded one with its optimizer."""
+
+import os
+import zlib
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+)
+from torchrec.distributed.types import ShardingPlan
+
+from cdp_torchrec.diffusion.noise import keyed_normal
+from cdp_torchrec.distributed.optimizers import (
+    OptimizerConfig,
+    ScheduledOptimizer,
+    apply_sparse_optimizer,
+    needs_dense_gradients,
+)
+from cdp_torchrec.distributed.sharding import AllTypesSharder, ShardingConfig, plan_sharding
+from cdp_torchrec.model.train_task import TrainTask
+
+_ROWS_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True)
+class Parallelized:
+    """A task on all ranks."""
+
+    model: DistributedModelParallel
+    optimizer: ScheduledOptimizer
+    plan: ShardingPlan
+
+
+def parallelize(
+    task: TrainTask,
+    *,
+    sharding: ShardingConfig,
+    optimizer: OptimizerConfig,
+    device: torch.device,
+    batch_size: int,
+    max_steps: int,
+    embedding_init_std: float,
+    seed: int,
+) -> Parallelized:
+    """Shard the tables, replicate the rest, make the optimizers.
+
+    Order matters: the in-backward optimizer before the plan (its state is sized), the plan before
+    the model, the model before the optimizers of what is left.
+
+    Args:
+        task: model and losses, tables on the meta device.
+        sharding: the plan's strategy.
+        optimizer: sparse and dense optimizer.
+        device: where this rank computes.
+        batch_size: impressions per rank.
+        max_steps: steps of the whole training.
+        embedding_init_std: standard deviation of the initial embeddings.
+        seed: seed of the initial embeddings.
+
+    Raises:
+        ConfigError: no sharding plan fits.
+    """
+    apply_sparse_optimizer(task.model.sparse_arch, optimizer.sparse, device)
+    plan = plan_sharding(
+        task,
+        sharding,
+        device=device,
+        world_size=dist.get_world_size(),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        batch_size=batch_size,
+        dense_gradients=needs_dense_gradients(optimizer.sparse, device),
+    )
+    model = DistributedModelParallel(
+        task,
+        device=device,
+        plan=plan,
+        sharders=[AllTypesSharder()],
+        # Static-graph buckets differ in the first iteration, and with them the last bit of the
+        # losses after a resume.
+        data_parallel_wrapper=DefaultDataParallelWrapper(
+            static_graph=False, find_unused_parameters=True
+        ),
+    )
+    for name, table in model.state_dict().items():
+        if ".embedding_bags." in name:
+            initialize_table(name, table, std=embedding_init_std, seed=seed)
+    return Parallelized(model, ScheduledOptimizer(model, optimizer, max_steps=max_steps), plan)
+
+
+@torch.no_grad()
+def initialize_table(
+    name: str, table: Tensor | ShardedTensor, *, std: float, seed: int
+) -> None:
+    """Fill a table with normal values that depend on name, row and column only, not on the plan.
+
+    Args:
+        name: parameter name; its digest separates the tables.
+        table: the table, or this rank's shards of it.
+        std: standard deviation.
+        seed: another seed, other values.
+    """
+    if isinstance(table, ShardedTensor):
+        width = table.size(1)
+        shards = [(s.tensor, *s.metadata.shard_offsets) for s in table.local_shards()]
+    else:
+        width = table.shape[1]
+        shards = [(table, 0, 0)]
+    digest = zlib.crc32(name.split(".")[-2].encode())
+    for tensor, first_row, first_column in shards:
+        for start in range(0, tensor.shape[0], _ROWS_AT_ONCE):
+            part = tensor[start : start + _ROWS_AT_ONCE]
+            rows = first_row + start + torch.arange(len(part), device=tensor.device)
+            values = keyed_normal(rows + (digest << 31), width, stream=seed)
+            part.copy_(std * values[:, first_column : first_column + tensor.shape[1]])

@@ -1,0 +1,134 @@
+"""Optimizers for embedding tables whose gradients arrive dense.
+
+FBGEMM fuses an optimizer into the backward pass of a table, but has no Adam on CPU and ignores
+the optimizer of a data-parallel table. These two do the same mathematics on the gradient that
+such tables expose. Their state has FBGEMM's names and is sharded like its table, so a checkpoint
+does not depend on where a table was updated.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torchrec.optim.keyed import KeyedOptimizer
+
+
+class LazyAdam(KeyedOptimizer):
+    """Adam that updates only rows with a gradient, as torch.optim.SparseAdam does."""
+
+    def __init__(
+        self,
+        tables: Mapping[str, tuple[nn.Parameter, Tensor | ShardedTensor]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        """Create zero state.
+
+        Args:
+            tables: by parameter name: the local part, and the table as the state dict has it.
+            lr: learning rate.
+            betas: decay of the first and second moment.
+            eps: added to the root of the second moment.
+        """
+        self._betas = betas
+        self._eps = eps
+        self._step = 0
+        state = {
+            local: {
+                f"{_table(name)}.momentum{moment}": _zeros_like(table) for moment in (1, 2)
+            }
+            for name, (local, table) in tables.items()
+        }
+        super().__init__(
+            {name: local for name, (local, _) in tables.items()},
+            state,
+            [{"params": [local for local, _ in tables.values()], "lr": lr}],
+        )
+
+    def set_optimizer_step(self, step: int) -> None:
+        """Number of steps done so far, for the bias correction."""
+        self._step = step
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update of the rows with a gradient."""
+        self._step += 1
+        beta1, beta2 = self._betas
+        correction = (1 - beta2**self._step) ** 0.5 / (1 - beta1**self._step)
+        for group in self.param_groups:
+            for local in group["params"]:
+                if local.grad is None:
+                    continue
+                rows = local.grad.ne(0).any(dim=1).nonzero().squeeze(1)
+                gradient = local.grad[rows]
+                first, second = (_local(moment) for moment in self.state[local].values())
+                # Unlike an in-place lerp on the whole table, this touches the rows only.
+                m = first[rows].lerp_(gradient, 1 - beta1)
+                v = second[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                first[rows], second[rows] = m, v
+                local.data.index_add_(
+                    0, rows, m / v.sqrt().add_(self._eps), alpha=-group["lr"] * correction
+                )
+
+
+class RowWiseAdagrad(KeyedOptimizer):
+    """Row-wise Adagrad of data-parallel tables: one second moment per row."""
+
+    def __init__(
+        self, tables: Mapping[str, tuple[nn.Parameter, Tensor]], *, lr: float, eps: float
+    ) -> None:
+        """Create zero state.
+
+        Args:
+            tables: by parameter name: the local copy, and the table as the state dict has it.
+            lr: learning rate.
+            eps: added to the root of the accumulator.
+        """
+        self._eps = eps
+        state = {
+            local: {f"{_table(name)}.momentum1": table.new_zeros(table.shape[0])}
+            for name, (local, table) in tables.items()
+        }
+        super().__init__(
+            {name: local for name, (local, _) in tables.items()},
+            state,
+            [{"params": [local for local, _ in tables.values()], "lr": lr}],
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update; rows without a gradient stay as they are."""
+        for group in self.param_groups:
+            for local in group["params"]:
+                if local.grad is None:
+                    continue
+                (accumulator,) = self.state[local].values()
+                accumulator += local.grad.square().mean(dim=1)
+                scale = accumulator.sqrt().add_(self._eps).unsqueeze(1)
+                local.data.addcdiv_(local.grad, scale, value=-group["lr"])
+
+
+def _table(parameter: str) -> str:
+    """`...embedding_bags.t_item.weight` -> `t_item`."""
+    return parameter.split(".")[-2]
+
+
+def _local(table: Tensor | ShardedTensor) -> Tensor:
+    return table.local_shards()[0].tensor if isinstance(table, ShardedTensor) else table
+
+
+def _zeros_like(table: Tensor | ShardedTensor) -> Tensor | ShardedTensor:
+    if not isinstance(table, ShardedTensor):
+        return torch.zeros_like(table)
+    shards = [
+        Shard(torch.zeros_like(shard.tensor), deepcopy(shard.metadata))
+        for shard in table.local_shards()
+    ]
+    return ShardedTensor._init_from_local_shards_and_global_metadata(
+        shards, deepcopy(table.metadata()), process_group=table._process_group
+    )

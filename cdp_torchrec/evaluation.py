@@ -1,0 +1,175 @@
+"""Score all impressions of a split once, on all ranks, and measure the result exactly."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from tqdm import tqdm
+
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.loader import EvaluationBatches, load
+from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
+from cdp_torchrec.distributed.process_group import is_rank_zero
+from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
+
+STRATA = {
+    "history_length": ("0", "1-5", "6-20", "21+"),
+    "candidate_in_history": ("no", "yes"),
+}
+_HISTORY_BOUNDS = (0, 5, 20)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a split is scored."""
+
+    device: torch.device
+    num_workers: int = 0
+    num_bootstrap: int = 0
+    """Replicates of the user bootstrap; 0: no intervals."""
+    predictions: Path | None = None
+    """File for every prediction."""
+    description: str = "evaluate"
+    """Label of the progress bar."""
+
+
+def evaluate(
+    model: DistributedModelParallel,
+    optimizer: ScheduledOptimizer,
+    batches: EvaluationBatches,
+    settings: EvaluationSettings,
+) -> MetricReport:
+    """Metrics of a model, identical on every rank; collective.
+
+    Args:
+        model: the sharded model; its mode is restored afterwards.
+        optimizer: its optimizer, untouched; the pipeline's interface asks for it.
+        batches: the split.
+        settings: how to score it.
+    """
+    metrics = ImpressionMetrics(strata=STRATA)
+    training = model.training
+    model.eval()
+    # The pipeline overlaps the exchange of ids with the model; in eval mode it does not train.
+    pipeline = TrainPipelineSparseDist(model, optimizer, settings.device)
+    pending: list[Batch] = []
+    source = _remembering(
+        load(
+            batches,
+            list(range(len(batches))),
+            num_workers=settings.num_workers,
+            pin_memory=settings.device.type == "cuda",
+        ),
+        pending,
+    )
+    writer = PredictionWriter(settings.predictions) if settings.predictions else None
+    with torch.no_grad():
+        for _ in tqdm(
+            range(len(batches)),
+            desc=settings.description,
+            unit="batch",
+            disable=not is_rank_zero(),
+            leave=False,
+        ):
+            output = pipeline.progress(source)
+            batch = pending.pop(0)
+            probability = torch.sigmoid(output.logits)
+            update_metrics(metrics, batch, probability)
+            if writer:
+                writer.write(batch, probability)
+    pipeline.detach()
+    model.train(training)
+    if writer:
+        writer.close()
+    return metrics.compute(num_bootstrap=settings.num_bootstrap)
+
+
+def update_metrics(metrics: ImpressionMetrics, batch: Batch, probability: Tensor) -> None:
+    """Add one scored batch.
+
+    Args:
+        metrics: where to add it.
+        batch: the impressions.
+        probability: float [B].
+    """
+    metrics.update(
+        probability=probability,
+        labels=batch.labels,
+        user_id=batch.user_id,
+        request_id=batch.request_id,
+        weights=batch.weights,
+        strata=history_strata(batch.history_length, batch.history_rank),
+    )
+
+
+def history_strata(history_length: Tensor, history_rank: Tensor) -> dict[str, Tensor]:
+    """Stratum of each impression, int64 [B], in each stratification of STRATA.
+
+    Args:
+        history_length: behaviours of the user before the request, int64 [B].
+        history_rank: -1 where the candidate is not in the history, int64 [B].
+    """
+    bounds = torch.tensor(_HISTORY_BOUNDS, device=history_length.device)
+    return {
+        "history_length": torch.bucketize(history_length, bounds),
+        "candidate_in_history": (history_rank >= 0).long(),
+    }
+
+
+def _remembering(source: Iterator[Batch], pending: list[Batch]) -> Iterator[Batch]:
+    """Pass batches on; the pipeline runs ahead, and its output does not carry the batch."""
+    for batch in source:
+        pending.append(batch)
+        yield batch
+
+
+class PredictionWriter:
+    """Writes request_id, user_id, item_id, label, probability of every impression to one file.
+
+    Each rank writes a part; the file appears, whole, when the last part is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def _part(self, rank: int) -> Path:
+        return self._path.with_name(f".{self._path.name}.{rank}.partial")
+
+    def write(self, batch: Batch, probability: Tensor) -> None:
+        """Add the impressions of a batch, without its padding."""
+        kept = batch.weights.cpu().numpy() > 0
+        columns = {
+            "request_id": batch.request_id,
+            "user_id": batch.user_id,
+            "item_id": batch.item_id,
+            "label": batch.labels.to(torch.int8),
+            "probability": probability.float(),
+        }
+        table = pa.table({name: c.cpu().numpy()[kept] for name, c in columns.items()})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._part(dist.get_rank()), table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Join the parts of all ranks; collective."""
+        if self._writer is not None:
+            self._writer.close()
+        dist.barrier()
+        if dist.get_rank() == 0:
+            parts = [self._part(rank) for rank in range(dist.get_world_size())]
+            whole = self._path.with_name(f".{self._path.name}.partial")
+            with pq.ParquetWriter(whole, pq.read_schema(parts[0])) as writer:
+                for part in parts:
+                    for group in pq.ParquetFile(part).iter_batches():
+                        writer.write_batch(group)
+                    part.unlink()
+            whole.rename(self._path)
+        dist.barrier()

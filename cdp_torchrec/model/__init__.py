@@ -1,0 +1,1 @@
+"""Sparse lookups, the shared tower, and the training losses."""

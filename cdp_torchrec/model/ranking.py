@@ -1,0 +1,258 @@
+"""The ranking model of Figure 1a: lookups, interest module, cross and deep layers, final MLP."""
+
+# B impressions, D embedding dim, M bag features, N numbers, R requests
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torchrec.modules.crossnet import LowRankCrossNet
+from torchrec.modules.mlp import MLP
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.schema import Role
+from cdp_torchrec.interest import InterestConfig, build_interest
+from cdp_torchrec.interest.base import (
+    GatedPool,
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.model.sparse_arch import SparseArch
+
+ITEM_KEY = "item_id"
+_ROLES: tuple[Role, ...] = ("user", "query", "item", "context", "scene")
+
+
+class InteractionConfig(Config):
+    """Parallel cross and deep layers over all features (paper Figure 1a)."""
+
+    num_cross_layers: NonNegativeInt = 2
+    """Low-rank cross layers (DCN-V2)."""
+    cross_rank: PositiveInt = 32
+    """Rank of each cross layer."""
+    deep_layer_sizes: tuple[PositiveInt, ...] = (128, 64)
+    """Widths of the deep layers."""
+    exclude: tuple[str, ...] = ()
+    """Features that reach the tower only through the interest module, such as ids too rare to
+    generalise."""
+
+
+class ModelConfig(Config):
+    """The ranking model."""
+
+    embedding_dim: PositiveInt = 16
+    """Width of every embedding table."""
+    embedding_init_std: PositiveFloat = 0.05
+    """Standard deviation of the initial embeddings, the same under every sharding plan."""
+    interest: InterestConfig
+    """The interest module."""
+    interaction: InteractionConfig = InteractionConfig()
+    """Cross and deep layers."""
+    over_arch_layer_sizes: tuple[PositiveInt, ...] = (64, 32)
+    """Hidden widths of the final MLP over [cross, deep, interest] (paper eq. 1)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the dense part; parameters and losses stay float32."""
+    compile: bool = False
+    """Compile the dense part with torch.compile."""
+
+
+@dataclass(frozen=True)
+class RankingOutput:
+    """What the dense part computes for a batch."""
+
+    logits: Tensor
+    """[B]"""
+    interest: InterestOutput
+
+
+class InteractionArch(nn.Module):
+    """Cross layers and deep layers side by side on the same input."""
+
+    def __init__(self, in_features: int, config: InteractionConfig) -> None:
+        super().__init__()
+        self.cross = LowRankCrossNet(in_features, config.num_cross_layers, config.cross_rank)
+        self.deep = MLP(in_features, list(config.deep_layer_sizes))
+        self.out_features = in_features + config.deep_layer_sizes[-1]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, in_features] -> [B, out_features]."""
+        return torch.cat([self.cross(features), self.deep(features)], dim=1)
+
+
+class OverArch(nn.Module):
+    """Final MLP to one logit (f_DNN of paper eq. 1)."""
+
+    def __init__(self, in_features: int, layer_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.mlp = MLP(in_features, list(layer_sizes))
+        self.output = nn.Linear(layer_sizes[-1], 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, in_features] -> [B]."""
+        return self.output(self.mlp(features)).squeeze(1)
+
+
+class RankingArch(nn.Module):
+    """The dense part: everything behind the lookups, on plain tensors."""
+
+    def __init__(self, layout: FeatureLayout, config: ModelConfig) -> None:
+        """Build the interest module and the tower.
+
+        Args:
+            layout: keys and numbers of the dataset.
+            config: the model's configuration.
+        """
+        super().__init__()
+        self._layout = layout
+        self._bag_column = {f.key: column for column, f in enumerate(layout.bags)}
+        self._embedding_dim = config.embedding_dim
+        self._per_request = [f.key for f in layout.features if f.slot == "request"]
+        self._segments = [f for f in layout.features if f.slot == "history"]
+        self._by_role = {
+            role: [f for f in layout.features if f.role == role and f.key != ITEM_KEY]
+            for role in _ROLES
+        }
+        self._number_columns = {
+            role: [n for n, f in enumerate(layout.numbers) if f.role == role] for role in _ROLES
+        }
+        self._tower = [
+            f.key
+            for f in layout.features
+            if f.slot != "history" and f.key not in config.interaction.exclude
+        ]
+        self._tower_numbers = [
+            n for n, f in enumerate(layout.numbers) if f.name not in config.interaction.exclude
+        ]
+        dim = config.embedding_dim
+        width = {r: dim * len(self._by_role[r]) + len(self._number_columns[r]) for r in _ROLES}
+        self.interest: InterestModule = build_interest(
+            config.interest,
+            InterestDims(
+                user=width["user"],
+                query=width["query"],
+                item=dim,
+                item_attributes=width["item"],
+                context=width["context"],
+                scene=width["scene"],
+            ),
+            num_segments=layout.num_segments,
+        )
+        self.interaction = InteractionArch(
+            dim * len(self._tower) + len(self._tower_numbers), config.interaction
+        )
+        self.over_arch = OverArch(
+            self.interaction.out_features + self.interest.interest_dim,
+            config.over_arch_layer_sizes,
+        )
+        self._autocast = config.precision == "bfloat16"
+
+    def forward(
+        self,
+        embeddings: dict[str, Tensor],
+        bag_lengths: Tensor,
+        numbers: Tensor,
+        request_index: Tensor,
+        history_index: Tensor,
+        key: Tensor,
+    ) -> RankingOutput:
+        """Logits and interest of B impressions.
+
+        Args:
+            embeddings: sums per key, [B, D] each; request and history keys by their own index.
+            bag_lengths: float [B, M].
+            numbers: [B, N].
+            request_index: int64 [B].
+            history_index: int64 [B].
+            key: int64 [B], names the impressions.
+        """
+        with torch.autocast(numbers.device.type, torch.bfloat16, enabled=self._autocast):
+            features = self._features(embeddings, bag_lengths, request_index)
+            history = None
+            if self._segments:
+                history = self._gated_pool(embeddings, bag_lengths, history_index)
+            by_role = {r: self._role(r, features, numbers) for r in _ROLES}
+            interest = self.interest(
+                InterestInput(
+                    user=by_role["user"],
+                    query=by_role["query"],
+                    item=features[ITEM_KEY],
+                    item_attributes=by_role["item"],
+                    context=by_role["context"],
+                    scene=by_role["scene"],
+                    key=key,
+                    history=history,
+                )
+            )
+            tower = [features[k] for k in self._tower] + [numbers[:, self._tower_numbers]]
+            crossed = self.interaction(torch.cat(tower, dim=1))
+            logits = self.over_arch(torch.cat([crossed, interest.interest], dim=1))
+        return RankingOutput(logits.float(), interest)
+
+    def _features(
+        self, embeddings: dict[str, Tensor], bag_lengths: Tensor, request_index: Tensor
+    ) -> dict[str, Tensor]:
+        """Embeddings of all features but the history for each impression, [B, D] by key."""
+        features = {f.key: embeddings[f.key] for f in self._layout.features if f.slot != "history"}
+        for feature in self._layout.bags:
+            if feature.slot != "history":
+                length = bag_lengths[:, self._bag_column[feature.key], None]
+                features[feature.key] = features[feature.key] / length.clamp(min=1)
+        if self._per_request:
+            # One gather for all of them: its backward is a scatter, the dearest part of the step.
+            together = torch.cat([features[key] for key in self._per_request], dim=1)
+            spread = together.index_select(0, request_index)
+            features.update(
+                zip(self._per_request, spread.split(self._embedding_dim, dim=1), strict=True)
+            )
+        return features
+
+    def _gated_pool(
+        self, embeddings: dict[str, Tensor], bag_lengths: Tensor, history_index: Tensor
+    ) -> GatedPool:
+        columns = [self._bag_column[f.key] for f in self._segments]
+        sums = torch.stack([embeddings[f.key] for f in self._segments], dim=1)
+        lengths = bag_lengths[:, columns]
+        return GatedPool(
+            sums.index_select(0, history_index), lengths.index_select(0, history_index)
+        )
+
+    def _role(self, role: Role, features: dict[str, Tensor], numbers: Tensor) -> Tensor:
+        parts = [features[f.key] for f in self._by_role[role]]
+        return torch.cat([*parts, numbers[:, self._number_columns[role]]], dim=1)
+
+
+class RankingModel(nn.Module):
+    """Lookups, then the dense part.
+
+    `forward` is traced by the train pipeline, so it holds no Python control flow on data.
+    """
+
+    def __init__(self, layout: FeatureLayout, config: ModelConfig) -> None:
+        """Declare the model; tables are on the meta device until they are sharded.
+
+        Args:
+            layout: tables and keys of the dataset.
+            config: the model's configuration.
+        """
+        super().__init__()
+        self.sparse_arch = SparseArch(layout, embedding_dim=config.embedding_dim)
+        self.ranking_arch = RankingArch(layout, config)
+        if config.compile:
+            self.ranking_arch.compile()
+
+    def forward(self, batch: Batch) -> RankingOutput:
+        """Logits and interest of a batch."""
+        return self.ranking_arch(
+            self.sparse_arch(batch.sparse),
+            batch.bag_lengths,
+            batch.numbers,
+            batch.request_index,
+            batch.history_index,
+            batch.key,
+        )

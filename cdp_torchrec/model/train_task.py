@@ -1,0 +1,71 @@
+"""Model and losses together: what the train pipeline runs."""
+
+# B impressions
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.model.ranking import RankingModel, RankingOutput
+
+
+@dataclass(frozen=True)
+class TrainOutput:
+    """Results of one batch, detached."""
+
+    logits: Tensor
+    """[B]"""
+    losses: Mapping[str, Tensor]
+    """Scalars: `loss` (the sum that is minimised), `bce_loss`, and each auxiliary loss."""
+    monitors: Mapping[str, Tensor]
+    """Scalars of the interest module."""
+
+
+class TrainLoss(nn.Module):
+    """Click loss plus weighted auxiliary losses (paper eqs. 11-13).
+
+    Every term is divided by B, a constant, so that the mean over ranks is the same for every
+    number of ranks.
+    """
+
+    def __init__(self, loss_weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self._loss_weights = loss_weights
+
+    def forward(
+        self, output: RankingOutput, labels: Tensor, weights: Tensor
+    ) -> tuple[Tensor, TrainOutput]:
+        """Total loss, and everything worth logging.
+
+        Args:
+            output: what the model computed.
+            labels: float [B].
+            weights: float [B], 0 for padding.
+        """
+        per_impression = binary_cross_entropy_with_logits(output.logits, labels, reduction="none")
+        losses = {"bce_loss": (weights * per_impression).mean()}
+        total = losses["bce_loss"]
+        for name, values in output.interest.losses.items():
+            losses[name] = (weights * values).mean()
+            total = total + self._loss_weights[name] * losses[name]
+        return total, TrainOutput(
+            logits=output.logits.detach(),
+            losses={"loss": total.detach()} | {n: v.detach() for n, v in losses.items()},
+            monitors=output.interest.monitors,
+        )
+
+
+class TrainTask(nn.Module):
+    """The trainable wrapper of a ranking model."""
+
+    def __init__(self, model: RankingModel) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = TrainLoss(model.ranking_arch.interest.loss_weights)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, TrainOutput]:
+        """Loss to minimise and the batch's results."""
+        return self.loss(self.model(batch), batch.labels, batch.weights)

@@ -1,0 +1,94 @@
+"""Progress bar, metrics.jsonl and TensorBoard of a run; only rank 0 writes."""
+
+import json
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from cdp_torchrec.distributed.process_group import is_rank_zero
+
+
+class Monitor:
+    """Shows where a training stands and keeps its numbers."""
+
+    def __init__(self, run_dir: Path, *, total_steps: int, first_step: int) -> None:
+        """Open `<run_dir>/metrics.jsonl`, appending to it, and start the progress bar.
+
+        Args:
+            run_dir: directory of the run.
+            total_steps: steps of the whole training.
+            first_step: steps already done before this process started.
+        """
+        self._active = is_rank_zero()
+        self._file: TextIO | None = None
+        self._started = time.perf_counter()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            desc="train",
+            unit="step",
+            disable=not self._active,
+            dynamic_ncols=True,
+        )
+        if self._active:
+            self._file = (run_dir / "metrics.jsonl").open("a")
+            self._board = SummaryWriter(run_dir / "tensorboard")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Put a few numbers beside the progress bar."""
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        if self._active:
+            self._bar.write(line)
+
+    def record(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
+        """Append one line to metrics.jsonl and the same numbers to TensorBoard.
+
+        Args:
+            kind: "train", "validation" or "test".
+            step: optimizer steps done.
+            values: numbers by name; None where one is undefined.
+        """
+        if self._file is None:
+            return
+        seconds = round(time.perf_counter() - self._started, 3)
+        line = {"kind": kind, "step": step, "seconds": seconds, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of this process (CPU) or of the device (CUDA), in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,218 @@
+"""The training loop: segments of pipelined steps between validations and checkpoints."""
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from cdp_torchrec.checkpoint import Checkpointer, Progress
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
+from cdp_torchrec.distributed.parallelize import Parallelized
+from cdp_torchrec.evaluation import EvaluationSettings, evaluate
+from cdp_torchrec.model.train_task import TrainOutput
+from cdp_torchrec.monitor import Monitor, memory_gib
+
+ValidationMetric = Literal["gauc", "auc", "uauc", "log_loss"]
+
+
+class TrainerConfig(Config):
+    """The training loop."""
+
+    global_batch_size: PositiveInt = 4096
+    """Impressions per step over all ranks; 4 x 4096 in the paper."""
+    max_epochs: PositiveInt = 1
+    """Passes over the training impressions."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many steps, even within the first epoch."""
+    log_every_steps: PositiveInt = 10
+    """Steps between two lines of metrics.jsonl."""
+    validate_every_steps: PositiveInt | None = None
+    """Steps between two validations; without it, one at the end of each epoch."""
+    validation_metric: ValidationMetric = "gauc"
+    """Decides which checkpoint is the best."""
+    patience: PositiveInt | None = None
+    """Stop after this many validations in a row without a better one; without it, never."""
+    checkpoint_every_steps: PositiveInt | None = None
+    """Steps between two checkpoints; without it, one at each validation and at the end."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept, beside the best one."""
+    num_workers: NonNegativeInt = 0
+    """Processes per rank that prepare batches; 0: the training process itself."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+    user_error = True
+
+
+class Trainer:
+    """Runs a sharded model over its training batches."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        parallelized: Parallelized,
+        batches: TrainBatches,
+        validation: EvaluationBatches | None,
+        checkpointer: Checkpointer,
+        monitor: Monitor,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+        device: torch.device,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            config: the loop's settings.
+            parallelized: model and optimizer.
+            batches: training batches of this rank.
+            validation: the validation slice, if any.
+            checkpointer: writes checkpoints.
+            monitor: shows progress.
+            total_steps: steps of the whole training.
+            steps_per_epoch: global batches in one epoch.
+            device: where this rank computes.
+        """
+        self._config = config
+        self._model = parallelized.model
+        self._optimizer = parallelized.optimizer
+        self._batches = batches
+        self._validation = validation
+        self._checkpointer = checkpointer
+        self._monitor = monitor
+        self._total_steps = total_steps
+        self._validate_every = config.validate_every_steps or steps_per_epoch
+        self._checkpoint_every = config.checkpoint_every_steps or self._validate_every
+        self._device = device
+        self._best = checkpointer.best_value()
+
+    def train(self, progress: Progress) -> Progress:
+        """Train from a position to the end, or until validation stops improving.
+
+        Raises:
+            NonFiniteLossError: the loss became infinite or not a number.
+            CheckpointError: a checkpoint could not be written.
+        """
+        while progress.step < self._total_steps and not self._is_stalled(progress):
+            progress = self._segment(progress, self._next_stop(progress.step))
+            value = None
+            if self._validation is not None and self._due(progress.step, self._validate_every):
+                value = self._validate(self._validation, progress.step)
+                better = self._is_better(value)
+                since = 0 if better else progress.validations_without_gain + 1
+                progress = replace(progress, validations_without_gain=since)
+            if value is not None or self._due(progress.step, self._checkpoint_every):
+                checkpoint = self._checkpointer.save(progress, self._model, self._optimizer)
+                if value is not None and progress.validations_without_gain == 0:
+                    self._best = value
+                    self._checkpointer.mark_best(checkpoint, self._config.validation_metric, value)
+        if progress.step < self._total_steps:
+            self._monitor.say(
+                f"stopped early at step {progress.step}: {self._config.patience} validations "
+                f"without a better {self._config.validation_metric} than {self._best:.4f}"
+            )
+        return progress
+
+    def _is_stalled(self, progress: Progress) -> bool:
+        patience = self._config.patience
+        return patience is not None and progress.validations_without_gain >= patience
+
+    def _is_better(self, value: float) -> bool:
+        if self._best is None:
+            return True
+        if self._config.validation_metric == "log_loss":
+            return value < self._best
+        return value > self._best
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self._total_steps
+
+    def _next_stop(self, step: int) -> int:
+        following = [
+            (step // every + 1) * every for every in (self._validate_every, self._checkpoint_every)
+        ]
+        return min(*following, self._total_steps)
+
+    def _segment(self, progress: Progress, stop: int) -> Progress:
+        """Steps up to `stop`, through a pipeline that is empty again at its end."""
+        self._model.train()
+        pipeline = TrainPipelineSparseDist(self._model, self._optimizer, self._device)
+        positions = self._batches.positions(progress.position, stop - progress.step)
+        source = load(
+            self._batches,
+            positions,
+            num_workers=self._config.num_workers,
+            pin_memory=self._device.type == "cuda",
+        )
+        started, first = time.perf_counter(), progress.step
+        for step, position in zip(itertools.count(progress.step), positions, strict=False):
+            rates = self._optimizer.set_learning_rates(step)
+            output: TrainOutput = pipeline.progress(source)
+            progress = replace(
+                progress, step=step + 1, position=position + self._config.global_batch_size
+            )
+            self._monitor.advance()
+            if progress.step % self._config.log_every_steps == 0 or progress.step == stop:
+                now = time.perf_counter()
+                speed = (progress.step - first) * self._config.global_batch_size / (now - started)
+                started, first = now, progress.step
+                self._log(progress.step, output, rates, speed)
+        pipeline.detach()
+        return progress
+
+    def _log(
+        self, step: int, output: TrainOutput, rates: dict[str, float], impressions_per_s: float
+    ) -> None:
+        losses = {name: float(value) for name, value in average(output.losses).items()}
+        if not math.isfinite(losses["loss"]):
+            raise NonFiniteLossError(
+                f"step {step}: the loss is {losses['loss']} ({losses}); lower the learning rates "
+                "(optimizer.sparse.lr, optimizer.dense.lr) or clip dense gradients "
+                "(optimizer.dense.max_gradient_norm)"
+            )
+        monitors = {name: float(value) for name, value in average(output.monitors).items()}
+        self._monitor.show(losses | {"impressions/s": impressions_per_s})
+        self._monitor.record(
+            "train",
+            step,
+            losses
+            | monitors
+            | {f"lr_{name}": rate for name, rate in rates.items()}
+            | {"impressions_per_s": impressions_per_s, "memory_gib": memory_gib(self._device)},
+        )
+
+    def _validate(self, batches: EvaluationBatches, step: int) -> float:
+        """Measure the validation slice and return the metric that decides."""
+        report = evaluate(
+            self._model,
+            self._optimizer,
+            batches,
+            EvaluationSettings(self._device, self._config.num_workers, description="validate"),
+        )
+        point = {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
+        self._monitor.record("validation", step, point)
+        self._monitor.say(
+            f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in point.items())
+        )
+        return point[self._config.validation_metric]
+
+
+def average(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mean of each scalar over the ranks; collective."""
+    if not scalars:
+        return {}
+    names = sorted(scalars)
+    stacked = torch.stack([scalars[name].float() for name in names])
+    dist.all_reduce(stacked)
+    return dict(zip(names, stacked / dist.get_world_size(), strict=True))

@@ -1,0 +1,189 @@
+"""Every table gets the sparse optimizer, with the mathematics of its reference."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from cdp_torchrec.distributed.optimizers import (
+    DenseOptimizerConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ScheduledOptimizer,
+    SparseOptimizerConfig,
+    apply_sparse_optimizer,
+    needs_dense_gradients,
+)
+from cdp_torchrec.distributed.parallelize import initialize_table
+from cdp_torchrec.distributed.sharding import (
+    AllTypesSharder,
+    ShardingConfig,
+    Strategy,
+    plan_sharding,
+)
+from tests.distributed.spawn import run_ranks
+
+ROWS = {"small": 7, "a": 40, "b": 53}
+STEPS = 6
+CASES: list[tuple[str, Strategy]] = [
+    ("adam", "table_wise"),
+    ("adam", "row_wise"),
+    ("adam", "data_parallel"),
+    ("rowwise_adagrad", "table_wise"),
+    ("rowwise_adagrad", "row_wise"),
+    ("rowwise_adagrad", "data_parallel"),
+]
+
+
+class Linear(nn.Module):
+    """Two lookups per table and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding_bag_collection = EmbeddingBagCollection(
+            device=torch.device("meta"),
+            tables=[
+                EmbeddingBagConfig(
+                    name=f"t_{name}", embedding_dim=4, num_embeddings=rows, feature_names=[name]
+                )
+                for name, rows in ROWS.items()
+            ],
+        )
+        self.linear = nn.Linear(4 * len(ROWS), 1)
+
+    def forward(self, ids: KeyedJaggedTensor) -> Tensor:
+        pooled = self.embedding_bag_collection(ids)
+        return self.linear(torch.cat([pooled[name] for name in ROWS], dim=1)).squeeze(1)
+
+
+def batch(step: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    ids = {n: torch.randint(0, rows, (size, 2), generator=generator) for n, rows in ROWS.items()}
+    return ids, torch.randn(size, generator=generator)
+
+
+def jagged(ids: dict[str, Tensor]) -> KeyedJaggedTensor:
+    values = torch.cat([i.reshape(-1) for i in ids.values()])
+    lengths = torch.full((len(ids) * len(ids["a"]),), 2)
+    return KeyedJaggedTensor(list(ids), values, lengths=lengths)
+
+
+def config_of(kind: str) -> OptimizerConfig:
+    return OptimizerConfig(
+        sparse=SparseOptimizerConfig.model_validate({"kind": kind, "lr": 0.05}),
+        dense=DenseOptimizerConfig(lr=0.01),
+    )
+
+
+def sharded_tables(kind: str, strategy: Strategy) -> dict[str, Tensor]:
+    """Tables after STEPS steps, each rank with its share of every batch; gathered."""
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    device = torch.device("cpu")
+    torch.manual_seed(0)
+    model, config = Linear(), config_of(kind)
+    apply_sparse_optimizer(model.embedding_bag_collection, config.sparse, device)
+    plan = plan_sharding(
+        model,
+        ShardingConfig(strategy=strategy, small_table_rows=10),
+        device=device,
+        world_size=world_size,
+        local_world_size=world_size,
+        batch_size=8,
+        dense_gradients=needs_dense_gradients(config.sparse, device),
+    )
+    sharded = DistributedModelParallel(
+        model, device=device, plan=plan, sharders=[AllTypesSharder()]
+    )
+    for name, table in sharded.state_dict().items():
+        if ".embedding_bags." in name:
+            initialize_table(name, table, std=0.1, seed=0)
+    optimizer = ScheduledOptimizer(sharded, config, max_steps=STEPS)
+    for step in range(STEPS):
+        optimizer.set_learning_rates(step)
+        ids, target = batch(step, 8)
+        own = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+        optimizer.zero_grad()
+        output = sharded(jagged({name: i[own] for name, i in ids.items()}))
+        (output - target[own]).square().mean().backward()
+        optimizer.step()
+    return {name: gather(table) for name, table in sharded.state_dict().items()}
+
+
+def gather(table: Tensor | ShardedTensor) -> Tensor:
+    if not isinstance(table, ShardedTensor):
+        return table.detach().clone()
+    whole = torch.zeros(table.size()) if torch.distributed.get_rank() == 0 else None
+    table.gather(dst=0, out=whole)
+    return torch.zeros(0) if whole is None else whole
+
+
+def reference_tables(kind: str) -> dict[str, Tensor]:
+    """The same training with nn.EmbeddingBag and PyTorch's optimizers."""
+    torch.manual_seed(0)
+    linear = Linear().linear
+    bags = {
+        n: nn.EmbeddingBag(rows, 4, mode="sum", sparse=kind == "adam") for n, rows in ROWS.items()
+    }
+    for name, bag in bags.items():
+        initialize_table(f"x.t_{name}.weight", bag.weight.data, std=0.1, seed=0)
+    tables = [bag.weight for bag in bags.values()]
+    accumulators = [torch.zeros(len(table)) for table in tables]
+    adam = torch.optim.SparseAdam(tables, lr=0.05) if kind == "adam" else None
+    dense = torch.optim.Adam(linear.parameters(), lr=0.01)
+    for step in range(STEPS):
+        ids, target = batch(step, 8)
+        for parameter in [*tables, *linear.parameters()]:
+            parameter.grad = None
+        output = linear(torch.cat([bags[n](i) for n, i in ids.items()], dim=1)).squeeze(1)
+        (output - target).square().mean().backward()
+        dense.step()
+        if adam is not None:
+            adam.step()
+            continue
+        for table, accumulator in zip(tables, accumulators, strict=True):
+            accumulator += table.grad.square().mean(dim=1)
+            table.data -= 0.05 * table.grad / (accumulator.sqrt() + 1e-8).unsqueeze(1)
+    return {f"embedding_bag_collection.embedding_bags.t_{n}.weight": b.weight for n, b in bags.items()}
+
+
+def all_sharded_tables() -> dict[tuple[str, Strategy], dict[str, Tensor]]:
+    return {(kind, plan): sharded_tables(kind, plan) for kind, plan in CASES}
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[tuple[str, Strategy], dict[str, Tensor]]:
+    return run_ranks(2, all_sharded_tables)[0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_sparse_optimizer_equals_its_reference_under_every_plan(
+    trained: dict[tuple[str, Strategy], dict[str, Tensor]], case: tuple[str, Strategy]
+) -> None:
+    for name, expected in reference_tables(case[0]).items():
+        torch.testing.assert_close(trained[case][name], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ScheduleConfig(), [1, 1, 1]),
+        (ScheduleConfig(kind="linear"), [1, 0.5, 0]),
+        (ScheduleConfig(kind="cosine", final_factor=0.2), [1, 0.6, 0.2]),
+        (ScheduleConfig(kind="linear", decay_steps=50), [1, 0, 0]),
+    ],
+)
+def test_schedule_factors_have_their_closed_form(
+    config: ScheduleConfig, expected: list[float]
+) -> None:
+    assert [config.factor(step, 100) for step in (0, 50, 100)] == pytest.approx(expected)
+
+
+def test_warm_up_rises_linearly_then_hands_over() -> None:
+    config = ScheduleConfig(kind="cosine", warmup_steps=4)
+    assert [config.factor(s, 104) for s in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert config.factor(54, 104) == pytest.approx((1 + math.cos(math.pi / 2)) / 2)

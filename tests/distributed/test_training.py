@@ -1,0 +1,256 @@
+"""The main job: the same on 1, 2 and 4 ranks, resumable, and refused where it cannot be right."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from cdp_torchrec.checkpoint import CheckpointError
+from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.experiment import (
+    ExperimentConfig,
+    build_experiment,
+    evaluate_run,
+    train,
+)
+from tests.distributed.spawn import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CPU = torch.device("cpu")
+
+
+SETTINGS = """
+[data.history]
+max_length = 40
+[model]
+embedding_dim = 8
+embedding_init_std = 0.1
+[sharding]
+small_table_rows = 20
+[optimizer.sparse]
+kind = "rowwise_adagrad"
+lr = 0.05
+[optimizer.dense]
+lr = 1e-3
+[trainer]
+global_batch_size = 256
+max_steps = 6
+log_every_steps = 1
+validate_every_steps = 3
+"""
+
+
+def config(dataset: Path, run_dir: Path, *overrides: str) -> ExperimentConfig:
+    layer = run_dir.parent / "settings.toml"
+    data = [f"data.dir={dataset}", f"run.dir={run_dir}"]
+    preset = str(CONFIGS / "interest" / "cdp.toml")
+    return load_config(ExperimentConfig, [preset, str(layer), *data, *overrides])
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+@dataclass
+class Message:
+    """An expected error's text."""
+
+    text: str
+
+
+def error_of(action: Callable[[], Any]) -> Message | None:
+    try:
+        action()
+    except (CheckpointError, ConfigError) as error:
+        return Message(str(error))
+    return None
+
+
+def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
+    """Train, resume, change the plan and the optimizer, and make mistakes."""
+    run = folder / "two"
+    report = train(config(dataset, run), CPU)
+    found: dict[str, Any] = {"auc": report.auc}
+    for name, override in {
+        "table_wise": "sharding.strategy=table_wise",
+        "data_parallel": "sharding.small_table_rows=1000000",
+        "adam": "optimizer.sparse.kind=adam",
+    }.items():
+        train(config(dataset, folder / name, override), CPU)
+    resumed = folder / "resumed"
+    for name in ("resumed", "one", "four"):
+        _copy_until_step_3(run, folder / name)
+    _copy_until_step_3(folder / "adam", folder / "adam_resumed")
+    train(config(dataset, resumed, "run.resume=true"), CPU)
+    train(
+        config(dataset, folder / "adam_resumed", "run.resume=true", "optimizer.sparse.kind=adam"),
+        CPU,
+    )
+    found["evaluated"] = evaluate_run(run, [], CPU, write_predictions=True).auc
+    mistakes = {
+        "occupied": config(dataset, run),
+        "nothing": config(dataset, folder / "empty", "run.resume=true"),
+        "other_model": config(dataset, resumed, "run.resume=true", "model.embedding_dim=4"),
+        "other_module": config(
+            dataset,
+            resumed,
+            "run.resume=true",
+            "model.interest={kind='pooled',recency_segments=[1,4,16]}",
+        ),
+        "uneven": config(dataset, folder / "uneven", "trainer.global_batch_size=255"),
+    }
+    found["mistakes"] = {n: error_of(lambda c=c: train(c, CPU)) for n, c in mistakes.items()}
+    return found
+
+
+def _copy_until_step_3(run: Path, copy: Path) -> None:
+    """Copy a run as it was at step 3; every rank may call it."""
+    if torch.distributed.get_rank() == 0:
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "checkpoints" / "step-00000006")
+        (copy / "checkpoints" / "best.json").unlink()
+        lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (copy / "metrics.jsonl").write_text("".join(lines[:4]))
+    torch.distributed.barrier()
+
+
+def on_other_ranks(dataset: Path, folder: Path, name: str) -> list[str]:
+    """Train from the start, and resume what two ranks began; warnings of the pipeline."""
+    warnings: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    pipeline_logger = logging.getLogger("torchrec.distributed.train_pipeline")
+    pipeline_logger.setLevel(logging.WARNING)
+    pipeline_logger.addHandler(handler)
+    train(config(dataset, folder / f"{name}_fresh"), CPU)
+    train(config(dataset, folder / name, "run.resume=true"), CPU)
+    return warnings
+
+
+def pipelined_modules(dataset: Path, folder: Path) -> list[str]:
+    experiment = build_experiment(config(dataset, folder / "unused"), CPU)
+    model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
+    pipeline = TrainPipelineSparseDist(model, optimizer, CPU)
+    pipeline.progress(iter([experiment.train[0], experiment.train[256]]))
+    return [type(module).__name__ for module in pipeline._pipelined_modules]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "settings.toml").write_text(SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_dataset: Path, folder: Path) -> dict[str, Any]:
+    return run_ranks(2, on_two_ranks, tiny_dataset, folder)[0]
+
+
+@pytest.fixture(scope="module")
+def other_ranks(two_ranks: dict[str, Any], tiny_dataset: Path, folder: Path) -> list[str]:
+    del two_ranks  # only their files are needed
+    warnings = run_ranks(1, on_other_ranks, tiny_dataset, folder, "one")[0]
+    return warnings + run_ranks(4, on_other_ranks, tiny_dataset, folder, "four")[0]
+
+
+@pytest.mark.timeout(600)
+def test_resume_at_the_same_rank_count_is_bit_identical(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    assert len(losses(folder / "two")) == 6
+    assert losses(folder / "resumed") == losses(folder / "two")
+    assert losses(folder / "adam_resumed") == losses(folder / "adam")
+
+
+@pytest.mark.timeout(600)
+def test_one_two_and_four_ranks_reach_the_same_losses(
+    other_ranks: list[str], folder: Path
+) -> None:
+    for name in ("one_fresh", "four_fresh"):
+        assert losses(folder / name) == pytest.approx(losses(folder / "two"), abs=1e-5)
+
+
+@pytest.mark.timeout(600)
+def test_two_ranks_are_continued_by_one_and_by_four(other_ranks: list[str], folder: Path) -> None:
+    for name in ("one", "four"):
+        assert len(losses(folder / name)) == 6
+        assert losses(folder / name) == pytest.approx(losses(folder / "two"), abs=1e-5)
+
+
+def test_the_plan_does_not_change_the_losses(two_ranks: dict[str, Any], folder: Path) -> None:
+    kinds = set()
+    for name in ("two", "table_wise", "data_parallel"):
+        assert losses(folder / name) == pytest.approx(losses(folder / "two"), abs=1e-5)
+        plan = json.loads((folder / name / "plan.json").read_text())
+        kinds.add(tuple(sorted(table["sharding_type"] for table in plan.values())))
+    assert len(kinds) == 3
+
+
+def test_adam_and_adagrad_differ(two_ranks: dict[str, Any], folder: Path) -> None:
+    assert losses(folder / "adam")[-1] != pytest.approx(losses(folder / "two")[-1], abs=1e-5)
+
+
+def test_a_run_is_evaluated_again_to_the_same_metrics(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    assert two_ranks["evaluated"] == two_ranks["auc"]
+    written = json.loads((folder / "two" / "evaluation.json").read_text())
+    assert written["auc"] == two_ranks["auc"]
+    assert {"uauc", "gauc", "log_loss", "strata", "bayes"} <= set(written)
+
+
+def test_predictions_recompute_every_metric(two_ranks: dict[str, Any], folder: Path) -> None:
+    table = pq.read_table(folder / "two" / "predictions.parquet")
+    written = json.loads((folder / "two" / "evaluation.json").read_text())
+    assert table.column_names == ["request_id", "user_id", "item_id", "label", "probability"]
+    request, label, probability = (
+        table[name].to_numpy() for name in ("request_id", "label", "probability")
+    )
+    assert roc_auc_score(label, probability) == pytest.approx(written["auc"])
+    weights, aucs = [], []
+    for one in np.unique(request):
+        rows = request == one
+        if 0 < label[rows].sum() < rows.sum():
+            weights.append(rows.sum())
+            aucs.append(roc_auc_score(label[rows], probability[rows]))
+    assert np.average(aucs, weights=weights) == pytest.approx(written["gauc"])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "text"),
+    [
+        ("occupied", "holds another run: continue it with run.resume=true"),
+        ("nothing", "there is no checkpoint in"),
+        ("other_model", "model.embedding_dim = 4, in the checkpoint 8"),
+        ("other_module", "model.interest.kind = pooled, in the checkpoint cdp"),
+        ("uneven", "trainer.global_batch_size = 255: not a multiple of the 2 ranks"),
+    ],
+)
+def test_mistakes_end_with_a_message(two_ranks: dict[str, Any], mistake: str, text: str) -> None:
+    message = two_ranks["mistakes"][mistake]
+    assert message is not None
+    assert text in message.text
+
+
+@pytest.mark.timeout(600)
+def test_nothing_falls_out_of_the_pipeline(
+    other_ranks: list[str], tiny_dataset: Path, folder: Path
+) -> None:
+    assert [w for w in other_ranks if "NOT be pipelined" in w] == []
+    assert run_ranks(1, pipelined_modules, tiny_dataset, folder) == [
+        ["ShardedEmbeddingBagCollection"]
+    ]
