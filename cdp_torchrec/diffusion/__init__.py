@@ -1,0 +1,1 @@
+"""Schedule, keyed noise, denoiser and sampler of the diffusion process."""

@@ -1,0 +1,174 @@
+"""How fast noise replaces signal, and what a prediction means at each timestep (paper eq. 4)."""
+
+# B impressions, D latent dim, T diffusion steps; timestep 0 is the clean latent, T the noisiest
+
+import math
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from cdp_torchrec.config import Config
+
+PredictionType = Literal["epsilon", "x0", "v"]
+_Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class NoiseScheduleConfig(Config):
+    """Forward process (paper eq. 4 and section 4.1.3; ambiguity a9)."""
+
+    num_train_timesteps: PositiveInt = 100
+    """T. Paper: 100."""
+    beta_schedule: Literal["linear", "linear_var", "cosine"] = "linear"
+    """"linear": betas from beta_start to beta_end, our reading of the paper. "linear_var": the same
+    two numbers times noise_scale are the marginal variance of the first and last step (DiffRec's
+    code, from which the paper's numbers may come). "cosine": Nichol and Dhariwal 2021; its last
+    states hold almost no signal, so combine it with start_timestep."""
+    beta_start: _Probability = 0.005
+    """First noise intensity. Paper: 0.005. Not used by "cosine"."""
+    beta_end: _Probability = 0.01
+    """Last noise intensity. Paper: 0.01. Not used by "cosine"."""
+    noise_scale: PositiveFloat = 0.005
+    """Factor of "linear_var" only. DiffRec's released ML-1M setting: 0.005."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "NoiseScheduleConfig":
+        if self.beta_start > self.beta_end:
+            raise ValueError(
+                f"beta_start = {self.beta_start} is above beta_end = {self.beta_end}: "
+                "noise must not shrink"
+            )
+        if self.beta_schedule == "linear_var" and self.noise_scale * self.beta_end >= 1.0:
+            raise ValueError(
+                f"noise_scale * beta_end = {self.noise_scale * self.beta_end} is a variance "
+                "and must stay below 1"
+            )
+        return self
+
+
+class NoiseSchedule(nn.Module):
+    """Constants of the forward process, and the conversions between x_0, noise and predictions.
+
+    A prediction is of one of three types: "epsilon" (the noise; eq. 10), "x0" (the clean latent) or
+    "v" (signal * noise - sigma * x_0, Salimans and Ho 2022).
+    """
+
+    alphas_cumprod: Tensor
+    """[T + 1], float32; entry 0 is 1."""
+    signal_scales: Tensor
+    """sqrt(alphas_cumprod), [T + 1]."""
+    noise_scales: Tensor
+    """sqrt(1 - alphas_cumprod), [T + 1]."""
+
+    def __init__(self, config: NoiseScheduleConfig, *, prediction_type: PredictionType) -> None:
+        super().__init__()
+        self.num_train_timesteps = config.num_train_timesteps
+        self.prediction_type: PredictionType = prediction_type
+        alphas_cumprod = _alphas_cumprod(config)
+        signal_scales = [math.sqrt(a) for a in alphas_cumprod]
+        noise_scales = [math.sqrt(1.0 - a) for a in alphas_cumprod]
+        # Sampling knows its timesteps in advance and uses the exact float64 values.
+        self._float_scales = tuple(zip(signal_scales, noise_scales, strict=True))
+        for name, values in (
+            ("alphas_cumprod", alphas_cumprod),
+            ("signal_scales", signal_scales),
+            ("noise_scales", noise_scales),
+        ):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+
+    def scales(self, timestep: int) -> tuple[float, float]:
+        """Scale of the signal and of the noise in x_t at one timestep, in float64."""
+        return self._float_scales[timestep]
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noised interest x_t (paper eq. 4).
+
+        Args:
+            x_0: clean pooled history, [B, D].
+            noise: standard normal draw, [B, D].
+            timesteps: step of each impression in 0..T, int64 [B].
+        """
+        signal, sigma = self._scales_of(timesteps)
+        return signal * x_0 + sigma * noise
+
+    def target(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a perfect denoiser predicts from x_t, [B, D] (eq. 11 for "epsilon")."""
+        match self.prediction_type:
+            case "epsilon":
+                return noise
+            case "x0":
+                return x_0
+            case "v":
+                signal, sigma = self._scales_of(timesteps)
+                return signal * noise - sigma * x_0
+
+    def noise_free_prediction(self, x_t: Tensor, timesteps: Tensor | int) -> Tensor | float:
+        """Prediction if x_t held no noise at all, that is x_t = signal * x_0.
+
+        A network that adds its output to this starts, at output zero, by returning the latent from
+        which a noise-free chain was started. For "epsilon" it is simply zero.
+        """
+        if self.prediction_type == "epsilon":
+            return 0.0
+        signal, sigma = self._scales_of(timesteps)
+        return x_t * (1.0 / signal if self.prediction_type == "x0" else -sigma / signal)
+
+    def x_0_from(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor | int) -> Tensor:
+        """Clean latent that a prediction implies, [B, D]; one timestep for all, or int64 [B]."""
+        if self.prediction_type == "x0":
+            return prediction
+        signal, sigma = self._scales_of(timesteps)
+        if self.prediction_type == "v":
+            return signal * x_t - sigma * prediction
+        return (x_t - sigma * prediction) / signal
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod), [B]; timesteps in 1..T."""
+        alphas_cumprod = self.alphas_cumprod[timesteps]
+        return alphas_cumprod / (1.0 - alphas_cumprod)
+
+    def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
+        """Min-SNR-gamma weight of the squared error in the prediction, [B] (arXiv 2303.09556)."""
+        snr = self.snr(timesteps)
+        clipped = snr.clamp(max=gamma)
+        match self.prediction_type:
+            case "epsilon":
+                return clipped / snr
+            case "x0":
+                return clipped
+            case "v":
+                return clipped / (snr + 1.0)
+
+    def _scales_of(self, timesteps: Tensor | int) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        if isinstance(timesteps, int):
+            return self.scales(timesteps)
+        return (
+            self.signal_scales[timesteps].unsqueeze(1),
+            self.noise_scales[timesteps].unsqueeze(1),
+        )
+
+
+def _alphas_cumprod(config: NoiseScheduleConfig) -> list[float]:
+    num_steps = config.num_train_timesteps
+    ramp = [
+        config.beta_start + (config.beta_end - config.beta_start) * t / max(num_steps - 1, 1)
+        for t in range(num_steps)
+    ]
+    match config.beta_schedule:
+        case "linear":
+            betas = ramp
+        case "linear_var":
+            return [1.0] + [1.0 - config.noise_scale * variance for variance in ramp]
+        case "cosine":
+            curve = [
+                math.cos((t / num_steps + 0.008) / 1.008 * math.pi / 2) ** 2
+                for t in range(num_steps + 1)
+            ]
+            # The clip of the authors keeps the last state finite.
+            betas = [min(1.0 - after / before, 0.999) for before, after in pairwise(curve)]
+    alphas_cumprod = [1.0]
+    for beta in betas:
+        alphas_cumprod.append(alphas_cumprod[-1] * (1.0 - beta))
+    return alphas_cumprod

@@ -1,0 +1,94 @@
+"""The seam between the ranking model and every interest module.
+
+An interest module turns a user's history into the interest vector that joins the ranking tower.
+It works on dense tensors only and owns no embedding table.
+"""
+
+# B impressions, D embedding dim, K recency segments of a gated history
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+HistoryForm = Literal["none", "gated_pool", "sequence"]
+
+
+@dataclass(frozen=True)
+class GatedPool:
+    """Category-gated history, summed per recency segment (paper eqs. 2-3 before the division).
+
+    Segment 0 holds the most recent behaviours. With one segment, sums / lengths is eq. 3.
+    """
+
+    sums: Tensor
+    """Sums of item embeddings, [B, K, D]."""
+    lengths: Tensor
+    """Number of behaviours in each segment, float [B, K]; 0 where empty."""
+
+
+@dataclass(frozen=True)
+class InterestInput:
+    """Everything that an interest module may look at; a role without features has width 0."""
+
+    user: Tensor
+    """[B, D_user]"""
+    query: Tensor
+    """[B, D_query]"""
+    item: Tensor
+    """Target item, from the same table as the history's items, [B, D]."""
+    item_attributes: Tensor
+    """Category and other attributes of the target item, [B, D_item_attributes]."""
+    context: Tensor
+    """Hour, page, position ..., [B, D_context]."""
+    scene: Tensor
+    """Client type, search source ..., [B, D_scene]."""
+    key: Tensor
+    """Int64 [B]: names each impression; all randomness is a function of it."""
+    history: GatedPool | None = None
+    """In the form that the module declares."""
+
+
+@dataclass(frozen=True)
+class InterestDims:
+    """Widths of InterestInput's tensors; 0 means that the dataset lacks the role."""
+
+    user: int
+    query: int
+    item: int
+    item_attributes: int
+    context: int
+    scene: int
+
+
+@dataclass(frozen=True)
+class InterestOutput:
+    """What an interest module hands to the tower, the loss and the log."""
+
+    interest: Tensor
+    """[B, interest_dim]"""
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named auxiliary losses per impression, [B], unweighted; only in training mode."""
+    monitors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named detached scalars for the log (gate weights, latent scale ...); in training mode."""
+
+
+class InterestModule(nn.Module):
+    """Base class of all interest modules."""
+
+    history: ClassVar[HistoryForm]
+    """Which lookup SparseArch builds for the module."""
+    interest_dim: int
+    """Width of the interest vector; 0: the module adds nothing to the tower."""
+    loss_weights: Mapping[str, float]
+    """Weight of each auxiliary loss in the total loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss_weights = {}
+
+    @abstractmethod
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Interest of the user in the target item, [B, interest_dim]."""

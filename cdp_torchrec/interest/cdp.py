@@ -1,0 +1,265 @@
+"""Conditioned denoising diffusion of the user's interest (CDP, arXiv 2509.19876).
+
+The category-gated mean of the history is a noisy latent; a denoiser conditioned on query, user,
+item, context and scene turns it into the interest in this item. Defaults are the paper's, as far as
+it states them; every reading of ours is a setting (a1 .. a18 number the ambiguities).
+"""
+
+# B impressions, D embedding dim, T diffusion steps, K sampled steps, M modulation width
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from cdp_torchrec.diffusion.denoiser import Denoiser, DenoiserConfig
+from cdp_torchrec.diffusion.noise import (
+    START_NOISE,
+    TRAINING_NOISE,
+    TRAINING_TIMESTEP,
+    keyed_normal,
+    keyed_timesteps,
+)
+from cdp_torchrec.diffusion.sampler import (
+    SamplerType,
+    denoise,
+    sampling_steps,
+)
+from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig, PredictionType
+from cdp_torchrec.interest.base import (
+    HistoryForm,
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.condition import ConditionConfig, build_condition
+from cdp_torchrec.interest.pooling import (
+    Emission,
+    GatedHistoryConfig,
+    HistoryPooling,
+    PooledHistory,
+)
+
+
+class CdpConfig(GatedHistoryConfig):
+    """Paper eqs. 3-13."""
+
+    kind: Literal["cdp"]
+    """Selects the module."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    """Forward process (eq. 4, a9)."""
+    condition: ConditionConfig = ConditionConfig()
+    """Experts and their fusion (eqs. 5-8, a1, a2)."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    """Network of the denoiser (eqs. 9-10, a3, a4)."""
+    prediction_type: PredictionType = "epsilon"
+    """What the denoiser predicts. Paper: the noise, "epsilon" (eq. 10). "x0": the clean latent."""
+    start: Literal["noised", "clean_scaled", "clean", "gaussian"] = "noised"
+    """State where sampling starts (a7, a8). "noised": z_0 after the forward process, as Figure 1c
+    draws, with noise fixed per impression. "clean_scaled": the same without the noise. "clean": z_0
+    itself. "gaussian": pure noise, off-distribution here because x_T keeps 69 % of the signal."""
+    start_timestep: PositiveInt | None = None
+    """Noise level of the start state; T if not given. Training draws its timesteps up to here."""
+    sampler: SamplerType = "ddim"
+    """Deterministic solver of the reverse process (a6)."""
+    num_inference_steps: NonNegativeInt = 20
+    """K, denoiser calls per impression in serving (a6). Paper: 20. 0 needs start = "clean" and
+    leaves z_0 as it is."""
+    train_path: Literal["chain", "x0_onestep", "unrolled"] = "chain"
+    """How training makes the interest (a5). "chain": the chain of serving, with gradients through
+    all its steps, and one more call at a random timestep for the noise loss. "x0_onestep": that
+    one call serves both; serving still runs the chain. "unrolled": the literal reading R2 of eqs.
+    9-10, K recurrences without a sampler between them, in training and in serving."""
+    recon_detach: bool = False
+    """Noise loss trains the denoiser only, not the embeddings, the pooling or the experts (a11).
+    The paper is silent; without it the noise loss is minimised by collapsing z_0."""
+    noise_loss_weight: NonNegativeFloat = 1.0
+    """Lambda, weight of the noise loss beside the BCE (eqs. 11-13, a12); the loss is a mean over
+    dimensions. Paper: no factor shown. At 0 the noise loss is not computed."""
+    loss_weighting: Literal["uniform", "min_snr"] = "uniform"
+    """Weight of timesteps in the noise loss. Paper: uniform. "min_snr": arXiv 2303.09556."""
+    min_snr_gamma: PositiveFloat = 5.0
+    """Ceiling of the signal-to-noise ratio in "min_snr"."""
+
+    @property
+    def last_timestep(self) -> int:
+        """Noise level where sampling starts."""
+        return self.start_timestep or self.schedule.num_train_timesteps
+
+    @model_validator(mode="after")
+    def _check(self) -> "CdpConfig":
+        if self.last_timestep > self.schedule.num_train_timesteps:
+            raise ValueError(
+                f"start_timestep = {self.start_timestep} is above schedule.num_train_timesteps = "
+                f"{self.schedule.num_train_timesteps}"
+            )
+        if self.num_inference_steps > self.last_timestep:
+            raise ValueError(
+                f"num_inference_steps = {self.num_inference_steps} is more than the "
+                f"{self.last_timestep} timesteps that there are to sample"
+            )
+        if self.num_inference_steps == 0 and self.start != "clean":
+            raise ValueError(
+                f"num_inference_steps = 0 needs start = 'clean', found '{self.start}': "
+                "nothing would remove the noise or the scale"
+            )
+        if self.train_path != "chain" and self.recon_detach:
+            raise ValueError(
+                f"recon_detach needs train_path = 'chain', found '{self.train_path}', "
+                "where one denoiser call serves both losses"
+            )
+        if self.train_path == "unrolled":
+            found = (self.start, self.prediction_type, self.denoiser.condition_join)
+            if found != ("noised", "epsilon", "add") or self.num_inference_steps == 0:
+                raise ValueError(
+                    "train_path = 'unrolled' is the literal reading of eqs. 9-10: it needs "
+                    "start = 'noised', prediction_type = 'epsilon', denoiser.condition_join = 'add'"
+                    f" and num_inference_steps >= 1, found {found} and {self.num_inference_steps}"
+                )
+        return self
+
+
+class CdpInterest(InterestModule):
+    """The interest is z*, the denoised latent of the gated history."""
+
+    history: ClassVar[HistoryForm] = "gated_pool"
+
+    grid: Tensor
+    """Timesteps of the denoiser's calls in serving, int64 [K]."""
+
+    def __init__(self, config: CdpConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.config = config
+        self.loss_weights = {"noise_loss": config.noise_loss_weight}
+        self.dim = dims.item
+        self.last_timestep = config.last_timestep
+        self.pooling = HistoryPooling(config, dim=self.dim)
+        self.emission = Emission(config, dim=self.dim)
+        self.interest_dim = self.emission.width
+        self.condition = build_condition(config.condition, dims, dim=self.dim)
+        self.schedule = NoiseSchedule(config.schedule, prediction_type=config.prediction_type)
+        self.denoiser = Denoiser(
+            config.denoiser,
+            dim=self.dim,
+            condition_dim=0 if self.condition is None else self.dim,
+            num_train_timesteps=config.schedule.num_train_timesteps,
+        )
+        self.steps = sampling_steps(
+            self.schedule,
+            sampler=config.sampler,
+            start_timestep=self.last_timestep,
+            num_inference_steps=config.num_inference_steps,
+        )
+        grid = torch.tensor([step.timestep for step in self.steps], dtype=torch.int64)
+        self.register_buffer("grid", grid, persistent=False)
+        # W_out of eq. 10 is apart from the recurrent step only in reading R2.
+        self.read_out = nn.Linear(self.dim, self.dim) if config.train_path == "unrolled" else None
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Denoised interest, [B, interest_dim]; in training mode with the noise loss."""
+        assert inputs.history is not None
+        pooled = self.pooling(inputs.history)
+        fused = None if self.condition is None else self.condition(inputs)
+        condition = None if fused is None else fused.condition
+        modulation = self.denoiser.modulation(condition)
+        noise_loss: Tensor | None = None
+        if self.read_out is not None:
+            interest, noise_loss = self._unroll(pooled.latent, modulation, inputs.key)
+        elif self.training and self.config.train_path == "x0_onestep":
+            interest, noise_loss = self._one_step(pooled.latent, modulation, inputs.key)
+        else:
+            interest = self._sample(pooled.latent, modulation, inputs.key)
+            if self.training and self.config.noise_loss_weight > 0.0:
+                noise_loss = self._separate_noise_loss(
+                    pooled.latent, condition, modulation, inputs.key
+                )
+        losses, monitors = {}, {}
+        if self.training:
+            if noise_loss is not None and self.config.noise_loss_weight > 0.0:
+                # An empty history has no latent to reconstruct (a13).
+                losses["noise_loss"] = noise_loss * pooled.present
+            monitors = self.pooling.monitors(pooled) | self._monitors(pooled, interest)
+            if self.condition is not None and fused is not None:
+                monitors |= self.condition.monitors(fused)
+        emitted = self.emission(interest, pooled=pooled, history=inputs.history, item=inputs.item)
+        return InterestOutput(interest=emitted, losses=losses, monitors=monitors)
+
+    def _sample(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> Tensor:
+        """z* by the chain of serving (paper section 3.6), [B, D]."""
+        time_modulation = self.denoiser.time_modulation(self.grid).unbind()
+
+        def predict_x_0(x_t: Tensor, index: int) -> Tensor:
+            prediction = self._predict(
+                x_t, modulation + time_modulation[index], self.steps[index].timestep
+            )
+            return self.schedule.x_0_from(prediction, x_t, self.steps[index].timestep)
+
+        return denoise(self._start_state(x_0, key), steps=self.steps, predict_x_0=predict_x_0)
+
+    def _start_state(self, x_0: Tensor, key: Tensor) -> Tensor:
+        signal, sigma = self.schedule.scales(self.last_timestep)
+        match self.config.start:
+            case "clean":
+                return x_0
+            case "clean_scaled":
+                return signal * x_0
+            case "noised":
+                return signal * x_0 + sigma * keyed_normal(key, self.dim, START_NOISE)
+            case "gaussian":
+                return keyed_normal(key, self.dim, START_NOISE)
+
+    def _predict(self, x_t: Tensor, modulation: Tensor, timesteps: Tensor | int) -> Tensor:
+        correction = self.denoiser(x_t, modulation)
+        return correction + self.schedule.noise_free_prediction(x_t, timesteps)
+
+    def _separate_noise_loss(
+        self, x_0: Tensor, condition: Tensor | None, modulation: Tensor, key: Tensor
+    ) -> Tensor:
+        """Noise loss of "chain", [B]: one call apart from the chain."""
+        if self.config.recon_detach:
+            x_0 = x_0.detach()
+            if condition is not None:
+                modulation = self.denoiser.modulation(condition.detach())
+        return self._one_step(x_0, modulation, key)[1]
+
+    def _one_step(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """x_0 as predicted at a random timestep [B, D], and its noise loss (eq. 11) [B]."""
+        timesteps = keyed_timesteps(key, self.last_timestep, TRAINING_TIMESTEP)
+        noise = keyed_normal(key, self.dim, TRAINING_NOISE)
+        x_t = self.schedule.add_noise(x_0, noise, timesteps)
+        prediction = self._predict(
+            x_t, modulation + self.denoiser.time_modulation(timesteps), timesteps
+        )
+        error = prediction - self.schedule.target(x_0, noise, timesteps)
+        noise_loss = error.square().mean(dim=1)
+        if self.config.loss_weighting == "min_snr":
+            gamma = self.config.min_snr_gamma
+            noise_loss = noise_loss * self.schedule.min_snr_weights(timesteps, gamma)
+        return self.schedule.x_0_from(prediction, x_t, timesteps), noise_loss
+
+    def _unroll(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """z* [B, D] and noise loss [B] of reading R2: K recurrences, then one read-out."""
+        assert self.read_out is not None
+        x_t = self._start_state(x_0, key)
+        hidden = x_t
+        for time_modulation in self.denoiser.time_modulation(self.grid).unbind():
+            hidden = self.denoiser(hidden, modulation + time_modulation)
+        predicted_noise = self.read_out(hidden)
+        noise = keyed_normal(key, self.dim, START_NOISE)
+        noise_loss = (predicted_noise - noise).square().mean(dim=1)
+        return self.schedule.x_0_from(predicted_noise, x_t, self.last_timestep), noise_loss
+
+    @torch.no_grad()
+    def _monitors(self, pooled: PooledHistory, interest: Tensor) -> dict[str, Tensor]:
+        """Scalars for the log: how much signal the start state keeps, how far z* moved from z_0."""
+        signal, sigma = self.schedule.scales(self.last_timestep)
+        present = pooled.present
+        power = (pooled.latent.square().mean(dim=1) * present).sum()
+        shift = ((interest - pooled.latent).square().mean(dim=1) * present).sum()
+        tiny = torch.finfo(power.dtype).tiny
+        return {
+            "start_snr": (signal / sigma) ** 2 * power / present.sum().clamp(min=1.0),
+            "relative_shift": (shift / power.clamp(min=tiny)).sqrt(),
+        }

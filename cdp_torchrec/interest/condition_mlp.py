@@ -1,0 +1,64 @@
+"""CDP's network without diffusion: one shot from the pooled history and the condition.
+
+The row that tells what diffusion adds: same inputs, same condition, same network size.
+"""
+
+from typing import ClassVar, Literal
+
+from cdp_torchrec.diffusion.denoiser import ConditionedMlp, DenoiserConfig
+from cdp_torchrec.interest.base import (
+    HistoryForm,
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.condition import ConditionConfig, build_condition
+from cdp_torchrec.interest.pooling import Emission, GatedHistoryConfig, HistoryPooling
+
+
+class ConditionMlpConfig(GatedHistoryConfig):
+    """Paper eqs. 2-3 and 5-8, and the denoiser's network called once."""
+
+    kind: Literal["condition_mlp"]
+    """Selects the module."""
+    condition: ConditionConfig = ConditionConfig()
+    """Experts and their fusion, as in cdp."""
+    network: DenoiserConfig = DenoiserConfig()
+    """Size of the network, as in cdp."""
+
+
+class ConditionMlpInterest(InterestModule):
+    """The interest is z_0 plus a correction that depends on z_0 and on the condition."""
+
+    history: ClassVar[HistoryForm] = "gated_pool"
+
+    def __init__(self, config: ConditionMlpConfig, dims: InterestDims) -> None:
+        super().__init__()
+        dim = dims.item
+        self.pooling = HistoryPooling(config, dim=dim)
+        self.condition = build_condition(config.condition, dims, dim=dim)
+        self.network = ConditionedMlp(
+            config.network, dim=dim, condition_dim=0 if self.condition is None else dim
+        )
+        self.emission = Emission(config, dim=dim)
+        self.interest_dim = self.emission.width
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts of the corrected interest, [B, interest_dim]."""
+        assert inputs.history is not None
+        pooled = self.pooling(inputs.history)
+        fused = None if self.condition is None else self.condition(inputs)
+        modulation = self.network.modulation(None if fused is None else fused.condition)
+        interest = self.emission(
+            pooled.latent + self.network(pooled.latent, modulation),
+            pooled=pooled,
+            history=inputs.history,
+            item=inputs.item,
+        )
+        monitors = {}
+        if self.training:
+            monitors = self.pooling.monitors(pooled)
+            if self.condition is not None and fused is not None:
+                monitors |= self.condition.monitors(fused)
+        return InterestOutput(interest=interest, monitors=monitors)
