@@ -100,7 +100,9 @@ def test_a_plain_error_of_a_validator_names_its_section() -> None:
     class Root(Config):
         range: Range = Range()
 
-    with pytest.raises(ConfigError, match=r"^bad config\n  range: low must not exceed high"):
+    with pytest.raises(
+        ConfigError, match=r"^bad config\n  range: low must not exceed high \[command line\]$"
+    ):
         load_config(Root, ["range.low=2"])
     with pytest.raises(ConfigError, match=r"^bad config\n  low must not exceed high$"):
         load_config(Range, ["low=2"])

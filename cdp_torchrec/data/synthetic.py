@@ -138,7 +138,7 @@ class _StagingWriter:
                 "item_id": _lists(_names("item", items), page),
                 "category_id": _lists(_names("category", self._world.category_of(items)), page),
                 "log_price": _lists(pa.array(self._world.item_log_price[items].ravel()), page),
-                "position": _lists(_names("position", positions), page),
+                "position": _lists(pa.array(positions.ravel().astype(str), pa.string()), page),
                 "label": _lists(pa.array(requests.label.ravel()), page),
                 "click_probability": _lists(pa.array(requests.click_probability.ravel()), page),
             }

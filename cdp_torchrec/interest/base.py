@@ -27,6 +27,8 @@ class GatedPool:
     """Sums of item embeddings, [B, K, D]."""
     lengths: Tensor
     """Number of behaviours in each segment, float [B, K]; 0 where empty."""
+    matches: Tensor
+    """Behaviours of each segment on the target item itself, float [B, K]."""
 
 
 @dataclass(frozen=True)

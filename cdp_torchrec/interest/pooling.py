@@ -5,7 +5,6 @@ Shared by `pooled`, `condition_mlp` and `cdp`, so that a comparison of them comp
 
 # B impressions, D embedding dim, K recency segments (0 is the most recent)
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,7 +16,7 @@ from torch.nn import functional
 from cdp_torchrec.config import Config
 from cdp_torchrec.interest.base import GatedPool
 
-Emit = Literal["interest", "interest_item", "pooled", "match", "touch", "count"]
+Emit = Literal["interest", "interest_item", "pooled", "match", "count"]
 LatentNorm = Literal["none", "layernorm", "l2"]
 
 # Embeddings start at a standard deviation of 0.001 to 0.1, and a mean of many is smaller still:
@@ -38,10 +37,9 @@ class GatedHistoryConfig(Config):
     emit: Annotated[tuple[Emit, ...], Field(min_length=1)] = ("interest",)
     """What the tower receives (ambiguity a18), in this order. Paper: the interest alone.
     "interest": the module's vector, [D]. "interest_item": its Hadamard product with the target
-    item, [D]. "pooled": z_0, [D]. "match": cosine of the target item with each segment, [K].
-    "touch": exp(sharpness * (match - 1)) with a learned sharpness, [K]; near 1 only where a segment
-    is made of the target item, which carries over to items that training never saw. "count":
-    log(1 + length) of each segment and an indicator of the empty history, [K + 1]."""
+    item, [D]. "pooled": z_0, [D]. "match": log(1 + n) of the n behaviours of each segment on the
+    target item itself, [K], exact also for items that training never saw. "count": log(1 + length)
+    of each segment and an indicator of the empty history, [K + 1]."""
 
     @field_validator("emit")
     @classmethod
@@ -117,16 +115,9 @@ class Emission(nn.Module):
             "interest_item": dim,
             "pooled": dim,
             "match": config.num_segments,
-            "touch": config.num_segments,
             "count": config.num_segments + 1,
         }
         self.width = sum(widths[part] for part in config.emit)
-        # At 10 the cosine of unrelated items, of standard deviation D ** -0.5, is worth nothing.
-        self.log_sharpness = (
-            nn.Parameter(torch.full((config.num_segments,), math.log(10.0)))
-            if "touch" in config.emit
-            else None
-        )
 
     def forward(
         self, interest: Tensor, *, pooled: PooledHistory, history: GatedPool, item: Tensor
@@ -149,18 +140,11 @@ class Emission(nn.Module):
                 case "pooled":
                     parts.append(pooled.latent)
                 case "match":
-                    parts.append(segment_match(history, item))
-                case "touch":
-                    parts.append(self._touch(history, item))
+                    parts.append(history.matches.log1p())
                 case "count":
                     parts.append(history.lengths.log1p())
                     parts.append(1.0 - pooled.present.unsqueeze(1))
         return torch.cat(parts, dim=1)
-
-    def _touch(self, history: GatedPool, item: Tensor) -> Tensor:
-        assert self.log_sharpness is not None
-        distance = 1.0 - segment_match(history, item)
-        return (-self.log_sharpness.exp() * distance).exp() * (history.lengths > 0)
 
 
 def normalise(x: Tensor, latent_norm: LatentNorm) -> Tensor:
@@ -172,13 +156,3 @@ def normalise(x: Tensor, latent_norm: LatentNorm) -> Tensor:
             return functional.layer_norm(x, x.shape[-1:], eps=_NORM_EPS)
         case "l2":
             return x * (x.square().mean(dim=-1, keepdim=True) + _NORM_EPS).rsqrt()
-
-
-def segment_match(history: GatedPool, item: Tensor) -> Tensor:
-    """Cosine of the target item with the mean of each segment, [B, K]; 0 where it is empty.
-
-    A segment of one behaviour matches with 1 exactly if that behaviour was on the target item.
-    """
-    products = (history.sums * item.unsqueeze(1)).sum(dim=2)
-    squares = history.sums.square().sum(dim=2) * item.square().sum(dim=1, keepdim=True)
-    return products * (squares + _NORM_EPS**2).rsqrt()

@@ -159,6 +159,7 @@ class RankingArch(nn.Module):
         numbers: Tensor,
         request_index: Tensor,
         history_index: Tensor,
+        history_matches: Tensor,
         key: Tensor,
     ) -> RankingOutput:
         """Logits and interest of B impressions.
@@ -169,13 +170,16 @@ class RankingArch(nn.Module):
             numbers: [B, N].
             request_index: int64 [B].
             history_index: int64 [B].
+            history_matches: float [B, K].
             key: int64 [B], names the impressions.
         """
         with torch.autocast(numbers.device.type, torch.bfloat16, enabled=self._autocast):
             features = self._features(embeddings, bag_lengths, request_index)
             history = None
             if self._segments:
-                history = self._gated_pool(embeddings, bag_lengths, history_index)
+                history = self._gated_pool(
+                    embeddings, bag_lengths, history_index, history_matches
+                )
             by_role = {r: self._role(r, features, numbers) for r in _ROLES}
             interest = self.interest(
                 InterestInput(
@@ -213,13 +217,19 @@ class RankingArch(nn.Module):
         return features
 
     def _gated_pool(
-        self, embeddings: dict[str, Tensor], bag_lengths: Tensor, history_index: Tensor
+        self,
+        embeddings: dict[str, Tensor],
+        bag_lengths: Tensor,
+        history_index: Tensor,
+        history_matches: Tensor,
     ) -> GatedPool:
         columns = [self._bag_column[f.key] for f in self._segments]
         sums = torch.stack([embeddings[f.key] for f in self._segments], dim=1)
         lengths = bag_lengths[:, columns]
         return GatedPool(
-            sums.index_select(0, history_index), lengths.index_select(0, history_index)
+            sums=sums.index_select(0, history_index),
+            lengths=lengths.index_select(0, history_index),
+            matches=history_matches,
         )
 
     def _role(self, role: Role, features: dict[str, Tensor], numbers: Tensor) -> Tensor:
@@ -254,5 +264,6 @@ class RankingModel(nn.Module):
             batch.numbers,
             batch.request_index,
             batch.history_index,
+            batch.history_matches,
             batch.key,
         )

@@ -63,7 +63,7 @@ def make_inputs() -> MakeInputs:
     def make(
         dims: InterestDims = DIMS,
         *,
-        num_segments: int = 4,
+        num_segments: int = 7,
         batch: int = 12,
         seed: int = 0,
         requires_grad: bool = False,
@@ -77,6 +77,7 @@ def make_inputs() -> MakeInputs:
         lengths[:, 0] += 1
         lengths[::4] = 0
         sums = embedding(batch, num_segments, dims.item) * lengths.unsqueeze(2)
+        matches = (torch.rand(batch, num_segments, generator=generator) * (lengths + 1)).floor()
         return InterestInput(
             user=embedding(batch, dims.user).requires_grad_(requires_grad),
             query=embedding(batch, dims.query).requires_grad_(requires_grad),
@@ -85,7 +86,9 @@ def make_inputs() -> MakeInputs:
             context=embedding(batch, dims.context).requires_grad_(requires_grad),
             scene=embedding(batch, dims.scene).requires_grad_(requires_grad),
             key=torch.randint(2**62, (batch,), generator=generator),
-            history=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=lengths),
+            history=GatedPool(
+                sums=sums.requires_grad_(requires_grad), lengths=lengths, matches=matches
+            ),
         )
 
     return make

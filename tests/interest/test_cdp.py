@@ -139,7 +139,7 @@ def test_the_interest_has_gradients_through_every_step(make_module, make_inputs)
 
 
 def test_training_serves_the_interest_that_evaluation_serves(make_module, make_inputs):
-    for preset, num_segments in (("interest/cdp", 4), ("interest/cdp_paper", 1)):
+    for preset, num_segments in (("interest/cdp", 7), ("interest/cdp_paper", 1)):
         module, inputs = make_module(preset), make_inputs(num_segments=num_segments)
         trained = module.train()(inputs).interest
         assert torch.equal(module.eval()(inputs).interest, trained)
@@ -275,8 +275,8 @@ def test_the_defaults_are_the_paper_preset(load_interest):
 
 
 def test_every_embedding_moves_the_interest(make_module, make_inputs):
-    for preset, num_segments in (("interest/cdp", 4), ("interest/cdp_paper", 1)):
-        module = make_module(preset).eval()
+    for preset, num_segments in (("interest/cdp", 7), ("interest/cdp_paper", 1)):
+        module = make_module(preset, "condition.item_gradient=flow").eval()
         inputs = make_inputs(num_segments=num_segments, requires_grad=True)
         gradients = torch.autograd.grad(module(inputs).interest.square().sum(), embeddings(inputs))
         names = [field.name for field in fields(inputs)]

@@ -63,7 +63,9 @@ def test_histories_that_are_all_empty_give_finite_gradients(make_module, make_in
     module = make_module(*variant)
     inputs = make_inputs(num_segments=num_segments(module), requires_grad=True)
     sums = torch.zeros_like(inputs.history.sums, requires_grad=True)
-    history = GatedPool(sums=sums, lengths=torch.zeros_like(inputs.history.lengths))
+    history = replace(
+        inputs.history, sums=sums, lengths=torch.zeros_like(inputs.history.lengths)
+    )
     output = module(replace(inputs, history=history))
     (output.interest.sum() + sum(loss.sum() for loss in output.losses.values())).backward()
     assert output.interest.isfinite().all()
@@ -141,9 +143,7 @@ class OnTensors(nn.Module):
         self.module = module
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        *roles, key, sums, lengths = tensors
-        history = GatedPool(sums=sums, lengths=lengths)
-        return self.module(InterestInput(*roles, key=key, history=history)).interest
+        return self.module(from_tensors(list(tensors))).interest
 
 
 @pytest.mark.parametrize("variant", COMPILED, ids="+".join)
@@ -204,12 +204,14 @@ def as_tensors(inputs: InterestInput) -> tuple[Tensor, ...]:
         inputs.key,
         inputs.history.sums,
         inputs.history.lengths,
+        inputs.history.matches,
     )
 
 
 def from_tensors(tensors: list[Tensor]) -> InterestInput:
-    *roles, key, sums, lengths = tensors
-    return InterestInput(*roles, key=key, history=GatedPool(sums=sums, lengths=lengths))
+    *roles, key, sums, lengths, matches = tensors
+    history = GatedPool(sums=sums, lengths=lengths, matches=matches)
+    return InterestInput(*roles, key=key, history=history)
 
 
 def rows(inputs: InterestInput, index: Tensor) -> InterestInput:

@@ -1,11 +1,13 @@
 """Pooled history: eq. 3, its empty case, and what is emitted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from cdp_torchrec.interest import GatedPool, PooledConfig
-from cdp_torchrec.interest.pooling import Emission, HistoryPooling, normalise, segment_match
+from cdp_torchrec.interest.pooling import Emission, HistoryPooling, normalise
 
 
 def pooling(**settings) -> HistoryPooling:
@@ -16,7 +18,12 @@ def gated_pool(segments: list[list[torch.Tensor]]) -> GatedPool:
     """One impression whose behaviours are given per segment."""
     sums = [torch.stack([torch.zeros(3), *behaviours]).sum(dim=0) for behaviours in segments]
     lengths = torch.tensor([[float(len(behaviours)) for behaviours in segments]])
-    return GatedPool(sums=torch.stack(sums).unsqueeze(0), lengths=lengths)
+    return pool(torch.stack(sums).unsqueeze(0), lengths)
+
+
+def pool(sums: torch.Tensor, lengths: torch.Tensor) -> GatedPool:
+    """A history without a behaviour on the target item."""
+    return GatedPool(sums=sums, lengths=lengths, matches=torch.zeros_like(lengths))
 
 
 BEHAVIOURS = list(torch.arange(18, dtype=torch.float32).reshape(6, 3).square())
@@ -53,7 +60,7 @@ def test_a_heavier_segment_pulls_the_mean_towards_itself():
 def test_an_empty_history_is_the_learned_null_vector_with_finite_gradients(latent_norm):
     module = pooling(recency_segments=(1,), latent_norm=latent_norm)
     sums = torch.zeros(1, 2, 3, requires_grad=True)
-    pooled = module(GatedPool(sums=sums, lengths=torch.zeros(1, 2)))
+    pooled = module(pool(sums, torch.zeros(1, 2)))
     assert torch.equal(pooled.latent[0], module.null_latent)
     assert pooled.present.tolist() == [0.0]
     pooled.latent.square().sum().backward()
@@ -66,19 +73,10 @@ def test_an_empty_history_is_the_learned_null_vector_with_finite_gradients(laten
 @pytest.mark.parametrize("latent_norm", ["layernorm", "l2"])
 def test_a_normalised_latent_has_unit_scale_however_small_the_embeddings_are(latent_norm):
     for scale in (1e-3, 1.0):
-        latent = module.normalise(scale * torch.tensor([[1.0, -1.0, 3.0]]))
+        latent = normalise(scale * torch.tensor([[1.0, -1.0, 3.0]]), latent_norm)
         assert latent.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.01)
         if latent_norm == "layernorm":
             assert latent.mean().item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_match_is_the_cosine_with_each_segment_and_zero_where_it_is_empty():
-    item = torch.tensor([[1.0, 2.0, 2.0]])
-    history = gated_pool([[item[0]], [], [torch.tensor([2.0, -1.0, 0.0])], [-item[0], -item[0]]])
-    expected = torch.tensor([[1.0, 0.0, 0.0, -1.0]])
-    torch.testing.assert_close(segment_match(history, item), expected)
-    tiny = GatedPool(sums=1e-3 * history.sums, lengths=history.lengths)
-    torch.testing.assert_close(segment_match(tiny, 1e-3 * item), expected, atol=1e-3, rtol=0.0)
 
 
 def emit(config: PooledConfig, history: GatedPool, item: torch.Tensor, interest: torch.Tensor):
@@ -103,7 +101,7 @@ def test_emitted_parts_stand_in_the_order_that_was_asked_for():
         torch.zeros(1, 1),
         interest * item,
         pooled.latent,
-        segment_match(history, item),
+        torch.zeros(1, 2),
         interest,
     ]
     torch.testing.assert_close(parts, torch.cat(expected, dim=1))
@@ -117,18 +115,16 @@ def test_the_product_with_the_item_has_the_scale_of_the_latent():
     assert parts.square().mean() > 1.0
 
 
-def test_touch_is_one_on_the_item_itself_and_vanishes_elsewhere():
-    config = PooledConfig(kind="pooled", recency_segments=(1, 1, 1), emit=("touch",))
-    item = torch.tensor([[1.0, 2.0, 2.0]])
-    history = gated_pool([[item[0]], [], [torch.tensor([2.0, -1.0, 0.0])], [item[0]] * 5])
-    parts, _ = emit(config, history, item, item)
-    torch.testing.assert_close(parts, torch.tensor([[1.0, 0.0, 0.0, 1.0]]), atol=1e-4, rtol=0.0)
-    assert parts[0, 1] == 0.0
+def test_the_match_counts_behaviours_on_the_item_itself():
+    config = PooledConfig(kind="pooled", recency_segments=(1,), emit=("match",))
+    history = replace(gated_pool([BEHAVIOURS[:1], BEHAVIOURS[1:4]]), matches=torch.tensor([[0.0, 3.0]]))
+    parts, _ = emit(config, history, BEHAVIOURS[1].unsqueeze(0), torch.zeros(1, 3))
+    torch.testing.assert_close(parts, torch.tensor([[0.0, 4.0]]).clamp(min=1.0).log())
 
 
 def test_the_count_says_that_a_history_is_empty():
     config = PooledConfig(kind="pooled", emit=("count",))
-    history = GatedPool(sums=torch.zeros(2, 1, 3), lengths=torch.tensor([[0.0], [1.0]]))
+    history = pool(torch.zeros(2, 1, 3), torch.tensor([[0.0], [1.0]]))
     parts, _ = emit(config, history, torch.ones(2, 3), torch.ones(2, 3))
     torch.testing.assert_close(parts, torch.tensor([[0.0, 1.0], [0.6931472, 0.0]]))
 
@@ -136,7 +132,7 @@ def test_the_count_says_that_a_history_is_empty():
 def test_monitors_measure_the_histories_that_are_there():
     module = pooling()
     sums = torch.tensor([[[1.0, -1.0, 1.0]], [[-3.0, 3.0, -3.0]], [[0.0, 0.0, 0.0]]])
-    pooled = module(GatedPool(sums=sums, lengths=torch.tensor([[1.0], [1.0], [0.0]])))
+    pooled = module(pool(sums, torch.tensor([[1.0], [1.0], [0.0]])))
     monitors = module.monitors(pooled)
     assert monitors["empty_history"].item() == pytest.approx(1 / 3)
     assert monitors["latent_std"].item() == pytest.approx(sums[:2].std(correction=0).item())
