@@ -109,6 +109,7 @@ class Experiment:
 
     config: ExperimentConfig
     schema: Schema
+    layout: FeatureLayout
     device: torch.device
     train: TrainBatches
     validation: EvaluationBatches | None
@@ -265,6 +266,7 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     return Experiment(
         config=config,
         schema=schema,
+        layout=layout,
         device=device,
         train=train_batches,
         validation=evaluation_batches(validation_files) if validation_files else None,

@@ -28,7 +28,7 @@ class ShardingConfig(Config):
     """auto: TorchRec's planner chooses table-wise or row-wise for each large table; the other
     values force one sharding type for all large tables."""
     small_table_rows: NonNegativeInt = 2000
-    """Tables with at most this many rows are replicated (data-parallel) on every rank."""
+    """With several ranks, tables with at most this many rows are replicated (data-parallel)."""
 
 
 class AllTypesSharder(EmbeddingBagCollectionSharder):
@@ -72,7 +72,7 @@ def plan_sharding(
     ]
     constraints = {
         table.name: ParameterConstraints(
-            sharding_types=[t.value for t in _allowed(config, table.num_embeddings)]
+            sharding_types=[t.value for t in _allowed(config, table.num_embeddings, world_size)]
         )
         for table in tables
     }
@@ -101,8 +101,11 @@ def plan_sharding(
     return plan
 
 
-def _allowed(config: ShardingConfig, num_embeddings: int) -> list[ShardingType]:
-    if num_embeddings <= config.small_table_rows:
+def _allowed(
+    config: ShardingConfig, num_embeddings: int, world_size: int
+) -> list[ShardingType]:
+    # On one rank there is nothing to replicate, and the fused optimizer is faster.
+    if num_embeddings <= config.small_table_rows and world_size > 1:
         return [ShardingType.DATA_PARALLEL]
     if config.strategy == "auto":
         return [ShardingType.TABLE_WISE, ShardingType.ROW_WISE]

@@ -31,7 +31,6 @@ class SparseArch(nn.Module):
             embedding_dim: width D of every table.
         """
         super().__init__()
-        self.keys = [feature.key for feature in layout.features]
         self.embedding_bag_collection = EmbeddingBagCollection(
             device=torch.device("meta"),
             tables=[
@@ -52,6 +51,6 @@ class SparseArch(nn.Module):
         Args:
             sparse: ids, stride B.
         """
-        pooled = self.embedding_bag_collection(sparse)
-        # The order of the keys inside the result depends on the sharding plan.
-        return {key: pooled[key] for key in self.keys}
+        # By key, since their order depends on the sharding plan; and split at once, since the
+        # backward of many single slices fills a tensor of full width for each.
+        return self.embedding_bag_collection(sparse).to_dict()
