@@ -76,9 +76,7 @@ def sharded_contestant(name: str, experiment: Experiment) -> Contestant:
     def step(batch: Batch) -> None:
         pipeline.progress(iter([batch, batch, batch]))
 
-    return Contestant(
-        name, step, _batches(experiment), experiment.config.trainer.global_batch_size
-    )
+    return Contestant(name, step, _batches(experiment), experiment.config.trainer.global_batch_size)
 
 
 def plain_contestant(name: str, experiment: Experiment) -> Contestant:
@@ -112,9 +110,7 @@ def plain_contestant(name: str, experiment: Experiment) -> Contestant:
         embeddings: dict[str, Tensor] = {}
         for feature in layout.features:
             jagged = batch.sparse[feature.key]
-            embeddings[feature.key] = tables[feature.table](
-                jagged.values(), jagged.offsets()[:-1]
-            )
+            embeddings[feature.key] = tables[feature.table](jagged.values(), jagged.offsets()[:-1])
         output = dense(
             embeddings,
             batch.bag_lengths,

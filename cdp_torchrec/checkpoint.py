@@ -155,7 +155,9 @@ class Checkpointer:
         problems = _key_problems(checkpoint, state)
         if problems:
             different = _config_differences(checkpoint, self._config_toml)
-            raise CheckpointError(f"{checkpoint} is of another model:" + _listed(different + problems))
+            raise CheckpointError(
+                f"{checkpoint} is of another model:" + _listed(different + problems)
+            )
         dcp.load(state, checkpoint_id=checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -244,8 +246,7 @@ def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
     return [
         f"{key} = {ours.get(key, 'unset')}, in the checkpoint {theirs.get(key, 'unset')}"
         for key in sorted(set(theirs) | set(ours))
-        if key.startswith(("model.", "data.vocabulary."))
-        and ours.get(key) != theirs.get(key)
+        if key.startswith(("model.", "data.vocabulary.")) and ours.get(key) != theirs.get(key)
     ]
 
 

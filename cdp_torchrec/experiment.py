@@ -139,9 +139,7 @@ def train(config: ExperimentConfig, device: torch.device) -> MetricReport:
     checkpoints = saved_checkpoints(checkpointer.directory)
     if checkpoints:
         progress = checkpointer.load(checkpoints[-1], model, optimizer)
-    with Monitor(
-        run_dir, total_steps=experiment.total_steps, first_step=progress.step
-    ) as monitor:
+    with Monitor(run_dir, total_steps=experiment.total_steps, first_step=progress.step) as monitor:
         monitor.say(_summary(experiment, run_dir, progress))
         progress = Trainer(
             config.trainer,

@@ -19,7 +19,7 @@ class Share:
 
 
 class TrainBatches(Dataset[Batch]):
-    """Training batches: item p is this rank's share of the global batch at position p.
+    """Training batches: index p is this rank's share of the global batch at position p.
 
     Positions count impressions over all epochs. A global batch never spans two epochs: the rest
     of an epoch that does not fill one is dropped.
@@ -59,17 +59,18 @@ class TrainBatches(Dataset[Batch]):
             position += self._global
         return found
 
-    def __getitem__(self, position: int) -> Batch:
-        epoch, offset = divmod(position, self._order.num_impressions)
+    def __getitem__(self, index: int) -> Batch:
+        epoch, offset = divmod(index, self._order.num_impressions)
         size = self._global // self._share.world_size
         start = offset + self._share.rank * size
-        return self._assembler.assemble(
-            self._order.take(epoch, start, start + size), epoch=epoch
-        )
+        return self._assembler.assemble(self._order.take(epoch, start, start + size), epoch=epoch)
 
 
 class EvaluationBatches(Dataset[Batch]):
-    """All impressions once, in file order; the tail is padded, ranks have equally many batches."""
+    """All impressions once, in file order; item s is this rank's share of step s.
+
+    The tail is padded, so all ranks have equally many batches.
+    """
 
     def __init__(
         self,
@@ -87,10 +88,10 @@ class EvaluationBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return -(-self._order.num_impressions // self._global)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
         size = self._global // self._share.world_size
         total = self._order.num_impressions
-        start = min(step * self._global + self._share.rank * size, total)
+        start = min(index * self._global + self._share.rank * size, total)
         stop = min(start + size, total)
         if start < stop:
             impressions = self._order.take(0, start, stop)

@@ -121,11 +121,7 @@ class RequestFiles:
             dict.fromkeys(
                 [
                     *REQUEST_COLUMNS,
-                    *(
-                        f.name
-                        for f in schema.features
-                        if f.level == "request" and f.kind != "ids"
-                    ),
+                    *(f.name for f in schema.features if f.level == "request" and f.kind != "ids"),
                 ]
             )
         )

@@ -151,7 +151,9 @@ class ScheduledOptimizer(CombinedOptimizer):
                 clipping=GradientClipping.NORM,
                 max_gradient=config.dense.max_gradient_norm,
             )
-        super().__init__([*(("sparse", optimizer) for optimizer in self._sparse), ("dense", clipped)])
+        super().__init__(
+            [*(("sparse", optimizer) for optimizer in self._sparse), ("dense", clipped)]
+        )
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Learning rates of a step, counted from 0; returns them by optimizer."""

@@ -21,7 +21,7 @@ from cdp_torchrec.distributed.optimizers import (
     apply_sparse_optimizer,
     needs_dense_gradients,
 )
-from cdp_torchrec.distributed.sharding import AllTypesSharder, ShardingConfig, plan_sharding
+from cdp_torchrec.distributed.sharding import ShardingConfig, plan_sharding, sharders
 from cdp_torchrec.model.train_task import TrainTask
 
 _ROWS_AT_ONCE = 1 << 18
@@ -79,7 +79,7 @@ def parallelize(
         task,
         device=device,
         plan=plan,
-        sharders=[AllTypesSharder()],
+        sharders=sharders(),
         # Static-graph buckets differ in the first iteration, and with them the last bit of the
         # losses after a resume.
         data_parallel_wrapper=DefaultDataParallelWrapper(
@@ -93,9 +93,7 @@ def parallelize(
 
 
 @torch.no_grad()
-def initialize_table(
-    name: str, table: Tensor | ShardedTensor, *, std: float, seed: int
-) -> None:
+def initialize_table(name: str, table: Tensor | ShardedTensor, *, std: float, seed: int) -> None:
     """Fill a table with normal values that depend on name, row and column only, not on the plan.
 
     Args:

@@ -39,9 +39,7 @@ class LazyAdam(KeyedOptimizer):
         self._eps = eps
         self._step = 0
         state = {
-            local: {
-                f"{_table(name)}.momentum{moment}": _zeros_like(table) for moment in (1, 2)
-            }
+            local: {f"{_table(name)}.momentum{moment}": _zeros_like(table) for moment in (1, 2)}
             for name, (local, table) in tables.items()
         }
         super().__init__(
@@ -55,7 +53,8 @@ class LazyAdam(KeyedOptimizer):
         self._step = step
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    # TorchRec's own subclasses of KeyedOptimizer return None, too.
+    def step(self, closure: Any = None) -> None:  # pyrefly: ignore[bad-override]
         """One update of the rows with a gradient."""
         self._step += 1
         beta1, beta2 = self._betas
@@ -101,7 +100,8 @@ class RowWiseAdagrad(KeyedOptimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    # TorchRec's own subclasses of KeyedOptimizer return None, too.
+    def step(self, closure: Any = None) -> None:  # pyrefly: ignore[bad-override]
         """One update; rows without a gradient stay as they are."""
         for group in self.param_groups:
             for local in group["params"]:

@@ -1,6 +1,6 @@
 """Sharding plans: which rank holds which part of which table."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import NonNegativeInt
@@ -11,6 +11,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
+    ModuleSharder,
     ShardingPlan,
     ShardingType,
 )
@@ -37,6 +38,11 @@ class AllTypesSharder(EmbeddingBagCollectionSharder):
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """All sharding types."""
         return [sharding_type.value for sharding_type in ShardingType]
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """What shards the collections of a model."""
+    return [cast(ModuleSharder[nn.Module], AllTypesSharder())]
 
 
 def plan_sharding(
@@ -88,7 +94,7 @@ def plan_sharding(
     try:
         # Deterministic, so each rank plans for itself: a collective plan that fails on one rank
         # leaves the others waiting.
-        plan = planner.plan(model, [AllTypesSharder()])
+        plan = planner.plan(model, sharders())
     except PlannerError as error:
         raise ConfigError(
             f"sharding.strategy = '{config.strategy}': no plan for {world_size} ranks: {error}"
@@ -101,9 +107,7 @@ def plan_sharding(
     return plan
 
 
-def _allowed(
-    config: ShardingConfig, num_embeddings: int, world_size: int
-) -> list[ShardingType]:
+def _allowed(config: ShardingConfig, num_embeddings: int, world_size: int) -> list[ShardingType]:
     # On one rank there is nothing to replicate, and the fused optimizer is faster.
     if num_embeddings <= config.small_table_rows and world_size > 1:
         return [ShardingType.DATA_PARALLEL]
@@ -125,8 +129,7 @@ def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, object]]:
                 "compute_kernel": parameter.compute_kernel,
                 "ranks": parameter.ranks,
                 "shards": [
-                    {"offsets": list(s.shard_offsets), "sizes": list(s.shard_sizes)}
-                    for s in shards
+                    {"offsets": list(s.shard_offsets), "sizes": list(s.shard_sizes)} for s in shards
                 ],
             }
     return described

@@ -177,9 +177,7 @@ class RankingArch(nn.Module):
             features = self._features(embeddings, bag_lengths, request_index)
             history = None
             if self._segments:
-                history = self._gated_pool(
-                    embeddings, bag_lengths, history_index, history_matches
-                )
+                history = self._gated_pool(embeddings, bag_lengths, history_index, history_matches)
             by_role = {r: self._role(r, features, numbers) for r in _ROLES}
             interest = self.interest(
                 InterestInput(

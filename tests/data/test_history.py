@@ -26,9 +26,7 @@ def write_store(directory: Path, log: np.ndarray) -> HistorySchema:
     )
     np.save(directory / "by_category" / "keys.npy", keys)
     np.save(directory / "by_category" / "offsets.npy", np.concatenate([[0], np.cumsum(sizes)]))
-    return HistorySchema(
-        category_entity="category", num_behaviours=len(log), num_users=NUM_USERS
-    )
+    return HistorySchema(category_entity="category", num_behaviours=len(log), num_users=NUM_USERS)
 
 
 @pytest.fixture

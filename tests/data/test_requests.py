@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ from cdp_torchrec.data.requests import Bag, ImpressionOrder, Impressions, Reques
 from cdp_torchrec.data.schema import DatasetError, load_schema
 
 
-def open_files(dataset: Path, **options: int) -> RequestFiles:
-    return RequestFiles(dataset, load_schema(dataset), "train", **options)
+def open_files(dataset: Path, *, first: int = 0, stop: int | None = None) -> RequestFiles:
+    return RequestFiles(dataset, load_schema(dataset), "train", first=first, stop=stop)
 
 
 def identities(impressions: Impressions) -> np.ndarray:
@@ -22,7 +24,7 @@ def identities(impressions: Impressions) -> np.ndarray:
     return np.stack([request, impressions.candidate["item_id"]], axis=1)
 
 
-def rewrite(dataset: Path, copy: Path, change) -> Path:
+def rewrite(dataset: Path, copy: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
     """Copy of a dataset whose first training file went through `change(table) -> table`."""
     shutil.copytree(dataset, copy)
     path = min((copy / "train").glob("*.parquet"))
@@ -53,7 +55,7 @@ def test_any_cut_of_an_epoch_gives_the_same_order(tiny_dataset: Path) -> None:
         cuts = np.sort(np.random.default_rng(0).integers(1, files.num_impressions, 30))
         cuts = np.unique(np.concatenate([[0], cuts, [files.num_impressions]]))
         fresh = ImpressionOrder(files, seed=seed)
-        parts = [fresh.take(2, int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [fresh.take(2, int(a), int(b)) for a, b in pairwise(cuts)]
         joined = concatenate(parts)
         assert np.array_equal(identities(joined), identities(whole))
         for name, column in whole.candidate.items():

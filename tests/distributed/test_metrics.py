@@ -92,6 +92,7 @@ def all_scenarios() -> dict[str, Any]:
 
     subgroup = dist.new_group([world_size - 1])
     if rank == world_size - 1:
+        assert isinstance(subgroup, dist.ProcessGroup)
         metrics = ImpressionMetrics(process_group=subgroup)
         batch = {name: column for name, column in make_log("tied").items() if name != "strata"}
         metrics.update(**batch)

@@ -20,10 +20,10 @@ from cdp_torchrec.distributed.optimizers import (
 )
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.sharding import (
-    AllTypesSharder,
     ShardingConfig,
     Strategy,
     plan_sharding,
+    sharders,
 )
 from tests.distributed.spawn import run_ranks
 
@@ -95,9 +95,7 @@ def sharded_tables(kind: str, strategy: Strategy) -> dict[str, Tensor]:
         batch_size=8,
         dense_gradients=needs_dense_gradients(config.sparse, device),
     )
-    sharded = DistributedModelParallel(
-        model, device=device, plan=plan, sharders=[AllTypesSharder()]
-    )
+    sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     for name, table in sharded.state_dict().items():
         if ".embedding_bags." in name:
             initialize_table(name, table, std=0.1, seed=0)
@@ -145,9 +143,11 @@ def reference_tables(kind: str) -> dict[str, Tensor]:
             adam.step()
             continue
         for table, accumulator in zip(tables, accumulators, strict=True):
+            assert table.grad is not None
             accumulator += table.grad.square().mean(dim=1)
             table.data -= 0.05 * table.grad / (accumulator.sqrt() + 1e-8).unsqueeze(1)
-    return {f"embedding_bag_collection.embedding_bags.t_{n}.weight": b.weight for n, b in bags.items()}
+    prefix = "embedding_bag_collection.embedding_bags"
+    return {f"{prefix}.t_{name}.weight": bag.weight for name, bag in bags.items()}
 
 
 def all_sharded_tables() -> dict[tuple[str, Strategy], dict[str, Tensor]]:

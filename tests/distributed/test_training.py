@@ -177,9 +177,7 @@ def test_resume_at_the_same_rank_count_is_bit_identical(
 
 
 @pytest.mark.timeout(600)
-def test_one_two_and_four_ranks_reach_the_same_losses(
-    other_ranks: list[str], folder: Path
-) -> None:
+def test_one_two_and_four_ranks_reach_the_same_losses(other_ranks: list[str], folder: Path) -> None:
     for name in ("one_fresh", "four_fresh"):
         assert losses(folder / name) == pytest.approx(losses(folder / "two"), abs=1e-5)
 

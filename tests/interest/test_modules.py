@@ -63,9 +63,7 @@ def test_histories_that_are_all_empty_give_finite_gradients(make_module, make_in
     module = make_module(*variant)
     inputs = make_inputs(num_segments=num_segments(module), requires_grad=True)
     sums = torch.zeros_like(inputs.history.sums, requires_grad=True)
-    history = replace(
-        inputs.history, sums=sums, lengths=torch.zeros_like(inputs.history.lengths)
-    )
+    history = replace(inputs.history, sums=sums, lengths=torch.zeros_like(inputs.history.lengths))
     output = module(replace(inputs, history=history))
     (output.interest.sum() + sum(loss.sum() for loss in output.losses.values())).backward()
     assert output.interest.isfinite().all()

@@ -117,7 +117,9 @@ def test_the_product_with_the_item_has_the_scale_of_the_latent():
 
 def test_the_match_counts_behaviours_on_the_item_itself():
     config = PooledConfig(kind="pooled", recency_segments=(1,), emit=("match",))
-    history = replace(gated_pool([BEHAVIOURS[:1], BEHAVIOURS[1:4]]), matches=torch.tensor([[0.0, 3.0]]))
+    history = replace(
+        gated_pool([BEHAVIOURS[:1], BEHAVIOURS[1:4]]), matches=torch.tensor([[0.0, 3.0]])
+    )
     parts, _ = emit(config, history, BEHAVIOURS[1].unsqueeze(0), torch.zeros(1, 3))
     torch.testing.assert_close(parts, torch.tensor([[0.0, 4.0]]).clamp(min=1.0).log())
 

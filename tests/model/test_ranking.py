@@ -1,0 +1,198 @@
+"""The ranking model: every parameter learns, scores depend on nothing but their impression."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cdp_torchrec.config import load_config
+from cdp_torchrec.data.assemble import BatchAssembler
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.layout import FeatureLayout, build_layout
+from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
+from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.model.train_task import TrainLoss
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GOLDEN = Path(__file__).parents[1] / "golden"
+PRESETS = ("none", "pooled", "condition_mlp", "cdp_paper", "cdp")
+BATCH_SIZE = 64
+
+
+class PlainModel(nn.Module):
+    """The dense part over nn.EmbeddingBag tables: no TorchRec sharding."""
+
+    def __init__(self, layout: FeatureLayout, config: ExperimentConfig) -> None:
+        super().__init__()
+        self.layout = layout
+        self.tables = nn.ModuleDict(
+            {
+                name: nn.EmbeddingBag(
+                    table.num_embeddings, config.model.embedding_dim, mode="sum"
+                )
+                for name, table in layout.tables.items()
+            }
+        )
+        self.ranking_arch = RankingArch(layout, config.model)
+        self.loss = TrainLoss(self.ranking_arch.interest.loss_weights)
+
+    def output(self, batch: Batch):
+        embeddings: dict[str, Tensor] = {}
+        for feature in self.layout.features:
+            bag = batch.sparse[feature.key]
+            embeddings[feature.key] = self.tables[feature.table](bag.values(), bag.offsets()[:-1])
+        return self.ranking_arch(
+            embeddings,
+            batch.bag_lengths,
+            batch.numbers,
+            batch.request_index,
+            batch.history_index,
+            batch.history_matches,
+            batch.key,
+        )
+
+    def forward(self, batch: Batch):
+        return self.loss(self.output(batch), batch.labels, batch.weights)
+
+
+class Setting:
+    """A dataset, a model and batches for one preset."""
+
+    def __init__(self, dataset: Path, preset: str, *overrides: str) -> None:
+        schema = load_schema(dataset)
+        self.config = load_config(
+            ExperimentConfig,
+            [
+                str(CONFIGS / "interest" / f"{preset}.toml"),
+                f"data.dir={dataset}",
+                "model.embedding_dim=8",
+                *overrides,
+            ],
+        )
+        interest = self.config.model.interest
+        self.layout = build_layout(
+            dataset, schema, vocabulary={}, num_segments=interest.num_segments
+        )
+        self.store = HistoryStore(
+            dataset / "history",
+            schema.history,
+            num_categories=schema.entities["category"].num_ids,
+        )
+        self.order = ImpressionOrder(RequestFiles(dataset, schema, "train"), seed=0)
+        torch.manual_seed(0)
+        self.model = PlainModel(self.layout, self.config)
+
+    def batch(self, start: int, stop: int, *, size: int = BATCH_SIZE) -> Batch:
+        assembler = BatchAssembler(
+            self.layout,
+            self.store,
+            batch_size=size,
+            recency_segments=self.config.model.interest.recency_segments,
+            max_history_length=100,
+            category_feature="category_id",
+            seed=0,
+        )
+        return assembler.assemble(self.order.take(0, start, stop), epoch=0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradients_reach_every_parameter(tiny_dataset: Path, preset: str) -> None:
+    setting = Setting(tiny_dataset, preset)
+    optimizer = torch.optim.Adam(setting.model.parameters(), lr=1e-2)
+    missing: set[str] = {name for name, _ in setting.model.named_parameters()}
+    # Zero-initialised gates open after the first steps.
+    for step in range(4):
+        optimizer.zero_grad()
+        loss, _ = setting.model(setting.batch(64 * step, 64 * step + 64))
+        loss.backward()
+        optimizer.step()
+        missing -= {
+            name
+            for name, p in setting.model.named_parameters()
+            if p.grad is not None and p.grad.abs().sum() > 0
+        }
+    assert not missing
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_score_depends_on_its_impression_alone(tiny_dataset: Path, preset: str) -> None:
+    setting = Setting(tiny_dataset, preset)
+    model = setting.model.eval()
+    with torch.no_grad():
+        whole = model.output(setting.batch(0, 64)).logits
+        padded = model.output(setting.batch(16, 40)).logits[:24]
+        large = model.output(setting.batch(0, 64, size=100)).logits[:64]
+        again = model.output(setting.batch(0, 64)).logits
+    torch.testing.assert_close(padded, whole[16:40], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(large, whole, rtol=1e-5, atol=1e-6)
+    assert torch.equal(again, whole)
+
+
+def test_padding_adds_nothing_to_the_loss(tiny_dataset: Path) -> None:
+    setting = Setting(tiny_dataset, "cdp")
+    exact, _ = setting.model(setting.batch(0, 40, size=40))
+    padded, output = setting.model(setting.batch(0, 40, size=64))
+    # The sum is divided by the places of the batch, the same number on every rank.
+    torch.testing.assert_close(padded * 64, exact * 40)
+    assert set(output.losses) == {"loss", "bce_loss", "noise_loss"}
+
+
+def test_excluded_features_do_not_reach_the_tower(tiny_dataset: Path) -> None:
+    setting = Setting(tiny_dataset, "none", "model.interaction.exclude=[\"item_id\",\"log_price\"]")
+    model, batch = setting.model.eval(), setting.batch(0, 64)
+    with torch.no_grad():
+        before = model.output(batch).logits
+        model.tables["item"].weight.mul_(-3)
+        column = [f.name for f in setting.layout.numbers].index("log_price")
+        batch.numbers[:, column] += 1
+        assert torch.equal(model.output(batch).logits, before)
+        model.tables["position"].weight.mul_(-3)
+        assert not torch.equal(model.output(batch).logits, before)
+
+
+def first_losses(dataset: Path, preset: str) -> list[float]:
+    setting = Setting(dataset, preset)
+    optimizer = torch.optim.Adam(setting.model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad()
+        loss, _ = setting.model(setting.batch(64 * step, 64 * step + 64))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_first_losses_are_the_golden_ones(tiny_dataset: Path, preset: str) -> None:
+    """Losses of three steps, replaced by what `first_losses` gives when a change is meant."""
+    golden = json.loads((GOLDEN / "losses.json").read_text())
+    assert first_losses(tiny_dataset, preset) == pytest.approx(golden[preset], abs=2e-5)
+
+
+def test_bfloat16_changes_scores_little(tiny_dataset: Path) -> None:
+    exact = Setting(tiny_dataset, "cdp")
+    mixed = Setting(tiny_dataset, "cdp", "model.precision=bfloat16")
+    mixed.model.load_state_dict(exact.model.state_dict())
+    batch = exact.batch(0, 64)
+    loss, output = exact.model(batch)
+    mixed_loss, mixed_output = mixed.model(batch)
+    assert mixed_output.logits.dtype == torch.float32
+    assert not torch.equal(mixed_output.logits, output.logits)
+    torch.testing.assert_close(mixed_loss, loss, rtol=0.02, atol=0.02)
+
+
+def test_a_batch_moves_and_keeps_its_fields(tiny_dataset: Path) -> None:
+    batch = Setting(tiny_dataset, "cdp").batch(0, 64)
+    moved = batch.to(torch.device("cpu"))
+    assert isinstance(moved, Batch)
+    for field in fields(Batch):
+        if field.name != "sparse":
+            assert torch.equal(getattr(moved, field.name), getattr(batch, field.name))
+    assert replace(batch, key=batch.key + 1).key.tolist() != batch.key.tolist()
