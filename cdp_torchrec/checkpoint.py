@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -99,10 +100,12 @@ class Checkpointer:
                 (partial / "checkpoint.json").write_text(json.dumps(asdict(header), indent=2))
                 (partial / "config.toml").write_text(self._config_toml)
                 partial.rename(final)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             if leader:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{final}: cannot write the checkpoint: {error}") from error
+            raise CheckpointError(
+                f"{final}: cannot write the checkpoint: {_reason(error)}"
+            ) from error
         if leader:
             self._prune()
         dist.barrier()
@@ -158,7 +161,10 @@ class Checkpointer:
             raise CheckpointError(
                 f"{checkpoint} is of another model:" + _listed(different + problems)
             )
-        dcp.load(state, checkpoint_id=checkpoint)
+        try:
+            dcp.load(state, checkpoint_id=checkpoint)
+        except CheckpointException as error:
+            raise CheckpointError(f"{checkpoint}: cannot read it: {_reason(error)}") from error
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         optimizer.set_optimizer_step(header.progress.step)
@@ -248,6 +254,13 @@ def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
         for key in sorted(set(theirs) | set(ours))
         if key.startswith(("model.", "data.vocabulary.")) and ours.get(key) != theirs.get(key)
     ]
+
+
+def _reason(error: BaseException) -> str:
+    """What failed on each rank; CheckpointException, no Exception, has it with tracebacks."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
+    return str(error)
 
 
 def _listed(problems: Sequence[str], most: int = 20) -> str:

@@ -33,6 +33,13 @@ _HARMLESS_ROOT_LOGS = (
     "Could not determine LOCAL_WORLD_SIZE from environment",
 )
 
+_HARMLESS_WARNINGS = (
+    # Blamed on whoever touches a table, though TorchRec chose the class.
+    "Please use DTensor instead",
+    # FBGEMM's tables without a fused optimizer; their gradients are tested against a reference.
+    "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered",
+)
+
 
 class EnvironmentMismatchError(RuntimeError):
     """The installed libraries do not fit together; the message says how to fix it."""
@@ -155,6 +162,11 @@ def quiet_libraries() -> None:
     for category in (FutureWarning, DeprecationWarning):
         for module in ("torch", "torchrec", "fbgemm_gpu", "tensordict"):
             warnings.filterwarnings("ignore", category=category, module=rf"{module}(\.|$)")
+    for message in _HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    # DDP says that it found no unused parameters; it is asked to look for them, because only then
+    # does it keep its buckets, and a resumed run its last bit. Read when torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:

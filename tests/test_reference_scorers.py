@@ -46,6 +46,8 @@ def test_the_table_agrees_with_scikit_learn(tiny_dataset: Path, one_rank: None) 
     found = {line.split()[0]: float(line.split()[1]) for line in table.splitlines()[1:]}
     assert set(found) == {"popularity", "position", "last_touched", "bayes"}
     truth = flat(tiny_dataset, "click_probability").astype(np.float32)
-    assert found["bayes"] == pytest.approx(roc_auc_score(flat(tiny_dataset, "label"), truth), abs=1e-4)
+    assert found["bayes"] == pytest.approx(
+        roc_auc_score(flat(tiny_dataset, "label"), truth), abs=1e-4
+    )
     assert found["bayes"] == pytest.approx(load_schema(tiny_dataset).bayes["auc"], abs=1e-4)
     assert found["bayes"] == max(found.values())

@@ -2,16 +2,20 @@
 
 import json
 import logging
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from sklearn.metrics import roc_auc_score
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -112,8 +116,25 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
         ),
         "uneven": config(dataset, folder / "uneven", "trainer.global_batch_size=255"),
     }
+    found["full_disk"] = error_of(lambda: train_on_a_full_disk(config(dataset, folder / "full")))
     found["mistakes"] = {n: error_of(lambda c=c: train(c, CPU)) for n, c in mistakes.items()}
     return found
+
+
+def train_on_a_full_disk(settings: ExperimentConfig) -> None:
+    """While a checkpoint is written, no file may grow beyond 30 kB."""
+    whole_save, limits = dcp.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def save(*arguments: Any, **options: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+        try:
+            whole_save(*arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with mock.patch.object(dcp, "save", save):
+        train(settings, CPU)
 
 
 def _copy_until_step_3(run: Path, copy: Path) -> None:
@@ -242,6 +263,15 @@ def test_mistakes_end_with_a_message(two_ranks: dict[str, Any], mistake: str, te
     message = two_ranks["mistakes"][mistake]
     assert message is not None
     assert text in message.text
+
+
+def test_a_full_disk_leaves_no_half_written_checkpoint(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    message = two_ranks["full_disk"]
+    assert message is not None
+    assert "step-00000003: cannot write the checkpoint" in message.text
+    assert list((folder / "full" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.timeout(600)

@@ -33,9 +33,7 @@ class PlainModel(nn.Module):
         self.layout = layout
         self.tables = nn.ModuleDict(
             {
-                name: nn.EmbeddingBag(
-                    table.num_embeddings, config.model.embedding_dim, mode="sum"
-                )
+                name: nn.EmbeddingBag(table.num_embeddings, config.model.embedding_dim, mode="sum")
                 for name, table in layout.tables.items()
             }
         )
@@ -144,7 +142,7 @@ def test_padding_adds_nothing_to_the_loss(tiny_dataset: Path) -> None:
 
 
 def test_excluded_features_do_not_reach_the_tower(tiny_dataset: Path) -> None:
-    setting = Setting(tiny_dataset, "none", "model.interaction.exclude=[\"item_id\",\"log_price\"]")
+    setting = Setting(tiny_dataset, "none", 'model.interaction.exclude=["item_id","log_price"]')
     model, batch = setting.model.eval(), setting.batch(0, 64)
     with torch.no_grad():
         before = model.output(batch).logits
