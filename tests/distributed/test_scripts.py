@@ -1,0 +1,78 @@
+"""The scripts of launch/ as a newcomer types them, from the checkout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str | Path, fails: bool = False) -> str:
+    """What the command prints; with `fails`, on stderr too."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr if fails else done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of the quickstart's configuration on the tiny dataset, 2 ranks."""
+    run_dir = tmp_path_factory.mktemp("runs") / "quickstart"
+    line = "torchx run dist.ddp -j 1x2 launch/train.py".split()
+    settings = ["trainer.max_steps=4", "trainer.global_batch_size=256"]
+    run(*line, f"data.dir={tiny_dataset}", f"run.dir={run_dir}", *settings)
+    return run_dir
+
+
+def test_the_launch_line_trains_and_measures(trained: Path) -> None:
+    result = json.loads((trained / "evaluation.json").read_text())
+    assert {"auc", "uauc", "gauc", "auc_interval", "strata"} <= set(result)
+    for name in ("config.toml", "plan.json", "environment.json", "metrics.jsonl", "checkpoints"):
+        assert (trained / name).exists(), name
+
+
+def test_a_run_is_measured_again_by_one_rank(trained: Path) -> None:
+    before = json.loads((trained / "evaluation.json").read_text())
+    table = run(sys.executable, "launch/evaluate.py", trained, "--predictions")
+    assert "GAUC" in table
+    assert (trained / "predictions.parquet").is_file()
+    after = json.loads((trained / "evaluation.json").read_text())
+    assert after["gauc"] == pytest.approx(before["gauc"], abs=1e-4)
+
+
+def test_a_finished_run_is_not_overwritten(trained: Path) -> None:
+    said = run(sys.executable, "launch/train.py", trained / "config.toml", fails=True)
+    assert "holds another run: continue it with run.resume=true" in said
+    assert "Traceback" not in said
+
+
+def test_reference_scorers_of_a_dataset_are_measured_by_torchrun(tiny_dataset: Path) -> None:
+    table = run("torchrun", "--nproc_per_node", "2", "launch/evaluate.py", tiny_dataset)
+    assert all(name in table for name in ("popularity", "position", "last_touched", "bayes"))
+
+
+def test_help_documents_every_key() -> None:
+    text = run(sys.executable, "launch/train.py", "--help")
+    assert "torchx run dist.ddp -j 1x4 launch/train.py" in text
+    for key in ("run.dir", "data.dir", "trainer.max_steps", "seed", "optimizer.sparse.lr"):
+        assert key in text
+
+
+def test_a_wrong_key_is_named_on_all_ranks_and_ends_the_job() -> None:
+    line = "torchx run dist.ddp -j 1x2 launch/train.py trainer.max_step=3".split()
+    said = run(*line, fails=True)
+    assert "trainer.max_step: unknown key (did you mean 'max_steps'?)" in said
