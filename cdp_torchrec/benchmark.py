@@ -86,7 +86,7 @@ def plain_contestant(name: str, experiment: Experiment) -> Contestant:
         name: its name.
         experiment: the sharded twin, for configuration and batches.
     """
-    config, layout = experiment.config, experiment.layout
+    config, layout = experiment.config, experiment.data.layout
     tables = nn.ModuleDict(
         {
             entity: nn.EmbeddingBag(
@@ -131,9 +131,9 @@ def plain_contestant(name: str, experiment: Experiment) -> Contestant:
 def reading_ms(experiment: Experiment) -> float:
     """Milliseconds to read and assemble one batch of this rank, the median of 20."""
     times = []
-    for position in experiment.train.positions(0, 20):
+    for position in experiment.data.train.positions(0, 20):
         started = time.perf_counter()
-        experiment.train[position]
+        experiment.data.train[position]
         times.append(time.perf_counter() - started)
     return 1e3 * statistics.median(times)
 
@@ -162,8 +162,8 @@ def profile_training(contestant: Contestant) -> dict[str, float]:
 
 
 def _batches(experiment: Experiment) -> list[Batch]:
-    positions = experiment.train.positions(0, _STEPS)
-    return [experiment.train[position].to(experiment.device) for position in positions]
+    positions = experiment.data.train.positions(0, _STEPS)
+    return [experiment.data.train[position].to(experiment.device) for position in positions]
 
 
 def _finish(device: torch.device) -> None:

@@ -1,73 +1,40 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
-import json
-import logging
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import NonNegativeInt, model_validator
 
-from cdp_torchrec.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    Progress,
-    find_checkpoint,
-    saved_checkpoints,
-)
+from cdp_torchrec.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
 from cdp_torchrec.config import Config, ConfigError, dump_toml, load_config
 from cdp_torchrec.config_errors import ConfigConflicts
-from cdp_torchrec.data.assemble import BatchAssembler, HistoryConfig
-from cdp_torchrec.data.history import HistoryStore
-from cdp_torchrec.data.layout import FeatureLayout, VocabularyConfig, build_layout
-from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
-from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
-from cdp_torchrec.data.schema import Schema, load_schema
-from cdp_torchrec.data.synthetic import make_synthetic
-from cdp_torchrec.data.world import SyntheticConfig
+from cdp_torchrec.data.dataset import (
+    DataConfig,
+    Dataset,
+    make_if_missing,
+    open_dataset,
+    read_schema,
+)
+from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.optimizers import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.sharding import ShardingConfig, describe_plan
-from cdp_torchrec.environment import describe_environment
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import ModelConfig, RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.monitor import Monitor
+from cdp_torchrec.run_directory import (
+    RunConfig,
+    open_run_directory,
+    write_json,
+    write_run_files,
+)
 from cdp_torchrec.trainer import Trainer, TrainerConfig
-
-logger = logging.getLogger(__name__)
-
-
-class RunConfig(Config):
-    """Where the results go."""
-
-    dir: Path | None = None
-    """Directory of the run; without it, a new one under runs/."""
-    resume: bool = False
-    """Continue from the newest checkpoint in run.dir."""
-
-
-class DataConfig(Config):
-    """The dataset and how it is read."""
-
-    dir: Path
-    """Dataset directory, made by launch/prepare_data.py."""
-    synthetic: SyntheticConfig | None = None
-    """Make this synthetic log at data.dir if nothing is there yet."""
-    exclude_features: tuple[str, ...] = ()
-    """Features that are not read at all, such as the weekday of a log of two days."""
-    vocabulary: Mapping[str, VocabularyConfig] = {}
-    """Handling of rare ids by entity; the defaults for all that are not named."""
-    history: HistoryConfig = HistoryConfig()
-    """How much of the gated history is read."""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training requests, the latest ones, held out for validation."""
 
 
 class ExperimentConfig(Config):
@@ -108,13 +75,8 @@ class Experiment:
     """The parts of one run on this rank, ready to train or to evaluate."""
 
     config: ExperimentConfig
-    schema: Schema
-    layout: FeatureLayout
     device: torch.device
-    train: TrainBatches
-    validation: EvaluationBatches | None
-    test: EvaluationBatches
-    steps_per_epoch: int
+    data: Dataset
     total_steps: int
     parallelized: Parallelized
 
@@ -131,8 +93,8 @@ def train(config: ExperimentConfig, device: torch.device) -> MetricReport:
     """
     prepare_synthetic(config.data)
     experiment = build_experiment(config, device)
-    run_dir = open_run_directory(config)
-    write_run_files(run_dir, experiment)
+    run_dir = open_run_directory(config.run)
+    write_run_files(run_dir, config, describe_plan(experiment.parallelized.plan))
     checkpointer = make_checkpointer(experiment, run_dir)
     model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
     progress = Progress(step=0, position=0)
@@ -144,12 +106,10 @@ def train(config: ExperimentConfig, device: torch.device) -> MetricReport:
         progress = Trainer(
             config.trainer,
             experiment.parallelized,
-            experiment.train,
-            experiment.validation,
+            experiment.data,
             checkpointer,
             monitor,
             total_steps=experiment.total_steps,
-            steps_per_epoch=experiment.steps_per_epoch,
             device=device,
         ).train(progress)
         checkpointer.load(find_checkpoint(run_dir), model, optimizer)
@@ -191,7 +151,7 @@ def evaluate_test(
     report = evaluate(
         experiment.parallelized.model,
         experiment.parallelized.optimizer,
-        experiment.test,
+        experiment.data.test,
         EvaluationSettings(
             experiment.device,
             experiment.config.trainer.num_workers,
@@ -201,10 +161,8 @@ def evaluate_test(
         ),
     )
     if dist.get_rank() == 0:
-        result = report.to_dict() | {"bayes": dict(experiment.schema.bayes)}
-        partial = run_dir / ".evaluation.json.partial"
-        partial.write_text(json.dumps(result, indent=2))
-        partial.rename(run_dir / "evaluation.json")
+        bayes = dict(experiment.data.schema.bayes)
+        write_json(run_dir / "evaluation.json", report.to_dict() | {"bayes": bayes})
     return report
 
 
@@ -215,112 +173,41 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         ConfigError: the configuration does not fit the dataset or the number of ranks.
         DatasetError: the dataset is incomplete or damaged.
     """
-    schema = load_schema(config.data.dir)
-    try:
-        schema = schema.without(config.data.exclude_features)
-    except ValueError as error:
-        raise ConfigError.of([f"data.exclude_features: {error}"]) from error
     share = Share(dist.get_rank(), dist.get_world_size())
-    check_against_schema(config, schema, share.world_size)
-    segments = config.model.interest.recency_segments
-    layout = build_layout(
-        config.data.dir,
-        schema,
-        vocabulary=config.data.vocabulary,
-        num_segments=config.model.interest.num_segments,
-    )
-    batch_size = config.trainer.global_batch_size // share.world_size
-    assembler = make_assembler(config, schema, layout, segments, batch_size)
-    train_files, validation_files, test_files = open_splits(config.data, schema)
-
-    def evaluation_batches(files: RequestFiles) -> EvaluationBatches:
-        return EvaluationBatches(
-            ImpressionOrder(files, seed=None),
-            assembler,
-            global_batch_size=config.trainer.global_batch_size,
-            share=share,
-        )
-
-    steps_per_epoch = train_files.num_impressions // config.trainer.global_batch_size
-    total_steps = config.trainer.max_epochs * steps_per_epoch
-    total_steps = min(total_steps, config.trainer.max_steps or total_steps)
-    train_batches = TrainBatches(
-        ImpressionOrder(train_files, seed=config.seed),
-        assembler,
-        global_batch_size=config.trainer.global_batch_size,
+    check_against_data(config, share.world_size)
+    interest, trainer = config.model.interest, config.trainer
+    data = open_dataset(
+        config.data,
+        recency_segments=interest.recency_segments,
+        num_segments=interest.num_segments,
+        global_batch_size=trainer.global_batch_size,
         share=share,
+        seed=config.seed,
     )
+    total_steps = trainer.max_epochs * data.steps_per_epoch
+    total_steps = min(total_steps, trainer.max_steps or total_steps)
     torch.manual_seed(config.seed)
     parallelized = parallelize(
-        TrainTask(RankingModel(layout, config.model)),
+        TrainTask(RankingModel(data.layout, config.model)),
         sharding=config.sharding,
         optimizer=config.optimizer,
         device=device,
-        batch_size=batch_size,
+        batch_size=trainer.global_batch_size // share.world_size,
         max_steps=total_steps,
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,
     )
-    return Experiment(
-        config=config,
-        schema=schema,
-        layout=layout,
-        device=device,
-        train=train_batches,
-        validation=evaluation_batches(validation_files) if validation_files else None,
-        test=evaluation_batches(test_files),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        parallelized=parallelized,
-    )
+    return Experiment(config, device, data, total_steps, parallelized)
 
 
-def open_splits(
-    config: DataConfig, schema: Schema
-) -> tuple[RequestFiles, RequestFiles | None, RequestFiles]:
-    """Training, validation (if any) and test requests."""
-    requests = schema.splits["train"].requests
-    held_out = int(config.validation_fraction * requests)
-    stop = requests - held_out
-    return (
-        RequestFiles(config.dir, schema, "train", stop=stop),
-        RequestFiles(config.dir, schema, "train", first=stop) if held_out else None,
-        RequestFiles(config.dir, schema, "test"),
-    )
-
-
-def make_assembler(
-    config: ExperimentConfig,
-    schema: Schema,
-    layout: FeatureLayout,
-    segments: tuple[int, ...],
-    batch_size: int,
-) -> BatchAssembler:
-    """The assembler of a configuration's batches."""
-    gate = schema.history.category_entity
-    return BatchAssembler(
-        layout,
-        HistoryStore(
-            config.data.dir / "history",
-            schema.history,
-            num_categories=schema.entities[gate].num_ids if gate else 0,
-        ),
-        batch_size=batch_size,
-        recency_segments=segments,
-        max_history_length=config.data.history.max_length,
-        category_feature=schema.gate_feature(),
-        seed=config.seed,
-    )
-
-
-def check_against_schema(config: ExperimentConfig, schema: Schema, world_size: int) -> None:
+def check_against_data(config: ExperimentConfig, world_size: int) -> None:
     """Conflicts that only the dataset or the number of ranks reveals.
 
     Raises:
         ConfigError: names all of them.
     """
     problems = []
-    names = [feature.name for feature in schema.features]
+    names = [feature.name for feature in read_schema(config.data).features]
     for name in config.model.interaction.exclude:
         if name not in names:
             problems.append(
@@ -336,52 +223,17 @@ def check_against_schema(config: ExperimentConfig, schema: Schema, world_size: i
 
 
 def prepare_synthetic(config: DataConfig) -> None:
-    """Make the synthetic dataset if the configuration has one and it is not there; collective."""
-    if config.synthetic is not None and dist.get_rank() == 0 and not config.dir.exists():
-        make_synthetic(config.synthetic, config.dir)
+    """Make the synthetic log of a configuration on first use; collective."""
+    if dist.get_rank() == 0:
+        make_if_missing(config)
     dist.barrier()
-
-
-def open_run_directory(config: ExperimentConfig) -> Path:
-    """Directory of this run, the same on all ranks; collective.
-
-    Raises:
-        ConfigError: it holds another run, and this one shall not continue it.
-    """
-    # A restarted attempt of an elastic job has the same id, so it finds its own checkpoints.
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    name = job if job != "none" else time.strftime("%Y%m%d-%H%M%S")
-    shared = [str(config.run.dir or Path("runs") / name)]
-    dist.broadcast_object_list(shared)
-    run_dir = Path(shared[0])
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if (run_dir / "metrics.jsonl").exists() and not (config.run.resume or restarted):
-        raise ConfigError(
-            f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
-            "another directory"
-        )
-    if config.run.resume and not saved_checkpoints(run_dir / "checkpoints"):
-        raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
-    dist.barrier()
-    return run_dir
-
-
-def write_run_files(run_dir: Path, experiment: Experiment) -> None:
-    """Resolved config, sharding plan and environment, for later reading."""
-    if dist.get_rank() != 0:
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.toml").write_text(dump_toml(experiment.config))
-    plan = describe_plan(experiment.parallelized.plan)
-    (run_dir / "plan.json").write_text(json.dumps(plan, indent=2))
-    (run_dir / "environment.json").write_text(json.dumps(describe_environment(), indent=2))
 
 
 def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
     """The checkpoints of a run."""
     return Checkpointer(
         run_dir,
-        schema_fingerprint=experiment.schema.fingerprint(),
+        schema_fingerprint=experiment.data.schema.fingerprint(),
         config_toml=dump_toml(experiment.config),
         keep_last=experiment.config.trainer.keep_checkpoints,
     )
@@ -393,7 +245,7 @@ def _summary(experiment: Experiment, run_dir: Path, progress: Progress) -> str:
     dense = sum(p.numel() for n, p in model.named_parameters() if ".embedding_bags." not in n)
     start = f", resumed at step {progress.step}" if progress.step else ""
     return (
-        f"{run_dir}: {experiment.config.model.interest.kind} on {experiment.schema.name}, "
+        f"{run_dir}: {experiment.config.model.interest.kind} on {experiment.data.schema.name}, "
         f"{dist.get_world_size()} ranks ({experiment.device.type}), "
         f"{tables:,} sparse parameters on rank 0, {dense:,} dense, "
         f"{experiment.total_steps} steps of {experiment.config.trainer.global_batch_size} "

@@ -15,7 +15,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from cdp_torchrec.checkpoint import Checkpointer, Progress
 from cdp_torchrec.config import Config
-from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
+from cdp_torchrec.data.dataset import Dataset
+from cdp_torchrec.data.loader import EvaluationBatches, load
 from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.train_task import TrainOutput
@@ -62,13 +63,11 @@ class Trainer:
         self,
         config: TrainerConfig,
         parallelized: Parallelized,
-        batches: TrainBatches,
-        validation: EvaluationBatches | None,
+        data: Dataset,
         checkpointer: Checkpointer,
         monitor: Monitor,
         *,
         total_steps: int,
-        steps_per_epoch: int,
         device: torch.device,
     ) -> None:
         """Put the parts together.
@@ -76,23 +75,21 @@ class Trainer:
         Args:
             config: the loop's settings.
             parallelized: model and optimizer.
-            batches: training batches of this rank.
-            validation: the validation slice, if any.
+            data: training batches, and the validation slice if there is one.
             checkpointer: writes checkpoints.
             monitor: shows progress.
             total_steps: steps of the whole training.
-            steps_per_epoch: global batches in one epoch.
             device: where this rank computes.
         """
         self._config = config
         self._model = parallelized.model
         self._optimizer = parallelized.optimizer
-        self._batches = batches
-        self._validation = validation
+        self._batches = data.train
+        self._validation = data.validation
         self._checkpointer = checkpointer
         self._monitor = monitor
         self._total_steps = total_steps
-        self._validate_every = config.validate_every_steps or steps_per_epoch
+        self._validate_every = config.validate_every_steps or data.steps_per_epoch
         self._checkpoint_every = config.checkpoint_every_steps or self._validate_every
         self._device = device
         self._best = checkpointer.best_value()
@@ -129,6 +126,8 @@ class Trainer:
         return patience is not None and progress.validations_without_gain >= patience
 
     def _is_better(self, value: float) -> bool:
+        if math.isnan(value):
+            return False  # no request with both labels, say
         if self._best is None:
             return True
         if self._config.validation_metric == "log_loss":

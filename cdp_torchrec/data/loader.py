@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.requests import ImpressionOrder
@@ -38,9 +39,11 @@ class TrainBatches(Dataset[Batch]):
         self._global = global_batch_size
         self._share = share
         if global_batch_size > order.num_impressions:
-            raise ValueError(
-                f"trainer.global_batch_size = {global_batch_size} exceeds the "
-                f"{order.num_impressions} training impressions"
+            raise ConfigError.of(
+                [
+                    f"trainer.global_batch_size = {global_batch_size}: exceeds the "
+                    f"{order.num_impressions} training impressions"
+                ]
             )
 
     def aligned(self, position: int) -> int:

@@ -135,14 +135,14 @@ class Schema(Config):
         """The same dataset read without some features.
 
         Raises:
-            ValueError: no such feature, or one that the history needs.
+            KeyError: no such feature, or one that the history needs.
         """
         for name in names:
             if name in ("item_id", self.gate_feature()):
-                raise ValueError(f"feature '{name}' is needed by the history")
+                raise KeyError(f"feature '{name}' is needed by the history")
             if name not in [f.name for f in self.features]:
                 found = [f.name for f in self.features]
-                raise ValueError(f"the dataset has no feature '{name}'; it has {found}")
+                raise KeyError(f"the dataset has no feature '{name}'; it has {found}")
         kept = tuple(f for f in self.features if f.name not in names)
         return self.model_copy(update={"features": kept})
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history import HistoryStore
@@ -235,7 +236,7 @@ def test_worker_processes_give_the_same_batches_in_the_same_order(tiny_dataset: 
 
 def test_a_global_batch_larger_than_the_data_is_an_error(tiny_dataset: Path) -> None:
     order = make_order(tiny_dataset)
-    with pytest.raises(ValueError, match=r"trainer\.global_batch_size = 1000000 exceeds"):
+    with pytest.raises(ConfigError, match=r"trainer\.global_batch_size = 1000000: exceeds"):
         TrainBatches(
             order,
             make_assembler(tiny_dataset, batch_size=8),

@@ -32,7 +32,7 @@ def run(*command: str | Path, fails: bool = False) -> str:
 def trained(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of the quickstart's configuration on the tiny dataset, 2 ranks."""
     run_dir = tmp_path_factory.mktemp("runs") / "quickstart"
-    line = "torchx run dist.ddp -j 1x2 launch/train.py".split()
+    line = ["torchx", "run", "dist.ddp", "-j", "1x2", "launch/train.py"]
     settings = ["trainer.max_steps=4", "trainer.global_batch_size=256"]
     run(*line, f"data.dir={tiny_dataset}", f"run.dir={run_dir}", *settings)
     return run_dir
@@ -73,6 +73,6 @@ def test_help_documents_every_key() -> None:
 
 
 def test_a_wrong_key_is_named_on_all_ranks_and_ends_the_job() -> None:
-    line = "torchx run dist.ddp -j 1x2 launch/train.py trainer.max_step=3".split()
-    said = run(*line, fails=True)
+    line = ["torchx", "run", "dist.ddp", "-j", "1x2", "launch/train.py"]
+    said = run(*line, "trainer.max_step=3", fails=True)
     assert "trainer.max_step: unknown key (did you mean 'max_steps'?)" in said

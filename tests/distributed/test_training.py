@@ -165,7 +165,7 @@ def pipelined_modules(dataset: Path, folder: Path) -> list[str]:
     experiment = build_experiment(config(dataset, folder / "unused"), CPU)
     model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
     pipeline = TrainPipelineSparseDist(model, optimizer, CPU)
-    pipeline.progress(iter([experiment.train[0], experiment.train[256]]))
+    pipeline.progress(iter([experiment.data.train[0], experiment.data.train[256]]))
     return [type(module).__name__ for module in pipeline._pipelined_modules]
 
 

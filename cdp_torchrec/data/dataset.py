@@ -1,0 +1,134 @@
+"""A dataset directory opened for one rank: layout, and batches of every split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from cdp_torchrec.config import Config, ConfigError
+from cdp_torchrec.data.assemble import BatchAssembler, HistoryConfig
+from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.layout import FeatureLayout, VocabularyConfig, build_layout
+from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
+from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
+from cdp_torchrec.data.schema import Schema, load_schema
+from cdp_torchrec.data.synthetic import make_synthetic
+from cdp_torchrec.data.world import SyntheticConfig
+
+
+class DataConfig(Config):
+    """The dataset and how it is read."""
+
+    dir: Path
+    """Dataset directory, made by launch/prepare_data.py."""
+    synthetic: SyntheticConfig | None = None
+    """Make this synthetic log at data.dir if nothing is there yet."""
+    exclude_features: tuple[str, ...] = ()
+    """Features that are not read at all, such as the weekday of a log of two days."""
+    vocabulary: Mapping[str, VocabularyConfig] = {}
+    """Handling of rare ids by entity; the defaults for all that are not named."""
+    history: HistoryConfig = HistoryConfig()
+    """How much of the gated history is read."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training requests, the latest ones, held out for validation."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The splits of a dataset as batches of one rank."""
+
+    schema: Schema
+    layout: FeatureLayout
+    train: TrainBatches
+    validation: EvaluationBatches | None
+    """The latest requests of the training split, if any are held out."""
+    test: EvaluationBatches
+    steps_per_epoch: int
+    """Global batches in one pass over the training impressions."""
+
+
+def make_if_missing(config: DataConfig) -> None:
+    """Make the synthetic log that the configuration describes, if nothing is at its place."""
+    if config.synthetic is not None and not config.dir.exists():
+        make_synthetic(config.synthetic, config.dir)
+
+
+def read_schema(config: DataConfig) -> Schema:
+    """The schema without the excluded features.
+
+    Raises:
+        ConfigError: an excluded feature is unknown or needed.
+        DatasetError: there is no readable dataset.
+    """
+    try:
+        return load_schema(config.dir).without(config.exclude_features)
+    except KeyError as error:
+        raise ConfigError.of([f"data.exclude_features: {error.args[0]}"]) from error
+
+
+def open_dataset(
+    config: DataConfig,
+    *,
+    recency_segments: tuple[int, ...],
+    num_segments: int,
+    global_batch_size: int,
+    share: Share,
+    seed: int,
+) -> Dataset:
+    """Open all splits.
+
+    Args:
+        config: which dataset, and how to read it.
+        recency_segments: sizes of the most recent segments of the gated history.
+        num_segments: len(recency_segments) + 1, or 0 without a history.
+        global_batch_size: impressions per step over all ranks.
+        share: this rank's share of them.
+        seed: seed of the order of training impressions and of the training noise.
+
+    Raises:
+        ConfigError: the configuration does not fit the dataset.
+        DatasetError: the dataset is incomplete or damaged.
+    """
+    schema = read_schema(config)
+    layout = build_layout(
+        config.dir, schema, vocabulary=config.vocabulary, num_segments=num_segments
+    )
+    gate = schema.history.category_entity
+    assembler = BatchAssembler(
+        layout,
+        HistoryStore(
+            config.dir / "history",
+            schema.history,
+            num_categories=schema.entities[gate].num_ids if gate else 0,
+        ),
+        batch_size=global_batch_size // share.world_size,
+        recency_segments=recency_segments,
+        max_history_length=config.history.max_length,
+        category_feature=schema.gate_feature(),
+        seed=seed,
+    )
+
+    def evaluation_batches(files: RequestFiles) -> EvaluationBatches:
+        order = ImpressionOrder(files, seed=None)
+        return EvaluationBatches(order, assembler, global_batch_size=global_batch_size, share=share)
+
+    requests = schema.splits["train"].requests
+    held_out = int(config.validation_fraction * requests)
+    first = requests - held_out
+    train = RequestFiles(config.dir, schema, "train", stop=first)
+    validation = RequestFiles(config.dir, schema, "train", first=first) if held_out else None
+    return Dataset(
+        schema=schema,
+        layout=layout,
+        train=TrainBatches(
+            ImpressionOrder(train, seed=seed),
+            assembler,
+            global_batch_size=global_batch_size,
+            share=share,
+        ),
+        validation=evaluation_batches(validation) if validation else None,
+        test=evaluation_batches(RequestFiles(config.dir, schema, "test")),
+        steps_per_epoch=train.num_impressions // global_batch_size,
+    )
