@@ -111,6 +111,29 @@ def sharded_tables(kind: str, strategy: Strategy) -> dict[str, Tensor]:
     return {name: gather(table) for name, table in sharded.state_dict().items()}
 
 
+def clipped_gradient_norm() -> float:
+    """Norm of the dense gradients that the optimizer used, clipped to 0.001."""
+    device = torch.device("cpu")
+    model = Linear()
+    settings = OptimizerConfig(dense=DenseOptimizerConfig(lr=0.01, max_gradient_norm=1e-3))
+    plan = plan_sharding(
+        model,
+        ShardingConfig(),
+        device=device,
+        world_size=2,
+        local_world_size=2,
+        batch_size=8,
+        dense_gradients=True,
+    )
+    sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
+    optimizer = ScheduledOptimizer(sharded, settings, max_steps=1)
+    ids, target = batch(0, 8)
+    (sharded(jagged(ids)) - target).square().sum().backward()
+    optimizer.step()
+    gradients = [p.grad for n, p in sharded.named_parameters() if "linear" in n]
+    return torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt().item()
+
+
 def gather(table: Tensor | ShardedTensor) -> Tensor:
     if not isinstance(table, ShardedTensor):
         return table.detach().clone()
@@ -150,22 +173,32 @@ def reference_tables(kind: str) -> dict[str, Tensor]:
     return {f"{prefix}.t_{name}.weight": bag.weight for name, bag in bags.items()}
 
 
-def all_sharded_tables() -> dict[tuple[str, Strategy], dict[str, Tensor]]:
-    return {(kind, plan): sharded_tables(kind, plan) for kind, plan in CASES}
+Tables = dict[tuple[str, Strategy], dict[str, Tensor]]
+
+
+def on_two_ranks() -> tuple[Tables, float]:
+    tables: Tables = {(kind, plan): sharded_tables(kind, plan) for kind, plan in CASES}
+    return tables, clipped_gradient_norm()
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[tuple[str, Strategy], dict[str, Tensor]]:
-    return run_ranks(2, all_sharded_tables)[0]
+def two_ranks() -> tuple[Tables, float]:
+    return run_ranks(2, on_two_ranks)[0]
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
 def test_sparse_optimizer_equals_its_reference_under_every_plan(
-    trained: dict[tuple[str, Strategy], dict[str, Tensor]], case: tuple[str, Strategy]
+    two_ranks: tuple[Tables, float], case: tuple[str, Strategy]
 ) -> None:
+    trained, _ = two_ranks
     for name, expected in reference_tables(case[0]).items():
         torch.testing.assert_close(trained[case][name], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.distributed
+def test_dense_gradients_are_clipped_together(two_ranks: tuple[Tables, float]) -> None:
+    assert two_ranks[1] == pytest.approx(1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import resource
 import shutil
 import signal
@@ -29,7 +30,7 @@ from cdp_torchrec.experiment import (
 )
 from tests.distributed.spawn import run_ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
@@ -103,6 +104,17 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
         config(dataset, folder / "adam_resumed", "run.resume=true", "optimizer.sparse.kind=adam"),
         CPU,
     )
+    train(
+        config(
+            dataset,
+            folder / "pruned",
+            "trainer.keep_checkpoints=1",
+            "trainer.checkpoint_every_steps=1",
+        ),
+        CPU,
+    )
+    with mock.patch.dict(os.environ, TORCHELASTIC_RESTART_COUNT="1"):
+        found["restarted"] = train(config(dataset, run), CPU).auc
     found["evaluated"] = evaluate_run(run, [], CPU, write_predictions=True).auc
     mistakes = {
         "occupied": config(dataset, run),
@@ -188,7 +200,6 @@ def other_ranks(two_ranks: dict[str, Any], tiny_dataset: Path, folder: Path) -> 
     return warnings + run_ranks(4, on_other_ranks, tiny_dataset, folder, "four")[0]
 
 
-@pytest.mark.timeout(600)
 def test_resume_at_the_same_rank_count_is_bit_identical(
     two_ranks: dict[str, Any], folder: Path
 ) -> None:
@@ -197,13 +208,11 @@ def test_resume_at_the_same_rank_count_is_bit_identical(
     assert losses(folder / "adam_resumed") == losses(folder / "adam")
 
 
-@pytest.mark.timeout(600)
 def test_one_two_and_four_ranks_reach_the_same_losses(other_ranks: list[str], folder: Path) -> None:
     for name in ("one_fresh", "four_fresh"):
         assert losses(folder / name) == pytest.approx(losses(folder / "two"), abs=1e-5)
 
 
-@pytest.mark.timeout(600)
 def test_two_ranks_are_continued_by_one_and_by_four(other_ranks: list[str], folder: Path) -> None:
     for name in ("one", "four"):
         assert len(losses(folder / name)) == 6
@@ -217,6 +226,18 @@ def test_the_plan_does_not_change_the_losses(two_ranks: dict[str, Any], folder: 
         plan = json.loads((folder / name / "plan.json").read_text())
         kinds.add(tuple(sorted(table["sharding_type"] for table in plan.values())))
     assert len(kinds) == 3
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    checkpoints = folder / "pruned" / "checkpoints"
+    best = json.loads((checkpoints / "best.json").read_text())["checkpoint"]
+    assert {path.name for path in checkpoints.glob("step-*")} == {"step-00000006", best}
+
+
+def test_a_restarted_attempt_continues_by_itself(two_ranks: dict[str, Any]) -> None:
+    assert two_ranks["restarted"] == two_ranks["auc"]
 
 
 def test_adam_and_adagrad_differ(two_ranks: dict[str, Any], folder: Path) -> None:
@@ -274,7 +295,6 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(
     assert list((folder / "full" / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.timeout(600)
 def test_nothing_falls_out_of_the_pipeline(
     other_ranks: list[str], tiny_dataset: Path, folder: Path
 ) -> None:
