@@ -14,7 +14,6 @@ from cdp_torchrec.data.layout import FeatureLayout, VocabularyConfig, build_layo
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import Schema, load_schema
-from cdp_torchrec.data.synthetic import make_synthetic
 from cdp_torchrec.data.world import SyntheticConfig
 
 
@@ -52,6 +51,9 @@ class Dataset:
 def make_if_missing(config: DataConfig) -> None:
     """Make the synthetic log that the configuration describes, if nothing is at its place."""
     if config.synthetic is not None and not config.dir.exists():
+        # The preparation needs DuckDB, which no other rank and no later run has to load.
+        from cdp_torchrec.data.synthetic import make_synthetic
+
         make_synthetic(config.synthetic, config.dir)
 
 
