@@ -77,6 +77,7 @@ def evaluate(
             unit="batch",
             disable=not is_rank_zero(),
             leave=False,
+            delay=2,
         ):
             output = pipeline.progress(source)
             batch = pending.pop(0)
