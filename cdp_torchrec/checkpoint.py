@@ -118,6 +118,7 @@ class Checkpointer:
             partial = self.directory / f".{_BEST}.partial"
             partial.write_text(json.dumps(record))
             partial.rename(self.directory / _BEST)
+            self._prune()  # the former best may go
         # Without it another rank may still read the former best, and load that one.
         dist.barrier()
 
