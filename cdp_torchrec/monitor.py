@@ -61,7 +61,8 @@ class Monitor:
 
     def show(self, values: Mapping[str, float]) -> None:
         """Put a few numbers beside the progress bar."""
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+        shown = {name: f"{value:.4g}" for name, value in values.items()}
+        self._bar.set_postfix(shown, refresh=False)
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
