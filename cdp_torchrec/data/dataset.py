@@ -120,6 +120,13 @@ def open_dataset(
     held_out = int(config.validation_fraction * requests)
     first = requests - held_out
     train = RequestFiles(config.dir, schema, "train", stop=first)
+    if global_batch_size > train.num_impressions:
+        raise ConfigError.of(
+            [
+                f"trainer.global_batch_size = {global_batch_size}: exceeds the "
+                f"{train.num_impressions} training impressions"
+            ]
+        )
     validation = RequestFiles(config.dir, schema, "train", first=first) if held_out else None
     return Dataset(
         schema=schema,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset
 
-from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.requests import ImpressionOrder
@@ -19,12 +18,8 @@ class Share:
     world_size: int
 
 
-class TrainBatches(Dataset[Batch]):
-    """Training batches: index p is this rank's share of the global batch at position p.
-
-    Positions count impressions over all epochs. A global batch never spans two epochs: the rest
-    of an epoch that does not fill one is dropped.
-    """
+class _Shares(Dataset[Batch]):
+    """This rank's shares of global batches."""
 
     def __init__(
         self,
@@ -34,17 +29,26 @@ class TrainBatches(Dataset[Batch]):
         global_batch_size: int,
         share: Share,
     ) -> None:
+        """Cut global batches out of an order.
+
+        Args:
+            order: the impressions.
+            assembler: makes batches of global_batch_size / world_size places.
+            global_batch_size: impressions per step over all ranks.
+            share: this rank's share.
+        """
         self._order = order
         self._assembler = assembler
         self._global = global_batch_size
         self._share = share
-        if global_batch_size > order.num_impressions:
-            raise ConfigError.of(
-                [
-                    f"trainer.global_batch_size = {global_batch_size}: exceeds the "
-                    f"{order.num_impressions} training impressions"
-                ]
-            )
+
+
+class TrainBatches(_Shares):
+    """Training batches: index p is this rank's share of the global batch at position p.
+
+    Positions count impressions over all epochs. A global batch never spans two epochs: the rest
+    of an epoch that does not fill one is dropped.
+    """
 
     def aligned(self, position: int) -> int:
         """The position itself, or the start of the next epoch if no global batch fits before."""
@@ -69,24 +73,11 @@ class TrainBatches(Dataset[Batch]):
         return self._assembler.assemble(self._order.take(epoch, start, start + size), epoch=epoch)
 
 
-class EvaluationBatches(Dataset[Batch]):
+class EvaluationBatches(_Shares):
     """All impressions once, in file order; item s is this rank's share of step s.
 
     The tail is padded, so all ranks have equally many batches.
     """
-
-    def __init__(
-        self,
-        order: ImpressionOrder,
-        assembler: BatchAssembler,
-        *,
-        global_batch_size: int,
-        share: Share,
-    ) -> None:
-        self._order = order
-        self._assembler = assembler
-        self._global = global_batch_size
-        self._share = share
 
     def __len__(self) -> int:
         return -(-self._order.num_impressions // self._global)

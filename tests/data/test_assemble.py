@@ -11,6 +11,7 @@ import torch
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.dataset import DataConfig, open_dataset
 from cdp_torchrec.data.history import HistoryStore
 from cdp_torchrec.data.layout import Table, VocabularyConfig, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches, load
@@ -235,11 +236,12 @@ def test_worker_processes_give_the_same_batches_in_the_same_order(tiny_dataset: 
 
 
 def test_a_global_batch_larger_than_the_data_is_an_error(tiny_dataset: Path) -> None:
-    order = make_order(tiny_dataset)
     with pytest.raises(ConfigError, match=r"trainer\.global_batch_size = 1000000: exceeds"):
-        TrainBatches(
-            order,
-            make_assembler(tiny_dataset, batch_size=8),
+        open_dataset(
+            DataConfig(dir=tiny_dataset),
+            recency_segments=(),
+            num_segments=0,
             global_batch_size=1_000_000,
             share=Share(0, 1),
+            seed=0,
         )
