@@ -1,6 +1,7 @@
 """Make a dataset directory, or show what one holds.
 
     python launch/prepare_data.py trivago --input DIR --output DIR [--test-from 2018-11-08]
+    python launch/prepare_data.py ebnerd --input DIR --output DIR
     python launch/prepare_data.py synthetic --output DIR [LAYER.toml ...] [key=value ...]
     python launch/prepare_data.py inspect DIR
 
@@ -16,6 +17,9 @@ from cdp_torchrec.distributed.process_group import run_main
 TRIVAGO = """RecSys Challenge 2019 (trivago): hotel searches with impressions, clicks and prices.
 DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.csv; plain, .gz or
 .xz. Requests of the last day are the test split, those before it the training split."""
+EBNERD = """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
+the official train/ and validation/, each with behaviors.parquet and history.parquet, and, for
+categories and other attributes, articles.parquet. validation/ is the test split."""
 SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its
 size, effects and noise (SyntheticConfig in cdp_torchrec/data/world.py), for example num_users=2000.
 """
@@ -32,6 +36,15 @@ def prepare_trivago(options: argparse.Namespace) -> None:
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     prepare_trivago(options.input, options.output, test_from=options.test_from, limits=limits)
+    print(f"{options.output} is ready; look at it with: launch/prepare_data.py inspect")
+
+
+def prepare_ebnerd(options: argparse.Namespace) -> None:
+    from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
+    from cdp_torchrec.data.prepare.staging import EngineLimits
+
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    prepare_ebnerd(options.input, options.output, limits=limits)
     print(f"{options.output} is ready; look at it with: launch/prepare_data.py inspect")
 
 
@@ -59,25 +72,31 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     trivago = commands.add_parser("trivago", help="a real hotel search log", description=TRIVAGO)
-    trivago.add_argument("--input", type=Path, required=True, metavar="DIR", help="official files")
     trivago.add_argument(
         "--test-from",
         type=date.fromisoformat,
         metavar="DATE",
         help="first day (UTC) of the test split, such as 2018-11-08; default: the last day",
     )
-    trivago.add_argument(
-        "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
-    )
-    trivago.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
     trivago.set_defaults(run=prepare_trivago)
+
+    ebnerd = commands.add_parser("ebnerd", help="a real news log", description=EBNERD)
+    ebnerd.set_defaults(run=prepare_ebnerd)
+    for command in (trivago, ebnerd):
+        command.add_argument(
+            "--input", type=Path, required=True, metavar="DIR", help="official files"
+        )
+        command.add_argument(
+            "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
+        )
+        command.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
 
     synthetic = commands.add_parser(
         "synthetic", help="a simulated search log", description=SYNTHETIC
     )
     synthetic.add_argument("settings", nargs="*", metavar="SETTING", help="layer or key=value")
     synthetic.set_defaults(run=prepare_synthetic)
-    for command in (trivago, synthetic):
+    for command in (trivago, ebnerd, synthetic):
         command.add_argument(
             "--output", type=Path, required=True, metavar="DIR", help="directory to make"
         )
