@@ -75,7 +75,7 @@ def evaluate(
             range(len(batches)),
             desc=settings.description,
             unit="batch",
-            disable=not is_rank_zero(),
+            disable=None if is_rank_zero() else True,  # None: only in a terminal, not in a log
             leave=False,
             delay=2,
         ):

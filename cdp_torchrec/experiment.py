@@ -26,6 +26,7 @@ from cdp_torchrec.distributed.sharding import ShardingConfig, describe_plan
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import ModelConfig, RankingModel
+from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.monitor import Monitor
 from cdp_torchrec.run_directory import (
@@ -57,16 +58,17 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        recent, kept = sum(self.model.interest.recency_segments), self.data.history.max_length
-        if recent >= kept:
-            raise ConfigConflicts(
-                [
-                    (
-                        "data.history.max_length",
-                        f"must exceed the {recent} behaviours of model.interest.recency_segments",
-                    )
-                ]
+        history, kept = self.model.interest.history, self.data.history.max_length
+        problems = [
+            (key, f"must be below data.history.max_length = {kept}, found {found}")
+            for key, found in (
+                ("model.interest.recency_segments", sum(history.pool_segments or ())),
+                ("data.history.count_segments", sum(self.data.history.count_segments)),
             )
+            if found >= kept
+        ]
+        if problems:
+            raise ConfigConflicts(problems)
         return self
 
 
@@ -81,6 +83,18 @@ class Experiment:
     parallelized: Parallelized
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A finished run; the model is that of its best checkpoint."""
+
+    experiment: Experiment
+    run_dir: Path
+    progress: Progress
+    """Where the training ended, which may be behind the best checkpoint."""
+    report: MetricReport
+    """Metrics of the test split."""
+
+
 def train(config: ExperimentConfig, device: torch.device) -> MetricReport:
     """Train a model, and measure its best checkpoint on the test split; collective.
 
@@ -90,6 +104,24 @@ def train(config: ExperimentConfig, device: torch.device) -> MetricReport:
 
     Returns:
         Metrics of the test split, also written to `<run.dir>/evaluation.json`.
+    """
+    return train_experiment(config, device).report
+
+
+def train_experiment(
+    config: ExperimentConfig,
+    device: torch.device,
+    *,
+    num_bootstrap: int = 200,
+    monitor_class: type[Monitor] = Monitor,
+) -> Trained:
+    """As `train`, for callers that go on with the trained model; collective.
+
+    Args:
+        config: the run.
+        device: where this rank computes.
+        num_bootstrap: replicates of the user bootstrap on the test split.
+        monitor_class: shows and keeps the progress.
     """
     prepare_synthetic(config.data)
     experiment = build_experiment(config, device)
@@ -101,7 +133,9 @@ def train(config: ExperimentConfig, device: torch.device) -> MetricReport:
     checkpoints = saved_checkpoints(checkpointer.directory)
     if checkpoints:
         progress = checkpointer.load(checkpoints[-1], model, optimizer)
-    with Monitor(run_dir, total_steps=experiment.total_steps, first_step=progress.step) as monitor:
+    with monitor_class(
+        run_dir, total_steps=experiment.total_steps, first_step=progress.step
+    ) as monitor:
         monitor.say(_summary(experiment, run_dir, progress))
         progress = Trainer(
             config.trainer,
@@ -113,10 +147,10 @@ def train(config: ExperimentConfig, device: torch.device) -> MetricReport:
             device=device,
         ).train(progress)
         checkpointer.load(find_checkpoint(run_dir), model, optimizer)
-        report = evaluate_test(experiment, run_dir)
+        report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
         point = {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
         monitor.record("test", progress.step, point)
-    return report
+    return Trained(experiment, run_dir, progress, report)
 
 
 def evaluate_run(
@@ -145,7 +179,11 @@ def evaluate_run(
 
 
 def evaluate_test(
-    experiment: Experiment, run_dir: Path, *, predictions: Path | None = None
+    experiment: Experiment,
+    run_dir: Path,
+    *,
+    num_bootstrap: int = 200,
+    predictions: Path | None = None,
 ) -> MetricReport:
     """Metrics of the test split with intervals, written to `<run_dir>/evaluation.json`."""
     report = evaluate(
@@ -155,7 +193,7 @@ def evaluate_test(
         EvaluationSettings(
             experiment.device,
             experiment.config.trainer.num_workers,
-            num_bootstrap=200,
+            num_bootstrap=num_bootstrap,
             predictions=predictions,
             description="test",
         ),
@@ -175,15 +213,8 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     """
     share = Share(dist.get_rank(), dist.get_world_size())
     check_against_data(config, share.world_size)
-    interest, trainer = config.model.interest, config.trainer
-    data = open_dataset(
-        config.data,
-        recency_segments=interest.recency_segments,
-        num_segments=interest.num_segments,
-        global_batch_size=trainer.global_batch_size,
-        share=share,
-        seed=config.seed,
-    )
+    trainer = config.trainer
+    data = open_data(config, share=share, global_batch_size=trainer.global_batch_size)
     total_steps = trainer.max_epochs * data.steps_per_epoch
     total_steps = min(total_steps, trainer.max_steps or total_steps)
     torch.manual_seed(config.seed)
@@ -198,6 +229,23 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         seed=config.seed,
     )
     return Experiment(config, device, data, total_steps, parallelized)
+
+
+def open_data(config: ExperimentConfig, *, share: Share, global_batch_size: int) -> Dataset:
+    """The dataset as the model reads it, in batches of any size.
+
+    Raises:
+        ConfigError: the configuration does not fit the dataset.
+        DatasetError: the dataset is incomplete or damaged.
+    """
+    return open_dataset(
+        config.data,
+        history=config.model.interest.history,
+        history_counts=config.model.interaction.history_counts,
+        global_batch_size=global_batch_size,
+        share=share,
+        seed=config.seed,
+    )
 
 
 def check_against_data(config: ExperimentConfig, world_size: int) -> None:
@@ -241,8 +289,8 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
 
 def _summary(experiment: Experiment, run_dir: Path, progress: Progress) -> str:
     model = experiment.parallelized.model
-    tables = sum(p.numel() for n, p in model.named_parameters() if ".embedding_bags." in n)
-    dense = sum(p.numel() for n, p in model.named_parameters() if ".embedding_bags." not in n)
+    tables = sum(p.numel() for n, p in model.named_parameters() if is_table(n))
+    dense = sum(p.numel() for n, p in model.named_parameters() if not is_table(n))
     start = f", resumed at step {progress.step}" if progress.step else ""
     return (
         f"{run_dir}: {experiment.config.model.interest.kind} on {experiment.data.schema.name}, "

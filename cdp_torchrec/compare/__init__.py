@@ -1,0 +1,1 @@
+"""The tables of a paper: models x seeds x datasets through one trainer, with statistics."""

@@ -1,0 +1,187 @@
+"""The cells of a table: what is trained, with which configuration, in which directory."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cdp_torchrec.compare.config import UNTRAINED, CompareConfig
+from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config_keys import toml_value
+from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.run_directory import RunConfig
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One combination of the grid's values."""
+
+    settings: tuple[str, ...]
+    """key=value, in the order of the grid."""
+
+    @property
+    def name(self) -> str:
+        """Name of its directory."""
+        return ",".join(self.settings).replace('"', "") or "default"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a row on a dataset at a grid point with a seed."""
+
+    dataset: str
+    model: str
+    point: GridPoint
+    config: ExperimentConfig
+
+    @property
+    def seed(self) -> int:
+        """Seed of the training."""
+        return self.config.seed
+
+    @property
+    def directory(self) -> Path:
+        """Run directory."""
+        assert self.config.run.dir is not None
+        return self.config.run.dir
+
+    @property
+    def name(self) -> str:
+        """Name in messages."""
+        return f"{self.dataset}/{self.model}/{self.point.name}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and all its possible cells, checked."""
+
+    config: CompareConfig
+    run_dir: Path
+    configs: dict[tuple[str, str, GridPoint], ExperimentConfig]
+    """By dataset, row and grid point."""
+
+    @cached_property
+    def points(self) -> tuple[GridPoint, ...]:
+        """Combinations of the grid's values, in its order."""
+        return grid_points(self.config)
+
+    @property
+    def selected_datasets(self) -> tuple[str, ...]:
+        """Datasets to run now, in the table's order."""
+        chosen = self.config.select.datasets
+        return tuple(name for name in self.config.datasets if chosen is None or name in chosen)
+
+    @property
+    def selected_models(self) -> tuple[str, ...]:
+        """Rows to run now, in the table's order."""
+        chosen = self.config.select.models
+        return tuple(name for name in self.config.models if chosen is None or name in chosen)
+
+    def cell(self, dataset: str, model: str, point: GridPoint, seed: int) -> Cell:
+        """One cell."""
+        directory = self.run_dir / dataset / model / point.name / f"seed-{seed}"
+        config = self.configs[dataset, model, point].model_copy(
+            update={"seed": seed, "run": RunConfig(dir=directory)}
+        )
+        return Cell(dataset, model, point, config)
+
+    def tuning_cells(self, dataset: str, model: str) -> list[Cell]:
+        """The cells of the first seed, one for each grid point."""
+        return [self.cell(dataset, model, point, self.config.seeds[0]) for point in self.points]
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells that could be asked for: every grid point with every seed."""
+        for (dataset, model, point), seed in itertools.product(self.configs, self.config.seeds):
+            yield self.cell(dataset, model, point, seed)
+
+    def untrained_directory(self, dataset: str) -> Path:
+        """Where the results of the untrained scorers lie."""
+        return self.run_dir / dataset / UNTRAINED
+
+    def any_config(self, dataset: str) -> ExperimentConfig:
+        """A configuration that names the dataset's directory."""
+        return self.configs[dataset, self.config.reference, self.points[0]]
+
+
+def grid_points(config: CompareConfig) -> tuple[GridPoint, ...]:
+    """Combinations of the grid's values, in its order."""
+    settings = ([f"{key}={toml_value(v)}" for v in values] for key, values in config.grid.items())
+    return tuple(GridPoint(combination) for combination in itertools.product(*settings))
+
+
+def load_table(arguments: Sequence[str]) -> Table:
+    """Read a table's file and the configurations of all its cells.
+
+    Args:
+        arguments: the table's file, perhaps with layers on top, and key=value.
+
+    Raises:
+        ConfigError: every mistake in the table, or else in any of the cells.
+    """
+    files = [Path(a) for a in arguments if a.endswith(".toml") and "=" not in a]
+    if not files:
+        raise ConfigError.of(["found no table, expected: compare.py configs/compare/table1.toml"])
+    config = load_config(CompareConfig, arguments)
+    problems: dict[str, list[str]] = defaultdict(list)
+    configs = {}
+    for dataset, model, point in itertools.product(
+        config.datasets, config.models, grid_points(config)
+    ):
+        layers = [*config.datasets[dataset], *config.models[model]]
+        layers = [_relative_to(files[0].parent, layer) for layer in layers]
+        try:
+            cell = load_config(ExperimentConfig, [*layers, *config.settings, *point.settings])
+            _check_cell(cell)
+        except ConfigError as error:
+            for line in str(error).splitlines()[1:]:
+                problems[line.strip()].append(f"{dataset}/{model}/{point.name}")
+        else:
+            configs[dataset, model, point] = cell
+    problems.update(_unequal_rows(configs))
+    if problems:
+        raise ConfigError.of([f"{line} ({_listed(cells)})" for line, cells in problems.items()])
+    run_dir = config.run_dir or Path("runs") / files[0].stem
+    return Table(config, run_dir, configs)
+
+
+def _relative_to(folder: Path, layer: str) -> str:
+    is_path = layer.endswith(".toml") and "=" not in layer
+    return str(folder / layer) if is_path else layer
+
+
+def _check_cell(config: ExperimentConfig) -> None:
+    problems = []
+    if config.run != RunConfig():
+        problems.append("run: every cell has a directory of its own; remove it from the layers")
+    if config.seed != 0:
+        problems.append("seed: is set by seeds of the table; remove it from the layers")
+    if not config.data.validation_fraction:
+        problems.append("data.validation_fraction = 0: a comparison chooses on validation")
+    if problems:
+        raise ConfigError.of(problems)
+
+
+def _unequal_rows(
+    configs: dict[tuple[str, str, GridPoint], ExperimentConfig],
+) -> dict[str, list[str]]:
+    """Rows that are not tested, validated or chosen as the first row of their dataset."""
+    first: dict[tuple[str, str], object] = {}
+    problems: dict[str, list[str]] = defaultdict(list)
+    for (dataset, model, point), config in configs.items():
+        for key, value in {
+            "data.dir": str(config.data.dir),
+            "data.validation_fraction": config.data.validation_fraction,
+            "trainer.validation_metric": config.trainer.validation_metric,
+        }.items():
+            expected = first.setdefault((dataset, key), value)
+            if value != expected:
+                line = f"{key} = {value}: must be the same in all rows, others have {expected}"
+                problems[line].append(f"{dataset}/{model}/{point.name}")
+    return problems
+
+
+def _listed(cells: list[str]) -> str:
+    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+    return f"in {cells[0]}{more}"

@@ -1,0 +1,64 @@
+"""What validation decides: the grid point of each row, and which baseline is the strongest.
+
+Nothing here looks at the test split.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cdp_torchrec.compare.cells import Cell, GridPoint, Table
+from cdp_torchrec.compare.results import Cost, Result, read_failure, read_result
+
+
+def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:
+    """The grid point with the best validation metric at the first seed; of equals, the first.
+
+    Failed cells do not take part. None while a cell has neither finished nor failed, or if all
+    have failed.
+    """
+    scores: dict[GridPoint, float] = {}
+    for cell in table.tuning_cells(dataset, model):
+        result = read_result(cell.directory)
+        if result is not None:
+            scores[cell.point] = _goodness(cell, result)
+        elif read_failure(cell.directory) is None:
+            return None
+    return max(scores, key=lambda point: scores[point], default=None)
+
+
+def strongest_baseline(
+    table: Table, dataset: str, results: Mapping[str, Mapping[int, Result]]
+) -> str | None:
+    """The baseline with the best mean validation metric over its seeds; None without results.
+
+    Args:
+        table: says which rows are no baseline.
+        dataset: whose rows.
+        results: by row and seed.
+    """
+    metric = table.any_config(dataset).trainer.validation_metric
+    means = {
+        model: mean_validation(of_seeds) * _sign(metric)
+        for model, of_seeds in results.items()
+        if of_seeds and model != table.config.reference and model not in table.config.floors
+    }
+    return max(means, key=lambda model: means[model], default=None)
+
+
+def mean_validation(results: Mapping[int, Result]) -> float:
+    """Mean over the seeds of the best validation metric."""
+    return float(np.mean([_cost(result).validation for result in results.values()]))
+
+
+def _goodness(cell: Cell, result: Result) -> float:
+    return _cost(result).validation * _sign(cell.config.trainer.validation_metric)
+
+
+def _cost(result: Result) -> Cost:
+    assert result.cost is not None, "an untrained scorer has no validation"
+    return result.cost
+
+
+def _sign(metric: str) -> float:
+    return -1.0 if metric == "log_loss" else 1.0

@@ -1,0 +1,141 @@
+"""What a finished training cost: parameters, time, and the latency of scoring one request."""
+
+# R test requests
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from cdp_torchrec.compare.results import Cost, Latency
+from cdp_torchrec.data.loader import Share
+from cdp_torchrec.experiment import Experiment, Trained, make_checkpointer, open_data
+from cdp_torchrec.model.sparse_arch import is_table
+
+_TIMED_REQUESTS = 100
+_WARM_UP_REQUESTS = 10
+
+
+class NoValidationError(RuntimeError):
+    """The validation metric was never defined, so nothing can be chosen by it."""
+
+    user_error = True
+
+
+def measure_cost(trained: Trained) -> Cost | None:
+    """What the training took, on rank 0; None on the others. Collective.
+
+    Raises:
+        NoValidationError: no validation had a defined metric.
+    """
+    experiment = trained.experiment
+    latency = measure_latency(experiment)
+    sparse, dense = count_parameters(experiment)
+    if dist.get_rank() != 0:
+        return None
+    trainer = experiment.config.trainer
+    validation = make_checkpointer(experiment, trained.run_dir).best_value()
+    if validation is None:
+        raise NoValidationError(f"{trainer.validation_metric} was undefined in all validations")
+    training_s, speed = training_speed(
+        trained.run_dir / "metrics.jsonl", global_batch_size=trainer.global_batch_size
+    )
+    return Cost(
+        validation=validation,
+        steps=trained.progress.step,
+        training_s=training_s,
+        impressions_per_s=speed,
+        dense_parameters=dense,
+        sparse_parameters=sparse,
+        latency=latency,
+    )
+
+
+def count_parameters(experiment: Experiment) -> tuple[int, int]:
+    """Parameters of the embedding tables, all ranks together, and of everything else."""
+    rows = sum(table.num_embeddings for table in experiment.data.layout.tables.values())
+    parameters = experiment.parallelized.model.named_parameters()
+    dense = sum(p.numel() for name, p in parameters if not is_table(name))
+    return rows * experiment.config.model.embedding_dim, dense
+
+
+def training_speed(metrics: Path, *, global_batch_size: int) -> tuple[float, float]:
+    """Seconds of all optimizer steps, and the median of impressions per second.
+
+    Args:
+        metrics: metrics.jsonl of the run. Each line of training has the speed since the line
+            before; steps that an interrupted process did in vain count once.
+        global_batch_size: impressions of a step.
+    """
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    speeds = {line["step"]: line["impressions_per_s"] for line in lines if line["kind"] == "train"}
+    steps = sorted(speeds)
+    spans = zip(steps, [0, *steps[:-1]], strict=True)
+    seconds = sum((now - before) * global_batch_size / speeds[now] for now, before in spans)
+    return seconds, statistics.median(speeds.values())
+
+
+@torch.no_grad()
+def measure_latency(experiment: Experiment) -> Latency:
+    """Time of scoring single requests of the test split, spread over it; collective.
+
+    A request is a batch of its own, without padding, already on the device. On several ranks all
+    of them score it at once.
+    """
+    counts = _candidates_per_request(experiment.config.data.dir / "test")
+    size, steps = requests_alone(counts)
+    steps = steps[np.linspace(0, len(steps) - 1, min(_TIMED_REQUESTS, len(steps))).astype(int)]
+    test = open_data(experiment.config, share=Share(0, 1), global_batch_size=size).test
+    batches = [test[int(step)].to(experiment.device) for step in steps]
+    model, times = experiment.parallelized.model, []
+    training = model.training
+    model.eval()
+    for batch in [*batches[:_WARM_UP_REQUESTS], *batches]:
+        _finish(experiment.device)
+        started = time.perf_counter()
+        model(batch)
+        _finish(experiment.device)
+        times.append(1e3 * (time.perf_counter() - started))
+    model.train(training)
+    median, p90 = np.quantile(times[-len(batches) :], [0.5, 0.9])
+    return Latency(
+        median_ms=float(median),
+        p90_ms=float(p90),
+        num_candidates=size,
+        num_requests=len(batches),
+    )
+
+
+def requests_alone(counts: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
+    """A batch size, and the evaluation batches of that size that hold exactly one whole request.
+
+    Evaluation batch s holds the impressions from s * size on: it is a request by itself where the
+    request has `size` candidates and begins at a multiple of `size`. The size is the median number
+    of candidates, if there is such a request, else that of the first request.
+
+    Args:
+        counts: candidates of each request in their order, [R].
+    """
+    starts = np.cumsum(counts) - counts
+    for size in (int(np.sort(counts)[len(counts) // 2]), int(counts[0])):
+        alone = starts[(counts == size) & (starts % size == 0)] // size
+        if len(alone):
+            return size, alone
+    raise AssertionError("the first request begins at 0, a multiple of its size")
+
+
+def _candidates_per_request(split: Path) -> NDArray[np.int64]:
+    labels = (pq.read_table(path, columns=["label"])["label"] for path in sorted(split.glob("*")))
+    lengths = [column.combine_chunks().value_lengths().to_numpy() for column in labels]
+    return np.concatenate(lengths).astype(np.int64)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

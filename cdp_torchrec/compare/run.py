@@ -1,0 +1,202 @@
+"""Runs the cells of a table that are selected and not finished; collective on all ranks."""
+
+import gc
+import os
+import shutil
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from cdp_torchrec.checkpoint import saved_checkpoints
+from cdp_torchrec.compare.cells import Cell, Table
+from cdp_torchrec.compare.choice import best_point
+from cdp_torchrec.compare.measure import measure_cost
+from cdp_torchrec.compare.quiet import QuietMonitor
+from cdp_torchrec.compare.results import (
+    forget_failure,
+    read_result,
+    result_of,
+    write_failure,
+    write_result,
+)
+from cdp_torchrec.compare.untrained import measure_untrained
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.process_group import is_rank_zero
+from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
+from cdp_torchrec.run_directory import RunConfig
+from cdp_torchrec.trainer import NonFiniteLossError
+
+_Shared = TypeVar("_Shared")
+
+
+def run_table(table: Table, device: torch.device) -> dict[str, str]:
+    """Run what is selected and not finished.
+
+    Args:
+        table: the table.
+        device: where this rank computes.
+
+    Returns:
+        The cells that failed, each with the reason.
+
+    Raises:
+        ConfigError: a cell does not fit its dataset, a dataset is missing, or a directory holds a
+            cell of another configuration; found before the first cell runs.
+    """
+    _check(table)
+    failures: dict[str, str] = {}
+    columns = len(table.points) + len(table.config.seeds) - 1
+    total = len(table.selected_datasets) * len(table.selected_models) * columns
+    with tqdm(total=total, unit="cell", disable=not is_rank_zero(), dynamic_ncols=True) as bar:
+        for cell in _schedule(table):
+            if cell is None or _from_rank_zero(lambda cell=cell: _is_finished(cell)):
+                bar.initial += 1  # costs no time, so it must not enter the estimate
+            else:
+                bar.set_description(cell.name)
+                reason = _attempt(cell, device, num_bootstrap=table.config.num_bootstrap)
+                if reason is not None:
+                    failures[cell.name] = reason
+            bar.update()
+    return failures
+
+
+def _schedule(table: Table) -> Iterator[Cell | None]:
+    """The selected cells, seed by seed, so that an interrupted table has all rows.
+
+    None stands for a cell that cannot be run because the search of its grid point has failed. The
+    choice is made when the cell's turn comes.
+    """
+    for dataset in table.selected_datasets:
+        _measure_untrained(table, dataset)
+        for model in table.selected_models:
+            yield from table.tuning_cells(dataset, model)
+        for seed in table.config.seeds[1:]:
+            for model in table.selected_models:
+                chosen = (table, dataset, model)
+                point = _from_rank_zero(lambda chosen=chosen: best_point(*chosen))
+                yield None if point is None else table.cell(dataset, model, point, seed)
+
+
+def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | None:
+    """Train and measure a cell; returns why it failed, if it did."""
+    resume = _from_rank_zero(lambda: _prepare(cell.directory))
+    run = RunConfig(dir=cell.directory, resume=resume)
+    try:
+        trained = train_experiment(
+            cell.config.model_copy(update={"run": run}),
+            device,
+            num_bootstrap=num_bootstrap,
+            monitor_class=QuietMonitor,
+        )
+        cost = measure_cost(trained)
+        if cost is not None:
+            write_result(cell.directory, result_of(trained.report, cost))
+    except Exception as error:
+        # Only these are sure to end the cell on all ranks; else the others wait in a collective.
+        if dist.get_world_size() > 1 and not isinstance(error, ConfigError | NonFiniteLossError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        if is_rank_zero():
+            write_failure(cell.directory, reason, traceback.format_exc())
+        return reason
+    finally:
+        gc.collect()  # a sharded model is a web of cycles, with its tables in it
+    return None
+
+
+def _prepare(directory: Path) -> bool:
+    """Make a directory ready for another attempt; whether it has something to continue from."""
+    forget_failure(directory)
+    if saved_checkpoints(directory / "checkpoints"):
+        return True
+    shutil.rmtree(directory, ignore_errors=True)
+    return False
+
+
+def _is_finished(cell: Cell) -> bool:
+    return read_result(cell.directory) is not None
+
+
+def _measure_untrained(table: Table, dataset: str) -> None:
+    directory = table.untrained_directory(dataset)
+    if _from_rank_zero(directory.is_dir):
+        return
+    reports = measure_untrained(
+        table.any_config(dataset).data.dir, num_bootstrap=table.config.num_bootstrap
+    )
+    if is_rank_zero():
+        partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+        for name, report in reports.items():
+            write_result(partial / name, result_of(report, None))
+        try:
+            partial.rename(directory)
+        except OSError:  # a process beside this one was first
+            shutil.rmtree(partial)
+
+
+# --- checks before the first cell ----------------------------------------------------------------
+
+
+def _check(table: Table) -> None:
+    if problems := _from_rank_zero(lambda: [*_missing_datasets(table), *_foreign_cells(table)]):
+        raise ConfigError.of(problems)
+    for dataset in table.selected_datasets:
+        prepare_synthetic(table.any_config(dataset).data)
+    problems = {}
+    for (dataset, model, _), config in table.configs.items():
+        if dataset in table.selected_datasets and model in table.selected_models:
+            try:
+                check_against_data(config, dist.get_world_size())
+            except ConfigError as error:
+                for line in str(error).splitlines()[1:]:
+                    problems.setdefault(f"{line.strip()} (in {dataset}/{model})")
+    if problems:
+        raise ConfigError.of(problems)
+
+
+def _missing_datasets(table: Table) -> Iterator[str]:
+    for dataset in table.selected_datasets:
+        data = table.any_config(dataset).data
+        if data.synthetic is None and not (data.dir / "schema.toml").is_file():
+            yield f"data.dir = '{data.dir}': there is no dataset (in {dataset})"
+
+
+def _foreign_cells(table: Table) -> Iterator[str]:
+    """Directories whose stored configuration is not what the table asks for."""
+    for cell in table.cells():
+        stored = cell.directory / "config.toml"
+        if not stored.is_file():
+            continue
+        found = _flat(tomllib.loads(stored.read_text()))
+        asked = _flat(cell.config.model_dump(mode="json", exclude_none=True))
+        for key in sorted(found | asked):
+            old, new = found.get(key, "unset"), asked.get(key, "unset")
+            if old != new and not key.startswith("run."):
+                yield (
+                    f"{cell.directory}: holds a cell with {key} = {old}, the table asks for {new}:"
+                    " remove the directory, or choose another run_dir"
+                )
+                break
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _from_rank_zero(make: Callable[[], _Shared]) -> _Shared:
+    """What rank 0 finds on disk, on all ranks, so that all take the same way; collective."""
+    shared: list[Any] = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(shared)
+    return shared[0]

@@ -1,0 +1,198 @@
+"""A table can be interrupted, shared and repeated without mixing or repeating results."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from cdp_torchrec.compare import run
+from cdp_torchrec.compare.cells import load_table
+from cdp_torchrec.compare.output import write_table
+from cdp_torchrec.compare.results import read_failure, read_result
+from cdp_torchrec.compare.run import run_table
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.loader import Share
+from cdp_torchrec.experiment import open_data, train
+from cdp_torchrec.model.ranking import RankingModel
+from cdp_torchrec.monitor import Monitor
+from cdp_torchrec.run_directory import RunConfig
+from launch import compare
+from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file
+from tests.distributed.spawn import run_ranks
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def copied(finished: tuple[Path, Path], folder: Path) -> list[str]:
+    """Arguments of a table with the same cells in another run directory."""
+    path, runs = finished
+    shutil.copytree(runs, folder / "runs")
+    return arguments(path, folder / "runs")
+
+
+def train_steps(run_dir: Path) -> list[int]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if line["kind"] == "train"]
+
+
+def test_every_row_is_trained_at_all_grid_points_once_and_at_the_best_with_all_seeds(
+    finished: tuple[Path, Path],
+) -> None:
+    _, runs = finished
+    cells = [path.parent for path in (runs / "tiny" / "pooled").glob("*/*/cell.json")]
+    assert sorted(cell.name for cell in cells) == ["seed-0", "seed-0", "seed-1"]
+
+    def validation(cell: Path) -> float:
+        return json.loads((cell / "cell.json").read_text())["cost"]["validation"]
+
+    best = max((cell for cell in cells if cell.name == "seed-0"), key=validation)
+    assert best.parent / "seed-1" in cells
+    assert (runs / "tiny" / "untrained" / "bayes" / "cell.json").is_file()
+
+
+def test_parameters_are_those_of_the_model_before_it_is_sharded(
+    finished: tuple[Path, Path],
+) -> None:
+    table = load_table(arguments(*finished))
+    cell = table.tuning_cells("tiny", "pooled")[0]
+    result = read_result(cell.directory)
+    assert result is not None
+    assert result.cost is not None
+    layout = open_data(cell.config, share=Share(0, 1), global_batch_size=8).layout
+    whole = sum(p.numel() for p in RankingModel(layout, cell.config.model).parameters())
+    assert result.cost.dense_parameters + result.cost.sparse_parameters == whole
+    assert result.cost.latency.num_candidates == 8
+    assert 0 < result.cost.latency.median_ms <= result.cost.latency.p90_ms
+
+
+def test_a_cell_is_the_run_that_train_makes_of_its_configuration(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    table = load_table(arguments(*finished))
+    cell = table.cell("tiny", "pooled", table.points[0], 0)
+    result = read_result(cell.directory)
+    assert result is not None
+    alone = cell.config.model_copy(update={"run": RunConfig(dir=tmp_path / "alone")})
+    report = train(alone, CPU)
+    assert (report.gauc, report.log_loss) == (result.value("gauc"), result.value("log_loss"))
+
+
+def test_finished_cells_are_not_run_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    table = load_table(copied(finished, tmp_path))
+    with mock.patch.object(run, "train_experiment", side_effect=AssertionError("trained again")):
+        assert run_table(table, CPU) == {}
+
+
+def test_an_interrupted_cell_continues_and_ends_as_if_nothing_had_happened(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, runs = finished
+    table = load_table(arguments(path, tmp_path / "runs"))
+    record = Monitor.record
+
+    def interrupted(self: Monitor, kind: str, step: int, values: Any) -> None:
+        if kind == "validation" and step == 4:
+            raise KeyboardInterrupt
+        record(self, kind, step, values)
+
+    cell = table.tuning_cells("tiny", "pooled")[0]
+    with mock.patch.object(Monitor, "record", interrupted), pytest.raises(KeyboardInterrupt):
+        run_table(table, CPU)
+    assert read_result(cell.directory) is None
+    reason = run._attempt(cell, CPU, num_bootstrap=50)
+    assert reason is None
+    assert train_steps(cell.directory) == [1, 2, 3, 4, 3, 4]
+    resumed, straight = (
+        read_result(cell.directory),
+        read_result(runs / cell.directory.relative_to(tmp_path / "runs")),
+    )
+    assert resumed is not None
+    assert straight is not None
+    assert resumed.metrics == straight.metrics
+
+
+def test_a_cell_without_a_checkpoint_starts_anew(make_table: MakeTable, one_rank: None) -> None:
+    table = make_table()
+    cell = table.tuning_cells("tiny", "none")[0]
+    cell.directory.mkdir(parents=True)
+    (cell.directory / "metrics.jsonl").write_text('{"kind": "train", "step": 77}\n')
+    assert run._attempt(cell, CPU, num_bootstrap=50) is None
+    assert train_steps(cell.directory) == [1, 2, 3, 4]
+
+
+def test_cells_of_another_configuration_are_refused_with_directory_and_key(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changed = [*copied(finished, tmp_path), 'settings=["trainer.max_steps=5"]']
+    with pytest.raises(ConfigError) as error:
+        run_table(load_table(changed), CPU)
+    assert (
+        f"{tmp_path}/runs/tiny/pooled/optimizer.dense.lr=0.001/seed-0: holds a cell with "
+        "trainer.log_every_steps = 1, the table asks for 10"
+    ) in str(error.value)
+    assert len(str(error.value).splitlines()) == 4  # each of the three cells is named
+
+
+def test_a_failing_cell_is_listed_and_does_not_stop_the_others(
+    make_table: MakeTable, one_rank: None
+) -> None:
+    table = make_table(
+        "seeds=[0]",
+        'models.broken=["optimizer.sparse.lr=1e38"]',
+        'select.models=["broken", "none"]',
+        'grid={"optimizer.dense.lr"=[0.001]}',
+    )
+    failures = run_table(table, CPU)
+    assert failures
+    assert all(name.startswith("tiny/broken/") for name in failures)
+    assert all("NonFiniteLossError: step" in reason for reason in failures.values())
+    failed = table.tuning_cells("tiny", "broken")[0]
+    assert "lower the learning rates" in (read_failure(failed.directory) or "")
+    assert read_result(table.tuning_cells("tiny", "none")[0].directory) is not None
+    text = write_table(table)
+    assert f"- {failed.name}: NonFiniteLossError" in text
+    assert "| broken |" not in text
+
+
+def on_two_ranks(path: str, run_dir: str) -> tuple[dict[str, str], list[float]]:
+    one_point = 'grid={"optimizer.dense.lr"=[0.001]}'
+    table = load_table([*arguments(Path(path), Path(run_dir)), "seeds=[0]", one_point])
+    failures = run_table(table, CPU)
+    results = [read_result(cell.directory) for cell in table.tuning_cells("tiny", "pooled")]
+    return failures, [result.value("gauc") for result in results if result is not None]
+
+
+def test_the_command_fails_after_the_table_if_a_cell_has_failed(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "init_process_group", lambda: CPU)
+    monkeypatch.setattr(run, "run_table", lambda table, device: {"tiny/none/x/seed-0": "it broke"})
+    with pytest.raises(compare.FailedCellsError, match=r"1 cells failed:\n  tiny/none/x.*broke"):
+        compare.main(arguments(*finished))
+    assert "| **pooled** |" in capsys.readouterr().out
+
+
+def test_a_cell_leaves_the_terminal_to_the_bar_of_the_table(
+    make_table: MakeTable, one_rank: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run._attempt(make_table().tuning_cells("tiny", "none")[0], CPU, num_bootstrap=50)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "step" not in said.err
+    assert "test" not in said.err
+
+
+@pytest.mark.distributed
+def test_two_ranks_fill_the_same_cells(
+    finished: tuple[Path, Path], tiny_dataset: Path, tmp_path: Path
+) -> None:
+    path = write_table_file(tmp_path, tiny_dataset)
+    outcomes = run_ranks(2, on_two_ranks, str(path), str(tmp_path / "runs"))
+    assert [failures for failures, _ in outcomes] == [{}, {}]
+    table = load_table(arguments(*finished))
+    alone = read_result(table.tuning_cells("tiny", "pooled")[0].directory)
+    assert alone is not None
+    assert outcomes[0][1] == pytest.approx([alone.value("gauc")], abs=2e-3)
