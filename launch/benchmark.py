@@ -1,18 +1,27 @@
-"""Measure training speed on the machine at hand: interest modules, ranks, plain PyTorch.
+"""Measure what training and scoring cost on the machine at hand.
 
     torchx run dist.ddp -j 1x1 launch/benchmark.py train
     torchx run dist.ddp -j 1x2 launch/benchmark.py train configs/data/trivago.toml
+    python launch/benchmark.py history
+    python launch/benchmark.py history 'rows=["pooled", "din"]' 'lengths=[50, 1000]'
 
-Trains `pooled`, `cdp` and `cdp_paper` in alternating rounds on batches in memory; on one rank also
-`pooled` with plain nn.EmbeddingBag tables. Prints impressions per second (median, minimum and
-maximum over rounds), ratios, the time to read a batch, and where a step's time goes. Layers and
+`train`: trains `pooled`, `cdp` and `cdp_paper` in alternating rounds on batches in memory; on one
+rank also `pooled` with plain nn.EmbeddingBag tables. Prints impressions per second (median, minimum
+and maximum over rounds), ratios, the time to read a batch, and where a step's time goes. Layers and
 key=value change the configuration; without a layer it is configs/data/synthetic.toml.
+
+`history`: training and scoring of every interest module, alone on one CPU thread, against the
+length of the history. Prints time, its ratio to `pooled` in the same round, and peak memory; each
+row at each length is a process of its own, ended when it passes a limit. --output FILE also writes
+JSON. Layers and key=value change these settings:
 """
 
+import json
 import statistics
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config_help import describe
 from cdp_torchrec.distributed.process_group import (
     init_process_group,
     is_rank_zero,
@@ -21,21 +30,36 @@ from cdp_torchrec.distributed.process_group import (
 )
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+SYNTHETIC = str(CONFIGS / "data" / "synthetic.toml")
 MODULES = ("pooled", "cdp", "cdp_paper")
 
 
 def main(arguments: list[str]) -> None:
+    """Run one of the benchmarks."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        from cdp_torchrec.benchmark.histories import HistoryBenchmarkConfig
+
+        print(f"{__doc__}\n{describe(HistoryBenchmarkConfig)}")
         return
-    if arguments[:1] != ["train"]:
-        raise ConfigError(f"found {arguments[:1]}, expected: benchmark.py train [layers]")
-    from cdp_torchrec import benchmark
+    match arguments:
+        case ["train", *settings]:
+            benchmark_training(settings)
+        case ["history", *settings]:
+            benchmark_histories(settings)
+        case _:
+            raise ConfigError(
+                f"found {arguments[:1]}, expected: benchmark.py train [layers], or "
+                "benchmark.py history [layers]"
+            )
+
+
+def benchmark_training(settings: list[str]) -> None:
+    """Training speed of the sharded model."""
+    from cdp_torchrec.benchmark import training
     from cdp_torchrec.experiment import ExperimentConfig, build_experiment, prepare_synthetic
 
-    settings = arguments[1:]
     if not any(setting.endswith(".toml") for setting in settings):
-        settings = [str(CONFIGS / "data" / "synthetic.toml"), *settings]
+        settings = [SYNTHETIC, *settings]
     device = init_process_group()
     experiments = {}
     for name in MODULES:
@@ -43,13 +67,13 @@ def main(arguments: list[str]) -> None:
         config = load_config(ExperimentConfig, layers)
         prepare_synthetic(config.data)
         experiments[name] = build_experiment(config, device)
-    contestants = [benchmark.sharded_contestant(n, e) for n, e in experiments.items()]
+    contestants = [training.sharded_contestant(n, e) for n, e in experiments.items()]
     if world_size() == 1:
-        plain = benchmark.plain_contestant("pooled, plain PyTorch", experiments["pooled"])
+        plain = training.plain_contestant("pooled, plain PyTorch", experiments["pooled"])
         contestants.append(plain)
-    speeds = benchmark.time_training(contestants)
-    reading = benchmark.reading_ms(experiments["pooled"])
-    shares = {c.name: benchmark.profile_training(c) for c in contestants}
+    speeds = training.time_training(contestants)
+    reading = training.reading_ms(experiments["pooled"])
+    shares = {c.name: training.profile_training(c) for c in contestants}
     if not is_rank_zero():
         return
     size = contestants[0].global_batch_size
@@ -62,6 +86,47 @@ def main(arguments: list[str]) -> None:
             f"({min(rounds):,.0f} .. {max(rounds):,.0f}), {ratio:.2f} x pooled"
         )
         print("    " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares[name].items()))
+
+
+def benchmark_histories(settings: list[str]) -> None:
+    """Cost of every interest module against the length of the history."""
+    from cdp_torchrec.benchmark.histories import HistoryBenchmarkConfig
+    from cdp_torchrec.benchmark.history_table import as_json, as_markdown, run_history_benchmark
+    from cdp_torchrec.experiment import ExperimentConfig
+    from cdp_torchrec.interest import NoneConfig, PooledConfig
+
+    settings, output = split_output(settings)
+    config = load_config(HistoryBenchmarkConfig, settings)
+    files = {path.stem: path for path in sorted((CONFIGS / "interest").glob("*.toml"))}
+    interests = {
+        name: load_config(ExperimentConfig, [SYNTHETIC, str(path)]).model.interest
+        for name, path in files.items()
+    }
+    rows = {n: c for n, c in interests.items() if not isinstance(c, NoneConfig)}
+    if config.rows is not None:
+        unknown = sorted(set(config.rows) - set(rows))
+        if unknown:
+            raise ConfigError(f"rows: found {unknown}, expected some of {', '.join(rows)}")
+        rows = {name: rows[name] for name in config.rows}
+    pooled = interests["pooled"]
+    assert isinstance(pooled, PooledConfig)
+    table = run_history_benchmark(rows, pooled, config)
+    if output is not None:
+        output.write_text(json.dumps(as_json(table), indent=2) + "\n")
+    print(as_markdown(table))
+
+
+def split_output(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """The arguments without --output FILE, and FILE."""
+    if "--output" not in arguments:
+        return arguments, None
+    place = arguments.index("--output")
+    if place + 1 == len(arguments):
+        raise ConfigError("--output: expected a file behind it")
+    output = Path(arguments[place + 1])
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: the directory {output.parent} does not exist")
+    return arguments[:place] + arguments[place + 2 :], output
 
 
 if __name__ == "__main__":

@@ -1,37 +1,20 @@
 """From a run of impressions to a Batch: id rows, gated histories, padding, keys."""
 
-# B impressions, R requests, G gated histories, K recency segments, M bag features, N numbers
-
-from dataclasses import dataclass
+# B impressions, M bag features, N numbers
 
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.histories import Bags, HistoryReader
 from cdp_torchrec.data.history import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
 from cdp_torchrec.data.requests import Bag, Impressions
+from cdp_torchrec.data.sequences import SequenceColumns, SequenceIndex, index_sequences
 
 _NO_EPOCH = 0
-
-
-class HistoryConfig(Config):
-    """How much of the gated history a model sees."""
-
-    max_length: PositiveInt = 100
-    """Behaviours kept: the most recent ones in the target item's category. The paper's users
-    have 2000 behaviours on average."""
-
-
-@dataclass(frozen=True)
-class _Bags:
-    """Bags of one key, without the empty ones at the end."""
-
-    values: np.ndarray
-    lengths: np.ndarray
 
 
 class BatchAssembler:
@@ -43,28 +26,21 @@ class BatchAssembler:
         store: HistoryStore,
         *,
         batch_size: PositiveInt,
-        recency_segments: tuple[int, ...],
         max_history_length: PositiveInt,
-        category_feature: str | None,
         seed: NonNegativeInt,
     ) -> None:
         """Make an assembler.
 
         Args:
-            layout: tables and keys; its num_segments is len(recency_segments) + 1, or 0.
+            layout: tables, keys and forms of the history.
             store: the behaviours.
             batch_size: places in a batch.
-            recency_segments: sizes of the most recent segments of the gated history.
-            max_history_length: behaviours kept in all segments together.
-            category_feature: candidate feature with the category of the gate, if any.
+            max_history_length: behaviours kept of a history.
             seed: seed of the training noise.
         """
         self._layout = layout
-        self._store = store
+        self._histories = HistoryReader(store, layout, max_length=max_history_length)
         self._batch_size = batch_size
-        self._segments = recency_segments
-        self._max_history_length = max_history_length
-        self._category_feature = category_feature
         self._seed = seed
 
     def assemble(self, impressions: Impressions, *, epoch: int | None) -> Batch:
@@ -77,34 +53,38 @@ class BatchAssembler:
         Raises:
             DatasetError: an id lies beyond its table, or the history is damaged.
         """
-        bags = self._bags_of_columns(impressions)
         count = len(impressions.request_index)
-        history_index = np.zeros(count, dtype=np.int64)
-        matches = np.zeros((count, self._layout.num_segments), dtype=np.float32)
-        if self._layout.num_segments:
-            history_index, history, matches = self._gated_history(impressions)
-            bags.update(history)
+        histories = self._histories.read(impressions)
+        bags = self._columns(impressions) | histories.bags
+        category = np.zeros(count, dtype=np.int64)
+        if self._layout.category_key is not None:
+            category = impressions.candidate[self._layout.category_key].astype(np.int64)
         return Batch(
-            sparse=self._jagged(bags),
+            sparse=self._jagged(self._layout.pooled_features, bags),
+            sequence=self._sequence_ids(bags),
             bag_lengths=self._bag_lengths(bags),
             numbers=self._numbers(impressions),
             request_index=self._padded(impressions.request_index),
-            history_index=self._padded(history_index),
-            history_matches=self._padded(matches),
+            pool_index=self._padded(histories.pool_index),
+            gated=self._index(histories.gated),
+            recent=self._index(histories.recent),
+            history_counts=self._padded(histories.counts),
             labels=self._padded(impressions.candidate["label"].astype(np.float32)),
             weights=self._padded(np.ones(count, dtype=np.float32)),
             key=self._padded(self._keys(impressions, epoch)),
             user_id=self._padded(_per_impression(impressions, "user_id")),
             request_id=self._padded(_per_impression(impressions, "request_id")),
             item_id=self._padded(impressions.candidate["item_id"].astype(np.int64)),
+            category_id=self._padded(category),
             history_length=self._padded(_per_impression(impressions, "history_length")),
             history_rank=self._padded(impressions.candidate["history_rank"].astype(np.int64)),
         )
 
-    def _bags_of_columns(self, impressions: Impressions) -> dict[str, _Bags]:
+    def _columns(self, impressions: Impressions) -> dict[str, Bags]:
+        """Codes of all features that are columns of the requests."""
         bags = {}
         for feature in self._layout.features:
-            if feature.slot == "history":
+            if feature.slot not in ("candidate", "request"):
                 continue
             if feature.is_bag:
                 bag = impressions.bags[feature.key]
@@ -115,62 +95,45 @@ class BatchAssembler:
                 )
                 values = columns[feature.key]
                 lengths = np.ones(len(values), dtype=np.int64)
-            bags[feature.key] = _Bags(self._rows(feature, values), lengths)
+            bags[feature.key] = Bags(values, lengths)
         return bags
 
-    def _rows(self, feature: SparseFeature, codes: np.ndarray) -> np.ndarray:
-        return self._layout.tables[feature.table].rows(codes)
-
-    def _gated_history(
-        self, impressions: Impressions
-    ) -> tuple[np.ndarray, dict[str, _Bags], np.ndarray]:
-        """Category gate (paper eq. 2) once per (request, category), cut into recency segments.
-
-        Returns:
-            The gated history of each impression, [B]; its bags by key; and how many behaviours
-            of each segment are on the target item itself, [B, K].
-        """
-        request = impressions.request_index
-        category = np.zeros(len(request), dtype=np.int64)
-        if self._category_feature is not None:
-            category = impressions.candidate[self._category_feature].astype(np.int64)
-        span = int(category.max(initial=0)) + 1
-        groups, history_index = np.unique(request * span + category, return_inverse=True)
-        request, category = np.divmod(groups, span)
-        before = impressions.request["timestamp"][request]
-        behaviours, whole = self._store.gated(
-            impressions.request["user_id"][request], category, before
-        )
-        whole = whole.last(self._max_history_length)
-        behaviours.check(whole, before)
-        bags, matches, skip = {}, [], 0
-        features = [f for f in self._layout.features if f.slot == "history"]
-        for feature, size in zip(
-            features, [*self._segments, self._max_history_length], strict=True
-        ):
-            segment = whole.last(size, skip=skip)
-            skip += size
-            items = np.asarray(behaviours.item[segment.rows()])
-            bags[feature.key] = _Bags(self._rows(feature, items), segment.lengths)
-            owner = np.repeat(np.arange(len(request)), segment.lengths)
-            matches.append(
-                _count_matches(owner, items, history_index, impressions.candidate["item_id"])
-            )
-        return history_index, bags, np.stack(matches, axis=1)
-
-    def _jagged(self, bags: dict[str, _Bags]) -> KeyedJaggedTensor:
-        keys = [feature.key for feature in self._layout.features]
-        lengths = np.zeros((len(keys), self._batch_size), dtype=np.int64)
-        for row, key in zip(lengths, keys, strict=True):
-            row[: len(bags[key].lengths)] = bags[key].lengths
+    def _jagged(
+        self, features: tuple[SparseFeature, ...], bags: dict[str, Bags]
+    ) -> KeyedJaggedTensor:
+        """Embedding rows of some features, stride B."""
+        lengths = np.zeros((len(features), self._batch_size), dtype=np.int64)
+        values = [np.zeros(0, dtype=np.int64)]
+        for place, feature in zip(lengths, features, strict=True):
+            bag = bags[feature.key]
+            place[: len(bag.lengths)] = bag.lengths
+            values.append(self._layout.tables[feature.table].rows(bag.values))
         return KeyedJaggedTensor(
-            keys=keys,
-            values=torch.from_numpy(np.concatenate([bags[key].values for key in keys])),
+            keys=[feature.key for feature in features],
+            values=torch.from_numpy(np.concatenate(values)),
             lengths=torch.from_numpy(lengths.reshape(-1)),
             stride=self._batch_size,
         )
 
-    def _bag_lengths(self, bags: dict[str, _Bags]) -> torch.Tensor:
+    def _sequence_ids(self, bags: dict[str, Bags]) -> KeyedJaggedTensor | None:
+        features = self._layout.sequence_features
+        if not features:
+            return None
+        single = {f.key for f in features if not (f.is_bag or f.is_sequence)}
+        return self._jagged(
+            features, {k: self._filled(b) if k in single else b for k, b in bags.items()}
+        )
+
+    def _filled(self, bags: Bags) -> Bags:
+        """One id at every place of the batch, 0 for padding."""
+        values = np.zeros(self._batch_size, dtype=np.int64)
+        values[: len(bags.values)] = bags.values
+        return Bags(values, np.ones(self._batch_size, dtype=np.int64))
+
+    def _index(self, columns: SequenceColumns | None) -> SequenceIndex | None:
+        return None if columns is None else index_sequences(columns, batch_size=self._batch_size)
+
+    def _bag_lengths(self, bags: dict[str, Bags]) -> torch.Tensor:
         lengths = np.zeros((self._batch_size, len(self._layout.bags)), dtype=np.float32)
         for column, feature in enumerate(self._layout.bags):
             own = bags[feature.key].lengths
@@ -201,18 +164,6 @@ class BatchAssembler:
         padded = np.zeros((self._batch_size, *column.shape[1:]), dtype=column.dtype)
         padded[: len(column)] = column
         return torch.from_numpy(padded)
-
-
-def _count_matches(
-    owner: np.ndarray, items: np.ndarray, history_index: np.ndarray, item_id: np.ndarray
-) -> np.ndarray:
-    """Number of a history's items that equal each impression's item, float [B]."""
-    found, counts = np.unique((owner << 32) | items, return_counts=True)
-    wanted = (history_index << 32) | item_id
-    if not len(found):
-        return np.zeros(len(wanted), dtype=np.float32)
-    place = np.minimum(np.searchsorted(found, wanted), len(found) - 1)
-    return np.where(found[place] == wanted, counts[place], 0).astype(np.float32)
 
 
 def _per_impression(

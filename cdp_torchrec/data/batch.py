@@ -3,12 +3,16 @@
 # B impressions, R <= B requests, G <= B gated histories, K recency segments, M bag features,
 # N numbers
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
+
+from cdp_torchrec.data.sequences import SequenceIndex
 
 
 @dataclass
@@ -16,22 +20,30 @@ class Batch(Pipelineable):
     """B impressions of one rank, B the same on all ranks and steps.
 
     What belongs to a request is stored once per request and addressed by `request_index`; the
-    gated history once per (request, category), addressed by `history_index`. Their bags fill the
+    gated history once per (request, category), addressed by `pool_index`. Their bags fill the
     first R and G places of the stride B, the bags behind them are empty.
     """
 
     sparse: KeyedJaggedTensor
-    """All ids, keys in the order of FeatureLayout.features, stride B."""
+    """Ids of all pooled lookups, keys in the order of FeatureLayout.pooled_features, stride B."""
+    sequence: KeyedJaggedTensor | None
+    """Ids of the tables that sequences read, keys in the order of FeatureLayout.sequence_features,
+    stride B; None if the model reads no sequence. Here a place of padding holds row 0."""
     bag_lengths: Tensor
     """Float [B, M]: lengths of the bags, to divide the sums by."""
     numbers: Tensor
     """Float [B, N]: standardised numbers of each impression."""
     request_index: Tensor
     """Int64 [B] in [0, R)."""
-    history_index: Tensor
-    """Int64 [B] in [0, G)."""
-    history_matches: Tensor
-    """Float [B, K]: behaviours on the target item itself in each recency segment."""
+    pool_index: Tensor
+    """Int64 [B] in [0, G): gated history of the impression in the pooled lookup."""
+    gated: SequenceIndex | None
+    """The gated histories as sequences, if the model reads them."""
+    recent: SequenceIndex | None
+    """The recent behaviours of each request, if the model reads them."""
+    history_counts: Tensor
+    """Float [B, 2 K]: behaviours in the target's category by recency segment, then those on the
+    target item itself; [B, 0] if the tower does not see them."""
     labels: Tensor
     """Float [B], 0 or 1."""
     weights: Tensor
@@ -44,6 +56,8 @@ class Batch(Pipelineable):
     """Int64 [B]."""
     item_id: Tensor
     """Int64 [B] code."""
+    category_id: Tensor
+    """Int64 [B] code; 0 where the log has no category."""
     history_length: Tensor
     """Int64 [B]: behaviours of the user before the request, before any truncation."""
     history_rank: Tensor
@@ -51,17 +65,29 @@ class Batch(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The batch on another device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device=device, non_blocking=non_blocking)
-            for f in fields(self)
-        }
-        return replace(self, **moved)
+        return _map(self, lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Mark every tensor as used by a CUDA stream."""
-        for f in fields(self):
-            getattr(self, f.name).record_stream(stream)
+
+        def record(tensor: Any) -> Any:
+            tensor.record_stream(stream)
+            return tensor
+
+        _map(self, record)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for asynchronous copies to a GPU."""
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return _map(self, lambda tensor: tensor.pin_memory())
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to every tensor and keyed jagged tensor inside."""
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        return tuple(_map(element, function) for element in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        mapped = {f.name: _map(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **mapped)
+    return function(value)

@@ -8,8 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from cdp_torchrec.config import Config, ConfigError
-from cdp_torchrec.data.assemble import BatchAssembler, HistoryConfig
+from cdp_torchrec.data.assemble import BatchAssembler
+from cdp_torchrec.data.histories import HistoryConfig
 from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.layout import FeatureLayout, VocabularyConfig, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
@@ -29,7 +31,7 @@ class DataConfig(Config):
     vocabulary: Mapping[str, VocabularyConfig] = {}
     """Handling of rare ids by entity; the defaults for all that are not named."""
     history: HistoryConfig = HistoryConfig()
-    """How much of the gated history is read."""
+    """How much of the history is read."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training requests, the latest ones, held out for validation."""
 
@@ -73,8 +75,8 @@ def read_schema(config: DataConfig) -> Schema:
 def open_dataset(
     config: DataConfig,
     *,
-    recency_segments: tuple[int, ...],
-    num_segments: int,
+    history: HistoryLookup,
+    history_counts: bool,
     global_batch_size: int,
     share: Share,
     seed: int,
@@ -83,8 +85,8 @@ def open_dataset(
 
     Args:
         config: which dataset, and how to read it.
-        recency_segments: sizes of the most recent segments of the gated history.
-        num_segments: len(recency_segments) + 1, or 0 without a history.
+        history: forms of the history that the model reads.
+        history_counts: whether the tower learns the counts of the gated history.
         global_batch_size: impressions per step over all ranks.
         share: this rank's share of them.
         seed: seed of the order of training impressions and of the training noise.
@@ -95,7 +97,11 @@ def open_dataset(
     """
     schema = read_schema(config)
     layout = build_layout(
-        config.dir, schema, vocabulary=config.vocabulary, num_segments=num_segments
+        config.dir,
+        schema,
+        vocabulary=config.vocabulary,
+        history=history,
+        count_segments=config.history.count_segments if history_counts else None,
     )
     gate = schema.history.category_entity
     assembler = BatchAssembler(
@@ -106,9 +112,7 @@ def open_dataset(
             num_categories=schema.entities[gate].num_ids if gate else 0,
         ),
         batch_size=global_batch_size // share.world_size,
-        recency_segments=recency_segments,
         max_history_length=config.history.max_length,
-        category_feature=schema.gate_feature(),
         seed=seed,
     )
 

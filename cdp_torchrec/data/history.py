@@ -47,6 +47,10 @@ class Behaviours:
     """Int32 item codes."""
     timestamp: np.ndarray
     """Int64 milliseconds since the epoch."""
+    action: np.ndarray | None
+    """Int32 action codes; None where the log has none."""
+    category: np.ndarray | None
+    """Int32 category codes; None where the log has none, or where the order is by category."""
 
     def before(self, slices: Slices, before: np.ndarray) -> Slices:
         """The part of each slice that happened strictly before a timestamp, [Q]."""
@@ -100,10 +104,10 @@ class HistoryStore:
         self._has_gate = schema.category_entity is not None
         self._num_categories = num_categories
         self._user_offsets = _load(directory / "user_offsets.npy", schema.num_users + 2)
-        self.by_time = _behaviours(directory / "by_time", schema.num_behaviours)
+        self.by_time = _behaviours(directory / "by_time", schema, with_category=self._has_gate)
         if self._has_gate:
             folder = directory / "by_category"
-            self.by_category = _behaviours(folder, schema.num_behaviours)
+            self.by_category = _behaviours(folder, schema, with_category=False)
             self._keys = _load(folder / "keys.npy", None)
             self._key_offsets = _load(folder / "offsets.npy", len(self._keys) + 1)
 
@@ -145,8 +149,15 @@ class HistoryStore:
         return self.by_category, self.by_category.before(Slices(start, stop), before)
 
 
-def _behaviours(folder: Path, length: int) -> Behaviours:
-    return Behaviours(_load(folder / "item.npy", length), _load(folder / "timestamp.npy", length))
+def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> Behaviours:
+    length = schema.num_behaviours
+    has_action = schema.action_entity is not None
+    return Behaviours(
+        item=_load(folder / "item.npy", length),
+        timestamp=_load(folder / "timestamp.npy", length),
+        action=_load(folder / "action.npy", length) if has_action else None,
+        category=_load(folder / "category.npy", length) if with_category else None,
+    )
 
 
 def _load(path: Path, length: int | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -10,11 +11,12 @@ import pyarrow.parquet as pq
 from pydantic import PositiveInt
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 
-Slot = Literal["candidate", "request", "history"]
+Slot = Literal["candidate", "request", "pool", "gated", "recent"]
 
-HISTORY_KEY = "history_item_id"
+POOL_KEY = "history_item_id"
 
 
 class VocabularyConfig(Config):
@@ -69,9 +71,15 @@ class SparseFeature:
     table: str
     role: Role | Literal["history"]
     slot: Slot
-    """Whether bag b of this key belongs to impression b, request b or history b of the batch."""
+    """Whose ids stand at place b of this key: those of impression b, of request b, or of history b,
+    pooled, as a sequence gated by category, or as the sequence of all recent behaviours."""
     is_bag: bool
-    """Zero or more ids whose mean is taken, instead of exactly one id."""
+    """Zero or more ids whose mean is taken, instead of exactly one id or a sequence."""
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether each id keeps an embedding of its own."""
+        return self.slot in ("gated", "recent")
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,32 @@ class FeatureLayout:
     tables: Mapping[str, Table]
     features: tuple[SparseFeature, ...]
     numbers: tuple[Feature, ...]
-    num_segments: int
-    """Recency segments of the gated history; 0 without a history."""
+    history: HistoryLookup
+    """Forms in which the history is looked up."""
+    category_key: str | None
+    """Candidate feature that holds the category of the gate."""
+    count_segments: tuple[int, ...] | None
+    """Recency segments in which the tower learns the counts of the gated history; None: it does
+    not."""
+
+    @property
+    def has_actions(self) -> bool:
+        """Whether behaviours have an action type."""
+        return any(f.key.endswith("_action") for f in self.features if f.is_sequence)
+
+    @property
+    def pooled_features(self) -> tuple[SparseFeature, ...]:
+        """Features of the tables that only pooled lookups read."""
+        return tuple(f for f in self.features if f.table not in self._sequence_tables)
+
+    @property
+    def sequence_features(self) -> tuple[SparseFeature, ...]:
+        """All features of the tables that a sequence reads: one table is in one collection."""
+        return tuple(f for f in self.features if f.table in self._sequence_tables)
+
+    @cached_property
+    def _sequence_tables(self) -> set[str]:
+        return {feature.table for feature in self.features if feature.is_sequence}
 
     @property
     def bags(self) -> tuple[SparseFeature, ...]:
@@ -95,9 +127,10 @@ def build_layout(
     schema: Schema,
     *,
     vocabulary: Mapping[str, VocabularyConfig],
-    num_segments: int,
+    history: HistoryLookup,
+    count_segments: tuple[int, ...] | None,
 ) -> FeatureLayout:
-    """Tables and keys of a dataset for a model with a history of num_segments segments.
+    """Tables and keys of a dataset for a model that reads the history in some forms.
 
     Raises:
         DatasetError: `vocabulary` names an entity that the dataset does not have, or a
@@ -122,14 +155,18 @@ def build_layout(
     ]
     features += [
         SparseFeature(
-            key=f"{HISTORY_KEY}_{segment}",
+            key=f"{POOL_KEY}_{segment}",
             table=schema.history.item_entity,
             role="history",
-            slot="history",
+            slot="pool",
             is_bag=True,
         )
-        for segment in range(num_segments)
+        for segment in range(history.num_pool_segments)
     ]
+    if history.gated:
+        features += _behaviour_features(schema, "gated")
+    if history.recent:
+        features += _behaviour_features(schema, "recent")
     entities = dict.fromkeys(feature.table for feature in features)
     return FeatureLayout(
         tables={
@@ -138,8 +175,23 @@ def build_layout(
         },
         features=tuple(features),
         numbers=tuple(f for f in schema.features if f.kind == "number"),
-        num_segments=num_segments,
+        history=history,
+        category_key=schema.gate_feature(),
+        count_segments=count_segments,
     )
+
+
+def _behaviour_features(schema: Schema, slot: Slot) -> list[SparseFeature]:
+    entities = {
+        "item": schema.history.item_entity,
+        "category": schema.history.category_entity,
+        "action": schema.history.action_entity,
+    }
+    return [
+        SparseFeature(f"{slot}_{name}", entity, role="history", slot=slot, is_bag=False)
+        for name, entity in entities.items()
+        if entity is not None
+    ]
 
 
 def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig) -> Table:

@@ -32,6 +32,9 @@ class NoiseScheduleConfig(Config):
     """Last noise intensity. Paper: 0.01. Not used by "cosine"."""
     noise_scale: PositiveFloat = 0.005
     """Factor of "linear_var" only. DiffRec's released ML-1M setting: 0.005."""
+    first_beta: _Probability | None = None
+    """First beta of "linear_var", whatever the variances say; later steps keep their own betas.
+    DiffRec and DDRM: 0.00001, "to prevent overfitting"; L-DiffRec: not given."""
 
     @model_validator(mode="after")
     def _check(self) -> "NoiseScheduleConfig":
@@ -44,6 +47,11 @@ class NoiseScheduleConfig(Config):
             raise ValueError(
                 f"noise_scale * beta_end = {self.noise_scale * self.beta_end} is a variance "
                 "and must stay below 1"
+            )
+        if self.first_beta is not None and self.beta_schedule != "linear_var":
+            raise ValueError(
+                "first_beta needs beta_schedule = 'linear_var', found "
+                f"'{self.beta_schedule}', whose first beta is beta_start or its own"
             )
         return self
 
@@ -160,7 +168,11 @@ def _alphas_cumprod(config: NoiseScheduleConfig) -> list[float]:
         case "linear":
             betas = ramp
         case "linear_var":
-            return [1.0] + [1.0 - config.noise_scale * variance for variance in ramp]
+            curve = [1.0 - config.noise_scale * variance for variance in ramp]
+            if config.first_beta is not None:
+                first = (1.0 - config.first_beta) / curve[0]
+                curve = [first * alpha_cumprod for alpha_cumprod in curve]
+            return [1.0, *curve]
         case "cosine":
             curve = [
                 math.cos((t / num_steps + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -15,8 +15,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as InBackwardRowWiseAd
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.distributed.row_optimizers import LazyAdam, RowWiseAdagrad
-
-_TABLE_MARK = ".embedding_bags."
+from cdp_torchrec.model.sparse_arch import is_table
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -126,7 +125,7 @@ class ScheduledOptimizer(CombinedOptimizer):
         self._max_steps = max_steps
         self._sparse = _sparse_optimizers(model, config.sparse)
         dense = dict(model.named_parameters())
-        dense = {name: p for name, p in dense.items() if _TABLE_MARK not in name}
+        dense = {name: p for name, p in dense.items() if not is_table(name)}
         self._dense: KeyedOptimizer = KeyedOptimizerWrapper(
             dense,
             lambda parameters: torch.optim.AdamW(
@@ -135,6 +134,7 @@ class ScheduledOptimizer(CombinedOptimizer):
                 betas=config.dense.betas,
                 eps=config.dense.eps,
                 weight_decay=config.dense.weight_decay,
+                fused=True,
             ),
         )
         # Adam creates its state in the first step, but a checkpoint is loaded into existing state:
@@ -178,7 +178,7 @@ def _sparse_optimizers(
     exposed = {
         name: (parameter, in_state[name])
         for name, parameter in model.named_parameters()
-        if _TABLE_MARK in name and parameter.numel()
+        if is_table(name) and parameter.numel()
     }
     if not needs_dense_gradients(config, model.device):
         # Sharded tables are updated in the backward pass, data-parallel ones are not.

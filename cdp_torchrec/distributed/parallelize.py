@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import (
+    DataParallelWrapper,
     DefaultDataParallelWrapper,
     DistributedModelParallel,
 )
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from cdp_torchrec.diffusion.noise import keyed_normal
 from cdp_torchrec.distributed.optimizers import (
@@ -22,6 +23,8 @@ from cdp_torchrec.distributed.optimizers import (
     needs_dense_gradients,
 )
 from cdp_torchrec.distributed.sharding import ShardingConfig, plan_sharding, sharders
+from cdp_torchrec.distributed.unpooled import look_up_one_by_one
+from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 
 _ROWS_AT_ONCE = 1 << 18
@@ -80,16 +83,29 @@ def parallelize(
         device=device,
         plan=plan,
         sharders=sharders(),
-        # Static-graph buckets differ in the first iteration, and with them the last bit of the
-        # losses after a resume.
-        data_parallel_wrapper=DefaultDataParallelWrapper(
-            static_graph=False, find_unused_parameters=True
-        ),
+        data_parallel_wrapper=_data_parallel_wrapper(),
     )
+    look_up_one_by_one(model, device)
     for name, table in model.state_dict().items():
-        if ".embedding_bags." in name:
+        if is_table(name):
             initialize_table(name, table, std=embedding_init_std, seed=seed)
     return Parallelized(model, ScheduledOptimizer(model, optimizer, max_steps=max_steps), plan)
+
+
+def _data_parallel_wrapper() -> DataParallelWrapper:
+    """What replicates the dense part; a single rank has nobody to average gradients with."""
+    if dist.get_world_size() == 1:
+        return _OneRank()
+    # Static-graph buckets differ in the first iteration, and with them the last bit of the losses
+    # after a resume.
+    return DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=True)
+
+
+class _OneRank(DataParallelWrapper):
+    """Leaves the dense part as it is."""
+
+    def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
+        dmp._dmp_wrapped_module = dmp._dmp_wrapped_module.to(device)
 
 
 @torch.no_grad()

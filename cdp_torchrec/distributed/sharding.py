@@ -5,6 +5,7 @@ from typing import Literal, cast
 import torch
 from pydantic import NonNegativeInt
 from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
@@ -15,7 +16,8 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardingType,
 )
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from cdp_torchrec.config import Config, ConfigError
 
@@ -42,7 +44,8 @@ class AllTypesSharder(EmbeddingBagCollectionSharder):
 
 def sharders() -> list[ModuleSharder[nn.Module]]:
     """What shards the collections of a model."""
-    return [cast(ModuleSharder[nn.Module], AllTypesSharder())]
+    both = (AllTypesSharder(), EmbeddingCollectionSharder())
+    return [cast(ModuleSharder[nn.Module], sharder) for sharder in both]
 
 
 def plan_sharding(
@@ -70,12 +73,12 @@ def plan_sharding(
     Raises:
         ConfigError: no plan fits.
     """
-    tables = [
-        table
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for table in module.embedding_bag_configs()
-    ]
+    tables: list[BaseEmbeddingConfig] = []
+    for module in model.modules():
+        if isinstance(module, EmbeddingBagCollection):
+            tables += module.embedding_bag_configs()
+        elif isinstance(module, EmbeddingCollection):
+            tables += module.embedding_configs()
     constraints = {
         table.name: ParameterConstraints(
             sharding_types=[t.value for t in _allowed(config, table.num_embeddings, world_size)]

@@ -9,11 +9,12 @@ It works on dense tensors only and owns no embedding table.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-HistoryForm = Literal["none", "gated_pool", "sequence"]
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.interest.sequence import BehaviourSequence
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,6 @@ class GatedPool:
     """Sums of item embeddings, [B, K, D]."""
     lengths: Tensor
     """Number of behaviours in each segment, float [B, K]; 0 where empty."""
-    matches: Tensor
-    """Behaviours of each segment on the target item itself, float [B, K]."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,24 @@ class InterestInput:
     item: Tensor
     """Target item, from the same table as the history's items, [B, D]."""
     item_attributes: Tensor
-    """Category and other attributes of the target item, [B, D_item_attributes]."""
+    """Category, where the log has one, and other attributes of the target item,
+    [B, D_item_attributes]; the category comes first."""
     context: Tensor
     """Hour, page, position ..., [B, D_context]."""
     scene: Tensor
     """Client type, search source ..., [B, D_scene]."""
     key: Tensor
     """Int64 [B]: names each impression; all randomness is a function of it."""
-    history: GatedPool | None = None
-    """In the form that the module declares."""
+    item_id: Tensor
+    """Code of the target item, exact also without a row of its own, int64 [B]."""
+    category_id: Tensor
+    """Code of the target item's category, int64 [B]; 0 where the log has none."""
+    pool: GatedPool | None = None
+    """The category-gated history pooled, if the module asks for it."""
+    gated: BehaviourSequence | None = None
+    """The category-gated history, a sequence for each (request, category), if asked for."""
+    recent: BehaviourSequence | None = None
+    """The whole history, a sequence for each request, if asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,10 @@ class InterestDims:
     item_attributes: int
     context: int
     scene: int
+    category: int = 0
+    """Category of a behaviour and of the target item (the first part of item_attributes)."""
+    action: int = 0
+    """Action type of a behaviour."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +85,25 @@ class InterestOutput:
     """[B, interest_dim]"""
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     """Named auxiliary losses per impression, [B], unweighted; only in training mode."""
+    click_logits: Mapping[str, Tensor] = field(default_factory=dict)
+    """Logits of auxiliary click models, [B]; only in training mode. Their binary cross-entropy with
+    the labels is an auxiliary loss of this name: labels never enter a module."""
     monitors: Mapping[str, Tensor] = field(default_factory=dict)
     """Named detached scalars for the log (gate weights, latent scale ...); in training mode."""
+
+
+class InterestConfigBase(Config):
+    """What every interest module's configuration offers to the reader of data."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The forms of history that the module reads."""
+        return HistoryLookup()
 
 
 class InterestModule(nn.Module):
     """Base class of all interest modules."""
 
-    history: ClassVar[HistoryForm]
-    """Which lookup SparseArch builds for the module."""
     interest_dim: int
     """Width of the interest vector; 0: the module adds nothing to the tower."""
     loss_weights: Mapping[str, float]

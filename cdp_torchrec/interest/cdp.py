@@ -7,7 +7,7 @@ it states them; every reading of ours is a setting (a1 .. a18 number the ambigui
 
 # B impressions, D embedding dim, T diffusion steps, K sampled steps, M modulation width
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -28,7 +28,6 @@ from cdp_torchrec.diffusion.sampler import (
 )
 from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig, PredictionType
 from cdp_torchrec.interest.base import (
-    HistoryForm,
     InterestDims,
     InterestInput,
     InterestModule,
@@ -124,8 +123,6 @@ class CdpConfig(GatedHistoryConfig):
 class CdpInterest(InterestModule):
     """The interest is z*, the denoised latent of the gated history."""
 
-    history: ClassVar[HistoryForm] = "gated_pool"
-
     grid: Tensor
     """Timesteps of the denoiser's calls in serving, int64 [K]."""
 
@@ -135,7 +132,7 @@ class CdpInterest(InterestModule):
         self.loss_weights = {"noise_loss": config.noise_loss_weight}
         self.dim = dims.item
         self.last_timestep = config.last_timestep
-        self.pooling = HistoryPooling(config, dim=self.dim)
+        self.pooling = HistoryPooling(config, dims)
         self.emission = Emission(config, dim=self.dim)
         self.interest_dim = self.emission.width
         self.condition = build_condition(config.condition, dims, dim=self.dim)
@@ -159,8 +156,7 @@ class CdpInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Denoised interest, [B, interest_dim]; in training mode with the noise loss."""
-        assert inputs.history is not None
-        pooled = self.pooling(inputs.history)
+        pooled = self.pooling(inputs)
         fused = None if self.condition is None else self.condition(inputs)
         condition = None if fused is None else fused.condition
         modulation = self.denoiser.modulation(condition)
@@ -183,7 +179,7 @@ class CdpInterest(InterestModule):
             monitors = self.pooling.monitors(pooled) | self._monitors(pooled, interest)
             if self.condition is not None and fused is not None:
                 monitors |= self.condition.monitors(fused)
-        emitted = self.emission(interest, pooled=pooled, history=inputs.history, item=inputs.item)
+        emitted = self.emission(interest, pooled=pooled, item=inputs.item)
         return InterestOutput(interest=emitted, losses=losses, monitors=monitors)
 
     def _sample(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> Tensor:

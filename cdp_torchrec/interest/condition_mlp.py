@@ -3,11 +3,10 @@
 The row that tells what diffusion adds: same inputs, same condition, same network size.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from cdp_torchrec.diffusion.denoiser import ConditionedMlp, DenoiserConfig
 from cdp_torchrec.interest.base import (
-    HistoryForm,
     InterestDims,
     InterestInput,
     InterestModule,
@@ -31,12 +30,10 @@ class ConditionMlpConfig(GatedHistoryConfig):
 class ConditionMlpInterest(InterestModule):
     """The interest is z_0 plus a correction that depends on z_0 and on the condition."""
 
-    history: ClassVar[HistoryForm] = "gated_pool"
-
     def __init__(self, config: ConditionMlpConfig, dims: InterestDims) -> None:
         super().__init__()
         dim = dims.item
-        self.pooling = HistoryPooling(config, dim=dim)
+        self.pooling = HistoryPooling(config, dims)
         self.condition = build_condition(config.condition, dims, dim=dim)
         self.network = ConditionedMlp(
             config.network, dim=dim, condition_dim=0 if self.condition is None else dim
@@ -46,14 +43,12 @@ class ConditionMlpInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the corrected interest, [B, interest_dim]."""
-        assert inputs.history is not None
-        pooled = self.pooling(inputs.history)
+        pooled = self.pooling(inputs)
         fused = None if self.condition is None else self.condition(inputs)
         modulation = self.network.modulation(None if fused is None else fused.condition)
         interest = self.emission(
             pooled.latent + self.network(pooled.latent, modulation),
             pooled=pooled,
-            history=inputs.history,
             item=inputs.item,
         )
         monitors = {}

@@ -1,34 +1,27 @@
 """No interest: the floor that shows what the history is worth at all."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from cdp_torchrec.config import Config
-from cdp_torchrec.interest.base import HistoryForm, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.base import (
+    InterestConfigBase,
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
 
 
-class NoneConfig(Config):
+class NoneConfig(InterestConfigBase):
     """The tower sees no history."""
 
     kind: Literal["none"]
     """Selects the module."""
 
-    @property
-    def recency_segments(self) -> tuple[int, ...]:
-        """No segments: no history is looked up."""
-        return ()
-
-    @property
-    def num_segments(self) -> int:
-        """No segments: no history is looked up."""
-        return 0
-
 
 class NoInterest(InterestModule):
     """Adds nothing to the tower."""
 
-    history: ClassVar[HistoryForm] = "none"
-
-    def __init__(self) -> None:
+    def __init__(self, config: NoneConfig, dims: InterestDims) -> None:
         super().__init__()
         self.interest_dim = 0
 

@@ -1,9 +1,8 @@
 """Pooled gated history without any denoising: the floor that every CDP run must beat (K = 0)."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from cdp_torchrec.interest.base import (
-    HistoryForm,
     InterestDims,
     InterestInput,
     InterestModule,
@@ -22,20 +21,15 @@ class PooledConfig(GatedHistoryConfig):
 class PooledInterest(InterestModule):
     """The interest is z_0, the mean of the category-gated history."""
 
-    history: ClassVar[HistoryForm] = "gated_pool"
-
     def __init__(self, config: PooledConfig, dims: InterestDims) -> None:
         super().__init__()
-        self.pooling = HistoryPooling(config, dim=dims.item)
+        self.pooling = HistoryPooling(config, dims)
         self.emission = Emission(config, dim=dims.item)
         self.interest_dim = self.emission.width
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of z_0, [B, interest_dim]."""
-        assert inputs.history is not None
-        pooled = self.pooling(inputs.history)
-        interest = self.emission(
-            pooled.latent, pooled=pooled, history=inputs.history, item=inputs.item
-        )
+        pooled = self.pooling(inputs)
+        interest = self.emission(pooled.latent, pooled=pooled, item=inputs.item)
         monitors = self.pooling.monitors(pooled) if self.training else {}
         return InterestOutput(interest=interest, monitors=monitors)

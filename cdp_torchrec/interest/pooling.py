@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.config import Config
-from cdp_torchrec.interest.base import GatedPool
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.interest.attentive_pooling import AttentivePooling
+from cdp_torchrec.interest.base import (
+    GatedPool,
+    InterestConfigBase,
+    InterestDims,
+    InterestInput,
+)
 
-Emit = Literal["interest", "interest_item", "pooled", "match", "count"]
+Emit = Literal["interest", "interest_item", "pooled"]
 LatentNorm = Literal["none", "layernorm", "l2"]
 
 # Embeddings start at a standard deviation of 0.001 to 0.1, and a mean of many is smaller still:
@@ -24,8 +31,34 @@ LatentNorm = Literal["none", "layernorm", "l2"]
 _NORM_EPS = 1e-8
 
 
-class GatedHistoryConfig(Config):
+class AttentionConfig(Config):
+    """Attention of the target item over the gated behaviours."""
+
+    attention_dim: PositiveInt = 32
+    """Width of queries, keys and values over all heads."""
+    num_heads: PositiveInt = 4
+    """Heads; a divisor of attention_dim."""
+    age_dim: PositiveInt = 8
+    """Width of the embedding of the time since a behaviour."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "AttentionConfig":
+        if self.attention_dim % self.num_heads:
+            raise ValueError(
+                f"attention_dim = {self.attention_dim} is no multiple of "
+                f"num_heads = {self.num_heads}"
+            )
+        return self
+
+
+class GatedHistoryConfig(InterestConfigBase):
     """Settings of every module that works on the category-gated history."""
+
+    pooling: Literal["mean", "attention"] = "mean"
+    """How the gated behaviours become z_0 (ambiguity a17). Paper: "mean", eq. 3. "attention": of
+    the target item, over behaviours with category, action type and age."""
+    attention: AttentionConfig = AttentionConfig()
+    """Settings of pooling = "attention"."""
 
     recency_segments: tuple[PositiveInt, ...] = ()
     """Sizes of the most recent segments of the gated history; a last segment holds all older
@@ -37,9 +70,7 @@ class GatedHistoryConfig(Config):
     emit: Annotated[tuple[Emit, ...], Field(min_length=1)] = ("interest",)
     """What the tower receives (ambiguity a18), in this order. Paper: the interest alone.
     "interest": the module's vector, [D]. "interest_item": its Hadamard product with the target
-    item, [D]. "pooled": z_0, [D]. "match": log(1 + n) of the n behaviours of each segment on the
-    target item itself, [K], exact also for items that training never saw. "count": log(1 + length)
-    of each segment and an indicator of the empty history, [K + 1]."""
+    item, [D]. "pooled": z_0, [D]."""
 
     @field_validator("emit")
     @classmethod
@@ -47,6 +78,13 @@ class GatedHistoryConfig(Config):
         if len(set(emit)) < len(emit):
             raise ValueError("each part can be emitted once only")
         return emit
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The gated history: pooled by recency, or as a sequence."""
+        if self.pooling == "attention":
+            return HistoryLookup(gated=True)
+        return HistoryLookup(pool_segments=self.recency_segments)
 
     @property
     def num_segments(self) -> int:
@@ -67,27 +105,26 @@ class PooledHistory:
 
 
 class HistoryPooling(nn.Module):
-    """Mean of the gated behaviours (paper eq. 3) with recency weights and a null history."""
+    """One latent from the gated behaviours, with a null history."""
 
-    def __init__(self, config: GatedHistoryConfig, *, dim: int) -> None:
+    def __init__(self, config: GatedHistoryConfig, dims: InterestDims) -> None:
         super().__init__()
         self.latent_norm: LatentNorm = config.latent_norm
-        # The weight of a single segment cancels out of the mean.
-        self.log_weights = (
-            nn.Parameter(torch.zeros(config.num_segments)) if config.num_segments > 1 else None
-        )
+        self.attention = self.mean = None
+        if config.pooling == "attention":
+            self.attention = AttentivePooling(config.attention, dims)
+        else:
+            self.mean = SegmentMean(config.num_segments)
         # Eq. 3 is 0 / 0 without behaviours (ambiguity a14).
-        self.null_latent = nn.Parameter(nn.init.normal_(torch.empty(dim), std=0.02))
+        self.null_latent = nn.Parameter(nn.init.normal_(torch.empty(dims.item), std=0.02))
 
-    def forward(self, history: GatedPool) -> PooledHistory:
-        """z_0 of every impression; with all weights at 1 exactly eq. 3."""
-        sums, lengths = history.sums, history.lengths
-        if self.log_weights is not None:
-            weights = self.log_weights.exp()
-            sums, lengths = sums * weights.unsqueeze(1), lengths * weights
-        total = lengths.sum(dim=1, keepdim=True)
-        present = total > 0
-        mean = sums.sum(dim=1) / total.where(present, 1.0)
+    def forward(self, inputs: InterestInput) -> PooledHistory:
+        """z_0 of every impression."""
+        if self.attention is not None:
+            mean, present = self.attention(inputs)
+        else:
+            assert self.mean is not None and inputs.pool is not None
+            mean, present = self.mean(inputs.pool)
         latent = normalise(mean, self.latent_norm).where(present, self.null_latent)
         return PooledHistory(latent=latent, mean=mean, present=present.squeeze(1).to(mean.dtype))
 
@@ -103,6 +140,28 @@ class HistoryPooling(nn.Module):
         }
 
 
+class SegmentMean(nn.Module):
+    """Mean of the gated behaviours (paper eq. 3), with a weight for each recency segment."""
+
+    def __init__(self, num_segments: int) -> None:
+        super().__init__()
+        # The weight of a single segment cancels out of the mean.
+        self.log_weights = nn.Parameter(torch.zeros(num_segments)) if num_segments > 1 else None
+
+    def forward(self, pool: GatedPool) -> tuple[Tensor, Tensor]:
+        """The mean [B, D], with all weights at 1 exactly eq. 3, and whether there is any, [B, 1].
+
+        Zeros where the history is empty.
+        """
+        sums, lengths = pool.sums, pool.lengths
+        if self.log_weights is not None:
+            weights = self.log_weights.exp()
+            sums, lengths = sums * weights.unsqueeze(1), lengths * weights
+        total = lengths.sum(dim=1, keepdim=True)
+        present = total > 0
+        return sums.sum(dim=1) / total.where(present, 1.0), present
+
+
 class Emission(nn.Module):
     """What the tower receives of an interest (ambiguity a18)."""
 
@@ -110,24 +169,14 @@ class Emission(nn.Module):
         super().__init__()
         self.emit = config.emit
         self.latent_norm: LatentNorm = config.latent_norm
-        widths: dict[Emit, int] = {
-            "interest": dim,
-            "interest_item": dim,
-            "pooled": dim,
-            "match": config.num_segments,
-            "count": config.num_segments + 1,
-        }
-        self.width = sum(widths[part] for part in config.emit)
+        self.width = dim * len(config.emit)
 
-    def forward(
-        self, interest: Tensor, *, pooled: PooledHistory, history: GatedPool, item: Tensor
-    ) -> Tensor:
+    def forward(self, interest: Tensor, *, pooled: PooledHistory, item: Tensor) -> Tensor:
         """The parts, side by side, [B, width].
 
         Args:
             interest: the module's vector, [B, D].
             pooled: what the interest was made from.
-            history: gated history that was pooled.
             item: target item, [B, D].
         """
         parts = []
@@ -139,11 +188,6 @@ class Emission(nn.Module):
                     parts.append(interest * normalise(item, self.latent_norm))
                 case "pooled":
                     parts.append(pooled.latent)
-                case "match":
-                    parts.append(history.matches.log1p())
-                case "count":
-                    parts.append(history.lengths.log1p())
-                    parts.append(1.0 - pooled.present.unsqueeze(1))
         return torch.cat(parts, dim=1)
 
 

@@ -1,6 +1,6 @@
 """The ranking model of Figure 1a: lookups, interest module, cross and deep layers, final MLP."""
 
-# B impressions, D embedding dim, M bag features, N numbers, R requests
+# B impressions, D embedding dim
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +13,9 @@ from torchrec.modules.mlp import MLP
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.layout import FeatureLayout, Slot
 from cdp_torchrec.data.schema import Role
+from cdp_torchrec.data.sequences import SequenceIndex
 from cdp_torchrec.interest import InterestConfig, build_interest
 from cdp_torchrec.interest.base import (
     GatedPool,
@@ -23,6 +24,7 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
+from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.model.sparse_arch import SparseArch
 
 ITEM_KEY = "item_id"
@@ -38,6 +40,10 @@ class InteractionConfig(Config):
     """Rank of each cross layer."""
     deep_layer_sizes: tuple[PositiveInt, ...] = (128, 64)
     """Widths of the deep layers."""
+    history_counts: bool = False
+    """Also tell the tower how many behaviours the gated history has, and how many of them are on
+    the target item itself, in log(1 + n) by segment of data.history.count_segments. Exact also for
+    items that training never saw, and the same for every interest module."""
     exclude: tuple[str, ...] = ()
     """Features that reach the tower only through the interest module, such as ids too rare to
     generalise."""
@@ -112,20 +118,18 @@ class RankingArch(nn.Module):
         self._layout = layout
         self._bag_column = {f.key: column for column, f in enumerate(layout.bags)}
         self._embedding_dim = config.embedding_dim
-        self._per_request = [f.key for f in layout.features if f.slot == "request"]
-        self._segments = [f for f in layout.features if f.slot == "history"]
+        columns = [f for f in layout.features if f.slot in ("candidate", "request")]
+        self._columns = columns
+        self._per_request = [f.key for f in columns if f.slot == "request"]
+        # The category first: modules compare it with the category of a behaviour.
+        first = sorted(columns, key=lambda f: f.key != layout.category_key)
         self._by_role = {
-            role: [f for f in layout.features if f.role == role and f.key != ITEM_KEY]
-            for role in _ROLES
+            role: [f for f in first if f.role == role and f.key != ITEM_KEY] for role in _ROLES
         }
         self._number_columns = {
             role: [n for n, f in enumerate(layout.numbers) if f.role == role] for role in _ROLES
         }
-        self._tower = [
-            f.key
-            for f in layout.features
-            if f.slot != "history" and f.key not in config.interaction.exclude
-        ]
+        self._tower = [f.key for f in columns if f.key not in config.interaction.exclude]
         self._tower_numbers = [
             n for n, f in enumerate(layout.numbers) if f.name not in config.interaction.exclude
         ]
@@ -140,45 +144,30 @@ class RankingArch(nn.Module):
                 item_attributes=width["item"],
                 context=width["context"],
                 scene=width["scene"],
+                category=dim if layout.category_key else 0,
+                action=dim if layout.has_actions else 0,
             ),
-            num_segments=layout.num_segments,
         )
+        num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
         self.interaction = InteractionArch(
             dim * len(self._tower) + len(self._tower_numbers), config.interaction
         )
         self.over_arch = OverArch(
-            self.interaction.out_features + self.interest.interest_dim,
+            self.interaction.out_features + self.interest.interest_dim + num_counts,
             config.over_arch_layer_sizes,
         )
         self._autocast = config.precision == "bfloat16"
 
-    def forward(
-        self,
-        embeddings: dict[str, Tensor],
-        bag_lengths: Tensor,
-        numbers: Tensor,
-        request_index: Tensor,
-        history_index: Tensor,
-        history_matches: Tensor,
-        key: Tensor,
-    ) -> RankingOutput:
+    def forward(self, embeddings: dict[str, Tensor], batch: Batch) -> RankingOutput:
         """Logits and interest of B impressions.
 
         Args:
-            embeddings: sums per key, [B, D] each; request and history keys by their own index.
-            bag_lengths: float [B, M].
-            numbers: [B, N].
-            request_index: int64 [B].
-            history_index: int64 [B].
-            history_matches: float [B, K].
-            key: int64 [B], names the impressions.
+            embeddings: by key: sums of bags and single ids, by their own index, and behaviours.
+            batch: everything else; its ids are not read.
         """
-        with torch.autocast(numbers.device.type, torch.bfloat16, enabled=self._autocast):
-            features = self._features(embeddings, bag_lengths, request_index)
-            history = None
-            if self._segments:
-                history = self._gated_pool(embeddings, bag_lengths, history_index, history_matches)
-            by_role = {r: self._role(r, features, numbers) for r in _ROLES}
+        with torch.autocast(batch.numbers.device.type, torch.bfloat16, enabled=self._autocast):
+            features = self._features(embeddings, batch)
+            by_role = {r: self._role(r, features, batch.numbers) for r in _ROLES}
             interest = self.interest(
                 InterestInput(
                     user=by_role["user"],
@@ -187,47 +176,59 @@ class RankingArch(nn.Module):
                     item_attributes=by_role["item"],
                     context=by_role["context"],
                     scene=by_role["scene"],
-                    key=key,
-                    history=history,
+                    key=batch.key,
+                    item_id=batch.item_id,
+                    category_id=batch.category_id,
+                    pool=self._pool(embeddings, batch),
+                    gated=self._behaviours("gated", embeddings, batch.gated),
+                    recent=self._behaviours("recent", embeddings, batch.recent),
                 )
             )
-            tower = [features[k] for k in self._tower] + [numbers[:, self._tower_numbers]]
+            tower = [features[k] for k in self._tower] + [batch.numbers[:, self._tower_numbers]]
             crossed = self.interaction(torch.cat(tower, dim=1))
-            logits = self.over_arch(torch.cat([crossed, interest.interest], dim=1))
+            parts = [crossed, interest.interest, batch.history_counts.log1p()]
+            logits = self.over_arch(torch.cat(parts, dim=1))
         return RankingOutput(logits.float(), interest)
 
-    def _features(
-        self, embeddings: dict[str, Tensor], bag_lengths: Tensor, request_index: Tensor
-    ) -> dict[str, Tensor]:
+    def _features(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Embeddings of all features but the history for each impression, [B, D] by key."""
-        features = {f.key: embeddings[f.key] for f in self._layout.features if f.slot != "history"}
-        for feature in self._layout.bags:
-            if feature.slot != "history":
-                length = bag_lengths[:, self._bag_column[feature.key], None]
+        features = {f.key: embeddings[f.key] for f in self._columns}
+        for feature in self._columns:
+            if feature.is_bag:
+                length = batch.bag_lengths[:, self._bag_column[feature.key], None]
                 features[feature.key] = features[feature.key] / length.clamp(min=1)
         if self._per_request:
             # One gather for all of them: its backward is a scatter, the dearest part of the step.
             together = torch.cat([features[key] for key in self._per_request], dim=1)
-            spread = together.index_select(0, request_index)
+            spread = together.index_select(0, batch.request_index)
             features.update(
                 zip(self._per_request, spread.split(self._embedding_dim, dim=1), strict=True)
             )
         return features
 
-    def _gated_pool(
-        self,
-        embeddings: dict[str, Tensor],
-        bag_lengths: Tensor,
-        history_index: Tensor,
-        history_matches: Tensor,
-    ) -> GatedPool:
-        columns = [self._bag_column[f.key] for f in self._segments]
-        sums = torch.stack([embeddings[f.key] for f in self._segments], dim=1)
-        lengths = bag_lengths[:, columns]
+    def _pool(self, embeddings: dict[str, Tensor], batch: Batch) -> GatedPool | None:
+        segments = [f.key for f in self._layout.features if f.slot == "pool"]
+        if not segments:
+            return None
+        sums = torch.stack([embeddings[key] for key in segments], dim=1)
+        lengths = batch.bag_lengths[:, [self._bag_column[key] for key in segments]]
         return GatedPool(
-            sums=sums.index_select(0, history_index),
-            lengths=lengths.index_select(0, history_index),
-            matches=history_matches,
+            sums=sums.index_select(0, batch.pool_index),
+            lengths=lengths.index_select(0, batch.pool_index),
+        )
+
+    def _behaviours(
+        self, slot: Slot, embeddings: dict[str, Tensor], index: SequenceIndex | None
+    ) -> BehaviourSequence | None:
+        if index is None:
+            return None
+        item = embeddings[f"{slot}_item"]
+        nothing = item[:, :0]
+        return BehaviourSequence(
+            item=item,
+            category=embeddings.get(f"{slot}_category", nothing),
+            action=embeddings.get(f"{slot}_action", nothing),
+            index=index,
         )
 
     def _role(self, role: Role, features: dict[str, Tensor], numbers: Tensor) -> Tensor:
@@ -256,12 +257,4 @@ class RankingModel(nn.Module):
 
     def forward(self, batch: Batch) -> RankingOutput:
         """Logits and interest of a batch."""
-        return self.ranking_arch(
-            self.sparse_arch(batch.sparse),
-            batch.bag_lengths,
-            batch.numbers,
-            batch.request_index,
-            batch.history_index,
-            batch.history_matches,
-            batch.key,
-        )
+        return self.ranking_arch(self.sparse_arch(batch.sparse, batch.sequence), batch)

@@ -45,10 +45,12 @@ class TrainLoss(nn.Module):
             labels: float [B].
             weights: float [B], 0 for padding.
         """
-        per_impression = binary_cross_entropy_with_logits(output.logits, labels, reduction="none")
-        losses = {"bce_loss": (weights * per_impression).mean()}
+        losses = {"bce_loss": (weights * _click_loss(output.logits, labels)).mean()}
         total = losses["bce_loss"]
-        for name, values in output.interest.losses.items():
+        auxiliary = dict(output.interest.losses)
+        for name, logits in output.interest.click_logits.items():
+            auxiliary[name] = _click_loss(logits, labels)
+        for name, values in auxiliary.items():
             losses[name] = (weights * values).mean()
             total = total + self._loss_weights[name] * losses[name]
         return total, TrainOutput(
@@ -56,6 +58,10 @@ class TrainLoss(nn.Module):
             losses={"loss": total.detach()} | {n: v.detach() for n, v in losses.items()},
             monitors=output.interest.monitors,
         )
+
+
+def _click_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
 
 
 class TrainTask(nn.Module):

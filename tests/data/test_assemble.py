@@ -13,6 +13,7 @@ from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.dataset import DataConfig, open_dataset
 from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.layout import Table, VocabularyConfig, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches, load
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
@@ -23,20 +24,28 @@ MAX_LENGTH = 12
 
 
 def make_assembler(
-    dataset: Path, *, batch_size: int, vocabulary: dict[str, VocabularyConfig] | None = None
+    dataset: Path,
+    *,
+    batch_size: int,
+    vocabulary: dict[str, VocabularyConfig] | None = None,
+    history: HistoryLookup | None = None,
 ) -> BatchAssembler:
     schema = load_schema(dataset)
     return BatchAssembler(
-        build_layout(dataset, schema, vocabulary=vocabulary or {}, num_segments=3),
+        build_layout(
+            dataset,
+            schema,
+            vocabulary=vocabulary or {},
+            history=history or HistoryLookup(pool_segments=SEGMENTS),
+            count_segments=SEGMENTS,
+        ),
         HistoryStore(
             dataset / "history",
             schema.history,
             num_categories=schema.entities["category"].num_ids,
         ),
         batch_size=batch_size,
-        recency_segments=SEGMENTS,
         max_history_length=MAX_LENGTH,
-        category_feature="category_id",
         seed=0,
     )
 
@@ -76,10 +85,11 @@ def test_gated_history_equals_a_scan_of_the_log(tiny_dataset: Path) -> None:
         item = int(impressions.candidate["item_id"][place])
         gated = [i for t, c, i in history[user] if t < before and c == category][-MAX_LENGTH:]
         expected = [gated[-1:], gated[-4:-1], gated[:-4]]
-        group = int(batch.history_index[place])
+        group = int(batch.pool_index[place])
         # One out-of-vocabulary row, and every id kept: row = code + 1.
         assert [[row - 1 for row in s[group]] for s in segments] == expected
-        assert batch.history_matches[place].tolist() == [part.count(item) for part in expected]
+        counts = [len(part) for part in expected] + [part.count(item) for part in expected]
+        assert batch.history_counts[place].tolist() == counts
         assert int(batch.history_length[place]) == sum(t < before for t, _, _ in history[user])
         last = [i for t, _, i in history[user] if t < before][::-1]
         assert int(batch.history_rank[place]) == (last.index(item) if item in last else -1)
@@ -94,7 +104,7 @@ def test_history_never_reaches_the_request_or_later(tiny_dataset: Path) -> None:
     assembler = make_assembler(tiny_dataset, batch_size=64)
     batch = assembler.assemble(impressions, epoch=None)
     moments = impressions.request["timestamp"][impressions.request_index]
-    behaviours = assembler._store.by_category
+    behaviours = assembler._histories._store.by_category
     late = behaviours.timestamp >= moments.max()
     assert late.any()
     object.__setattr__(behaviours, "item", np.where(late, 1, behaviours.item))
@@ -113,7 +123,7 @@ def test_padding_changes_no_impression(tiny_dataset: Path) -> None:
         if feature.entity is None:
             continue
         assert bags_of(padded, key) == bags_of(exact, key) + [[]] * 24
-    for name in ("labels", "key", "numbers", "request_index", "history_index", "history_matches"):
+    for name in ("labels", "key", "numbers", "request_index", "pool_index", "history_counts"):
         assert torch.equal(getattr(padded, name)[:40], getattr(exact, name)), name
 
 
@@ -139,7 +149,10 @@ def test_rare_ids_share_rows_and_frequent_ids_have_their_own(tiny_dataset: Path)
     schema = load_schema(tiny_dataset)
     counts = pq.read_table(tiny_dataset / "vocabulary" / "item.parquet")["count"].to_numpy()
     rule = {"item": VocabularyConfig(min_count=int(np.median(counts)) + 1, num_oov_rows=3)}
-    table = build_layout(tiny_dataset, schema, vocabulary=rule, num_segments=0).tables["item"]
+    layout = build_layout(
+        tiny_dataset, schema, vocabulary=rule, history=HistoryLookup(), count_segments=None
+    )
+    table = layout.tables["item"]
     codes = np.arange(len(counts) + 1)
     rows = table.rows(codes)
     frequent = np.flatnonzero(counts >= rule["item"].min_count) + 1
@@ -239,8 +252,8 @@ def test_a_global_batch_larger_than_the_data_is_an_error(tiny_dataset: Path) -> 
     with pytest.raises(ConfigError, match=r"trainer\.global_batch_size = 1000000: exceeds"):
         open_dataset(
             DataConfig(dir=tiny_dataset),
-            recency_segments=(),
-            num_segments=0,
+            history=HistoryLookup(),
+            history_counts=False,
             global_batch_size=1_000_000,
             share=Share(0, 1),
             seed=0,

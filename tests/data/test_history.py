@@ -19,6 +19,7 @@ def write_store(directory: Path, log: np.ndarray) -> HistorySchema:
         (directory / name).mkdir(parents=True)
         np.save(directory / name / "item.npy", rows[:, 3].astype(np.int32))
         np.save(directory / name / "timestamp.npy", rows[:, 2])
+    np.save(directory / "by_time" / "category.npy", by_time[:, 1].astype(np.int32))
     counts = np.bincount(log[:, 0], minlength=NUM_USERS + 1)
     np.save(directory / "user_offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
     keys, sizes = np.unique(

@@ -33,6 +33,17 @@ def test_linear_var_reads_the_same_numbers_as_marginal_variance():
     assert schedule.scales(100)[1] == pytest.approx(math.sqrt(0.005 * 0.01))
 
 
+def test_a_fixed_first_beta_leaves_the_later_betas_as_they_were():
+    settings = {"beta_schedule": "linear_var", "noise_scale": 0.5, "num_train_timesteps": 5}
+    plain, fixed = make_schedule(**settings), make_schedule(**settings, first_beta=1e-5)
+    assert fixed.scales(1)[0] ** 2 == pytest.approx(1.0 - 1e-5, rel=1e-12)
+    for t in range(2, 6):
+        kept = [(s.scales(t)[0] / s.scales(t - 1)[0]) ** 2 for s in (plain, fixed)]
+        assert kept[0] == pytest.approx(kept[1], rel=1e-12)
+    with pytest.raises(ValidationError, match="first_beta needs beta_schedule = 'linear_var'"):
+        NoiseScheduleConfig(first_beta=1e-5)
+
+
 def test_cosine_follows_its_closed_form_until_the_clip():
     schedule = make_schedule(beta_schedule="cosine")
     for timestep in (0, 1, 50, 99):

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cdp_torchrec.config import Config, load_config
+from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
 from cdp_torchrec.interest import (
+    BehaviourSequence,
     GatedPool,
     InterestConfig,
     InterestDims,
@@ -15,9 +18,12 @@ from cdp_torchrec.interest import (
     InterestModule,
     build_interest,
 )
+from cdp_torchrec.model.ranking import InteractionConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-DIMS = InterestDims(user=6, query=10, item=8, item_attributes=5, context=7, scene=3)
+DIMS = InterestDims(
+    user=6, query=10, item=8, item_attributes=13, context=7, scene=3, category=8, action=8
+)
 
 MakeInputs = Callable[..., InterestInput]
 LoadInterest = Callable[..., InterestConfig]
@@ -26,6 +32,7 @@ MakeModule = Callable[..., InterestModule]
 
 class _Model(Config):
     interest: InterestConfig
+    interaction: InteractionConfig = InteractionConfig()
 
 
 class _Experiment(Config):
@@ -56,9 +63,54 @@ def load_interest() -> LoadInterest:
     return load
 
 
+def make_sequence(
+    dims: InterestDims,
+    batch: int = 12,
+    lengths: list[int] | None = None,
+    *,
+    sequence: list[int] | None = None,
+    seed: int = 0,
+    requires_grad: bool = False,
+) -> BehaviourSequence:
+    """Sequences of random behaviours; by default 4 of 0, 3, 8 and 21 that the impressions share.
+
+    Args:
+        dims: widths.
+        batch: impressions.
+        lengths: behaviours of each sequence.
+        sequence: sequence of each impression.
+        seed: another seed, other behaviours.
+        requires_grad: of the embeddings.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if lengths is None:
+        lengths = [0, 3, 8, 21][: max(1, batch)]
+    if sequence is None:
+        sequence = [place % len(lengths) for place in range(batch)]
+    total = sum(lengths)
+
+    def embedding(width: int) -> torch.Tensor:
+        values = torch.randn(total, width, generator=generator) * 0.1
+        return values.requires_grad_(requires_grad)
+
+    columns = SequenceColumns(
+        item_id=torch.randint(1, 50, (total,), generator=generator).numpy(),
+        category_id=torch.randint(1, 5, (total,), generator=generator).numpy(),
+        age_s=torch.rand(total, generator=generator).mul(1e6).add(1).numpy(),
+        lengths=np.array(lengths),
+        sequence=np.array(sequence),
+    )
+    return BehaviourSequence(
+        item=embedding(dims.item),
+        category=embedding(dims.category),
+        action=embedding(dims.action),
+        index=index_sequences(columns, batch_size=batch),
+    )
+
+
 @pytest.fixture
 def make_inputs() -> MakeInputs:
-    """Random inputs; every fourth impression has an empty history, others have empty segments."""
+    """Random inputs of 4 requests; every fourth impression has an empty history."""
 
     def make(
         dims: InterestDims = DIMS,
@@ -66,6 +118,7 @@ def make_inputs() -> MakeInputs:
         num_segments: int = 7,
         batch: int = 12,
         seed: int = 0,
+        lengths: list[int] | None = None,
         requires_grad: bool = False,
     ) -> InterestInput:
         generator = torch.Generator().manual_seed(seed)
@@ -73,22 +126,31 @@ def make_inputs() -> MakeInputs:
         def embedding(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator) * 0.1
 
-        lengths = torch.randint(0, 4, (batch, num_segments), generator=generator).float()
-        lengths[:, 0] += 1
-        lengths[::4] = 0
-        sums = embedding(batch, num_segments, dims.item) * lengths.unsqueeze(2)
-        matches = (torch.rand(batch, num_segments, generator=generator) * (lengths + 1)).floor()
+        pooled = torch.randint(0, 4, (batch, num_segments), generator=generator).float()
+        pooled[:, 0] += 1
+        pooled[::4] = 0
+        if lengths is not None and not any(lengths):
+            pooled[:] = 0
+        sums = embedding(batch, num_segments, dims.item) * pooled.unsqueeze(2)
+        num_requests = 4 if lengths is None else len(lengths)
+        request = torch.arange(batch) % num_requests
+
+        def of_request(width: int) -> torch.Tensor:
+            return embedding(num_requests, width)[request].requires_grad_(requires_grad)
+
         return InterestInput(
-            user=embedding(batch, dims.user).requires_grad_(requires_grad),
-            query=embedding(batch, dims.query).requires_grad_(requires_grad),
+            user=of_request(dims.user),
+            query=of_request(dims.query),
             item=embedding(batch, dims.item).requires_grad_(requires_grad),
             item_attributes=embedding(batch, dims.item_attributes).requires_grad_(requires_grad),
             context=embedding(batch, dims.context).requires_grad_(requires_grad),
-            scene=embedding(batch, dims.scene).requires_grad_(requires_grad),
+            scene=of_request(dims.scene),
             key=torch.randint(2**62, (batch,), generator=generator),
-            history=GatedPool(
-                sums=sums.requires_grad_(requires_grad), lengths=lengths, matches=matches
-            ),
+            item_id=torch.randint(1, 50, (batch,), generator=generator),
+            category_id=torch.randint(1, 5, (batch,), generator=generator),
+            pool=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=pooled),
+            gated=make_sequence(dims, batch, lengths, seed=seed + 1, requires_grad=requires_grad),
+            recent=make_sequence(dims, batch, lengths, seed=seed + 2, requires_grad=requires_grad),
         )
 
     return make
@@ -100,8 +162,7 @@ def make_module(load_interest: LoadInterest) -> MakeModule:
 
     def make(*arguments: str, dims: InterestDims = DIMS, perturb: bool = True) -> InterestModule:
         config = load_interest(*arguments)
-        num_segments = 1 if config.kind == "none" else config.num_segments
-        module = build_interest(config, dims, num_segments=num_segments)
+        module = build_interest(config, dims)
         if perturb:
             with torch.no_grad():
                 for parameter in module.parameters():

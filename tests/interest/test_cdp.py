@@ -19,15 +19,19 @@ ROLES = ("user", "query", "item", "item_attributes", "context", "scene")
 CHAIN = ("interest/cdp_paper", 'emit=["interest"]')
 
 
-def embeddings(inputs: InterestInput) -> list[torch.Tensor]:
-    assert inputs.history is not None
-    return [getattr(inputs, role) for role in ROLES] + [inputs.history.sums]
+def embeddings(inputs: InterestInput, preset: str = "interest/cdp_paper") -> list[torch.Tensor]:
+    """All that a preset reads."""
+    assert inputs.pool is not None and inputs.gated is not None
+    history = [inputs.pool.sums]
+    if preset == "interest/cdp":
+        history = [inputs.gated.item, inputs.gated.category, inputs.gated.action]
+    return [getattr(inputs, role) for role in ROLES] + history
 
 
 def test_no_steps_from_a_clean_start_are_the_pooled_history_exactly(make_module, make_inputs):
     module = make_module(*CHAIN, "num_inference_steps=0", "start=clean").eval()
     inputs = make_inputs(num_segments=1)
-    pooled = module.pooling(inputs.history)
+    pooled = module.pooling(inputs)
     assert torch.equal(module(inputs).interest, pooled.latent)
 
 
@@ -44,7 +48,7 @@ def test_adaln_zero_starts_as_the_pooled_history(
         f"prediction_type={prediction_type}",
         perturb=False,
     )
-    pooled = make_module("interest/pooled", perturb=False)
+    pooled = make_module("interest/pooled_attention", perturb=False)
     pooled.pooling.load_state_dict(cdp.pooling.state_dict())
     inputs = make_inputs()
     torch.testing.assert_close(cdp(inputs).interest, pooled(inputs).interest, rtol=1e-5, atol=1e-5)
@@ -52,7 +56,7 @@ def test_adaln_zero_starts_as_the_pooled_history(
 
 def test_condition_mlp_starts_as_the_pooled_history(make_module, make_inputs):
     condition_mlp = make_module("interest/condition_mlp", perturb=False)
-    pooled = make_module("interest/pooled", perturb=False)
+    pooled = make_module("interest/pooled_attention", perturb=False)
     pooled.pooling.load_state_dict(condition_mlp.pooling.state_dict())
     inputs = make_inputs()
     assert torch.equal(condition_mlp(inputs).interest, pooled(inputs).interest)
@@ -61,7 +65,7 @@ def test_condition_mlp_starts_as_the_pooled_history(make_module, make_inputs):
 def test_an_oracle_denoiser_has_no_noise_loss_and_finds_the_history(make_module, make_inputs):
     module = make_module(*CHAIN)
     inputs = make_inputs(num_segments=1)
-    x_0 = module.pooling(inputs.history).latent.detach()
+    x_0 = module.pooling(inputs).latent.detach()
 
     class Oracle(torch.nn.Module):
         def forward(self, x_t: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
@@ -83,7 +87,7 @@ def test_an_oracle_denoiser_has_no_noise_loss_and_finds_the_history(make_module,
 
 def test_the_noise_loss_is_eq_11_at_the_keyed_timestep(make_module, make_inputs):
     module, inputs = make_module(*CHAIN), make_inputs(num_segments=1)
-    x_0 = module.pooling(inputs.history).latent
+    x_0 = module.pooling(inputs).latent
     timesteps = keyed_timesteps(inputs.key, 100, TRAINING_TIMESTEP)
     noise = keyed_normal(inputs.key, 8, TRAINING_NOISE)
     x_t = module.schedule.add_noise(x_0, noise, timesteps)
@@ -108,7 +112,7 @@ def test_recon_detach_keeps_the_noise_loss_out_of_every_embedding(make_module, m
     inputs = make_inputs(num_segments=module.config.num_segments, requires_grad=True)
     noise_loss = module(inputs).losses["noise_loss"].sum()
     gradients = torch.autograd.grad(
-        noise_loss, embeddings(inputs), allow_unused=True, retain_graph=True
+        noise_loss, embeddings(inputs, preset), allow_unused=True, retain_graph=True
     )
     assert all(gradient is None for gradient in gradients)
     denoiser_gradients = torch.autograd.grad(noise_loss, list(module.denoiser.parameters()))
@@ -130,8 +134,8 @@ def test_the_interest_has_gradients_through_every_step(make_module, make_inputs)
     lengths = torch.ones(3, 1, dtype=torch.float64)
 
     def interest(sums: torch.Tensor) -> torch.Tensor:
-        history = replace(inputs.history, sums=sums, lengths=lengths)
-        return module(replace(inputs, history=history)).interest
+        history = replace(inputs.pool, sums=sums, lengths=lengths)
+        return module(replace(inputs, pool=history)).interest
 
     sums = torch.randn(3, 1, 8, dtype=torch.float64, requires_grad=True)
     # ReLU has kinks, which random points of float64 practically never hit.
@@ -151,13 +155,13 @@ def test_one_step_training_predicts_from_the_noise_of_training(make_module, make
     trained = module(inputs)
     timesteps = keyed_timesteps(inputs.key, 100, TRAINING_TIMESTEP)
     noise = keyed_normal(inputs.key, 8, TRAINING_NOISE)
-    x_0 = module.pooling(inputs.history).latent
+    x_0 = module.pooling(inputs).latent
     x_t = module.schedule.add_noise(x_0, noise, timesteps)
     # x_t = signal * x_0 + sigma * noise holds for the predicted pair as well.
     signal = module.schedule.signal_scales[timesteps].unsqueeze(1)
     sigma = module.schedule.noise_scales[timesteps].unsqueeze(1)
     error = (x_t - signal * trained.interest) / sigma - noise
-    expected = error.square().mean(dim=1) * (inputs.history.lengths[:, 0] > 0)
+    expected = error.square().mean(dim=1) * (inputs.pool.lengths[:, 0] > 0)
     torch.testing.assert_close(trained.losses["noise_loss"], expected, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(module.eval()(inputs).interest, trained.interest)
 
@@ -167,7 +171,7 @@ def test_unrolled_runs_the_recurrence_and_reads_the_noise_out_once(make_module, 
     inputs = make_inputs(num_segments=1)
     signal, sigma = module.schedule.scales(100)
     noise = keyed_normal(inputs.key, 8, START_NOISE)
-    z_t = signal * module.pooling(inputs.history).latent + sigma * noise
+    z_t = signal * module.pooling(inputs).latent + sigma * noise
     modulation = module.denoiser.modulation(module.condition(inputs).condition)
     hidden = z_t
     for timestep in (100, 67, 33):
@@ -184,8 +188,8 @@ def test_unrolled_runs_the_recurrence_and_reads_the_noise_out_once(make_module, 
 def test_a_gaussian_start_hides_the_history(make_module, make_inputs):
     module = make_module(*CHAIN, "start=gaussian").eval()
     inputs = make_inputs(num_segments=1)
-    history = replace(inputs.history, sums=torch.randn_like(inputs.history.sums))
-    other = replace(inputs, history=history)
+    history = replace(inputs.pool, sums=torch.randn_like(inputs.pool.sums))
+    other = replace(inputs, pool=history)
     assert torch.equal(module(other).interest, module(inputs).interest)
 
 
@@ -213,7 +217,7 @@ def test_training_draws_no_timestep_above_the_start(make_module, make_inputs):
     )
     inputs = make_inputs(num_segments=1, batch=512)
     with pytest.raises(AssertionError) as raised:
-        module._one_step(module.pooling(inputs.history).latent, torch.zeros(32), inputs.key)
+        module._one_step(module.pooling(inputs).latent, torch.zeros(32), inputs.key)
     (timesteps,) = raised.value.args
     assert sorted(timesteps.unique().tolist()) == list(range(1, 11))
 
@@ -278,6 +282,8 @@ def test_every_embedding_moves_the_interest(make_module, make_inputs):
     for preset, num_segments in (("interest/cdp", 7), ("interest/cdp_paper", 1)):
         module = make_module(preset, "condition.item_gradient=flow").eval()
         inputs = make_inputs(num_segments=num_segments, requires_grad=True)
-        gradients = torch.autograd.grad(module(inputs).interest.square().sum(), embeddings(inputs))
+        gradients = torch.autograd.grad(
+            module(inputs).interest.square().sum(), embeddings(inputs, preset)
+        )
         names = [field.name for field in fields(inputs)]
         assert all(gradient.any() for gradient in gradients), names

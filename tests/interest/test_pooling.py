@@ -1,29 +1,41 @@
 """Pooled history: eq. 3, its empty case, and what is emitted."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from pydantic import ValidationError
 
-from cdp_torchrec.interest import GatedPool, PooledConfig
+from cdp_torchrec.interest import GatedPool, InterestDims, InterestInput, PooledConfig
 from cdp_torchrec.interest.pooling import Emission, HistoryPooling, normalise
+
+DIMS = InterestDims(user=0, query=0, item=3, item_attributes=0, context=0, scene=0)
 
 
 def pooling(**settings) -> HistoryPooling:
-    return HistoryPooling(PooledConfig(kind="pooled", **settings), dim=3)
+    return HistoryPooling(PooledConfig(kind="pooled", **settings), DIMS)
 
 
-def gated_pool(segments: list[list[torch.Tensor]]) -> GatedPool:
+def gated_pool(segments: list[list[torch.Tensor]]) -> InterestInput:
     """One impression whose behaviours are given per segment."""
     sums = [torch.stack([torch.zeros(3), *behaviours]).sum(dim=0) for behaviours in segments]
     lengths = torch.tensor([[float(len(behaviours)) for behaviours in segments]])
     return pool(torch.stack(sums).unsqueeze(0), lengths)
 
 
-def pool(sums: torch.Tensor, lengths: torch.Tensor) -> GatedPool:
-    """A history without a behaviour on the target item."""
-    return GatedPool(sums=sums, lengths=lengths, matches=torch.zeros_like(lengths))
+def pool(sums: torch.Tensor, lengths: torch.Tensor) -> InterestInput:
+    batch = len(sums)
+    nothing, code = torch.zeros(batch, 0), torch.zeros(batch, dtype=torch.int64)
+    return InterestInput(
+        user=nothing,
+        query=nothing,
+        item=torch.ones(batch, 3),
+        item_attributes=nothing,
+        context=nothing,
+        scene=nothing,
+        key=code,
+        item_id=code,
+        category_id=code,
+        pool=GatedPool(sums=sums, lengths=lengths),
+    )
 
 
 BEHAVIOURS = list(torch.arange(18, dtype=torch.float32).reshape(6, 3).square())
@@ -48,9 +60,9 @@ def test_z_0_does_not_depend_on_the_order_of_behaviours_inside_a_segment():
 
 def test_a_heavier_segment_pulls_the_mean_towards_itself():
     module = pooling(recency_segments=(1,))
-    assert module.log_weights is not None
+    assert module.mean is not None and module.mean.log_weights is not None
     with torch.no_grad():
-        module.log_weights.copy_(torch.tensor([3.0, 1.0]).log())
+        module.mean.log_weights.copy_(torch.tensor([3.0, 1.0]).log())
     pooled = module(gated_pool([BEHAVIOURS[:1], BEHAVIOURS[1:3]]))
     expected = (3 * BEHAVIOURS[0] + BEHAVIOURS[1] + BEHAVIOURS[2]) / 5
     torch.testing.assert_close(pooled.latent[0], expected)
@@ -79,10 +91,10 @@ def test_a_normalised_latent_has_unit_scale_however_small_the_embeddings_are(lat
             assert latent.mean().item() == pytest.approx(0.0, abs=1e-6)
 
 
-def emit(config: PooledConfig, history: GatedPool, item: torch.Tensor, interest: torch.Tensor):
-    pooled = HistoryPooling(config, dim=3)(history)
+def emit(config: PooledConfig, history: InterestInput, item: torch.Tensor, interest: torch.Tensor):
+    pooled = HistoryPooling(config, DIMS)(history)
     emission = Emission(config, dim=3)
-    parts = emission(interest, pooled=pooled, history=history, item=item)
+    parts = emission(interest, pooled=pooled, item=item)
     assert parts.shape[1] == emission.width
     return parts, pooled
 
@@ -91,19 +103,12 @@ def test_emitted_parts_stand_in_the_order_that_was_asked_for():
     config = PooledConfig(
         kind="pooled",
         recency_segments=(1,),
-        emit=("count", "interest_item", "pooled", "match", "interest"),
+        emit=("interest_item", "pooled", "interest"),
     )
     history = gated_pool([BEHAVIOURS[:1], BEHAVIOURS[1:4]])
     item, interest = BEHAVIOURS[5].unsqueeze(0), BEHAVIOURS[4].unsqueeze(0)
     parts, pooled = emit(config, history, item, interest)
-    expected = [
-        torch.tensor([[2.0, 4.0]]).log(),
-        torch.zeros(1, 1),
-        interest * item,
-        pooled.latent,
-        torch.zeros(1, 2),
-        interest,
-    ]
+    expected = [interest * item, pooled.latent, interest]
     torch.testing.assert_close(parts, torch.cat(expected, dim=1))
 
 
@@ -113,22 +118,6 @@ def test_the_product_with_the_item_has_the_scale_of_the_latent():
     parts, _ = emit(config, gated_pool([BEHAVIOURS]), item, interest)
     torch.testing.assert_close(parts, interest * normalise(item, "layernorm"))
     assert parts.square().mean() > 1.0
-
-
-def test_the_match_counts_behaviours_on_the_item_itself():
-    config = PooledConfig(kind="pooled", recency_segments=(1,), emit=("match",))
-    history = replace(
-        gated_pool([BEHAVIOURS[:1], BEHAVIOURS[1:4]]), matches=torch.tensor([[0.0, 3.0]])
-    )
-    parts, _ = emit(config, history, BEHAVIOURS[1].unsqueeze(0), torch.zeros(1, 3))
-    torch.testing.assert_close(parts, torch.tensor([[0.0, 4.0]]).clamp(min=1.0).log())
-
-
-def test_the_count_says_that_a_history_is_empty():
-    config = PooledConfig(kind="pooled", emit=("count",))
-    history = pool(torch.zeros(2, 1, 3), torch.tensor([[0.0], [1.0]]))
-    parts, _ = emit(config, history, torch.ones(2, 3), torch.ones(2, 3))
-    torch.testing.assert_close(parts, torch.tensor([[0.0, 1.0], [0.6931472, 0.0]]))
 
 
 def test_monitors_measure_the_histories_that_are_there():

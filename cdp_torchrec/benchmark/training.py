@@ -111,15 +111,7 @@ def plain_contestant(name: str, experiment: Experiment) -> Contestant:
         for feature in layout.features:
             jagged = batch.sparse[feature.key]
             embeddings[feature.key] = tables[feature.table](jagged.values(), jagged.offsets()[:-1])
-        output = dense(
-            embeddings,
-            batch.bag_lengths,
-            batch.numbers,
-            batch.request_index,
-            batch.history_index,
-            batch.history_matches,
-            batch.key,
-        )
+        output = dense(embeddings, batch)
         total, _ = loss(output, batch.labels, batch.weights)
         total.backward()
         for optimizer in optimizers:

@@ -1,0 +1,1 @@
+"""What training and scoring cost on the machine at hand."""

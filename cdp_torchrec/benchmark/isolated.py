@@ -1,0 +1,107 @@
+"""Measurements in a process of their own, with limits of time and memory."""
+
+import ctypes
+import multiprocessing
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+_KIB_PER_MIB = 1024
+_BYTES_PER_GIB = 1 << 30
+
+
+class PassedLimit(StrEnum):
+    """Why there is no result."""
+
+    TIME = "time"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may take."""
+
+    time_s: float
+    """Wall-clock time, from the start of the interpreter to the result."""
+    memory_gib: float
+    """Memory of the whole process, libraries' data included."""
+
+
+def run_isolated(
+    function: Callable[[Argument], Result], argument: Argument, limits: Limits
+) -> Result | PassedLimit:
+    """`function(argument)` in a fresh process, or the limit that it passed.
+
+    Args:
+        function: a function of a module's top level.
+        argument: can be pickled, as can the result.
+        limits: the process is ended when it passes one of them.
+
+    Raises:
+        ChildProcessError: the process failed; its traceback is on stderr.
+    """
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_run, args=(writer, function, argument, limits.memory_gib), daemon=True
+    )
+    process.start()
+    writer.close()
+    try:
+        return reader.recv() if reader.poll(limits.time_s) else PassedLimit.TIME
+    except EOFError:
+        process.join()
+        if process.exitcode == -signal.SIGKILL:  # by the kernel, which ran out of memory first
+            return PassedLimit.MEMORY
+        raise ChildProcessError(
+            f"{function.__name__}({argument}) failed with exit code {process.exitcode}"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def reset_peak_memory() -> float:
+    """Forget earlier peaks of this process; its resident memory now, in MiB. Linux only."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed would serve unseen
+    _CLEAR_REFS.write_text(_RESET_PEAK)
+    return peak_memory_mib()
+
+
+def peak_memory_mib() -> float:
+    """Peak of the resident memory of this process since the last reset, in MiB. Linux only."""
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines["VmHWM"].removesuffix("kB")) / _KIB_PER_MIB
+
+
+def _run(
+    writer: Connection,
+    function: Callable[[Argument], Result],
+    argument: Argument,
+    memory_gib: float,
+) -> None:
+    limit = int(memory_gib * _BYTES_PER_GIB)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        result: Result | PassedLimit = function(argument)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        result = PassedLimit.MEMORY
+    writer.send(result)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch has no exception class of its own for memory of the CPU.
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,159 @@
+"""Which behaviours belong to which impressions, in blocks that interest modules compute on."""
+
+# B impressions, S <= B sequences, L behaviours, W rows of a block, N its length,
+# C candidates in a row
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MOST_CANDIDATES_PER_ROW = 8
+"""A request's candidates share one gathered copy of its history; a longer list takes more rows."""
+SHORTEST_BLOCK = 8
+"""Shorter sequences are padded to this length."""
+
+
+@dataclass(frozen=True)
+class SequenceBlock:
+    """Sequences of similar length, one in each row."""
+
+    sequence: Tensor
+    """Number of the sequence in each row, int64 [W]."""
+    behaviour: Tensor
+    """Place in [0, L) of each behaviour, int64 [W, N], oldest first and aligned to the right: the
+    last column holds the most recent behaviour. L where there is none."""
+
+
+@dataclass(frozen=True)
+class CandidateBlock:
+    """Candidates beside the sequence that they share, a few candidates in each row."""
+
+    sequence: Tensor
+    """Number of the sequence of each row, int64 [W]; a long candidate list fills several rows."""
+    behaviour: Tensor
+    """As in SequenceBlock, int64 [W, N]."""
+    impression: Tensor
+    """Place in [0, B) of each candidate, int64 [W, C]; B where there is none."""
+
+
+@dataclass(frozen=True)
+class SequenceIndex:
+    """Which behaviours belong to which impressions: all of a sequence but its embeddings."""
+
+    item_id: Tensor
+    """Item code of each behaviour, exact also for ids without a row of their own, int64 [L]."""
+    category_id: Tensor
+    """Category code of each behaviour, int64 [L]; 0 where the log has none."""
+    age: Tensor
+    """Seconds from each behaviour to the request, positive, float [L]."""
+    lengths: Tensor
+    """Behaviours of each sequence, int64 [S]; 0 beyond the last one."""
+    owner: Tensor
+    """Sequence of each behaviour, int64 [L]."""
+    sequence: Tensor
+    """Sequence of each impression, int64 [B]."""
+    first_impression: Tensor
+    """One impression of each sequence, to read what a request's impressions share, int64 [S];
+    0 beyond the last one."""
+    sequence_blocks: tuple[SequenceBlock, ...]
+    """Every sequence that is not empty, once."""
+    candidate_blocks: tuple[CandidateBlock, ...]
+    """Every impression once; those with an empty history stand in a row of padding."""
+    place: Tensor
+    """Place of each impression in the flattened candidate blocks, int64 [B]."""
+
+
+@dataclass(frozen=True)
+class SequenceColumns:
+    """Behaviours of sequences one after the other, oldest first in each, and who reads them."""
+
+    item_id: np.ndarray
+    """[L]"""
+    category_id: np.ndarray
+    """[L]"""
+    age_s: np.ndarray
+    """Seconds from the behaviour to its request, [L]."""
+    lengths: np.ndarray
+    """Behaviours of each sequence, [S]."""
+    sequence: np.ndarray
+    """Sequence of each impression, [<= B]; every sequence has an impression."""
+
+
+def index_sequences(columns: SequenceColumns, *, batch_size: int) -> SequenceIndex:
+    """The index of a batch; impressions up to `batch_size` are padding and read sequence 0.
+
+    Args:
+        columns: the behaviours.
+        batch_size: places B in the batch.
+    """
+    num_behaviours = len(columns.item_id)
+    starts = np.cumsum(columns.lengths) - columns.lengths
+    sequence = np.zeros(batch_size, dtype=np.int64)
+    sequence[: len(columns.sequence)] = columns.sequence
+    lengths = np.zeros(batch_size, dtype=np.int64)
+    lengths[: len(columns.lengths)] = columns.lengths
+    ends = np.zeros(batch_size, dtype=np.int64)
+    ends[: len(columns.lengths)] = starts + columns.lengths
+    first_impression = np.zeros(batch_size, dtype=np.int64)
+    found, first = np.unique(sequence, return_index=True)
+    first_impression[found] = first
+    size = _power_of_two(np.maximum(lengths, SHORTEST_BLOCK))
+
+    def behaviours(rows: np.ndarray, length: int) -> np.ndarray:
+        """Places of the behaviours of some sequences, aligned to the right, [W, N]."""
+        column = np.arange(-length, 0)
+        places = ends[rows, None] + column
+        return np.where(column >= -lengths[rows, None], places, num_behaviours)
+
+    def sequence_block(length: int) -> SequenceBlock:
+        rows = np.flatnonzero((size == length) & (lengths > 0))
+        return SequenceBlock(_tensor(rows), _tensor(behaviours(rows, length)))
+
+    # Candidates of one sequence in rows as wide as most sequences can fill.
+    width = min(int(_power_of_two(batch_size / len(found))), MOST_CANDIDATES_PER_ROW)
+    order = np.argsort(sequence, kind="stable")
+    counts = np.bincount(sequence, minlength=batch_size)
+    rank = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
+    row, column = rank // width, rank % width
+    key, row = np.unique(sequence[order] * batch_size + row, return_inverse=True)
+    row_sequence = key // batch_size
+    impression = np.full((len(key), width), batch_size)
+    impression[row, column] = order
+    place = np.zeros(batch_size, dtype=np.int64)
+    candidate_blocks, before = [], 0
+    for length in np.unique(size[found]):
+        rows = np.flatnonzero(size[row_sequence] == length)
+        block = CandidateBlock(
+            _tensor(row_sequence[rows]),
+            _tensor(behaviours(row_sequence[rows], length)),
+            _tensor(impression[rows]),
+        )
+        candidate_blocks.append(block)
+        filled = impression[rows] < batch_size
+        place[impression[rows][filled]] = before + np.flatnonzero(filled)
+        before += filled.size
+    # One block at least, so that a batch without any behaviour is no special case.
+    block_lengths = np.unique(size[lengths > 0]) if num_behaviours else [SHORTEST_BLOCK]
+    return SequenceIndex(
+        item_id=_tensor(columns.item_id),
+        category_id=_tensor(columns.category_id),
+        age=torch.from_numpy(columns.age_s.astype(np.float32)),
+        lengths=_tensor(lengths),
+        owner=_tensor(np.repeat(np.arange(len(columns.lengths)), columns.lengths)),
+        sequence=_tensor(sequence),
+        first_impression=_tensor(first_impression),
+        sequence_blocks=tuple(sequence_block(length) for length in block_lengths),
+        candidate_blocks=tuple(candidate_blocks),
+        place=_tensor(place),
+    )
+
+
+def _power_of_two(x: np.ndarray | float) -> np.ndarray:
+    """The smallest power of two that is not below each x >= 1."""
+    return 2 ** np.ceil(np.log2(np.asarray(x))).astype(np.int64)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))

@@ -1,0 +1,166 @@
+"""Search and attention of candidates over behaviours, shared by SIM, TWIN, QIN and DIN.
+
+What depends on a behaviour alone (its features, its key, its value) is a jagged tensor, made once
+per request; what is here relates it to candidates, block by block.
+"""
+
+# B impressions, L behaviours, W rows of a block, C candidates in a row, N behaviours in a row,
+# K behaviours kept, H heads, A width of queries, keys and values, D width of an item
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt, model_validator
+from torch import Tensor
+
+from cdp_torchrec.interest.base import InterestInput
+from cdp_torchrec.interest.output import InterestVectorConfig, layer_norm
+from cdp_torchrec.interest.sequence import BehaviourSequence, masked_softmax
+
+EmbeddingNorm = Literal["none", "layernorm"]
+
+# Up to this many times K, attending to all behaviours under a mask is cheaper than gathering the
+# K kept ones of each candidate.
+_DENSE_UP_TO = 4
+
+
+class TargetAttentionConfig(InterestVectorConfig):
+    """Settings of every module that attends to the behaviours that a search found."""
+
+    attention_dim: PositiveInt = 32
+    """Width of queries, keys and values over all heads. Ours."""
+    num_heads: PositiveInt = 4
+    """Heads. TWIN: 4. The other papers state none."""
+    age_dim: PositiveInt = 8
+    """Width of the embedding of the time since a behaviour. Ours."""
+    embedding_norm: EmbeddingNorm = "none"
+    """Layer norm of item, category and action embeddings on their way into search and attention.
+    Papers: none. Fresh embeddings are so small that attention starts slowly."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "TargetAttentionConfig":
+        if self.attention_dim % self.num_heads:
+            raise ValueError(
+                f"attention_dim = {self.attention_dim} is no multiple of "
+                f"num_heads = {self.num_heads}"
+            )
+        return self
+
+
+def target_features(inputs: InterestInput, *, category_dim: int, norm: EmbeddingNorm) -> Tensor:
+    """The target item beside its category, [B, D + D_category]."""
+    category = inputs.item_attributes[:, :category_dim]
+    return torch.cat([scaled(inputs.item, norm), scaled(category, norm)], dim=1)
+
+
+def item_features(sequence: BehaviourSequence, *, norm: EmbeddingNorm) -> Tensor:
+    """Item and category of each behaviour, as in target_features, [L, D + D_category]."""
+    return torch.cat([scaled(sequence.item, norm), scaled(sequence.category, norm)], dim=1)
+
+
+def scaled(x: Tensor, norm: EmbeddingNorm) -> Tensor:
+    """Embeddings [X, D] as they are or in layer norm; D may be 0."""
+    return x if norm == "none" or x.shape[1] == 0 else layer_norm(x)
+
+
+def top_k(scores: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Places of the k highest scores where `mask` holds, and which of them exist.
+
+    Places that `mask` excludes rank below every score, however low, and are marked as missing where
+    fewer than k are left. Equal scores (the same item twice) go to the last, most recent place, so
+    the choice is the same on every device. There is no gradient.
+
+    Args:
+        scores: float [..., N] with N >= k.
+        mask: bool, broadcasts to [..., N].
+        k: how many to keep.
+
+    Returns:
+        Places int64 [..., k] in no order, and bool [..., k]: False where there is none.
+    """
+    bits = scores.detach().float().contiguous().view(torch.int32)
+    # Integers in the order of the floats, then the place below them: no two keys are equal.
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    place = torch.arange(scores.shape[-1], device=scores.device)
+    key = ((order << 32) + place).masked_fill(~mask, torch.iinfo(torch.int64).min)
+    key, places = key.topk(k, dim=-1, sorted=False)
+    return places, key > torch.iinfo(torch.int64).min
+
+
+def top_k_mask(scores: Tensor, mask: Tensor, k: int) -> Tensor:
+    """Where the k highest scores are, bool [..., N]; arguments as in top_k."""
+    places, kept = top_k(scores, mask, k)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, places, kept)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Behaviours that candidates attend to: rows of candidates that share gathered behaviours.
+
+    The rows are those of the block, or a row for each candidate, in the same order.
+    """
+
+    behaviour: Tensor
+    """Places in [0, L), L where there is none, int64 [W', N']."""
+    mask: Tensor
+    """Which of them each candidate keeps, bool [W', 1 or C', N']."""
+
+    def as_rows(self, candidates: Tensor) -> Tensor:
+        """Candidates of the block, [W, C, A], as the candidates of these rows, [W', C', A]."""
+        return candidates.view(self.behaviour.shape[0], -1, candidates.shape[2])
+
+
+def retrieve(scores: Tensor, behaviour: Tensor, *, num_behaviours: int, k: int) -> Retrieved:
+    """The k behaviours with the highest scores for each candidate; all, if there are no more.
+
+    Args:
+        scores: [W, C, N].
+        behaviour: places in [0, L), L where there is none, int64 [W, N].
+        num_behaviours: L.
+        k: how many to keep.
+    """
+    present = (behaviour < num_behaviours).unsqueeze(1)
+    if behaviour.shape[1] <= k:
+        return Retrieved(behaviour, present)
+    if behaviour.shape[1] <= _DENSE_UP_TO * k:
+        return Retrieved(behaviour, top_k_mask(scores, present, k))
+    places, kept = top_k(scores, present, k)
+    rows = behaviour.unsqueeze(1).expand_as(scores).gather(-1, places)
+    return Retrieved(rows.flatten(0, 1), kept.flatten(0, 1).unsqueeze(1))
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    num_heads: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Multi-head scaled dot-product attention, [W, C, A]; zeros where nothing is kept.
+
+    Args:
+        query: [W, C, A].
+        keys: [W, N, A].
+        values: [W, N, A].
+        mask: bool, broadcasts to [W, C, N], or with the heads to [W, H, C, N].
+        num_heads: H.
+        bias: added to the scores of each head, [W, N, H].
+    """
+    scores = head_scores(query, keys, num_heads=num_heads, bias=bias)
+    weights = masked_softmax(scores, mask.unsqueeze(1) if mask.dim() == 3 else mask)
+    return (weights @ _heads(values, num_heads)).transpose(1, 2).flatten(2)
+
+
+def head_scores(query: Tensor, keys: Tensor, *, num_heads: int, bias: Tensor | None) -> Tensor:
+    """Scores of each head before the softmax, [W, H, C, N]; arguments as in attend."""
+    scale = (query.shape[2] // num_heads) ** -0.5
+    scores = _heads(query * scale, num_heads) @ _heads(keys, num_heads).transpose(2, 3)
+    return scores if bias is None else scores + bias.transpose(1, 2).unsqueeze(2)
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """[W, X, A] -> [W, H, X, A / H]."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,186 @@
+"""Denoising diffusion recommender model (DDRM, Zhao et al., SIGIR 2024) as an interest module.
+
+DDRM denoises the user's and the item's vector of a backbone, each with the clean other one as the
+condition. Two readings for click prediction: "symmetric" denoises both sides of an impression, as
+its training does; "ideal_item" denoises the mean of the history into the item that the user would
+like best, as its inference does.
+
+Left out: the weight sigmoid(score)^beta of clicked samples, because a module never sees a label,
+and dropout of the noised vector, because it would draw by batch. DDRM freezes a pre-trained
+backbone; here all is trained together, so what a noised vector is compared with is detached.
+"""
+
+# B impressions, D embedding dim, T diffusion steps
+
+import logging
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
+from cdp_torchrec.diffusion.noise import (
+    START_NOISE,
+    TRAINING_NOISE,
+    TRAINING_TIMESTEP,
+    keyed_normal,
+    keyed_timesteps,
+)
+from cdp_torchrec.diffusion.reverse import ReverseProcess
+from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
+from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig, layer_norm
+
+logger = logging.getLogger(__name__)
+
+# User and item share an impression's timestep, not its noise.
+_ITEM_STREAMS = 1 + max(START_NOISE, TRAINING_NOISE, TRAINING_TIMESTEP)
+
+
+class DdrmConfig(InterestVectorConfig):
+    """Settings of DDRM; defaults are those of its script for Yelp, but for the network's size."""
+
+    kind: Literal["ddrm"]
+    """Selects the module."""
+    reading: Literal["symmetric", "ideal_item"] = "symmetric"
+    """What is denoised. "symmetric": user and target item; the tower also receives the denoised
+    item, [D]. "ideal_item": the mean history into an ideal item; the tower also receives its inner
+    product with the target item (DDRM's score) and their cosine, [2]."""
+    history_filter: Literal["none", "category"] = "none"
+    """Which behaviours are averaged. DDRM: all, "none". "category": those in the target item's."""
+    latent_norm: Literal["none", "layernorm"] = "none"
+    """Scale of the vectors that are denoised. DDRM: "none", of a pre-trained backbone. Embeddings
+    that start small would vanish in the noise: "layernorm" gives them unit variance."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
+        num_train_timesteps=30,
+        beta_schedule="linear_var",
+        beta_start=1e-4,
+        beta_end=1e-2,
+        noise_scale=1e-4,
+        first_beta=1e-5,
+    )
+    """Forward process. Serving takes all its T steps; DDRM takes 1.25 T, where its code uses the
+    last step's coefficients for those beyond T."""
+    denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig(activation="relu")
+    """Network of each denoiser; user and item have weights of their own."""
+    start: Literal["clean", "noised"] = "noised"
+    """State where the chain starts. DDRM: after T steps of noise, here fixed per impression.
+    "clean": the vector itself."""
+    train_path: Literal["one_step", "chain"] = "one_step"
+    """What the click loss trains. "one_step": the prediction from one random timestep, as DDRM
+    does; serving still runs the chain. "chain": the chain of serving, with a call of its own for
+    the denoising loss."""
+    denoise_loss_weight: NonNegativeFloat = 0.1
+    """Weight of the squared error in the denoised vectors, a mean over dimensions. DDRM mixes
+    (1 - alpha) of its ranking loss with alpha of this; alpha = 0.1, or 0.3 on Yelp."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """All behaviours, or those in the target item's category, for their mean."""
+        if self.history_filter == "category":
+            return HistoryLookup(pool_segments=())
+        return HistoryLookup(recent=True)
+
+
+class DdrmInterest(InterestModule):
+    """The interest is the denoised user, or the ideal item of the user.
+
+    Empty history: a learned null vector stands for its mean. Category, action, query and time are
+    not used; in a log without users the history alone is the user.
+    """
+
+    def __init__(self, config: DdrmConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.config = config
+        dim = dims.item
+        if dims.user == 0:
+            logger.warning(
+                "DDRM: the dataset has no user, whose vector is the mean history instead"
+            )
+        self.vector = InterestVector(config, dim=dim)
+        self.interest_dim = self.vector.width + (dim if config.reading == "symmetric" else 2)
+        self.loss_weights = {"denoise_loss": config.denoise_loss_weight}
+        self.null_history = nn.Parameter(nn.init.normal_(torch.empty(dim), std=0.02))
+        self.fuse_user = nn.Linear(dims.user + dim, dim)
+        self.item_process = ReverseProcess(
+            config.schedule, config.denoiser, dim=dim, condition_dim=dim
+        )
+        self.user_process = None
+        if config.reading == "symmetric":
+            self.user_process = ReverseProcess(
+                config.schedule, config.denoiser, dim=dim, condition_dim=dim
+            )
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts, [B, interest_dim]; in training mode with the denoising loss."""
+        mean, present = self._mean_history(inputs)
+        mean = self._scaled(mean.where(present, self.null_history))
+        # The backbone's user; DDRM takes it from a matrix factorisation or a graph.
+        user = self._scaled(self.fuse_user(torch.cat([inputs.user, mean], dim=1)))
+        item = self._scaled(inputs.item)
+        if self.user_process is None:
+            ideal, loss = self._denoise(self.item_process, mean, user, inputs.key)
+            # Without behaviours there is no liked item to reconstruct.
+            loss = loss * present.squeeze(1)
+            score = (ideal * item).sum(dim=1, keepdim=True)
+            cosine = functional.cosine_similarity(ideal, item, eps=1e-6).unsqueeze(1)
+            parts = [self.vector(ideal, item), score, cosine]
+        else:
+            # The condition is the clean vector of the other side, in training and in serving.
+            user_hat, user_loss = self._denoise(self.user_process, user, item, inputs.key)
+            item_hat, item_loss = self._denoise(
+                self.item_process, item, user, inputs.key, streams=_ITEM_STREAMS
+            )
+            loss = (user_loss + item_loss) / 2
+            parts = [self.vector(user_hat, item_hat), item_hat]
+        losses = {"denoise_loss": loss} if self.training else {}
+        return InterestOutput(interest=torch.cat(parts, dim=1), losses=losses)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return layer_norm(x) if self.config.latent_norm == "layernorm" else x
+
+    def _mean_history(self, inputs: InterestInput) -> tuple[Tensor, Tensor]:
+        """Mean embedding of the behaviours, [B, D], and whether there are any, [B, 1]."""
+        if self.config.history_filter == "category":
+            assert inputs.pool is not None
+            sums, lengths = inputs.pool.sums.sum(dim=1), inputs.pool.lengths.sum(dim=1)
+        else:
+            assert inputs.recent is not None
+            index = inputs.recent.index
+            sums = inputs.recent.sum(inputs.recent.item).index_select(0, index.sequence)
+            lengths = index.lengths.index_select(0, index.sequence)
+        lengths = lengths.unsqueeze(1)
+        return sums / lengths.clamp(min=1), lengths > 0
+
+    def _denoise(
+        self,
+        process: ReverseProcess,
+        x_0: Tensor,
+        condition: Tensor,
+        key: Tensor,
+        *,
+        streams: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """The denoised vector, [B, D], and the denoising loss, [B]; zeros outside of training."""
+        loss = x_0.new_zeros(x_0.shape[0])
+        if self.training:
+            one_step = self.config.train_path == "one_step"
+            timesteps = keyed_timesteps(
+                key, self.config.schedule.num_train_timesteps, TRAINING_TIMESTEP
+            )
+            predicted = process.one_step(
+                x_0 if one_step else x_0.detach(),
+                noise=keyed_normal(key, x_0.shape[1], streams + TRAINING_NOISE),
+                timesteps=timesteps,
+                condition=condition if one_step else condition.detach(),
+            )
+            loss = (predicted - x_0.detach()).square().mean(dim=1)
+            if one_step:
+                return predicted, loss
+        start = x_0
+        if self.config.start == "noised":
+            start = process.last_state(x_0, keyed_normal(key, x_0.shape[1], streams + START_NOISE))
+        return process.chain(start, condition), loss

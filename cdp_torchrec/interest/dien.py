@@ -1,0 +1,197 @@
+"""DIEN: interests extracted by a GRU and evolved towards the target (Zhou et al., AAAI 2019).
+
+The GRU runs once per request. The AUGRU runs once per candidate and cannot be parallel in time;
+all that does not depend on its state (input gates, attention) is computed beforehand.
+"""
+
+# B impressions, L behaviours, W rows of a block, N its length, C candidates in a row,
+# X width of a behaviour's input, H hidden width
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.sequences import CandidateBlock, SequenceBlock
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+from cdp_torchrec.interest.recent import keep_recent, next_behaviours
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
+
+Augru = Literal["paper", "official"]
+
+
+class DienConfig(InterestVectorConfig):
+    """Sizes, the form of the AUGRU and the auxiliary loss."""
+
+    kind: Literal["dien"]
+    """Selects the module."""
+    max_length: PositiveInt = 50
+    """Most recent behaviours that are read. Authors: 100."""
+    hidden_dim: PositiveInt = 16
+    """Width H of both recurrent layers. Authors: 36, the width of item and category together."""
+    augru: Literal["paper", "official"] = "paper"
+    """"paper": the attention a scales how much the candidate state replaces the old one, so a = 0
+    keeps the state; the reset gate acts after its matrix (eqs. 2-5, 14-16). "official": the
+    authors' code, where u keeps the old state and becomes (1 - a) * u, so a = 0 is an ordinary GRU
+    step; the reset gate acts before its matrix."""
+    auxiliary_loss_weight: NonNegativeFloat = 1.0
+    """Weight of the auxiliary loss (eq. 7): each GRU state tells the next behaviour from another.
+    Paper: 1. At 0 it is not computed."""
+    auxiliary_layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (100, 50)
+    """Hidden layers of the network that scores a state and a behaviour; sigmoid, as the authors'.
+    They put a batch norm before it, which would tie a loss to its batch: left out."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The most recent behaviours of each request."""
+        return HistoryLookup(recent=True, recent_length=self.max_length)
+
+
+class DienInterest(InterestModule):
+    """The interest is the last AUGRU state, projected to D; without history a learned vector.
+
+    A behaviour is its item, category and action type; category and action may be missing. The
+    target is item and category.
+    """
+
+    def __init__(self, config: DienConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.max_length = config.max_length
+        self.num_categories = dims.category
+        hidden = config.hidden_dim
+        width = dims.item + dims.category + dims.action
+        self.extractor = _Recurrence(width, hidden, augru=config.augru)
+        self.attention = nn.Linear(dims.item + dims.category, hidden, bias=False)
+        self.evolution = _Recurrence(hidden, hidden, augru=config.augru)
+        self.project = nn.Linear(hidden, dims.item)
+        self.vector = InterestVector(config, dim=dims.item)
+        self.interest_dim = self.vector.width
+        self.auxiliary = None
+        if config.auxiliary_loss_weight > 0:
+            self.loss_weights = {"auxiliary_loss": config.auxiliary_loss_weight}
+            self.auxiliary = _auxiliary_network(hidden + width, config.auxiliary_layer_sizes)
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts of the evolved interest, [B, interest_dim]."""
+        assert inputs.recent is not None
+        recent = keep_recent(inputs.recent, self.max_length)
+        x = torch.cat([recent.item, recent.category, recent.action], dim=1)
+        states = self.extract(x, recent)
+        category = inputs.item_attributes[:, : self.num_categories]
+        target = torch.cat([inputs.item, category], dim=1)
+        interest = self.project(self.evolve(states, target, recent))
+        losses = {}
+        if self.training and self.auxiliary is not None:
+            losses["auxiliary_loss"] = self._auxiliary_loss(states, x, recent, inputs.key)
+        return InterestOutput(interest=self.vector(interest, inputs.item), losses=losses)
+
+    def extract(self, x: Tensor, recent: BehaviourSequence) -> Tensor:
+        """GRU state after each behaviour (eqs. 2-5), [L, X] -> [L, H]."""
+        inputs = self.extractor.input(x)
+
+        def run(block: SequenceBlock) -> Tensor:
+            mask = present(block, x.shape[0]).to(x.dtype)
+            return torch.cat(self.extractor(gather(inputs, block.behaviour), mask=mask), dim=1)
+
+        return recent.per_behaviour(run)
+
+    def evolve(self, states: Tensor, target: Tensor, recent: BehaviourSequence) -> Tensor:
+        """Last AUGRU state of each candidate (eqs. 14-16), [B, H]; zeros without history."""
+        inputs = self.evolution.input(states)
+        queries = self.attention(target)
+
+        def run(block: CandidateBlock) -> Tensor:
+            mask = present(block, states.shape[0])
+            query, keys = gather(queries, block.impression), gather(states, block.behaviour)
+            scores = torch.bmm(query, keys.transpose(1, 2))
+            return self.evolution(
+                gather(inputs, block.behaviour),
+                mask=mask.to(states.dtype),
+                attention=masked_softmax(scores, mask.unsqueeze(1)),
+            )[-1]
+
+        return recent.per_candidate(run)
+
+    def _auxiliary_loss(
+        self, states: Tensor, x: Tensor, recent: BehaviourSequence, key: Tensor
+    ) -> Tensor:
+        """Binary cross-entropy of next behaviour and negative (eq. 7), [B]."""
+        assert self.auxiliary is not None
+        following = next_behaviours(recent.index, key=key, length=self.max_length)
+        positive, negative = (
+            self.auxiliary(torch.cat([states, x.index_select(0, places)], dim=1)).squeeze(1)
+            for places in (following.positive, following.negative)
+        )
+        losses = functional.softplus(-positive) + functional.softplus(negative)
+        return following.mean(losses, recent.index)
+
+
+class _Recurrence(nn.Module):
+    """A GRU whose update gate an attention may scale (AUGRU)."""
+
+    def __init__(self, width: int, hidden: int, *, augru: Augru) -> None:
+        super().__init__()
+        self.augru: Augru = augru
+        self.hidden = hidden
+        # Columns: reset gate, update gate, candidate state.
+        self.input = nn.Linear(width, 3 * hidden)
+        self.gates = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden, 2 * hidden)))
+        self.candidate = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden, hidden)))
+
+    def forward(
+        self, inputs: Tensor, *, mask: Tensor, attention: Tensor | None = None
+    ) -> list[Tensor]:
+        """State after each step, N tensors [W, C, H]; it stays zero until the first behaviour.
+
+        Args:
+            inputs: `self.input` of the behaviours, [W, N, 3 * H].
+            mask: 1 where there is a behaviour, else 0; float [W, N].
+            attention: [W, C, N]; None is the plain GRU, for which C is 1.
+        """
+        # The share of the candidate state in the new one is offset + scale * u.
+        offset, scale = self._update_share(mask.unsqueeze(1), attention)
+        state = inputs.new_zeros(*scale.shape[:2], self.hidden)
+        states = []
+        gates, candidates = inputs.unsqueeze(2).split([2 * self.hidden, self.hidden], dim=3)
+        for gate, candidate, o, s in zip(
+            gates.unbind(1),
+            candidates.unbind(1),
+            offset.unsqueeze(3).unbind(2),
+            scale.unsqueeze(3).unbind(2),
+            strict=True,
+        ):
+            reset, update = (gate + state @ self.gates).sigmoid().chunk(2, dim=2)
+            if self.augru == "paper":
+                candidate = candidate + reset * (state @ self.candidate)
+            else:
+                candidate = candidate + (reset * state) @ self.candidate
+            state = torch.lerp(state, candidate.tanh(), torch.addcmul(o, s, update))
+            states.append(state)
+        return states
+
+    def _update_share(self, mask: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Offset and scale of the update gate u; both 0, which keeps the state, in padding."""
+        if self.augru == "paper":
+            # Eq. 15: the share is a * u.
+            scale = mask if attention is None else mask * attention
+            return torch.zeros_like(scale), scale
+        # The authors' u keeps the old state: the share is 1 - (1 - a) * u.
+        kept = mask if attention is None else mask * (1.0 - attention)
+        return mask.expand_as(kept), -kept
+
+
+def _auxiliary_network(width: int, layer_sizes: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in layer_sizes:
+        layers += [nn.Linear(width, size), nn.Sigmoid()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, 1))

@@ -1,0 +1,224 @@
+"""Diffusion recommender model (DiffRec, Wang et al., SIGIR 2023) as an interest module.
+
+DiffRec reconstructs a user's interactions with all items from their noised self, and ranks items
+by the reconstruction. A vocabulary of millions is out of its reach, so items are hashed into
+buckets, each within the cluster of its category. Three forms, two switches: DiffRec (`space =
+"vocabulary"`), L-DiffRec ("latent": an encoder for each cluster, diffusion between encoder and
+decoder), T-DiffRec (`interaction_weight = "recency"`), and LT-DiffRec (both).
+
+The state depends on the history alone: it is computed once for each request, and only the target
+item's entry is read for an impression. In training as in serving the tower receives the result of
+the deterministic chain from the clean state, as in all published settings.
+
+Left out: importance sampling of timesteps from the last losses, whose draws would depend on the
+order of batches and on the number of ranks, the annealing of L-DiffRec's loss weights, and dropout.
+"""
+
+# B impressions, R rows (row 0: no behaviours), L behaviours, V buckets, K clusters,
+# Z latent width of all clusters, D embedding dim, T diffusion steps
+
+import logging
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.sequences import SequenceIndex
+from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
+from cdp_torchrec.diffusion.noise import (
+    TRAINING_NOISE,
+    TRAINING_TIMESTEP,
+    keyed_normal,
+    keyed_timesteps,
+)
+from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights
+from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
+from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.cluster_autoencoder import (
+    ClusterAutoencoder,
+    kl_loss,
+    multinomial_loss,
+)
+from cdp_torchrec.interest.history_rows import HistoryRows, recency_weights
+from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+
+logger = logging.getLogger(__name__)
+
+_MAX_BUCKETS = 4096
+# Stream of the encoder's draw, apart from those of the diffusion.
+_LATENT_NOISE = 3
+
+
+class DiffRecConfig(InterestVectorConfig):
+    """Settings of DiffRec; defaults are those of its scripts, but for the sizes."""
+
+    kind: Literal["diffrec"]
+    """Selects the module."""
+    space: Literal["vocabulary", "latent"] = "vocabulary"
+    """Where diffusion happens. DiffRec: "vocabulary", on the interactions themselves. L-DiffRec:
+    "latent", on their codes."""
+    interaction_weight: Literal["binary", "recency"] = "binary"
+    """What an interaction counts. DiffRec: 1, "binary". T-DiffRec: "recency", evenly from
+    `oldest_weight` to 1 in the order of time. An item met twice counts as its last time."""
+    oldest_weight: NonNegativeFloat = 0.1
+    """w_min of "recency". T-DiffRec: 0.1, or 0.5 on one of its datasets."""
+    history_filter: Literal["none", "category"] = "none"
+    """Which interactions enter. DiffRec: all, "none". "category": those in the target item's."""
+    num_clusters: PositiveInt = 16
+    """K: category code modulo K. L-DiffRec clusters items by k-means of embeddings, 2 to 4."""
+    buckets_per_cluster: PositiveInt = 64
+    """V / K: item code modulo V / K, within a cluster. DiffRec: a bucket for each item."""
+    latent_per_cluster: PositiveInt = 8
+    """Z / K, of "latent" only. L-DiffRec: 300 in all, shared out by the size of clusters."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
+        num_train_timesteps=5,
+        beta_schedule="linear_var",
+        beta_start=1e-4,
+        beta_end=0.02,
+        noise_scale=0.1,
+        first_beta=1e-5,
+    )
+    """Forward process. DiffRec: T of 5 to 100."""
+    denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig()
+    """Network of the denoiser."""
+    loss_weighting: Literal["elbo", "uniform"] = "elbo"
+    """Weight of timesteps in the denoising loss. DiffRec: "elbo", SNR(t - 1) - SNR(t), which are
+    thousands where noise is small."""
+    denoise_loss_weight: NonNegativeFloat = 1.0
+    """Weight of the denoising loss. DiffRec: its only loss. L-DiffRec: falls from 0.03 to 0.005."""
+    reconstruction_loss_weight: NonNegativeFloat = 1.0
+    """Weight of the multinomial loss of decoded interactions, of "latent" only; L-DiffRec: 1, of
+    their sum, here of their mean, so that long histories do not rule."""
+    kl_loss_weight: NonNegativeFloat = 0.3
+    """Weight of the divergence of codes from a standard normal, of "latent" only. L-DiffRec:
+    rises from 0 to 0.3."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DiffRecConfig":
+        if self.num_clusters * self.buckets_per_cluster > _MAX_BUCKETS:
+            raise ValueError(
+                f"num_clusters * buckets_per_cluster = {self.num_clusters} * "
+                f"{self.buckets_per_cluster} is above {_MAX_BUCKETS}, the widest state"
+            )
+        if self.oldest_weight > 1.0:
+            raise ValueError(f"oldest_weight = {self.oldest_weight} is above 1, that of the newest")
+        return self
+
+    @property
+    def history(self) -> HistoryLookup:
+        """Behaviours of the request, or those in the target item's category."""
+        by_category = self.history_filter == "category"
+        return HistoryLookup(gated=by_category, recent=not by_category)
+
+
+class DiffRecInterest(InterestModule):
+    """The interest is a projection of the reconstruction, beside the target item's share of it.
+
+    The tower receives the interest's parts, the reconstruction in the target item's bucket, and
+    its mean over the item's cluster. Zeros for an empty history. User, query, action, time and
+    embeddings of behaviours are not used; without categories there is one cluster of all buckets.
+    """
+
+    timestep_weights: Tensor
+    """Weight of each timestep in the denoising loss, [T + 1]."""
+
+    def __init__(self, config: DiffRecConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.config = config
+        self.num_buckets = config.num_clusters * config.buckets_per_cluster
+        self.num_clusters = config.num_clusters
+        if dims.category == 0 and config.num_clusters > 1:
+            logger.warning(
+                "DiffRec clusters items by category, which the dataset lacks: "
+                "one cluster of %d buckets instead",
+                self.num_buckets,
+            )
+            self.num_clusters = 1
+        self.autoencoder = None
+        state_dim = self.num_buckets
+        if config.space == "latent":
+            state_dim = config.num_clusters * config.latent_per_cluster
+            self.autoencoder = ClusterAutoencoder(
+                num_clusters=self.num_clusters, num_buckets=self.num_buckets, latent_dim=state_dim
+            )
+        self.process = ReverseProcess(config.schedule, config.denoiser, dim=state_dim)
+        # Linear in the last hidden layer, as the reconstruction itself is.
+        self.projection = nn.Linear(state_dim, dims.item, bias=False)
+        self.vector = InterestVector(config, dim=dims.item)
+        self.interest_dim = self.vector.width + 2
+        self.loss_weights = {"denoise_loss": config.denoise_loss_weight}
+        if self.autoencoder is not None:
+            self.loss_weights["reconstruction_loss"] = config.reconstruction_loss_weight
+            self.loss_weights["kl_loss"] = config.kl_loss_weight
+        weights = torch.tensor(elbo_weights(self.process.schedule), dtype=torch.float32)
+        if config.loss_weighting == "uniform":
+            weights = torch.ones_like(weights)
+        self.register_buffer("timestep_weights", weights, persistent=False)
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts, [B, interest_dim]; in training mode with the losses of each request.
+
+        An impression carries its request's loss, whatever else is in the batch.
+        """
+        sequence = inputs.gated if self.config.history_filter == "category" else inputs.recent
+        assert sequence is not None
+        rows = HistoryRows.of(sequence.index)
+        interactions = self._interactions(sequence.index, rows)
+        present = rows.present.unsqueeze(1)
+        codes = None if self.autoencoder is None else self.autoencoder.encode(interactions)
+        x_0 = interactions if codes is None else codes[0]
+        x_0_hat = self.process.chain(x_0)
+        decoded = x_0_hat if self.autoencoder is None else self.autoencoder.decode(x_0_hat)
+        # Per request so far; per impression from here on.
+        interest = (self.projection(x_0_hat) * present).index_select(0, rows.of_impression)
+        bucket = self._bucket(inputs.item_id, inputs.category_id)
+        score = (decoded * present).flatten()[rows.of_impression * self.num_buckets + bucket]
+        means = (decoded * present).unflatten(1, (self.num_clusters, -1)).mean(dim=2)
+        cluster = inputs.category_id % self.num_clusters
+        cluster_score = means.flatten()[rows.of_impression * self.num_clusters + cluster]
+        parts = [self.vector(interest, inputs.item), torch.stack([score, cluster_score], dim=1)]
+        losses = {}
+        if self.training:
+            per_row = self._losses(interactions, codes, rows.key)
+            losses = {
+                name: (loss * rows.present).index_select(0, rows.of_impression)
+                for name, loss in per_row.items()
+            }
+        return InterestOutput(interest=torch.cat(parts, dim=1), losses=losses)
+
+    def _bucket(self, item_id: Tensor, category_id: Tensor) -> Tensor:
+        """Bucket in [0, V) of each item; those of a cluster lie side by side."""
+        per_cluster = self.num_buckets // self.num_clusters
+        return category_id % self.num_clusters * per_cluster + item_id % per_cluster
+
+    def _interactions(self, index: SequenceIndex, rows: HistoryRows) -> Tensor:
+        """x_0 of each row, [R, V]: what was interacted with, zero elsewhere."""
+        weights = torch.ones_like(index.age)
+        if self.config.interaction_weight == "recency":
+            weights = recency_weights(index, oldest_weight=self.config.oldest_weight)
+        places = rows.of_behaviour * self.num_buckets
+        places = places + self._bucket(index.item_id, index.category_id)
+        empty = weights.new_zeros(rows.present.shape[0] * self.num_buckets)
+        return empty.scatter_reduce(0, places, weights, "amax").view(-1, self.num_buckets)
+
+    def _losses(
+        self, interactions: Tensor, codes: tuple[Tensor, Tensor] | None, key: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of each row, [R] each."""
+        x_0, losses = interactions, {}
+        if codes is not None:
+            mean, log_variance = codes
+            noise = keyed_normal(key, mean.shape[1], _LATENT_NOISE)
+            x_0 = mean + (0.5 * log_variance).exp() * noise
+            losses["kl_loss"] = kl_loss(mean, log_variance)
+        timesteps = keyed_timesteps(key, len(self.process.steps), TRAINING_TIMESTEP)
+        noise = keyed_normal(key, x_0.shape[1], TRAINING_NOISE)
+        x_0_hat = self.process.one_step(x_0, noise=noise, timesteps=timesteps)
+        error = (x_0_hat - x_0).square().mean(dim=1)
+        losses["denoise_loss"] = self.timestep_weights[timesteps] * error
+        if self.autoencoder is not None:
+            decoded = self.autoencoder.decode(x_0_hat)
+            losses["reconstruction_loss"] = multinomial_loss(decoded, interactions)
+        return losses

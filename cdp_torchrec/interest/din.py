@@ -1,0 +1,222 @@
+"""Deep Interest Network (DIN, KDD 2018, arXiv 1706.06978): each behaviour weighed by the target.
+
+The paper's mini-batch-aware regularisation belongs to the optimizer and its Dice activation is left
+out: Dice normalises with statistics of the batch, so a score would depend on the other impressions
+of its batch and on the number of ranks. PReLU is the paper's other choice.
+"""
+
+# B impressions, L behaviours, W rows of a block, C candidates in a row, N behaviours in a row,
+# D width of an item, F width of item and category, X width of a behaviour's own features,
+# H hidden units
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.interest.age import AgeEmbedding
+from cdp_torchrec.interest.attention import (
+    EmbeddingNorm,
+    item_features,
+    scaled,
+    target_features,
+)
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
+
+_AGE_DIM = 8
+_PAIRS_AT_ONCE = 1 << 14
+"""Pairs of a candidate and a behaviour; 4 MiB of 64 hidden units."""
+
+
+class ActivationUnitConfig(Config):
+    """How DIN weighs a behaviour for a target."""
+
+    layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (36,)
+    """Hidden widths of the attention MLP. Paper (Figure 2): one layer of 36. Its public code: 80
+    and 40."""
+    activation: Literal["prelu", "relu", "sigmoid"] = "prelu"
+    """After each hidden layer. Paper: PReLU or Dice. Its public code: sigmoid. "relu" is the
+    fastest."""
+    normalise: Literal["none", "softmax"] = "none"
+    """Paper: none, so that the interest grows with the number of relevant behaviours. Its public
+    code: softmax over the history."""
+    score_features: tuple[Literal["action", "age"], ...] = ()
+    """What else of a behaviour moves its weight: its action type (if the log has one), the time
+    since. Paper: nothing, only item and category, which the target has too."""
+    embedding_norm: EmbeddingNorm = "none"
+    """Layer norm of item, category and action embeddings on their way in. Paper: none. Fresh
+    embeddings are so small that attention starts slowly."""
+
+
+class DinConfig(InterestVectorConfig):
+    """Settings of DIN."""
+
+    kind: Literal["din"]
+    """Selects the module."""
+    attention: ActivationUnitConfig = ActivationUnitConfig()
+    """How a behaviour is weighed."""
+    recent_length: PositiveInt | None = None
+    """Behaviours read, if fewer than the history lookup keeps."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The whole history, not gated."""
+        return HistoryLookup(recent=True, recent_length=self.recent_length)
+
+
+class DinInterest(InterestModule):
+    """The interest is sum_j a(e_j, v) e_j (paper eq. 3), over the items e_j of the history.
+
+    Without a category, items are compared by their embeddings alone; without action types, they
+    are left out.
+    """
+
+    def __init__(self, config: DinConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.attention = DinAttention(config.attention, dims)
+        self.vector = InterestVector(config, dim=dims.item)
+        self.interest_dim = self.vector.width
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts of the attended history, [B, interest_dim]."""
+        assert inputs.recent is not None
+        interest = self.attention(inputs, inputs.recent)
+        return InterestOutput(interest=self.vector(interest, inputs.item))
+
+
+class DinAttention(nn.Module):
+    """Weighted sum of the items of a sequence, for the target item."""
+
+    def __init__(self, config: ActivationUnitConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.config = config
+        self.item_dim = dims.item
+        self.category_dim = dims.category
+        self.reads_action = "action" in config.score_features
+        self.age = AgeEmbedding(dim=_AGE_DIM) if "age" in config.score_features else None
+        own_dim = (dims.action if self.reads_action else 0) + (_AGE_DIM if self.age else 0)
+        self.unit = ActivationUnit(config, dim=dims.item + dims.category, own_dim=own_dim)
+
+    def forward(self, inputs: InterestInput, sequence: BehaviourSequence) -> Tensor:
+        """Interest in the target from these behaviours, zeros without any, [B, D]."""
+        target = target_features(
+            inputs, category_dim=self.category_dim, norm=self.config.embedding_norm
+        )
+        features = self._features(sequence)
+
+        def attend(block: CandidateBlock) -> Tensor:
+            targets = gather(target, block.impression)
+            behaviours = gather(features, block.behaviour)
+            kept = present(block, features.shape[0])
+            num_rows = _rows_at_once(targets, behaviours)
+            rows = zip(*(x.split(num_rows) for x in (targets, behaviours, kept)), strict=True)
+            return torch.cat([self._weighted_sum(*some) for some in rows])
+
+        return sequence.per_candidate(attend)
+
+    def _weighted_sum(self, targets: Tensor, behaviours: Tensor, kept: Tensor) -> Tensor:
+        """The attended items of some rows, [W, C, D], from tensors [W, ...]."""
+        scores = self.unit(targets, behaviours)
+        match self.config.normalise:
+            case "softmax":
+                weights = masked_softmax(scores, kept.unsqueeze(1))
+            case "none":
+                weights = scores.masked_fill(~kept.unsqueeze(1), 0.0)
+        return weights @ behaviours[:, :, : self.item_dim]
+
+    def _features(self, sequence: BehaviourSequence) -> Tensor:
+        """Item and category, then what only a behaviour has, [L, F + X]."""
+        features = [item_features(sequence, norm=self.config.embedding_norm)]
+        if self.reads_action:
+            features.append(scaled(sequence.action, self.config.embedding_norm))
+        if self.age is not None:
+            features.append(self.age(sequence.index.age))
+        return torch.cat(features, dim=1)
+
+
+def _rows_at_once(targets: Tensor, behaviours: Tensor) -> int:
+    """Rows whose hidden units a CPU keeps in its cache; elsewhere all of them."""
+    if torch.compiler.is_compiling() or targets.device.type != "cpu":
+        return max(1, targets.shape[0])
+    num_pairs = targets.shape[1] * behaviours.shape[1]
+    return max(1, _PAIRS_AT_ONCE // num_pairs)
+
+
+class ActivationUnit(nn.Module):
+    """MLP([v, e, v - e, v * e, x]) of a target v and a behaviour e with features x of its own.
+
+    The first layer is linear in e once v is known: with its weights split as W_v .. W_x,
+
+        v W_v + e W_e + (v - e) W_d + (v * e) W_p + x W_x + b
+            = [e, x, 1] [diag(v) W_p + W_e - W_d; W_x; v (W_v + W_d) + b],
+
+    so it is one matrix per candidate times the behaviours that candidates share, and no vector of
+    a (candidate, behaviour) pair is made before the hidden units.
+    """
+
+    def __init__(self, config: ActivationUnitConfig, *, dim: int, own_dim: int) -> None:
+        super().__init__()
+        sizes = config.layer_sizes
+        self.split = [dim, dim, dim, dim, own_dim]
+        self.first = nn.Linear(sum(self.split), sizes[0])
+        self.layers = nn.ModuleList(
+            nn.Linear(width, next_width)
+            for width, next_width in zip(sizes, [*sizes[1:], 1], strict=True)
+        )
+        self.activation = config.activation
+        self.slopes = nn.ParameterList(
+            torch.full((width,), 0.25) for width in sizes if config.activation == "prelu"
+        )
+
+    def forward(self, target: Tensor, behaviours: Tensor) -> Tensor:
+        """Scores, [W, C, N].
+
+        Args:
+            target: [W, C, F].
+            behaviours: [W, N, F + X].
+        """
+        num_rows, num_candidates, _ = target.shape
+        target = target.flatten(0, 1)
+        w_v, w_e, w_d, w_p, w_x = self.first.weight.t().split(self.split)
+        # Row f of the matrix is [v_f, 1] [W_p; W_e - W_d]_f: a product for each f, [F, W * C, H].
+        pairs = torch.stack([target.t(), torch.ones_like(target.t())], dim=2)
+        compared = pairs @ torch.stack([w_p, w_e - w_d], dim=1)
+        own = w_x.unsqueeze(1).expand(-1, target.shape[0], -1)
+        constant = torch.addmm(self.first.bias, target, w_v + w_d).unsqueeze(0)
+        matrix = torch.cat([compared, own, constant])
+        matrix = matrix.view(matrix.shape[0], num_rows, -1).transpose(0, 1)
+        hidden = functional.pad(behaviours, (0, 1), value=1.0) @ matrix
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
+            # In place, and so before the view: in a view, the backward pass would copy it.
+            match self.activation:
+                case "relu":
+                    hidden = layer(hidden.relu_().view(-1, layer.in_features))
+                case "sigmoid":
+                    hidden = layer(hidden.sigmoid_().view(-1, layer.in_features))
+                case "prelu":
+                    hidden = hidden.view(-1, layer.in_features)
+                    hidden = _prelu_linear(hidden, self.slopes[index], layer)
+        return hidden.view(num_rows, -1, num_candidates).transpose(1, 2)
+
+
+def _prelu_linear(x: Tensor, slope: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(prelu(x)) with prelu(x) = slope * x + (1 - slope) * relu(x), [P, H] -> [P, H'].
+
+    Slopes go to the weights of the layer, so that no pass over x multiplies with them; PyTorch's
+    own PReLU takes most of the time of the backward pass.
+    """
+    linear = functional.linear(x, layer.weight * slope, layer.bias)
+    return linear + functional.linear(x.relu(), layer.weight * (1 - slope))

@@ -1,0 +1,262 @@
+"""One transduction unit of HSTU (Zhai et al., ICML 2024), in the form of either of its codes."""
+
+# B impressions, L behaviours, R rows of all blocks, P prefix tokens, W rows of a block, N its
+# length, C candidates in a row, H heads, A / V width of a head's keys / values, D embedding dim
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp_torchrec.data.sequences import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.interest.output import InterestVectorConfig
+from cdp_torchrec.interest.recent import recency
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+
+Variant = Literal["research", "ranking"]
+
+_NORM_EPS = 1e-6
+_TABLE_STD = 0.02
+_TIME_BUCKETS = 128
+
+
+class HstuLayerConfig(InterestVectorConfig):
+    """Settings of a layer."""
+
+    variant: Literal["research", "ranking"] = "ranking"
+    """Which of the authors' two codes the layer equals. "research": SiLU on U, V, Q and K, a bias
+    of relative position and time inside the scores. "ranking" (DLRM-v3): SiLU on U only, scaled
+    scores, position and time embeddings added to the tokens instead of a bias, output projected
+    from [u, av, u * LN(av)]."""
+    max_length: PositiveInt = 50
+    """Most recent behaviours that are encoded. Authors: 200 (MovieLens), thousands in ranking."""
+    num_heads: PositiveInt = 1
+    """Authors: 1 in the base research model, 4 in DLRM-v3."""
+    attention_dim: PositiveInt = 16
+    """Width A of the queries and keys of a head. Authors: 50 of D = 50; 128 of D = 512."""
+    linear_dim: PositiveInt = 16
+    """Width V of the values and gates of a head. Authors: 50 of D = 50; 128 of D = 512."""
+
+
+@dataclass(frozen=True)
+class HstuTokens:
+    """All tokens of a batch."""
+
+    prefix: Tensor
+    """What comes before the history, for each row of sequence blocks, then of candidate blocks;
+    [R, P, D]. It sees no behaviour, so a request may stand in several rows."""
+    history: Tensor
+    """Behaviours, [L, D]."""
+    target: Tensor
+    """Candidates, [B, D]."""
+
+
+class _Projection(NamedTuple):
+    """What a layer makes of its tokens, heads side by side."""
+
+    u: Tensor
+    v: Tensor
+    q: Tensor
+    k: Tensor
+
+    def memory(self) -> Tensor:
+        """What other tokens attend to, [..., H * (V + A)]."""
+        return torch.cat([self.v, self.k], dim=-1)
+
+
+class HstuLayer(nn.Module):
+    """Projection, pointwise attention, gated output (paper eqs. 1-3)."""
+
+    def __init__(
+        self, config: HstuLayerConfig, *, dim: int, num_tokens: int, encodes_history: bool
+    ) -> None:
+        """Build the layer.
+
+        Args:
+            config: sizes and variant.
+            dim: width D of the tokens.
+            num_tokens: N_max, tokens of the longest possible sequence with one candidate.
+            encodes_history: the last layer has no need to: only its targets are read.
+        """
+        super().__init__()
+        is_ranking = config.variant == "ranking"
+        self.variant: Variant = config.variant
+        self.num_heads = config.num_heads
+        self.num_tokens = num_tokens
+        self.encodes_history = encodes_history
+        v, a = config.num_heads * config.linear_dim, config.num_heads * config.attention_dim
+        self.widths = [v, v, a, a]
+        self.input_norm = nn.LayerNorm(dim, eps=_NORM_EPS, elementwise_affine=is_ranking)
+        self.uvqk = nn.Linear(dim, sum(self.widths), bias=is_ranking)
+        self.output_norm = nn.LayerNorm(v, eps=_NORM_EPS, elementwise_affine=is_ranking)
+        self.out = nn.Linear(3 * v if is_ranking else v, dim, bias=not is_ranking)
+        for linear in (self.uvqk, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        self.scale = config.attention_dim**-0.5 if is_ranking else 1.0
+        self.bias = None if is_ranking else _RelativeBias(config.max_length)
+
+    def forward(self, tokens: HstuTokens, recent: BehaviourSequence) -> HstuTokens:
+        """The tokens after the layer."""
+        prefix, history, target = (
+            self._project(x) for x in (tokens.prefix, tokens.history, tokens.target)
+        )
+        index = recent.index
+        memory = prefix.memory().split(
+            [block.sequence.shape[0] for block in (*index.sequence_blocks, *index.candidate_blocks)]
+        )
+        split = len(index.sequence_blocks)
+        seen = self._attend_targets(target, history, memory[split:], recent)
+        target_tokens = self._output(tokens.target, target, seen)
+        if not self.encodes_history:
+            return replace(tokens, target=target_tokens)
+        seen = self._attend_history(history, memory[:split], recent)
+        return HstuTokens(
+            prefix=self._output(tokens.prefix, prefix, self._attend_prefix(prefix)),
+            history=self._output(tokens.history, history, seen),
+            target=target_tokens,
+        )
+
+    def _project(self, x: Tensor) -> _Projection:
+        """U, V, Q, K of tokens [..., D] (eq. 1)."""
+        projected = self.uvqk(self.input_norm(x))
+        if self.variant == "research":
+            projected = functional.silu(projected)
+        u, v, q, k = projected.split(self.widths, dim=-1)
+        return _Projection(u if self.variant == "research" else functional.silu(u), v, q, k)
+
+    def _output(self, x: Tensor, projection: _Projection, attended: Tensor) -> Tensor:
+        """Gated and projected attention, added to tokens x [..., D] (eq. 3)."""
+        gated = projection.u * self.output_norm(attended)
+        if self.variant == "ranking":
+            gated = torch.cat([projection.u, attended, gated], dim=-1)
+        return x + self.out(gated)
+
+    def _attend_prefix(self, prefix: _Projection) -> Tensor:
+        """Each prefix token to those before it and to itself, [R, P, H * V]."""
+        return self._attend(prefix.q, prefix.memory(), mask=_causal(prefix.q))
+
+    def _attend_history(
+        self, history: _Projection, prefix: tuple[Tensor, ...], recent: BehaviourSequence
+    ) -> Tensor:
+        """Each behaviour to the prefix, to older behaviours and to itself, [L, H * V]."""
+        tokens = torch.cat([history.v, history.k, history.q], dim=1)
+        prefixes = iter(prefix)  # one for each block, in order
+
+        def attend(block: SequenceBlock) -> Tensor:
+            before = next(prefixes)
+            x = gather(tokens, block.behaviour)
+            memory, q = x.split([before.shape[2], x.shape[2] - before.shape[2]], dim=2)
+            mask = functional.pad(_causal(q), (before.shape[1], 0), value=1.0)
+            bias = None
+            if self.bias is not None:
+                bias = self.bias.of_history(block, recent.index)
+                bias = functional.pad(bias, (before.shape[1], 0))
+            return self._attend(q, torch.cat([before, memory], dim=1), bias=bias, mask=mask)
+
+        return recent.per_behaviour(attend)
+
+    def _attend_targets(
+        self,
+        target: _Projection,
+        history: _Projection,
+        prefix: tuple[Tensor, ...],
+        recent: BehaviourSequence,
+    ) -> Tensor:
+        """Each candidate to the prefix, to the whole history and to itself, [B, H * V]."""
+        tokens = history.memory()
+        history_bias = None if self.bias is None else self.bias.of_target(recent.index)
+        prefixes = iter(prefix)
+
+        def attend(block: CandidateBlock) -> Tensor:
+            before = next(prefixes)
+            memory = torch.cat([before, gather(tokens, block.behaviour)], dim=1)
+            bias = None
+            if history_bias is not None:
+                bias = gather(history_bias, block.behaviour).transpose(1, 2)
+                bias = functional.pad(bias, (before.shape[1], 0))
+            return self._attend(gather(target.q, block.impression), memory, bias=bias)
+
+        heads = (self.num_heads, -1)
+        score = (target.q.unflatten(1, heads) * target.k.unflatten(1, heads)).sum(
+            dim=2, keepdim=True
+        ) * self.scale
+        if self.bias is not None:
+            score = score + self.bias.of_itself()
+        itself = functional.silu(score) * target.v.unflatten(1, heads) / self.num_tokens
+        return recent.per_candidate(attend) + itself.flatten(1)
+
+    def _attend(
+        self, q: Tensor, memory: Tensor, *, bias: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Pointwise attention (eq. 2), [W, X, H * V].
+
+        A place of padding has a value of zeros, so it adds nothing whatever its score.
+
+        Args:
+            q: queries, [W, X, H * A].
+            memory: values and keys, [W, Y, H * (V + A)].
+            bias: added to the scores, broadcast to [W, X, Y].
+            mask: 0 where a query must not look, broadcast to [X, Y].
+        """
+        v, k = memory.split([memory.shape[2] - q.shape[2], q.shape[2]], dim=2)
+        scores = self._heads(q) @ self._heads(k).transpose(2, 3) * self.scale
+        if bias is not None:
+            scores = scores + bias.unsqueeze(1)
+        weights = functional.silu(scores)
+        if mask is not None:
+            weights = weights * mask
+        # N_max is a constant: a length of the batch would tie a score to its neighbours.
+        return (weights @ self._heads(v)).transpose(1, 2).flatten(2) / self.num_tokens
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[W, X, H * A] -> [W, H, X, A]."""
+        return x.view(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(1, 2)
+
+
+class _RelativeBias(nn.Module):
+    """rab^(p,t) (paper eq. 2): scalars by distance in places and in time, shared by the heads.
+
+    The time of a query is that of the token after it, since it predicts what comes next; the last
+    behaviour and the target stand at the time of the request. Prefix tokens have neither place nor
+    time, so no bias.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(max_length + 1).normal_(std=_TABLE_STD))
+        self.time = nn.Parameter(torch.empty(_TIME_BUCKETS + 1).normal_(std=_TABLE_STD))
+
+    def of_history(self, block: SequenceBlock, index: SequenceIndex) -> Tensor:
+        """Bias of behaviours (rows) towards behaviours (columns), [W, N, N]."""
+        length = block.behaviour.shape[1]
+        column = torch.arange(length, device=block.behaviour.device)
+        distance = (column.unsqueeze(1) - column).clamp(min=0)
+        age = gather(index.age.unsqueeze(1), block.behaviour).squeeze(2)
+        next_age = functional.pad(age[:, 1:], (0, 1))
+        elapsed = age.unsqueeze(1) - next_age.unsqueeze(2)
+        time = self.time.index_select(0, _time_bucket(elapsed).flatten()).view_as(elapsed)
+        return self.position[distance] + time
+
+    def of_target(self, index: SequenceIndex) -> Tensor:
+        """Bias of the target towards each behaviour, [L, 1]."""
+        distance = (1 + recency(index)).clamp(max=len(self.position) - 1)
+        time = self.time.index_select(0, _time_bucket(index.age))
+        return (self.position.index_select(0, distance) + time).unsqueeze(1)
+
+    def of_itself(self) -> Tensor:
+        """Bias of the target towards itself, a scalar."""
+        return self.position[0] + self.time[0]
+
+
+def _causal(q: Tensor) -> Tensor:
+    """1 where a token may look: at itself and to the left, [X, X]."""
+    return torch.ones(q.shape[1], q.shape[1], dtype=q.dtype, device=q.device).tril()
+
+
+def _time_bucket(seconds: Tensor) -> Tensor:
+    return (seconds.abs().clamp(min=1).log() / 0.301).long().clamp(max=_TIME_BUCKETS)

@@ -1,0 +1,156 @@
+"""SASRec: causal self-attention over the most recent behaviours (Kang and McAuley, ICDM 2018).
+
+The encoder runs once per request; its last state is the interest. All in all as in the authors'
+code: layer norm on the queries only, keys and values not normalised, a residual that adds the
+normalised query, item embeddings scaled by sqrt(D). No dropout, as in every other module here.
+"""
+
+# B impressions, L behaviours, W rows of a block, N its length, H heads, D embedding dim
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.sequences import SequenceBlock
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+from cdp_torchrec.interest.recent import (
+    keep_recent,
+    last_state,
+    next_behaviours,
+    recency,
+)
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+
+_NORM_EPS = 1e-8
+_POSITION_STD = 0.02
+
+
+class SasrecConfig(InterestVectorConfig):
+    """Sizes and the auxiliary loss."""
+
+    kind: Literal["sasrec"]
+    """Selects the module."""
+    max_length: PositiveInt = 50
+    """Most recent behaviours that are encoded. Paper: 50 (200 on MovieLens)."""
+    num_layers: PositiveInt = 2
+    """Self-attention blocks. Paper: 2."""
+    num_heads: PositiveInt = 1
+    """Heads of each block; divides the embedding dim. Paper: 1."""
+    next_item_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the paper's own loss (its eq. 7): each state scores the next item against one
+    negative. At 0, our default for click prediction, it is not computed."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The most recent behaviours of each request."""
+        return HistoryLookup(recent=True, recent_length=self.max_length)
+
+
+class SasrecInterest(InterestModule):
+    """The interest is the last state of the encoder; zeros without history.
+
+    A behaviour is its item; category and action type, where the log has them, are added through a
+    projection. Query, context and the target do not reach the encoder.
+    """
+
+    def __init__(self, config: SasrecConfig, dims: InterestDims) -> None:
+        super().__init__()
+        dim = dims.item
+        if dim % config.num_heads:
+            raise ConfigError.of(
+                [
+                    f"model.interest.num_heads = {config.num_heads}: must divide "
+                    f"model.embedding_dim = {dim}"
+                ]
+            )
+        self.max_length = config.max_length
+        side = dims.category + dims.action
+        self.side = nn.Linear(side, dim, bias=False) if side else None
+        self.position = nn.Parameter(torch.empty(config.max_length, dim).normal_(std=_POSITION_STD))
+        self.blocks = nn.ModuleList(
+            _Block(dim, num_heads=config.num_heads) for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.vector = InterestVector(config, dim=dim)
+        self.interest_dim = self.vector.width
+        if config.next_item_loss_weight > 0:
+            self.loss_weights = {"next_item_loss": config.next_item_loss_weight}
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts of the last state, [B, interest_dim]."""
+        assert inputs.recent is not None
+        recent = keep_recent(inputs.recent, self.max_length)
+        states = self.encode(recent)
+        interest = self.vector(last_state(states, recent.index), inputs.item)
+        losses = {}
+        if self.training and self.loss_weights:
+            losses["next_item_loss"] = self._next_item_loss(states, recent, inputs.key)
+        return InterestOutput(interest=interest, losses=losses)
+
+    def encode(self, recent: BehaviourSequence) -> Tensor:
+        """State after each behaviour, [L, D] (paper eqs. 1-5)."""
+        # The authors pad to the left, so that a position counts from the most recent behaviour.
+        place = self.max_length - 1 - recency(recent.index).clamp(max=self.max_length - 1)
+        x = recent.item * math.sqrt(recent.item.shape[1]) + self.position.index_select(0, place)
+        if self.side is not None:
+            x = x + self.side(torch.cat([recent.category, recent.action], dim=1))
+        for block in self.blocks:
+            x = block(x, recent)
+        return self.norm(x)
+
+    def _next_item_loss(self, states: Tensor, recent: BehaviourSequence, key: Tensor) -> Tensor:
+        """Binary cross-entropy of next item and negative (paper eq. 7), [B]."""
+        index = recent.index
+        following = next_behaviours(index, key=key, length=self.max_length)
+        positive = (states * recent.item.index_select(0, following.positive)).sum(dim=1)
+        negative = (states * recent.item.index_select(0, following.negative)).sum(dim=1)
+        losses = functional.softplus(-positive) + functional.softplus(negative)
+        return following.mean(losses, index)
+
+
+class _Block(nn.Module):
+    """Causal self-attention and a point-wise feed-forward network (paper eqs. 2-5)."""
+
+    def __init__(self, dim: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.feed_forward_norm = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, recent: BehaviourSequence) -> Tensor:
+        """[L, D] -> [L, D]."""
+        dim = x.shape[1]
+        queries = self.attention_norm(x)
+        projected = torch.cat([self.query(queries), self.key_value(x)], dim=1)
+
+        def attend(block: SequenceBlock) -> Tensor:
+            rows, length = block.behaviour.shape
+            query, key, value = (
+                part.view(rows, length, self.num_heads, dim // self.num_heads).transpose(1, 2)
+                for part in gather(projected, block.behaviour).split(dim, dim=2)
+            )
+            scores = query @ key.transpose(2, 3) / math.sqrt(dim // self.num_heads)
+            column = torch.arange(length, device=x.device)
+            # A place of padding attends to itself, to have something to divide by.
+            mask = (column <= column.unsqueeze(1)) & present(block, x.shape[0]).unsqueeze(1)
+            mask = mask | (column == column.unsqueeze(1))
+            weights = scores.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=3)
+            return (weights @ value).transpose(1, 2).reshape(rows, length, dim)
+
+        x = self.feed_forward_norm(queries + recent.per_behaviour(attend))
+        return x + self.feed_forward(x)

@@ -1,0 +1,226 @@
+"""Search-based Interest Model (SIM, CIKM 2020, arXiv 2006.05639): search first, then attend.
+
+A general search unit (GSU) finds the behaviours that matter for the target in a long history, an
+exact search unit (ESU) attends to them with the time since each, and a DIN always reads the recent
+short history beside. Search is over the whole history; the paper keeps the recent part out of it.
+"""
+
+# B impressions, S sequences, L behaviours, W rows of a block, C candidates in a row, N behaviours
+# in a row, D width of an item, F width of item and category, G width of the search, A of attention
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.interest.age import AgeEmbedding
+from cdp_torchrec.interest.attention import (
+    Retrieved,
+    TargetAttentionConfig,
+    attend,
+    item_features,
+    retrieve,
+    scaled,
+    target_features,
+)
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.din import ActivationUnitConfig, DinAttention
+from cdp_torchrec.interest.output import InterestVector
+from cdp_torchrec.interest.recent import keep_recent
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+
+logger = logging.getLogger(__name__)
+
+
+class SimConfig(TargetAttentionConfig):
+    """Settings of SIM."""
+
+    kind: Literal["sim"]
+    """Selects the module."""
+    search: Literal["hard", "soft"] = "hard"
+    """The GSU (paper section 3.1). "hard": behaviours in the target's category, as in CDP's eq. 2.
+    "soft": behaviours with the highest learned relevance r_j."""
+    num_kept: PositiveInt = 50
+    """Behaviours that the search hands on. Its public code: 50. A hard search keeps the most recent
+    ones."""
+    short_length: PositiveInt = 10
+    """Most recent behaviours that the DIN beside reads. Its public code: 10."""
+    search_dim: PositiveInt = 16
+    """Width of W_a v and W_b e_j in the soft search."""
+    search_hidden_dim: PositiveInt = 64
+    """Hidden width of the click model that trains the soft search. Its public code: 200."""
+    search_loss_weight: NonNegativeFloat = 1.0
+    """Weight alpha of the soft search's own click loss; beta, of the click loss itself, is 1.
+    Paper: alpha = beta = 1; with hard search, alpha = 0."""
+    short: ActivationUnitConfig = ActivationUnitConfig()
+    """The DIN over the short history."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The gated history and a short recent one, or the whole history."""
+        if self.search == "hard":
+            return HistoryLookup(gated=True, recent=True, recent_length=self.short_length)
+        return HistoryLookup(recent=True)
+
+
+Search = Callable[[CandidateBlock], Retrieved]
+"""What a GSU hands to the ESU: for the candidates of a block, the behaviours found."""
+
+
+class SimInterest(InterestModule):
+    """The interest is [ESU over the searched behaviours; DIN over the recent ones].
+
+    Without a category, hard search finds the whole history. Without action types, behaviours are
+    their items, categories and ages.
+    """
+
+    def __init__(self, config: SimConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.config = config
+        self.category_dim = dims.category
+        dim = dims.item + dims.category
+        self.esu = ExactSearchUnit(config, dims)
+        self.short = DinAttention(config.short, dims)
+        self.vector = InterestVector(config, dim=dims.item)
+        self.interest_dim = 2 * self.vector.width
+        self.gsu: SoftSearchUnit | None = None
+        if config.search == "soft":
+            self.gsu = SoftSearchUnit(config, dim=dim)
+            self.loss_weights = {"search_loss": config.search_loss_weight}
+        elif dims.category == 0:
+            logger.warning("sim: the log has no category, so hard search finds the whole history")
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts of the long and of the short interest, [B, interest_dim]."""
+        assert inputs.recent is not None
+        norm = self.config.embedding_norm
+        target = target_features(inputs, category_dim=self.category_dim, norm=norm)
+        click_logits = {}
+        if self.gsu is None:
+            assert inputs.gated is not None
+            found = keep_recent(inputs.gated, self.config.num_kept)
+            features = item_features(found, norm=norm)
+            long = self.esu(target, features, found, _find_all(features.shape[0]))
+        else:
+            features = item_features(inputs.recent, norm=norm)
+            search = self.gsu.search(target, features)
+            long = self.esu(target, features, inputs.recent, search)
+            if self.training:
+                logits = self.gsu.click_logits(target, features, inputs.recent)
+                click_logits["search_loss"] = logits
+        short = self.short(inputs, keep_recent(inputs.recent, self.config.short_length))
+        interest = [self.vector(long, inputs.item), self.vector(short, inputs.item)]
+        return InterestOutput(interest=torch.cat(interest, dim=1), click_logits=click_logits)
+
+
+def _find_all(num_behaviours: int) -> Search:
+    def find(block: CandidateBlock) -> Retrieved:
+        return Retrieved(block.behaviour, present(block, num_behaviours).unsqueeze(1))
+
+    return find
+
+
+class ExactSearchUnit(nn.Module):
+    """Multi-head target attention over the behaviours found (paper section 3.2)."""
+
+    def __init__(self, config: SimConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.config = config
+        dim = dims.item + dims.category
+        self.age = AgeEmbedding(dim=config.age_dim)
+        self.query = nn.Linear(dim, config.attention_dim, bias=False)
+        self.key_value = nn.Linear(
+            dim + dims.action + config.age_dim, 2 * config.attention_dim, bias=False
+        )
+        self.output = nn.Linear(config.attention_dim, dims.item, bias=False)
+
+    def forward(
+        self, target: Tensor, features: Tensor, sequence: BehaviourSequence, search: Search
+    ) -> Tensor:
+        """Interest in the target, zeros where nothing is found, [B, D].
+
+        Args:
+            target: [B, F].
+            features: item and category of each behaviour, [L, F].
+            sequence: the behaviours.
+            search: finds behaviours for the candidates of a block.
+        """
+        query = self.query(target)
+        action = scaled(sequence.action, self.config.embedding_norm)
+        # z_j = [e_j; time since], the action type being ours; projected once per request.
+        z = torch.cat([features, action, self.age(sequence.index.age)], dim=1)
+        key_value = self.key_value(z)
+
+        def attend_to_found(block: CandidateBlock) -> Tensor:
+            found = search(block)
+            keys, values = gather(key_value, found.behaviour).chunk(2, dim=2)
+            candidates = gather(query, block.impression)
+            attended = attend(
+                found.as_rows(candidates),
+                keys,
+                values,
+                found.mask,
+                num_heads=self.config.num_heads,
+            )
+            return attended.view_as(candidates)
+
+        return self.output(sequence.per_candidate(attend_to_found))
+
+
+class SoftSearchUnit(nn.Module):
+    """Relevance r_j = (W_b e_j) . (W_a v) (paper eq. 2), trained by a click model of its own.
+
+    Choosing the highest r_j has no gradient: without that click model W_a and W_b would never
+    learn.
+    """
+
+    def __init__(self, config: SimConfig, *, dim: int) -> None:
+        super().__init__()
+        self.num_kept = config.num_kept
+        self.w_a = nn.Linear(dim, config.search_dim, bias=False)
+        self.w_b = nn.Linear(dim, config.search_dim, bias=False)
+        self.click_model = nn.Sequential(
+            nn.Linear(2 * dim, config.search_hidden_dim),
+            nn.ReLU(),
+            nn.Linear(config.search_hidden_dim, 1),
+        )
+
+    def search(self, target: Tensor, features: Tensor) -> Search:
+        """Finds the behaviours [L, F] of highest relevance to the targets [B, F]."""
+        query, keys = self.w_a(target).detach(), self.w_b(features).detach()
+
+        def find(block: CandidateBlock) -> Retrieved:
+            candidates = gather(query, block.impression)
+            scores = candidates @ gather(keys, block.behaviour).transpose(1, 2)
+            return retrieve(scores, block.behaviour, num_behaviours=keys.shape[0], k=self.num_kept)
+
+        return find
+
+    def click_logits(self, target: Tensor, features: Tensor, sequence: BehaviourSequence) -> Tensor:
+        """Logits of the auxiliary click model on [U; v], U = sum_j r_j e_j, [B].
+
+        U is linear attention: sum_j e_j (W_b e_j)^T is one matrix per request, times W_a v of each
+        candidate. Ours: it is divided by the length of the history, so that U has the same scale
+        for 10 and for 10,000 behaviours.
+        """
+        index = sequence.index
+        pairs = torch.cat([self.w_b(features), features], dim=1)
+        widths = [self.w_b.out_features, features.shape[1]]
+        outer = features.new_zeros(index.lengths.shape[0], *widths)
+        for block in index.sequence_blocks:
+            keys, values = gather(pairs, block.behaviour).split(widths, dim=2)
+            outer = outer.index_copy(0, block.sequence, keys.transpose(1, 2) @ values)
+        outer = outer / index.lengths.clamp(min=1).view(-1, 1, 1)
+        outer = outer.index_select(0, index.sequence)
+        user = (self.w_a(target).unsqueeze(1) @ outer).squeeze(1)
+        return self.click_model(torch.cat([user, target], dim=1)).squeeze(1)

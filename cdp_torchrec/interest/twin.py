@@ -1,0 +1,145 @@
+"""Two-stage interest network with consistent search and attention (TWIN, KDD 2023, 2302.02352).
+
+The search (CP-GSU) ranks behaviours by the very scores with which the attention (ESU) weighs them:
+one set of parameters serves both. What only a behaviour has, its cross features (action type, time
+since), enters the scores as a bias, so that the projection of an item does not depend on who acted
+on it and can be kept for the whole corpus.
+"""
+
+# B impressions, L behaviours, W rows of a block, C candidates in a row, N behaviours in a row,
+# H heads, A width of attention, F width of item and category, X cross features
+
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.interest.age import AgeEmbedding
+from cdp_torchrec.interest.attention import (
+    Retrieved,
+    TargetAttentionConfig,
+    attend,
+    head_scores,
+    item_features,
+    retrieve,
+    scaled,
+    target_features,
+    top_k_mask,
+)
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.output import InterestVector
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+
+
+class TwinConfig(TargetAttentionConfig):
+    """Settings of TWIN."""
+
+    kind: Literal["twin"]
+    """Selects the module."""
+    num_kept: PositiveInt = 100
+    """Behaviours with the highest scores that the attention reads. Paper: 100."""
+    kept_by: Literal["mean", "each_head"] = "mean"
+    """Whose scores choose the behaviours. "mean": the mean over heads, one choice for all heads.
+    "each_head": every head keeps its own; it needs memory for scores of all behaviours."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The whole history, not gated."""
+        return HistoryLookup(recent=True)
+
+
+class TwinInterest(InterestModule):
+    """The interest is the target attention over the behaviours that it weighs most.
+
+    Without a category, items are compared by their embeddings alone; without action types, the
+    time since a behaviour is its only cross feature.
+    """
+
+    def __init__(self, config: TwinConfig, dims: InterestDims) -> None:
+        super().__init__()
+        self.config = config
+        self.category_dim = dims.category
+        dim, attention_dim = dims.item + dims.category, config.attention_dim
+        # W^q and W^h: inherent features only, since the target has no others.
+        self.query = nn.Linear(dim, attention_dim, bias=False)
+        self.key = nn.Linear(dim, attention_dim, bias=False)
+        self.value = nn.Linear(dim + dims.action + config.age_dim, attention_dim, bias=False)
+        self.output = nn.Linear(attention_dim, dims.item, bias=False)
+        # W^c: each cross feature becomes one number, here [action type, time since].
+        self.action_bias = nn.Linear(dims.action, 1, bias=False) if dims.action else None
+        self.age_bias = AgeEmbedding(dim=1)
+        # beta, apart for each head
+        num_cross = 2 if dims.action else 1
+        self.cross_weight = nn.Parameter(torch.ones(num_cross, config.num_heads))
+        self.age = AgeEmbedding(dim=config.age_dim)
+        self.vector = InterestVector(config, dim=dims.item)
+        self.interest_dim = self.vector.width
+
+    def forward(self, inputs: InterestInput) -> InterestOutput:
+        """Emitted parts of the attended history, [B, interest_dim]."""
+        assert inputs.recent is not None
+        sequence, norm = inputs.recent, self.config.embedding_norm
+        query = self.query(target_features(inputs, category_dim=self.category_dim, norm=norm))
+        features = item_features(sequence, norm=norm)
+        action = scaled(sequence.action, norm)
+        value = self.value(torch.cat([features, action, self.age(sequence.index.age)], dim=1))
+        bias = self._bias(action, sequence)
+        # Keys, biases and values side by side: one gather fetches them.
+        rows = torch.cat([self.key(features), bias, value], dim=1)
+        search_rows = rows[:, : -value.shape[1]].detach()
+
+        def search_and_attend(block: CandidateBlock) -> Tensor:
+            candidates = gather(query, block.impression)
+            found = self._search(candidates.detach(), search_rows, block)
+            keys, bias, values = gather(rows, found.behaviour).split(
+                [self.key.out_features, self.config.num_heads, self.value.out_features], dim=2
+            )
+            attended = attend(
+                found.as_rows(candidates),
+                keys,
+                values,
+                found.mask,
+                num_heads=self.config.num_heads,
+                bias=bias,
+            )
+            return attended.view_as(candidates)
+
+        interest = self.output(sequence.per_candidate(search_and_attend))
+        return InterestOutput(interest=self.vector(interest, inputs.item))
+
+    def _bias(self, action: Tensor, sequence: BehaviourSequence) -> Tensor:
+        """(K_c W^c) beta, a number for each behaviour and head, [L, H]."""
+        cross = [self.age_bias(sequence.index.age)]
+        if self.action_bias is not None:
+            cross.append(self.action_bias(action))
+        return torch.cat(cross, dim=1) @ self.cross_weight
+
+    def _search(self, candidates: Tensor, rows: Tensor, block: CandidateBlock) -> Retrieved:
+        """CP-GSU: the behaviours with the highest scores of the attention itself.
+
+        Args:
+            candidates: queries of the block, [W, C, A], without gradient.
+            rows: keys and biases of all behaviours, [L, A + H], without gradient.
+            block: the candidates and their behaviours.
+        """
+        num_heads, num_kept = self.config.num_heads, self.config.num_kept
+        if block.behaviour.shape[1] <= num_kept:
+            return Retrieved(block.behaviour, present(block, rows.shape[0]).unsqueeze(1))
+        found = gather(rows, block.behaviour)
+        keys, bias = found.split([self.key.out_features, num_heads], dim=2)
+        if self.config.kept_by == "each_head":
+            scores = head_scores(candidates, keys, num_heads=num_heads, bias=bias)
+            mask = present(block, rows.shape[0])[:, None, None]
+            return Retrieved(block.behaviour, top_k_mask(scores, mask, num_kept))
+        # The sum of the heads' scores is one product over all of A.
+        scale = (self.key.out_features // num_heads) ** -0.5
+        scores = (candidates * scale) @ keys.transpose(1, 2) + bias.sum(dim=2).unsqueeze(1)
+        return retrieve(scores, block.behaviour, num_behaviours=rows.shape[0], k=num_kept)

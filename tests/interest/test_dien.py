@@ -1,0 +1,165 @@
+"""DIEN: parity with the authors' cell, padding, the meaning of an attention of 0."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.interest.base import InterestDims
+from cdp_torchrec.interest.dien import DienConfig, DienInterest, _Recurrence
+from cdp_torchrec.interest.sequence import BehaviourSequence
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dien.json").read_text())
+FORMS = ["paper", "official"]
+
+
+def wave(*shape: int, phase: float, scale: float = 0.5) -> Tensor:
+    """The golden vectors' numbers: scale * sin(1.7 n + phase), n counting row by row."""
+    count = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (scale * torch.sin(1.7 * count + phase)).float().view(shape)
+
+
+def make_dien(dims: InterestDims, **settings: object) -> DienInterest:
+    return DienInterest(DienConfig.model_validate({"kind": "dien"} | settings), dims)
+
+
+@torch.no_grad()
+def test_official_gru_and_augru_equal_the_official_code():
+    """Fails with a reset gate after its matrix, or where a = 0 keeps the state."""
+    width, hidden, lengths = 5, 4, [0, 2, 6]
+    cell = _Recurrence(width, hidden, augru="official")
+    # The authors' kernels take [x, h].
+    gates, candidate = wave(9, 2 * hidden, phase=1.0), wave(9, hidden, phase=3.0)
+    bias = torch.cat([wave(2 * hidden, phase=2.0), wave(hidden, phase=4.0)])
+    weight = torch.cat([gates[:width], candidate[:width]], dim=1).T
+    state = {"input.weight": weight, "input.bias": bias}
+    cell.load_state_dict(state | {"gates": gates[width:], "candidate": candidate[width:]})
+    x, attention = wave(3, 6, width, phase=0.1, scale=1.0), wave(3, 6, phase=0.2, scale=1.0).abs()
+    # The authors pad at the end, our blocks at the start.
+    for row, length in enumerate(lengths):
+        x[row], attention[row] = x[row].roll(6 - length, 0), attention[row].roll(6 - length, 0)
+    mask = (torch.arange(6) >= 6 - torch.tensor(lengths).unsqueeze(1)).float()
+    last = cell(cell.input(x), mask=mask, attention=attention.unsqueeze(1))[-1].squeeze(1)
+    torch.testing.assert_close(last, torch.tensor(GOLDEN["augru"]), rtol=1e-5, atol=1e-5)
+    last = cell(cell.input(x), mask=mask)[-1].squeeze(1)
+    torch.testing.assert_close(last, torch.tensor(GOLDEN["gru"]), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_attention_the_paper_form_is_the_gru_of_torch():
+    """PyTorch's update gate keeps the old state, the paper's replaces it: one minus the other."""
+    cell, gru = _Recurrence(5, 4, augru="paper"), nn.GRU(5, 4, batch_first=True)
+    sign = torch.tensor([1.0, -1.0, 1.0]).repeat_interleave(4)  # sigmoid(-x) = 1 - sigmoid(x)
+    recurrent = torch.cat([cell.gates, cell.candidate], dim=1).T * sign.unsqueeze(1)
+    weights = {"weight_ih_l0": cell.input.weight * sign.unsqueeze(1), "weight_hh_l0": recurrent}
+    biases = {"bias_ih_l0": cell.input.bias * sign, "bias_hh_l0": torch.zeros(12)}
+    gru.load_state_dict(weights | biases)
+    x = torch.randn(3, 6, 5)
+    states = torch.cat(cell(cell.input(x), mask=torch.ones(3, 6)), dim=1)
+    torch.testing.assert_close(states, gru(x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_attention_of_zero_keeps_the_state_in_the_paper_and_is_a_gru_step_in_the_code():
+    x, mask, attention = torch.randn(2, 3, 5), torch.ones(2, 3), torch.ones(2, 1, 3)
+    attention[:, :, 1] = 0.0
+    paper, official = _Recurrence(5, 4, augru="paper"), _Recurrence(5, 4, augru="official")
+    states = paper(paper.input(x), mask=mask, attention=attention)
+    assert torch.equal(states[1], states[0]) and not torch.equal(states[2], states[1])
+    ignored = official(official.input(x), mask=mask, attention=torch.zeros(2, 1, 3))
+    plain = official(official.input(x), mask=mask)
+    torch.testing.assert_close(ignored[-1], plain[-1])
+
+
+@pytest.mark.parametrize("augru", FORMS)
+def test_states_of_a_history_do_not_depend_on_padding_or_on_others(make_inputs, dims, augru):
+    """Fails where padding at the start of a block moves the state away from zero."""
+    module = make_dien(dims, augru=augru).eval()
+    inputs = make_inputs()
+    recent = inputs.recent
+    own = recent.index.owner == 1
+    columns = SequenceColumns(
+        item_id=recent.index.item_id[own].numpy(),
+        category_id=recent.index.category_id[own].numpy(),
+        age_s=recent.index.age[own].numpy(),
+        lengths=torch.tensor([3]).numpy(),
+        sequence=torch.tensor([0]).numpy(),
+    )
+    index = index_sequences(columns, batch_size=1)
+    block = index.candidate_blocks[0]
+    # Without any padding: three columns instead of the eight of the shortest block.
+    index = replace(
+        index,
+        sequence_blocks=(replace(index.sequence_blocks[0], behaviour=torch.tensor([[0, 1, 2]])),),
+        candidate_blocks=(replace(block, behaviour=torch.tensor([[0, 1, 2]])),),
+    )
+    alone = BehaviourSequence(
+        item=recent.item[own], category=recent.category[own], action=recent.action[own], index=index
+    )
+    names = ("user", "query", "item", "item_attributes", "context", "scene", "key")
+    one = {name: getattr(inputs, name)[9:10] for name in (*names, "item_id", "category_id")}
+    result = module(replace(inputs, recent=alone, **one)).interest
+    torch.testing.assert_close(result, module(inputs).interest[9:10], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("augru", FORMS)
+def test_without_history_the_interest_is_a_learned_vector(make_inputs, dims, augru):
+    module = make_dien(dims, augru=augru).eval()
+    inputs = make_inputs()
+    empty = inputs.recent.index.lengths[inputs.recent.index.sequence] == 0
+    interest = module(inputs).interest
+    assert torch.equal(interest[empty], module.project.bias.expand(int(empty.sum()), -1))
+    assert not torch.equal(interest[~empty][0], module.project.bias)
+
+
+@pytest.mark.parametrize("augru", FORMS)
+def test_the_interest_depends_on_the_target_and_on_the_order(make_inputs, dims, augru):
+    module = make_dien(dims, augru=augru).eval()
+    inputs = make_inputs()
+    interest = module(inputs).interest
+    assert not torch.equal(interest[3], interest[7])  # two candidates of one history
+    item = inputs.recent.item.clone()
+    item[11:] = item[11:].flip(0)
+    reordered = module(replace(inputs, recent=replace(inputs.recent, item=item))).interest
+    assert not torch.allclose(reordered[3], interest[3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("augru", FORMS)
+@pytest.mark.parametrize(
+    "missing", [{}, {"category": 0}, {"action": 0}, {"category": 0, "action": 0}]
+)
+def test_gradients_reach_every_parameter_whatever_the_dataset_lacks(
+    make_inputs, dims, augru, missing
+):
+    dims = replace(dims, **missing)
+    module = make_dien(dims, augru=augru)
+    output = module(make_inputs(dims))
+    assert output.interest.shape == (12, module.interest_dim)
+    total = output.interest.square().sum() + output.losses["auxiliary_loss"].sum()
+    total.backward()
+    for parameter in module.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all() and parameter.grad.any()
+
+
+def test_the_auxiliary_loss_exists_in_training_only(make_inputs, dims):
+    module = make_dien(dims)
+    assert set(module(make_inputs()).losses) == set(module.loss_weights) == {"auxiliary_loss"}
+    assert not module.eval()(make_inputs()).losses
+    assert not make_dien(dims, auxiliary_loss_weight=0.0)(make_inputs()).losses
+
+
+def test_the_auxiliary_loss_is_a_mean_over_behaviours_and_not_over_padding(make_inputs, dims):
+    """Closed form: a network of zeros costs 2 log 2 a pair. The authors' mean counts padding."""
+    module = make_dien(dims)
+    assert module.auxiliary is not None
+    for parameter in module.auxiliary.parameters():
+        nn.init.zeros_(parameter)
+    inputs = make_inputs()
+    has_next = inputs.recent.index.lengths[inputs.recent.index.sequence] > 1
+    loss = module(inputs).losses["auxiliary_loss"]
+    torch.testing.assert_close(loss, 2 * math.log(2) * has_next)
