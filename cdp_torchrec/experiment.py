@@ -67,6 +67,14 @@ class ExperimentConfig(Config):
             )
             if found >= kept
         ]
+        if (history.recent_length or 0) > kept:
+            problems.append(
+                (
+                    "data.history.max_length",
+                    f"keeps {kept} behaviours, but model.interest reads the last "
+                    f"{history.recent_length}; raise it, or shorten the module's history",
+                )
+            )
         if problems:
             raise ConfigConflicts(problems)
         return self
@@ -113,7 +121,7 @@ def train_experiment(
     device: torch.device,
     *,
     num_bootstrap: int = 200,
-    monitor_class: type[Monitor] = Monitor,
+    quiet: bool = False,
 ) -> Trained:
     """As `train`, for callers that go on with the trained model; collective.
 
@@ -121,7 +129,7 @@ def train_experiment(
         config: the run.
         device: where this rank computes.
         num_bootstrap: replicates of the user bootstrap on the test split.
-        monitor_class: shows and keeps the progress.
+        quiet: no progress bar and no lines in the terminal.
     """
     prepare_synthetic(config.data)
     experiment = build_experiment(config, device)
@@ -133,8 +141,8 @@ def train_experiment(
     checkpoints = saved_checkpoints(checkpointer.directory)
     if checkpoints:
         progress = checkpointer.load(checkpoints[-1], model, optimizer)
-    with monitor_class(
-        run_dir, total_steps=experiment.total_steps, first_step=progress.step
+    with Monitor(
+        run_dir, total_steps=experiment.total_steps, first_step=progress.step, quiet=quiet
     ) as monitor:
         monitor.say(_summary(experiment, run_dir, progress))
         progress = Trainer(

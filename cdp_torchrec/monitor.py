@@ -18,15 +18,19 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 class Monitor:
     """Shows where a training stands and keeps its numbers."""
 
-    def __init__(self, run_dir: Path, *, total_steps: int, first_step: int) -> None:
+    def __init__(
+        self, run_dir: Path, *, total_steps: int, first_step: int, quiet: bool = False
+    ) -> None:
         """Open `<run_dir>/metrics.jsonl`, appending to it, and start the progress bar.
 
         Args:
             run_dir: directory of the run.
             total_steps: steps of the whole training.
             first_step: steps already done before this process started.
+            quiet: keep the numbers, and leave the terminal to a run of many runs.
         """
         self._active = is_rank_zero()
+        self._quiet = quiet or not self._active
         self._file: TextIO | None = None
         self._started = time.perf_counter()
         self._bar = tqdm(
@@ -34,7 +38,7 @@ class Monitor:
             initial=first_step,
             desc="train",
             unit="step",
-            disable=not self._active,
+            disable=self._quiet,
             dynamic_ncols=True,
         )
         if self._active:
@@ -66,7 +70,7 @@ class Monitor:
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
-        if self._active:
+        if not self._quiet:
             self._bar.write(line)
 
     def record(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:

@@ -12,7 +12,7 @@ from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFile
 from cdp_torchrec.data.schema import Schema, load_schema
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
-from cdp_torchrec.metrics import ImpressionMetrics
+from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
 
 _CHUNK = 65536
 _TRUTH = "click_probability"
@@ -57,6 +57,26 @@ def evaluate_references(dataset: Path) -> str:
     Raises:
         DatasetError: the dataset is incomplete or damaged.
     """
+    lines = [f"{'scorer':<14}{'AUC':>8}{'UAUC':>8}{'GAUC':>8}   GAUC 95 % interval"]
+    for name, report in reference_reports(dataset).items():
+        low, high = report.gauc_interval
+        lines.append(
+            f"{name:<14}{report.auc:8.4f}{report.uauc:8.4f}{report.gauc:8.4f}"
+            f"   {low:.4f} .. {high:.4f}"
+        )
+    return "\n".join(lines)
+
+
+def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, MetricReport]:
+    """Metrics of every reference scorer on the test split, by its name; collective.
+
+    Args:
+        dataset: dataset directory.
+        num_bootstrap: replicates of the user bootstrap.
+
+    Raises:
+        DatasetError: the dataset is incomplete or damaged.
+    """
     schema = load_schema(dataset)
     scorers = ReferenceScorers(dataset, schema)
     names, extra = list(scorers.names), []
@@ -84,15 +104,7 @@ def evaluate_references(dataset: Path) -> str:
                 weights=torch.ones(len(rank)),
                 strata=history_strata(request["history_length"], rank),
             )
-    lines = [f"{'scorer':<14}{'AUC':>8}{'UAUC':>8}{'GAUC':>8}   GAUC 95 % interval"]
-    for name in names:
-        report = metrics[name].compute(num_bootstrap=200)
-        low, high = report.gauc_interval
-        lines.append(
-            f"{name:<14}{report.auc:8.4f}{report.uauc:8.4f}{report.gauc:8.4f}"
-            f"   {low:.4f} .. {high:.4f}"
-        )
-    return "\n".join(lines)
+    return {name: metrics[name].compute(num_bootstrap=num_bootstrap) for name in names}
 
 
 def _column(dataset: Path, entity: str | None, name: str) -> np.ndarray:

@@ -187,3 +187,29 @@ def test_an_optional_key_must_default_to_none() -> None:
 
         class Clip(Config):
             norm: float | None = 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["model.interest={kind='hstu',max_length=51}"],
+            r"data.history.max_length = 50: keeps 50 behaviours, but model.interest reads the last 51",
+        ),
+        (
+            ["model.interest={kind='pooled',recency_segments=[20,30]}"],
+            r"model.interest.recency_segments = \[20, 30\]: must be below data.history.max_length = 50",
+        ),
+        (
+            ["model.interest={kind='none'}", "data.history.count_segments=[60]"],
+            r"data.history.count_segments = \[60\]: must be below data.history.max_length = 50",
+        ),
+    ],
+)
+def test_a_history_shorter_than_its_module_reads_is_refused(
+    settings: list[str], message: str
+) -> None:
+    from cdp_torchrec.experiment import ExperimentConfig
+
+    with pytest.raises(ConfigError, match=message):
+        load_config(ExperimentConfig, ["data.dir=d", "data.history.max_length=50", *settings])

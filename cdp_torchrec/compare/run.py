@@ -17,7 +17,6 @@ from cdp_torchrec.checkpoint import saved_checkpoints
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.measure import measure_cost
-from cdp_torchrec.compare.quiet import QuietMonitor
 from cdp_torchrec.compare.results import (
     forget_failure,
     read_result,
@@ -25,10 +24,10 @@ from cdp_torchrec.compare.results import (
     write_failure,
     write_result,
 )
-from cdp_torchrec.compare.untrained import measure_untrained
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
+from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run_directory import RunConfig
 from cdp_torchrec.trainer import NonFiniteLossError
 
@@ -92,7 +91,7 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
             cell.config.model_copy(update={"run": run}),
             device,
             num_bootstrap=num_bootstrap,
-            monitor_class=QuietMonitor,
+            quiet=True,
         )
         cost = measure_cost(trained)
         if cost is not None:
@@ -127,7 +126,7 @@ def _measure_untrained(table: Table, dataset: str) -> None:
     directory = table.untrained_directory(dataset)
     if _from_rank_zero(directory.is_dir):
         return
-    reports = measure_untrained(
+    reports = reference_reports(
         table.any_config(dataset).data.dir, num_bootstrap=table.config.num_bootstrap
     )
     if is_rank_zero():

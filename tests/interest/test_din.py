@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.interest import din
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.din import (
     ActivationUnit,
@@ -115,6 +116,19 @@ def test_training_and_serving_give_the_same_score(dims, make_inputs, normalise):
     module = DinInterest(DinConfig(kind="din", attention=unit), dims)
     inputs = make_inputs(lengths=[0, 3, 12, 40])
     assert torch.equal(module.train()(inputs).interest, module.eval()(inputs).interest)
+
+
+def test_a_few_rows_at_a_time_give_the_interest_of_all_at_once(dims, make_inputs, monkeypatch):
+    inputs = make_inputs(dims, batch=40)
+    attention = DinAttention(ActivationUnitConfig(activation="relu", normalise="softmax"), dims)
+    results = []
+    for num_pairs in (1, 1 << 20):
+        monkeypatch.setattr(din, "_PAIRS_AT_ONCE", num_pairs)
+        interest = attention(inputs, inputs.recent)
+        gradients = torch.autograd.grad(interest.square().sum(), list(attention.parameters()))
+        results.append([interest, *gradients])
+    for row_by_row, at_once in zip(*results, strict=True):
+        torch.testing.assert_close(row_by_row, at_once)
 
 
 def test_without_softmax_the_interest_grows_with_relevant_behaviours(dims, make_inputs):
