@@ -97,6 +97,39 @@ def test_gated_history_equals_a_scan_of_the_log(tiny_dataset: Path) -> None:
     assert some > 100
 
 
+def test_sequences_equal_a_scan_of_the_log(tiny_dataset: Path) -> None:
+    """Items, categories and ages of the gated and of the recent behaviours, oldest first."""
+    order, history = make_order(tiny_dataset, seed=2), raw_history(tiny_dataset)
+    impressions = order.take(0, 300, 364)
+    lookup = HistoryLookup(gated=True, recent=True, recent_length=5)
+    assembler = make_assembler(tiny_dataset, batch_size=64, history=lookup)
+    batch = assembler.assemble(impressions, epoch=0)
+    assert batch.sequence is not None and batch.gated is not None and batch.recent is not None
+    rows = {
+        key: torch.split(batch.sequence[key].values(), batch.sequence[key].lengths().tolist())
+        for key in ("gated_item", "gated_category", "recent_item", "recent_category")
+    }
+    some = 0
+    for place, request in enumerate(impressions.request_index):
+        user = int(impressions.request["user_id"][request])
+        before = int(impressions.request["timestamp"][request])
+        category = int(impressions.candidate["category_id"][place])
+        past = [row for row in history[user] if row[0] < before]
+        gated = [row for row in past if row[1] == category][-MAX_LENGTH:]
+        for name, expected in (("gated", gated), ("recent", past[-5:])):
+            index = getattr(batch, name)
+            number = int(index.sequence[place])
+            # One out-of-vocabulary row, and every id kept: row = code + 1.
+            assert (rows[f"{name}_item"][number] - 1).tolist() == [row[2] for row in expected]
+            assert (rows[f"{name}_category"][number] - 1).tolist() == [row[1] for row in expected]
+            own = index.owner == number
+            assert index.item_id[own].tolist() == [row[2] for row in expected]
+            age = [(before - row[0]) / 1000 for row in expected]
+            assert index.age[own].tolist() == pytest.approx(age)
+            some += len(expected)
+    assert some > 200
+
+
 def test_history_never_reaches_the_request_or_later(tiny_dataset: Path) -> None:
     """Behaviours at and after the request change nothing (the request's own click among them)."""
     order = make_order(tiny_dataset)
