@@ -20,9 +20,11 @@ from cdp_torchrec.data.dataset import (
     read_schema,
 )
 from cdp_torchrec.data.loader import Share
+from cdp_torchrec.data.pooling import measure_pooling
 from cdp_torchrec.distributed.optimizers import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
-from cdp_torchrec.distributed.sharding import ShardingConfig, describe_plan
+from cdp_torchrec.distributed.sharding import describe_plan
+from cdp_torchrec.distributed.sharding_config import ShardingConfig
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import ModelConfig, RankingModel
@@ -232,6 +234,7 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         optimizer=config.optimizer,
         device=device,
         batch_size=trainer.global_batch_size // share.world_size,
+        pooling_factors=measure_pooling(data.train),
         max_steps=total_steps,
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,

@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +17,15 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from cdp_torchrec.diffusion.noise import keyed_normal
+from cdp_torchrec.distributed.hardware import load_hardware, local_hardware
 from cdp_torchrec.distributed.optimizers import (
     OptimizerConfig,
     ScheduledOptimizer,
     apply_sparse_optimizer,
-    needs_dense_gradients,
 )
-from cdp_torchrec.distributed.sharding import ShardingConfig, plan_sharding, sharders
+from cdp_torchrec.distributed.planner import sharders
+from cdp_torchrec.distributed.sharding import from_rank_zero, plan_sharding
+from cdp_torchrec.distributed.sharding_config import ShardingConfig
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
@@ -46,6 +49,7 @@ def parallelize(
     optimizer: OptimizerConfig,
     device: torch.device,
     batch_size: int,
+    pooling_factors: Mapping[str, float],
     max_steps: int,
     embedding_init_std: float,
     seed: int,
@@ -61,22 +65,29 @@ def parallelize(
         optimizer: sparse and dense optimizer.
         device: where this rank computes.
         batch_size: impressions per rank.
+        pooling_factors: mean number of ids per impression, by key, for the planner.
         max_steps: steps of the whole training.
         embedding_init_std: standard deviation of the initial embeddings.
         seed: seed of the initial embeddings.
 
     Raises:
-        ConfigError: no sharding plan fits.
+        ConfigError: no sharding plan fits; on all ranks.
     """
     apply_sparse_optimizer(task.model.sparse_arch, optimizer.sparse, device)
-    plan = plan_sharding(
-        task,
-        sharding,
-        device=device,
-        world_size=dist.get_world_size(),
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        batch_size=batch_size,
-        dense_gradients=needs_dense_gradients(optimizer.sparse, device),
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    hardware = local_hardware(device, ranks_here)
+    if sharding.hardware is not None:
+        named = load_hardware(sharding.hardware)
+        hardware = named.model_copy(update={"ranks_per_node": ranks_here})
+    plan = from_rank_zero(
+        lambda: plan_sharding(
+            task,
+            sharding,
+            optimizer.sparse,
+            topology=hardware.topology(dist.get_world_size()),
+            batch_size=batch_size,
+            pooling_factors=pooling_factors,
+        )
     )
     model = DistributedModelParallel(
         task,

@@ -1,108 +1,74 @@
 """Sharding plans: which rank holds which part of which table."""
 
-from typing import Literal, cast
+from collections.abc import Callable, Mapping
 
 import torch
-from pydantic import NonNegativeInt
+import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
-from torchrec.distributed.types import (
-    EmbeddingModuleShardingPlan,
-    ModuleSharder,
-    ShardingPlan,
-    ShardingType,
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.constraints import table_constraints
+from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, needs_dense_gradients
+from cdp_torchrec.distributed.planner import (
+    find_tables,
+    make_planner,
+    optimizer_state_sized,
+    sharders,
 )
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-
-from cdp_torchrec.config import Config, ConfigError
-
-Strategy = Literal["auto", "table_wise", "row_wise", "data_parallel"]
-
-
-class ShardingConfig(Config):
-    """Where tables live. The plan never changes the mathematics."""
-
-    strategy: Strategy = "auto"
-    """auto: TorchRec's planner chooses table-wise or row-wise for each large table; the other
-    values force one sharding type for all large tables."""
-    small_table_rows: NonNegativeInt = 2000
-    """With several ranks, tables with at most this many rows are replicated (data-parallel)."""
-
-
-class AllTypesSharder(EmbeddingBagCollectionSharder):
-    """The stock sharder without its filter that hides row-wise types on CPU, where they work."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """All sharding types."""
-        return [sharding_type.value for sharding_type in ShardingType]
-
-
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """What shards the collections of a model."""
-    both = (AllTypesSharder(), EmbeddingCollectionSharder())
-    return [cast(ModuleSharder[nn.Module], sharder) for sharder in both]
+from cdp_torchrec.distributed.sharding_config import ShardingConfig
 
 
 def plan_sharding(
     model: nn.Module,
     config: ShardingConfig,
+    optimizer: SparseOptimizerConfig,
     *,
-    device: torch.device,
-    world_size: int,
-    local_world_size: int,
+    topology: Topology,
     batch_size: int,
-    dense_gradients: bool,
+    pooling_factors: Mapping[str, float],
 ) -> ShardingPlan:
-    """The sharding plan of a model, the same on every rank without communication.
+    """The sharding plan of a model, without a process group.
 
     Args:
         model: model with its tables on the meta device; in-backward optimizers already applied,
             because the planner sizes their state.
-        config: strategy.
-        device: where the ranks compute.
-        world_size: number of ranks.
-        local_world_size: ranks on one node.
+        config: strategy and constraints.
+        optimizer: of the tables.
+        topology: the cluster.
         batch_size: impressions per rank.
-        dense_gradients: give tables gradients for an optimizer outside the backward pass.
+        pooling_factors: mean number of ids per impression, by key; 1 where unknown.
 
     Raises:
-        ConfigError: no plan fits.
+        ConfigError: the configuration is wrong for a table, or no plan fits.
     """
-    tables: list[BaseEmbeddingConfig] = []
-    for module in model.modules():
-        if isinstance(module, EmbeddingBagCollection):
-            tables += module.embedding_bag_configs()
-        elif isinstance(module, EmbeddingCollection):
-            tables += module.embedding_configs()
-    constraints = {
-        table.name: ParameterConstraints(
-            sharding_types=[t.value for t in _allowed(config, table.num_embeddings, world_size)]
-        )
-        for table in tables
-    }
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=world_size,
-            local_world_size=local_world_size,
-            compute_device=device.type,
-        ),
+    constraints = table_constraints(
+        find_tables(model),
+        config,
+        optimizer,
+        device=topology.compute_device,
+        world_size=topology.world_size,
+        pooling_factors=pooling_factors,
+    )
+    planner = make_planner(
+        model,
+        constraints,
+        topology=topology,
         batch_size=batch_size,
-        constraints=constraints,
+        search_seconds=config.search_seconds,
     )
     try:
-        # Deterministic, so each rank plans for itself: a collective plan that fails on one rank
-        # leaves the others waiting.
-        plan = planner.plan(model, sharders())
+        with optimizer_state_sized(model):
+            plan = planner.plan(model, sharders())
     except PlannerError as error:
         raise ConfigError(
-            f"sharding.strategy = '{config.strategy}': no plan for {world_size} ranks: {error}"
+            f"sharding.strategy = '{config.strategy}': no plan for {topology.world_size} ranks: "
+            f"{error}"
         ) from error
-    if dense_gradients:
+    if needs_dense_gradients(optimizer, torch.device(topology.compute_device)):
         for module_plan in plan.plan.values():
             assert isinstance(module_plan, EmbeddingModuleShardingPlan)
             for parameter in module_plan.values():
@@ -110,13 +76,28 @@ def plan_sharding(
     return plan
 
 
-def _allowed(config: ShardingConfig, num_embeddings: int, world_size: int) -> list[ShardingType]:
-    # On one rank there is nothing to replicate, and the fused optimizer is faster.
-    if num_embeddings <= config.small_table_rows and world_size > 1:
-        return [ShardingType.DATA_PARALLEL]
-    if config.strategy == "auto":
-        return [ShardingType.TABLE_WISE, ShardingType.ROW_WISE]
-    return [ShardingType(config.strategy)]
+def from_rank_zero(make_plan: Callable[[], ShardingPlan]) -> ShardingPlan:
+    """The plan that rank 0 makes, on all ranks; collective.
+
+    Args:
+        make_plan: called on rank 0 only, because planners need not agree, and a search that is
+            bounded in time least of all.
+
+    Raises:
+        ConfigError: rank 0 raised it; on all ranks.
+    """
+    shared: list[ShardingPlan | ConfigError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            shared[0] = make_plan()
+        except ConfigError as error:
+            shared[0] = error
+    dist.broadcast_object_list(shared)
+    (plan,) = shared
+    if isinstance(plan, ConfigError):
+        raise plan
+    assert plan is not None
+    return plan
 
 
 def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, object]]:

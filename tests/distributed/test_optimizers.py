@@ -9,6 +9,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from cdp_torchrec.distributed.hardware import load_hardware
 from cdp_torchrec.distributed.optimizers import (
     DenseOptimizerConfig,
     OptimizerConfig,
@@ -16,20 +17,16 @@ from cdp_torchrec.distributed.optimizers import (
     ScheduledOptimizer,
     SparseOptimizerConfig,
     apply_sparse_optimizer,
-    needs_dense_gradients,
 )
 from cdp_torchrec.distributed.parallelize import initialize_table
-from cdp_torchrec.distributed.sharding import (
-    ShardingConfig,
-    Strategy,
-    plan_sharding,
-    sharders,
-)
+from cdp_torchrec.distributed.planner import sharders
+from cdp_torchrec.distributed.sharding import plan_sharding
+from cdp_torchrec.distributed.sharding_config import ShardingConfig, TypeName
 from tests.distributed.spawn import run_ranks
 
 ROWS = {"small": 7, "a": 40, "b": 53}
 STEPS = 6
-CASES: list[tuple[str, Strategy]] = [
+CASES: list[tuple[str, TypeName]] = [
     ("adam", "table_wise"),
     ("adam", "row_wise"),
     ("adam", "data_parallel"),
@@ -79,7 +76,7 @@ def config_of(kind: str) -> OptimizerConfig:
     )
 
 
-def sharded_tables(kind: str, strategy: Strategy) -> dict[str, Tensor]:
+def sharded_tables(kind: str, strategy: TypeName) -> dict[str, Tensor]:
     """Tables after STEPS steps, each rank with its share of every batch; gathered."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     device = torch.device("cpu")
@@ -89,11 +86,10 @@ def sharded_tables(kind: str, strategy: Strategy) -> dict[str, Tensor]:
     plan = plan_sharding(
         model,
         ShardingConfig(strategy=strategy, small_table_rows=10),
-        device=device,
-        world_size=world_size,
-        local_world_size=world_size,
+        config.sparse,
+        topology=load_hardware("cpu").topology(world_size),
         batch_size=8,
-        dense_gradients=needs_dense_gradients(config.sparse, device),
+        pooling_factors={},
     )
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     for name, table in sharded.state_dict().items():
@@ -119,11 +115,10 @@ def clipped_gradient_norm() -> float:
     plan = plan_sharding(
         model,
         ShardingConfig(),
-        device=device,
-        world_size=2,
-        local_world_size=2,
+        settings.sparse,
+        topology=load_hardware("cpu").topology(2),
         batch_size=8,
-        dense_gradients=True,
+        pooling_factors={},
     )
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     optimizer = ScheduledOptimizer(sharded, settings, max_steps=1)
@@ -173,7 +168,7 @@ def reference_tables(kind: str) -> dict[str, Tensor]:
     return {f"{prefix}.t_{name}.weight": bag.weight for name, bag in bags.items()}
 
 
-Tables = dict[tuple[str, Strategy], dict[str, Tensor]]
+Tables = dict[tuple[str, TypeName], dict[str, Tensor]]
 
 
 def on_two_ranks() -> tuple[Tables, float]:
@@ -189,7 +184,7 @@ def two_ranks() -> tuple[Tables, float]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
 def test_sparse_optimizer_equals_its_reference_under_every_plan(
-    two_ranks: tuple[Tables, float], case: tuple[str, Strategy]
+    two_ranks: tuple[Tables, float], case: tuple[str, TypeName]
 ) -> None:
     trained, _ = two_ranks
     for name, expected in reference_tables(case[0]).items():

@@ -1,0 +1,141 @@
+"""What the planner may choose for each table."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import CacheParams
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
+from cdp_torchrec.distributed.planner import EmbeddingTable
+from cdp_torchrec.distributed.sharding_config import (
+    KernelName,
+    ShardingConfig,
+    TableShardingConfig,
+    TypeName,
+)
+
+_log = logging.getLogger(__name__)
+
+_COLUMN_TYPES: tuple[TypeName, ...] = ("column_wise", "table_column_wise", "grid_shard")
+_FOR_SEQUENCES: dict[TypeName, TypeName] = {
+    "table_row_wise": "row_wise",
+    "table_column_wise": "column_wise",
+    "grid_shard": "column_wise",
+}
+"""What stands in for a type that TorchRec has for pooled lookups only."""
+_LANES = 4
+"""FBGEMM's rows are multiples of four floats."""
+
+
+def table_constraints(
+    tables: Sequence[EmbeddingTable],
+    config: ShardingConfig,
+    optimizer: SparseOptimizerConfig,
+    *,
+    device: str,
+    world_size: int,
+    pooling_factors: Mapping[str, float],
+) -> dict[str, ParameterConstraints]:
+    """Constraints by table name.
+
+    Args:
+        tables: of the model.
+        config: strategy and constraints.
+        optimizer: of the tables.
+        device: where the ranks compute, cpu or cuda.
+        world_size: number of ranks.
+        pooling_factors: mean number of ids per impression, by key; 1 where unknown.
+
+    Raises:
+        ConfigError: names every table that the configuration is wrong for.
+    """
+    problems = _unknown(tables, config)
+    constraints = {}
+    for table in tables:
+        own = config.tables.get(table.entity, TableShardingConfig())
+        types = own.types or _types(table, config, optimizer, world_size)
+        if not table.is_pooled:
+            types = tuple(dict.fromkeys(_FOR_SEQUENCES.get(name, name) for name in types))
+        problems += _conflicts(table, own, types, optimizer, device)
+        caches = "fused_uvm_caching" in (own.kernels or ())
+        constraints[table.name] = ParameterConstraints(
+            sharding_types=list(types),
+            compute_kernels=_kernels(own.kernels, types),
+            min_partition=own.column_width or _default_width(table.embedding_dim),
+            pooling_factors=[pooling_factors.get(key, 1.0) for key in table.features],
+            cache_params=CacheParams(load_factor=own.cache_load_factor) if caches else None,
+        )
+    if problems:
+        raise ConfigError.of(problems)
+    return constraints
+
+
+def _types(
+    table: EmbeddingTable,
+    config: ShardingConfig,
+    optimizer: SparseOptimizerConfig,
+    world_size: int,
+) -> tuple[TypeName, ...]:
+    # On one rank there is nothing to replicate, and the fused optimizer is faster.
+    if table.num_embeddings <= config.small_table_rows and world_size > 1:
+        return ("data_parallel",)
+    if config.strategy != "auto":
+        return (config.strategy,)
+    if optimizer.kind == "rowwise_adagrad":
+        return ("table_wise", "row_wise", "table_row_wise")
+    return ("table_wise", "row_wise", "table_row_wise", "column_wise")
+
+
+def _kernels(
+    kernels: tuple[KernelName, ...] | None, types: tuple[TypeName, ...]
+) -> list[str] | None:
+    if kernels is None:
+        return ["fused", "dense"]  # the planner drops dense where fused exists
+    return [*kernels, "dense"] if "data_parallel" in types else list(kernels)
+
+
+def _default_width(embedding_dim: int) -> int:
+    """The largest width of at most half the embedding that FBGEMM can split by."""
+    widths = range(embedding_dim // 2, _LANES - 1, -1)
+    return next((w for w in widths if embedding_dim % w == 0 and w % _LANES == 0), embedding_dim)
+
+
+def _unknown(tables: Sequence[EmbeddingTable], config: ShardingConfig) -> list[str]:
+    entities = [table.entity for table in tables]
+    return [
+        f"sharding.tables.{entity}: the model has no such table; it has {', '.join(entities)}"
+        for entity in config.tables
+        if entity not in entities
+    ]
+
+
+def _conflicts(
+    table: EmbeddingTable,
+    own: TableShardingConfig,
+    types: tuple[TypeName, ...],
+    optimizer: SparseOptimizerConfig,
+    device: str,
+) -> list[str]:
+    key = f"sharding.tables.{table.entity}"
+    problems = []
+    by_columns = [name for name in types if name in _COLUMN_TYPES]
+    if by_columns and optimizer.kind == "rowwise_adagrad":
+        problems.append(
+            f"{key}: {by_columns[0]} and optimizer.sparse.kind = 'rowwise_adagrad' do not go "
+            "together: each column shard would keep its own mean square of the row's gradient, "
+            "another optimizer, whose state no other plan can load; use adam, or split by rows"
+        )
+    width = own.column_width
+    if width is not None and (table.embedding_dim % width or width % _LANES):
+        problems.append(
+            f"{key}.column_width = {width}: expected a multiple of {_LANES} that divides the "
+            f"embedding's width {table.embedding_dim}"
+        )
+    host = [name for name in own.kernels or () if name != "fused"]
+    if host and device == "cpu":
+        problems.append(f"{key}.kernels: {host[0]} needs a GPU, and the ranks compute on the CPU")
+    if own.cache_load_factor is not None and "fused_uvm_caching" not in (own.kernels or ()):
+        problems.append(f"{key}.cache_load_factor: only the kernel fused_uvm_caching has a cache")
+    return problems

@@ -1,0 +1,154 @@
+"""TorchRec's planner for our models: what can be sharded, how, and in a reproducible order."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ModuleSharder, ShardingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from cdp_torchrec.model.sparse_arch import is_table
+
+_FLOAT_BYTES = 4
+_DENSE_COPIES = 5
+"""Of each dense parameter: itself, gradient, two moments of Adam, and a bucket of DDP."""
+_RESERVED = 0.15
+"""Share of a GPU's memory kept for activations, workspace and fragmentation."""
+_MARK = "_optimizer_classes"
+"""Where apply_optimizer_in_backward leaves the optimizer of a table."""
+
+
+class AllTypesSharder(EmbeddingBagCollectionSharder):
+    """The stock sharder without its filter that hides row-wise types on CPU, where they work."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """All sharding types."""
+        return [sharding_type.value for sharding_type in ShardingType]
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """What shards the collections of a model."""
+    both = (AllTypesSharder(), EmbeddingCollectionSharder())
+    return [cast(ModuleSharder[nn.Module], sharder) for sharder in both]
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """A table of a model, as plans see it."""
+
+    name: str
+    module: str
+    """Path of its collection in the model."""
+    num_embeddings: int
+    embedding_dim: int
+    features: tuple[str, ...]
+    """Keys that are looked up in it."""
+    is_pooled: bool
+    """In an EmbeddingBagCollection, instead of the collection that sequences read."""
+
+    @property
+    def entity(self) -> str:
+        """Name of its id space in the dataset."""
+        return self.name.removeprefix("t_")
+
+
+def find_tables(model: nn.Module) -> list[EmbeddingTable]:
+    """All tables of a model, by name."""
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, EmbeddingBagCollection):
+            configs = module.embedding_bag_configs()
+        elif isinstance(module, EmbeddingCollection):
+            configs = module.embedding_configs()
+        else:
+            continue
+        found += [
+            EmbeddingTable(
+                name=config.name,
+                module=path,
+                num_embeddings=config.num_embeddings,
+                embedding_dim=config.embedding_dim,
+                features=tuple(config.feature_names),
+                is_pooled=isinstance(module, EmbeddingBagCollection),
+            )
+            for config in configs
+        ]
+    return sorted(found, key=lambda table: table.name)
+
+
+@contextmanager
+def optimizer_state_sized(model: nn.Module) -> Iterator[None]:
+    """Let the planner count the state of Adam where it is not fused into the backward pass.
+
+    The planner looks for the optimizer class on the table, where only fused ones leave it.
+    """
+    exposed = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if is_table(name) and not hasattr(parameter, _MARK)
+    ]
+    for parameter in exposed:
+        setattr(parameter, _MARK, [torch.optim.Adam])
+    yield
+    for parameter in exposed:
+        delattr(parameter, _MARK)
+
+
+class ReproducibleEnumerator(EmbeddingEnumerator):
+    """Enumerates the options of a table in the same order in every process.
+
+    The stock one goes through sets of strings, whose order differs from process to process, and
+    with it the plan among equally good ones.
+    """
+
+    def _filter_sharding_types(
+        self, name: str, allowed_sharding_types: list[str], sharder_key: str = ""
+    ) -> list[str]:
+        return sorted(super()._filter_sharding_types(name, allowed_sharding_types, sharder_key))
+
+    def _filter_compute_kernels(
+        self, name: str, allowed_compute_kernels: list[str], sharding_type: str
+    ) -> list[str]:
+        return sorted(super()._filter_compute_kernels(name, allowed_compute_kernels, sharding_type))
+
+
+def make_planner(
+    model: nn.Module,
+    constraints: Mapping[str, ParameterConstraints],
+    *,
+    topology: Topology,
+    batch_size: int,
+    search_seconds: int,
+) -> EmbeddingShardingPlanner:
+    """TorchRec's planner with our order of enumeration and reservation of memory.
+
+    Args:
+        model: the model, for the memory of its dense part.
+        constraints: by table.
+        topology: the cluster.
+        batch_size: impressions per rank.
+        search_seconds: time that the search may take.
+    """
+    dense = sum(p.numel() for name, p in model.named_parameters() if not is_table(name))
+    return EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        enumerator=ReproducibleEnumerator(
+            topology=topology, batch_size=batch_size, constraints=dict(constraints)
+        ),
+        storage_reservation=HeuristicalStorageReservation(
+            percentage=_RESERVED, dense_tensor_estimate=dense * _FLOAT_BYTES * _DENSE_COPIES
+        ),
+        constraints=dict(constraints),
+        timeout_seconds=search_seconds,
+        debug=False,
+    )

@@ -1,0 +1,64 @@
+"""Configuration of the sharding."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from cdp_torchrec.config import Config
+
+TypeName = Literal[
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+    "data_parallel",
+]
+"""TorchRec's sharding types."""
+KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching"]
+
+
+class TableShardingConfig(Config):
+    """How one table may be sharded; what is not named is as for all tables."""
+
+    types: tuple[TypeName, ...] | None = None
+    """Sharding types to choose from."""
+    kernels: tuple[KernelName, ...] | None = None
+    """Compute kernels to choose from, on CUDA: fused keeps the table in the GPU's memory,
+    fused_uvm in the host's, fused_uvm_caching in the host's with a cache on the GPU."""
+    cache_load_factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the rows that the cache of fused_uvm_caching holds; without it, a fifth."""
+    column_width: PositiveInt | None = None
+    """Columns of one shard of a table split by columns: a multiple of 4 that divides the width
+    of the embedding; without it, half of the embedding."""
+
+
+class ShardingConfig(Config):
+    """Where tables live. The plan never changes the mathematics."""
+
+    strategy: Literal["auto"] | TypeName = "auto"
+    """auto: TorchRec's planner chooses the type of each large table; the other values force one
+    type for all large tables. Tables that sequences read have no table_row_wise,
+    table_column_wise and grid_shard: they are row_wise or column_wise then."""
+    small_table_rows: NonNegativeInt = 2000
+    """With several ranks, tables with at most this many rows are replicated (data-parallel)."""
+    tables: Mapping[str, TableShardingConfig] = {}
+    """Constraints by entity, in place of strategy and small_table_rows."""
+    plan: Path | None = None
+    """A plan file to use as it is, such as the plan.json of a run; then nothing is planned."""
+    hardware: str | None = None
+    """Name of the hardware or path of its .toml, for the planner's estimates; without it, what
+    the machine shows of itself."""
+    search_seconds: PositiveInt = 60
+    """Time that the search for a plan may take."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.plan is not None and (self.strategy != "auto" or self.tables):
+            raise ValueError(
+                "plan stands alone: it leaves nothing for strategy or tables to decide"
+            )
+        return self
