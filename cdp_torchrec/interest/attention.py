@@ -1,22 +1,27 @@
-"""Search and attention of candidates over behaviours, shared by SIM, TWIN, QIN and DIN.
+"""Search and attention of candidates over behaviours, shared by SIM, TWIN, QIN, DIN and pooling.
 
 What depends on a behaviour alone (its features, its key, its value) is a jagged tensor, made once
 per request; what is here relates it to candidates, block by block.
 """
 
 # B impressions, L behaviours, W rows of a block, C candidates in a row, N behaviours in a row,
-# K behaviours kept, H heads, A width of queries, keys and values, D width of an item
+# K behaviours kept, H heads, A width of queries, keys and values, D width of an item,
+# F width of item and category
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import PositiveInt, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from cdp_torchrec.interest.base import InterestInput
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.interest.age import AgeEmbedding
+from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.output import InterestVectorConfig, layer_norm
-from cdp_torchrec.interest.sequence import BehaviourSequence, masked_softmax
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
 
 EmbeddingNorm = Literal["none", "layernorm"]
 
@@ -25,27 +30,32 @@ EmbeddingNorm = Literal["none", "layernorm"]
 _DENSE_UP_TO = 4
 
 
-class TargetAttentionConfig(InterestVectorConfig):
-    """Settings of every module that attends to the behaviours that a search found."""
+class AttentionConfig(Config):
+    """Sizes of an attention of the target item over behaviours."""
 
     attention_dim: PositiveInt = 32
     """Width of queries, keys and values over all heads. Ours."""
     num_heads: PositiveInt = 4
-    """Heads. TWIN: 4. The other papers state none."""
+    """Heads; a divisor of attention_dim. TWIN: 4. The other papers state none."""
     age_dim: PositiveInt = 8
     """Width of the embedding of the time since a behaviour. Ours."""
-    embedding_norm: EmbeddingNorm = "none"
-    """Layer norm of item, category and action embeddings on their way into search and attention.
-    Papers: none. Fresh embeddings are so small that attention starts slowly."""
 
     @model_validator(mode="after")
-    def _check_heads(self) -> "TargetAttentionConfig":
+    def _check_heads(self) -> "AttentionConfig":
         if self.attention_dim % self.num_heads:
             raise ValueError(
                 f"attention_dim = {self.attention_dim} is no multiple of "
                 f"num_heads = {self.num_heads}"
             )
         return self
+
+
+class TargetAttentionConfig(AttentionConfig, InterestVectorConfig):
+    """Settings of every module that attends to the behaviours that a search found."""
+
+    embedding_norm: EmbeddingNorm = "none"
+    """Layer norm of item, category and action embeddings on their way into search and attention.
+    Papers: none. Fresh embeddings are so small that attention starts slowly."""
 
 
 def target_features(inputs: InterestInput, *, category_dim: int, norm: EmbeddingNorm) -> Tensor:
@@ -111,6 +121,19 @@ class Retrieved:
         return candidates.view(self.behaviour.shape[0], -1, candidates.shape[2])
 
 
+Search = Callable[[CandidateBlock], Retrieved]
+"""Finds behaviours for the candidates of a block."""
+
+
+def find_all(num_behaviours: int) -> Search:
+    """The search that keeps everything, given L."""
+
+    def find(block: CandidateBlock) -> Retrieved:
+        return Retrieved(block.behaviour, present(block, num_behaviours).unsqueeze(1))
+
+    return find
+
+
 def retrieve(scores: Tensor, behaviour: Tensor, *, num_behaviours: int, k: int) -> Retrieved:
     """The k behaviours with the highest scores for each candidate; all, if there are no more.
 
@@ -128,6 +151,49 @@ def retrieve(scores: Tensor, behaviour: Tensor, *, num_behaviours: int, k: int) 
     places, kept = top_k(scores, present, k)
     rows = behaviour.unsqueeze(1).expand_as(scores).gather(-1, places)
     return Retrieved(rows.flatten(0, 1), kept.flatten(0, 1).unsqueeze(1))
+
+
+class TargetAttention(nn.Module):
+    """Multi-head attention of the target item over behaviours, with the time since each."""
+
+    def __init__(self, config: AttentionConfig, dims: InterestDims, *, norm: EmbeddingNorm) -> None:
+        super().__init__()
+        self.norm: EmbeddingNorm = norm
+        self.num_heads = config.num_heads
+        dim = dims.item + dims.category
+        self.age = AgeEmbedding(dim=config.age_dim)
+        self.query = nn.Linear(dim, config.attention_dim, bias=False)
+        self.key_value = nn.Linear(
+            dim + dims.action + config.age_dim, 2 * config.attention_dim, bias=False
+        )
+        self.output = nn.Linear(config.attention_dim, dims.item, bias=False)
+
+    def forward(
+        self, target: Tensor, features: Tensor, sequence: BehaviourSequence, search: Search
+    ) -> Tensor:
+        """Interest in the target, zeros where nothing is found, [B, D].
+
+        Args:
+            target: as from target_features, [B, F].
+            features: as from item_features, [L, F].
+            sequence: the behaviours.
+            search: which of them to attend to.
+        """
+        query = self.query(target)
+        action = scaled(sequence.action, self.norm)
+        behaviours = torch.cat([features, action, self.age(sequence.index.age)], dim=1)
+        # Projected once per request, not once per candidate.
+        key_value = self.key_value(behaviours)
+
+        def attend_to_found(block: CandidateBlock) -> Tensor:
+            found = search(block)
+            keys, values = gather(key_value, found.behaviour).chunk(2, dim=2)
+            candidates = gather(query, block.impression)
+            rows = found.as_rows(candidates)
+            attended = attend(rows, keys, values, found.mask, num_heads=self.num_heads)
+            return attended.view_as(candidates)
+
+        return self.output(sequence.per_candidate(attend_to_found))
 
 
 def attend(

@@ -2,36 +2,40 @@
 
 # B impressions, D embedding dim
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.interest.base import InterestConfigBase
 
 Emit = Literal["interest", "interest_item"]
-LatentNorm = Literal["none", "layernorm", "l2"]
 
 # Embeddings start at a standard deviation of 0.001 to 0.1, and a mean of many is smaller still:
 # PyTorch's default of 1e-5 would drown their variance.
-_NORM_EPS = 1e-8
+NORM_EPS = 1e-8
+
+EmitT = TypeVar("EmitT", bound=str)
+
+
+def _once(emit: tuple[EmitT, ...]) -> tuple[EmitT, ...]:
+    if len(set(emit)) < len(emit):
+        raise ValueError("each part can be emitted once only")
+    return emit
+
+
+Emitted = Annotated[tuple[EmitT, ...], Field(min_length=1), AfterValidator(_once)]
+"""One or more parts, each of them once."""
 
 
 class InterestVectorConfig(InterestConfigBase):
     """Settings of every module whose result is one vector as wide as the target item."""
 
-    emit: Annotated[tuple[Emit, ...], Field(min_length=1)] = ("interest",)
+    emit: Emitted[Emit] = ("interest",)
     """What the tower receives, in this order. "interest": the module's vector, [D].
     "interest_item": its Hadamard product with the target item, both in layer norm, [D]."""
-
-    @field_validator("emit")
-    @classmethod
-    def _emit_once(cls, emit: tuple[Emit, ...]) -> tuple[Emit, ...]:
-        if len(set(emit)) < len(emit):
-            raise ValueError("each part can be emitted once only")
-        return emit
 
 
 class InterestVector(nn.Module):
@@ -52,4 +56,4 @@ class InterestVector(nn.Module):
 
 def layer_norm(x: Tensor) -> Tensor:
     """Layer norm without affine, exact also for vectors as small as fresh embeddings, [B, D]."""
-    return functional.layer_norm(x, x.shape[-1:], eps=_NORM_EPS)
+    return functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS)

@@ -6,15 +6,14 @@ Shared by `pooled`, `condition_mlp` and `cdp`, so that a comparison of them comp
 # B impressions, D embedding dim, K recency segments (0 is the most recent)
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional
 
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.interest.attention import AttentionConfig
 from cdp_torchrec.interest.attentive_pooling import AttentivePooling
 from cdp_torchrec.interest.base import (
     GatedPool,
@@ -22,33 +21,10 @@ from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
 )
+from cdp_torchrec.interest.output import NORM_EPS, Emitted, layer_norm
 
 Emit = Literal["interest", "interest_item", "pooled"]
 LatentNorm = Literal["none", "layernorm", "l2"]
-
-# Embeddings start at a standard deviation of 0.001 to 0.1, and a mean of many is smaller still:
-# PyTorch's default of 1e-5 would drown their variance.
-_NORM_EPS = 1e-8
-
-
-class AttentionConfig(Config):
-    """Attention of the target item over the gated behaviours."""
-
-    attention_dim: PositiveInt = 32
-    """Width of queries, keys and values over all heads."""
-    num_heads: PositiveInt = 4
-    """Heads; a divisor of attention_dim."""
-    age_dim: PositiveInt = 8
-    """Width of the embedding of the time since a behaviour."""
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> "AttentionConfig":
-        if self.attention_dim % self.num_heads:
-            raise ValueError(
-                f"attention_dim = {self.attention_dim} is no multiple of "
-                f"num_heads = {self.num_heads}"
-            )
-        return self
 
 
 class GatedHistoryConfig(InterestConfigBase):
@@ -67,17 +43,10 @@ class GatedHistoryConfig(InterestConfigBase):
     latent_norm: LatentNorm = "none"
     """Scale of z_0 (ambiguity a10). The paper is silent. "none" keeps the tiny scale of embeddings,
     which noise of variance 0.5 erases; "layernorm" and "l2" give every latent unit variance."""
-    emit: Annotated[tuple[Emit, ...], Field(min_length=1)] = ("interest",)
+    emit: Emitted[Emit] = ("interest",)
     """What the tower receives (ambiguity a18), in this order. Paper: the interest alone.
     "interest": the module's vector, [D]. "interest_item": its Hadamard product with the target
     item, [D]. "pooled": z_0, [D]."""
-
-    @field_validator("emit")
-    @classmethod
-    def _emit_once(cls, emit: tuple[Emit, ...]) -> tuple[Emit, ...]:
-        if len(set(emit)) < len(emit):
-            raise ValueError("each part can be emitted once only")
-        return emit
 
     @property
     def history(self) -> HistoryLookup:
@@ -121,7 +90,7 @@ class HistoryPooling(nn.Module):
     def forward(self, inputs: InterestInput) -> PooledHistory:
         """z_0 of every impression."""
         if self.attention is not None:
-            mean, present = self.attention(inputs)
+            mean, present = self.attention.pool(inputs)
         else:
             assert self.mean is not None and inputs.pool is not None
             mean, present = self.mean(inputs.pool)
@@ -197,6 +166,6 @@ def normalise(x: Tensor, latent_norm: LatentNorm) -> Tensor:
         case "none":
             return x
         case "layernorm":
-            return functional.layer_norm(x, x.shape[-1:], eps=_NORM_EPS)
+            return layer_norm(x)
         case "l2":
-            return x * (x.square().mean(dim=-1, keepdim=True) + _NORM_EPS).rsqrt()
+            return x * (x.square().mean(dim=-1, keepdim=True) + NORM_EPS).rsqrt()

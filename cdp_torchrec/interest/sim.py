@@ -5,11 +5,9 @@ exact search unit (ESU) attends to them with the time since each, and a DIN alwa
 short history beside. Search is over the whole history; the paper keeps the recent part out of it.
 """
 
-# B impressions, S sequences, L behaviours, W rows of a block, C candidates in a row, N behaviours
-# in a row, D width of an item, F width of item and category, G width of the search, A of attention
+# B impressions, L behaviours, F width of item and category
 
 import logging
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,14 +16,14 @@ from torch import Tensor, nn
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequences import CandidateBlock
-from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
     Retrieved,
+    Search,
+    TargetAttention,
     TargetAttentionConfig,
-    attend,
+    find_all,
     item_features,
     retrieve,
-    scaled,
     target_features,
 )
 from cdp_torchrec.interest.base import (
@@ -37,7 +35,7 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.din import ActivationUnitConfig, DinAttention
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent import keep_recent
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +71,6 @@ class SimConfig(TargetAttentionConfig):
         return HistoryLookup(recent=True)
 
 
-Search = Callable[[CandidateBlock], Retrieved]
-"""What a GSU hands to the ESU: for the candidates of a block, the behaviours found."""
-
-
 class SimInterest(InterestModule):
     """The interest is [ESU over the searched behaviours; DIN over the recent ones].
 
@@ -89,7 +83,8 @@ class SimInterest(InterestModule):
         self.config = config
         self.category_dim = dims.category
         dim = dims.item + dims.category
-        self.esu = ExactSearchUnit(config, dims)
+        # Paper section 3.2; the action type beside the time since is ours.
+        self.esu = TargetAttention(config, dims, norm=config.embedding_norm)
         self.short = DinAttention(config.short, dims)
         self.vector = InterestVector(config, dim=dims.item)
         self.interest_dim = 2 * self.vector.width
@@ -110,7 +105,7 @@ class SimInterest(InterestModule):
             assert inputs.gated is not None
             found = keep_recent(inputs.gated, self.config.num_kept)
             features = item_features(found, norm=norm)
-            long = self.esu(target, features, found, _find_all(features.shape[0]))
+            long = self.esu(target, features, found, find_all(features.shape[0]))
         else:
             features = item_features(inputs.recent, norm=norm)
             search = self.gsu.search(target, features)
@@ -121,60 +116,6 @@ class SimInterest(InterestModule):
         short = self.short(inputs, keep_recent(inputs.recent, self.config.short_length))
         interest = [self.vector(long, inputs.item), self.vector(short, inputs.item)]
         return InterestOutput(interest=torch.cat(interest, dim=1), click_logits=click_logits)
-
-
-def _find_all(num_behaviours: int) -> Search:
-    def find(block: CandidateBlock) -> Retrieved:
-        return Retrieved(block.behaviour, present(block, num_behaviours).unsqueeze(1))
-
-    return find
-
-
-class ExactSearchUnit(nn.Module):
-    """Multi-head target attention over the behaviours found (paper section 3.2)."""
-
-    def __init__(self, config: SimConfig, dims: InterestDims) -> None:
-        super().__init__()
-        self.config = config
-        dim = dims.item + dims.category
-        self.age = AgeEmbedding(dim=config.age_dim)
-        self.query = nn.Linear(dim, config.attention_dim, bias=False)
-        self.key_value = nn.Linear(
-            dim + dims.action + config.age_dim, 2 * config.attention_dim, bias=False
-        )
-        self.output = nn.Linear(config.attention_dim, dims.item, bias=False)
-
-    def forward(
-        self, target: Tensor, features: Tensor, sequence: BehaviourSequence, search: Search
-    ) -> Tensor:
-        """Interest in the target, zeros where nothing is found, [B, D].
-
-        Args:
-            target: [B, F].
-            features: item and category of each behaviour, [L, F].
-            sequence: the behaviours.
-            search: finds behaviours for the candidates of a block.
-        """
-        query = self.query(target)
-        action = scaled(sequence.action, self.config.embedding_norm)
-        # z_j = [e_j; time since], the action type being ours; projected once per request.
-        z = torch.cat([features, action, self.age(sequence.index.age)], dim=1)
-        key_value = self.key_value(z)
-
-        def attend_to_found(block: CandidateBlock) -> Tensor:
-            found = search(block)
-            keys, values = gather(key_value, found.behaviour).chunk(2, dim=2)
-            candidates = gather(query, block.impression)
-            attended = attend(
-                found.as_rows(candidates),
-                keys,
-                values,
-                found.mask,
-                num_heads=self.config.num_heads,
-            )
-            return attended.view_as(candidates)
-
-        return self.output(sequence.per_candidate(attend_to_found))
 
 
 class SoftSearchUnit(nn.Module):
