@@ -29,7 +29,7 @@ from pathlib import Path
 import duckdb
 from tqdm import tqdm
 
-from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar, sql_string
+from cdp_torchrec.data.prepare.database import EngineLimits, open_database, sql_string
 from cdp_torchrec.data.prepare.ebnerd_log import (
     LONGEST_READ_S,
     last_ms_of_read,
@@ -41,6 +41,7 @@ from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
     engine_errors,
+    request_parts,
     staging_beside,
 )
 from cdp_torchrec.data.schema import DatasetError, Feature, Kind, Level, Role, Schema
@@ -249,10 +250,7 @@ def _stage_requests(
             RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ) AS num_earlier FROM requests ORDER BY number
     """)
-    num_requests = scalar(connection, "SELECT count(*) FROM requests")
-    for start in range(0, num_requests, _REQUESTS_PER_FILE):
-        within = f"WHERE number >= {start} AND number < {start + _REQUESTS_PER_FILE}"
-        path = directory / f"part-{start // _REQUESTS_PER_FILE:05d}.parquet"
+    for within, path in request_parts(connection, directory, size=_REQUESTS_PER_FILE):
         connection.execute(f"""
             COPY (
                 SELECT request_id, user_id, timestamp,

@@ -11,7 +11,7 @@ order, the split, exact history features and the history store.
 
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import duckdb
 from tqdm import tqdm
 
-from cdp_torchrec.data.prepare.database import EngineLimits, open_database
+from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
 from cdp_torchrec.data.prepare.request_files import Moments, write_requests
 from cdp_torchrec.data.prepare.request_tables import code_requests
@@ -34,6 +34,7 @@ __all__ = [
     "PreparationError",
     "build_dataset",
     "engine_errors",
+    "request_parts",
     "staging_beside",
 ]
 
@@ -93,6 +94,20 @@ def staging_beside(output: Path) -> Generator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{output.name}.staging-", dir=output.parent) as directory:
         yield Path(directory)
+
+
+def request_parts(
+    connection: duckdb.DuckDBPyConnection, directory: Path, *, size: int
+) -> Iterator[tuple[str, Path]]:
+    """Cut table `requests` at its column `number` into parts that are staged one by one.
+
+    Yields:
+        SQL clause that selects the rows of a part, and its file in `directory`.
+    """
+    num_requests = scalar(connection, "SELECT count(*) FROM requests")
+    for start in range(0, num_requests, size):
+        path = directory / f"part-{start // size:05d}.parquet"
+        yield f"WHERE number >= {start} AND number < {start + size}", path
 
 
 class PreparationError(OSError):

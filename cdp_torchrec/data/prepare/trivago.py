@@ -32,6 +32,7 @@ from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
     engine_errors,
+    request_parts,
     staging_beside,
 )
 from cdp_torchrec.data.prepare.trivago_log import (
@@ -236,10 +237,7 @@ def _stage_requests(
     columns = [f.name for f in features if f.level == "candidate"] + ["label"]
     has_metadata = set(_METADATA_FEATURES) <= set(features)
     lists = ", ".join(f"list({name} ORDER BY position) AS {name}" for name in columns)
-    num_requests = scalar(connection, "SELECT count(*) FROM requests")
-    for start in range(0, num_requests, _REQUESTS_PER_FILE):
-        within = f"WHERE number >= {start} AND number < {start + _REQUESTS_PER_FILE}"
-        path = directory / f"part-{start // _REQUESTS_PER_FILE:05d}.parquet"
+    for within, path in request_parts(connection, directory, size=_REQUESTS_PER_FILE):
         connection.execute(f"""
             COPY (
                 WITH listed AS (
