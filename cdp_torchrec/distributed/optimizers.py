@@ -123,7 +123,7 @@ class ScheduledOptimizer(CombinedOptimizer):
         """
         self._config = config
         self._max_steps = max_steps
-        self._sparse = _sparse_optimizers(model, config.sparse)
+        self._sparse = sparse_optimizers(model, config.sparse)
         dense = dict(model.named_parameters())
         dense = {name: p for name, p in dense.items() if not is_table(name)}
         self._dense: KeyedOptimizer = KeyedOptimizerWrapper(
@@ -170,7 +170,7 @@ class ScheduledOptimizer(CombinedOptimizer):
         return rates
 
 
-def _sparse_optimizers(
+def sparse_optimizers(
     model: DistributedModelParallel, config: SparseOptimizerConfig
 ) -> list[KeyedOptimizer]:
     """The fused optimizer, and one for the tables that expose their gradients."""
