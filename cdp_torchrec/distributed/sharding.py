@@ -1,25 +1,41 @@
 """Sharding plans: which rank holds which part of which table."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.planner import Topology
-from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.constraints import table_constraints
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, needs_dense_gradients
 from cdp_torchrec.distributed.planner import (
+    EmbeddingTable,
     find_tables,
     make_planner,
     optimizer_state_sized,
     sharders,
 )
 from cdp_torchrec.distributed.sharding_config import ShardingConfig
+
+
+@dataclass(frozen=True)
+class SearchedPlan:
+    """What a search has found."""
+
+    plan: ShardingPlan
+    options: tuple[ShardingOption, ...]
+    """One for each table, with the planner's estimates; their shards know their ranks."""
+    planner: EmbeddingShardingPlanner
+    """What searched; it knows how much memory it has reserved."""
+    num_proposals: int
+    seconds: float
 
 
 def plan_sharding(
@@ -31,7 +47,27 @@ def plan_sharding(
     batch_size: int,
     pooling_factors: Mapping[str, float],
 ) -> ShardingPlan:
-    """The sharding plan of a model, without a process group.
+    """The sharding plan of a model; arguments and errors are those of `search_plan`."""
+    return search_plan(
+        model,
+        config,
+        optimizer,
+        topology=topology,
+        batch_size=batch_size,
+        pooling_factors=pooling_factors,
+    ).plan
+
+
+def search_plan(
+    model: nn.Module,
+    config: ShardingConfig,
+    optimizer: SparseOptimizerConfig,
+    *,
+    topology: Topology,
+    batch_size: int,
+    pooling_factors: Mapping[str, float],
+) -> SearchedPlan:
+    """The sharding plan of a model with its estimates, without a process group.
 
     Args:
         model: model with its tables on the meta device; in-backward optimizers already applied,
@@ -45,8 +81,9 @@ def plan_sharding(
     Raises:
         ConfigError: the configuration is wrong for a table, or no plan fits.
     """
+    tables = find_tables(model)
     constraints = table_constraints(
-        find_tables(model),
+        tables,
         config,
         optimizer,
         device=topology.compute_device,
@@ -60,6 +97,7 @@ def plan_sharding(
         batch_size=batch_size,
         search_seconds=config.search_seconds,
     )
+    start = time.perf_counter()
     try:
         with optimizer_state_sized(model):
             plan = planner.plan(model, sharders())
@@ -73,7 +111,25 @@ def plan_sharding(
             assert isinstance(module_plan, EmbeddingModuleShardingPlan)
             for parameter in module_plan.values():
                 parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
-    return plan
+    _check_complete(plan, tables)
+    return SearchedPlan(
+        plan=plan,
+        options=tuple(planner._best_plan or ()),
+        planner=planner,
+        num_proposals=planner._num_proposals,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check_complete(plan: ShardingPlan, tables: Sequence[EmbeddingTable]) -> None:
+    """TorchRec leaves a table that is not in the plan unsharded, and says nothing."""
+    missing = [
+        table.name
+        for table in tables
+        if table.module not in plan.plan or table.name not in plan.plan[table.module]  # pyrefly: ignore[not-iterable]
+    ]
+    if missing:
+        raise RuntimeError(f"TorchRec's planner has left out the tables {', '.join(missing)}")
 
 
 def from_rank_zero(make_plan: Callable[[], ShardingPlan]) -> ShardingPlan:

@@ -1,0 +1,1 @@
+"""Sharding-plan experiments: what a plan would cost, without the hardware."""
