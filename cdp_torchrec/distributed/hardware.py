@@ -17,6 +17,7 @@ from torchrec.distributed.planner.types import (
 )
 
 from cdp_torchrec.config import Config, ConfigError, load_toml
+from cdp_torchrec.distributed.bandwidths import CollectiveBandwidths
 
 SKUS = Path(__file__).parent / "skus"
 """One file for each hardware that has a name."""
@@ -28,8 +29,9 @@ _MS_PER_S = 1000
 class HardwareConfig(Config):
     """One node of a cluster, and the network between nodes. 1 GB is 10^9 bytes.
 
-    Bandwidths count one direction. They are data sheet values in the files that come with the
-    package, and measured ones in files that launch/benchmark.py plans has fitted.
+    Bandwidths count one direction. In the files that come with the package, those of memory are of
+    the data sheet, and those of links and the rate of matrix products are what training usually
+    reaches; launch/benchmark.py plans fits them to a machine.
     """
 
     name: str
@@ -49,9 +51,9 @@ class HardwareConfig(Config):
     host_to_device_gb_s: PositiveFloat | None = None
     """Between host memory and a GPU (PCIe, NVLink-C2C); what UVM tables are read through."""
     intra_node_gb_s: PositiveFloat
-    """Of one rank to the others on its node (NVLink, PCIe, shared memory)."""
+    """Of one rank to the others on its node (NVLink, PCIe, shared memory), in a collective."""
     inter_node_gb_s: PositiveFloat
-    """Of one rank to ranks on other nodes."""
+    """Of one rank to ranks on other nodes, in a collective."""
     matmul_tflops: PositiveFloat
     """Rate of matrix products that training reaches, in 10^12 FLOP/s of one rank."""
     price_per_rank_hour: PositiveFloat | None = None
@@ -91,10 +93,16 @@ class HardwareConfig(Config):
                 hbm_mem_bw=per_ms(self.device_bandwidth_gb_s),
                 ddr_mem_bw=per_ms(self.host_bandwidth_gb_s),
                 hbm_to_ddr_mem_bw=per_ms(self.host_to_device_gb_s),
-                intra_host_bw=per_ms(self.intra_node_gb_s),
-                inter_host_bw=per_ms(self.inter_node_gb_s),
             ),
-            kernel_config=KernelConfig(compute_device=self.device),
+            kernel_config=KernelConfig(
+                compute_device=self.device,
+                # Without it TorchRec plans with a V100's bandwidths, and does not say so.
+                use_hardware_based_bandwidth=True,
+                generalized_comms_bandwidths=CollectiveBandwidths(
+                    intra_node=self.intra_node_gb_s * GB / _MS_PER_S,
+                    inter_node=self.inter_node_gb_s * GB / _MS_PER_S,
+                ),
+            ),
         )
 
 
