@@ -18,13 +18,19 @@ from cdp_torchrec.distributed.sharding_config import (
 
 _log = logging.getLogger(__name__)
 
-_COLUMN_TYPES: tuple[TypeName, ...] = ("column_wise", "table_column_wise", "grid_shard")
-_FOR_SEQUENCES: dict[TypeName, TypeName] = {
+COLUMN_TYPES: tuple[TypeName, ...] = ("column_wise", "table_column_wise", "grid_shard")
+FOR_SEQUENCES: dict[TypeName, TypeName] = {
     "table_row_wise": "row_wise",
     "table_column_wise": "column_wise",
     "grid_shard": "column_wise",
 }
 """What stands in for a type that TorchRec has for pooled lookups only."""
+NO_ROWWISE_ADAGRAD = (
+    "and optimizer.sparse.kind = 'rowwise_adagrad' do not go together: each column shard would "
+    "keep its own mean square of the row's gradient, another optimizer, whose state no other plan "
+    "can load; use adam, or split by rows"
+)
+"""Why tables that are split by columns refuse that optimizer."""
 _LANES = 4
 """FBGEMM's rows are multiples of four floats."""
 
@@ -57,7 +63,7 @@ def table_constraints(
         own = config.tables.get(table.entity, TableShardingConfig())
         types = own.types or _types(table, config, optimizer, world_size)
         if not table.is_pooled:
-            types = tuple(dict.fromkeys(_FOR_SEQUENCES.get(name, name) for name in types))
+            types = tuple(dict.fromkeys(FOR_SEQUENCES.get(name, name) for name in types))
         problems += _conflicts(table, own, types, optimizer, device)
         caches = "fused_uvm_caching" in (own.kernels or ())
         constraints[table.name] = ParameterConstraints(
@@ -120,13 +126,9 @@ def _conflicts(
 ) -> list[str]:
     key = f"sharding.tables.{table.entity}"
     problems = []
-    by_columns = [name for name in types if name in _COLUMN_TYPES]
+    by_columns = [name for name in types if name in COLUMN_TYPES]
     if by_columns and optimizer.kind == "rowwise_adagrad":
-        problems.append(
-            f"{key}: {by_columns[0]} and optimizer.sparse.kind = 'rowwise_adagrad' do not go "
-            "together: each column shard would keep its own mean square of the row's gradient, "
-            "another optimizer, whose state no other plan can load; use adam, or split by rows"
-        )
+        problems.append(f"{key}: {by_columns[0]} {NO_ROWWISE_ADAGRAD}")
     width = own.column_width
     if width is not None and (table.embedding_dim % width or width % _LANES):
         problems.append(
