@@ -1,6 +1,6 @@
 """Which embedding tables and KJT keys a dataset gives a model: the contract of reader and model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,6 +142,29 @@ def build_layout(
             f"data.vocabulary names {unknown}, but {dataset} has the entities "
             f"{sorted(schema.entities)}"
         )
+    return declare_layout(
+        schema,
+        lambda entity: _table(dataset, schema, entity, vocabulary.get(entity, VocabularyConfig())),
+        history=history,
+        count_segments=count_segments,
+    )
+
+
+def declare_layout(
+    schema: Schema,
+    make_table: Callable[[str], Table],
+    *,
+    history: HistoryLookup,
+    count_segments: tuple[int, ...] | None,
+) -> FeatureLayout:
+    """Tables and keys of a schema, whatever decides on the rows of a table.
+
+    Args:
+        schema: features and entities.
+        make_table: table of an entity.
+        history: forms of the history that the model reads.
+        count_segments: as in FeatureLayout.
+    """
     features = [
         SparseFeature(
             key=feature.name,
@@ -169,10 +192,7 @@ def build_layout(
         features += _behaviour_features(schema, "recent")
     entities = dict.fromkeys(feature.table for feature in features)
     return FeatureLayout(
-        tables={
-            entity: _table(dataset, schema, entity, vocabulary.get(entity, VocabularyConfig()))
-            for entity in entities
-        },
+        tables={entity: make_table(entity) for entity in entities},
         features=tuple(features),
         numbers=tuple(f for f in schema.features if f.kind == "number"),
         history=history,

@@ -1,0 +1,62 @@
+"""What a sharding-plan experiment explores."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.distributed.sharding_config import TypeName
+from cdp_torchrec.experiment import ExperimentConfig
+
+Strategy = Literal["planner", "constraints"] | TypeName
+
+
+class PlanningConfig(Config):
+    """Plans to make and to compare, none of which needs the hardware that it is for."""
+
+    hardware: Annotated[tuple[str, ...], Field(min_length=1)] = ("h100",)
+    """Names of hardware (a10, a100-40, a100-80, h100, h200, b200, l40s, cpu) or paths of files
+    of your own."""
+    world_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8,)
+    """Numbers of ranks: part of a node, or whole nodes."""
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = ("planner",)
+    """planner: TorchRec's choice for each table; a sharding type: that one for all but small
+    tables; constraints: what [sharding] says."""
+    batch_size: PositiveInt = 4096
+    """Impressions per rank and step."""
+    impressions_per_day: PositiveInt | None = None
+    """Length of a day's log; with it, plans show the time that a day takes to train."""
+    rows: Mapping[str, PositiveInt] = {}
+    """Rows of tables by entity, in place of what the dataset has."""
+    pooling_factors: Mapping[str, NonNegativeFloat] = {}
+    """Mean number of ids per impression by key, in place of what the dataset shows. A dataset that
+    is only a schema.toml needs it for every bag and for the history."""
+    compare: tuple[str, str] | None = None
+    """Two plans to compare table by table, such as ["h100-8-planner", "h100-8-row_wise"]; without
+    it, the first two that are feasible."""
+    output: Path = Path("plans")
+    """Directory of tables, figures and plan files."""
+    cache: Path | None = None
+    """Directory of earlier results, reused where nothing that matters has changed; without it,
+    <output>/cache."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        conflicts = []
+        for key in ("hardware", "world_sizes", "strategies"):
+            repeated = [v for v, count in Counter(getattr(self, key)).items() if count > 1]
+            if repeated:
+                conflicts.append((key, f"names {repeated[0]} twice"))
+        if conflicts:
+            raise ConfigConflicts(conflicts)
+        return self
+
+
+class PlanningExperimentConfig(ExperimentConfig):
+    """A training, and what to explore before it is run."""
+
+    planning: PlanningConfig = PlanningConfig()
+    """Plans to explore."""

@@ -1,0 +1,164 @@
+"""What is to be sharded and how often it is looked up: the model of a configuration and its data.
+
+A dataset directory may hold nothing but a schema.toml, for a log that is not there yet.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.dataset import read_schema
+from cdp_torchrec.data.layout import (
+    POOL_KEY,
+    FeatureLayout,
+    SparseFeature,
+    Table,
+    VocabularyConfig,
+    build_layout,
+    declare_layout,
+)
+from cdp_torchrec.data.loader import Share
+from cdp_torchrec.data.pooling import measure_pooling
+from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, apply_sparse_optimizer
+from cdp_torchrec.experiment import open_data
+from cdp_torchrec.model.ranking import ModelConfig, RankingModel
+from cdp_torchrec.model.train_task import TrainTask
+from cdp_torchrec.planning.config import PlanningExperimentConfig
+
+_HISTORY_KEY = re.compile(rf"{POOL_KEY}_\d+|(gated|recent)_(item|category|action)")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the ranks have to hold and to compute."""
+
+    layout: FeatureLayout
+    model: ModelConfig
+    pooling_factors: Mapping[str, float]
+    """Mean number of ids per impression, by key."""
+    impressions_per_request: float
+    pooling_source: str
+    """Where the pooling factors come from, in words."""
+
+    def make_model(self, optimizer: SparseOptimizerConfig, device: str) -> TrainTask:
+        """The model without memory, its tables marked with their optimizer as planners expect."""
+        with torch.device("meta"):
+            task = TrainTask(RankingModel(self.layout, self.model))
+        apply_sparse_optimizer(task.model.sparse_arch, optimizer, torch.device(device))
+        return task
+
+
+def read_workload(config: PlanningExperimentConfig) -> Workload:
+    """The workload of a configuration.
+
+    Raises:
+        ConfigError: rows or pooling factors are unknown or missing.
+        DatasetError: there is no readable schema, or the dataset is damaged.
+    """
+    schema = read_schema(config.data)
+    has_data = (config.data.dir / "vocabulary").is_dir()
+    layout = _layout(config, schema, has_data=has_data)
+    problems = _unknown(config, layout, schema)
+    if problems:
+        raise ConfigError.of(problems)
+    declared = config.planning.pooling_factors
+    found = _measured(config, schema) if has_data else _declared(config, layout, schema)
+    split = schema.splits["train"]
+    return Workload(
+        layout=layout,
+        model=config.model,
+        pooling_factors={
+            f.key: declared.get(f.key, found.get(f.key, 0.0)) for f in layout.features
+        },
+        impressions_per_request=max(1.0, split.impressions / max(1, split.requests)),
+        pooling_source=f"measured on {config.data.dir}" if has_data else "declared",
+    )
+
+
+def _layout(config: PlanningExperimentConfig, schema: Schema, *, has_data: bool) -> FeatureLayout:
+    history = config.model.interest.history
+    counts = config.data.history.count_segments if config.model.interaction.history_counts else None
+    if has_data:
+        layout = build_layout(
+            config.data.dir,
+            schema,
+            vocabulary=config.data.vocabulary,
+            history=history,
+            count_segments=counts,
+        )
+    else:
+        layout = declare_layout(
+            schema,
+            lambda entity: _declared_table(config, schema, entity),
+            history=history,
+            count_segments=counts,
+        )
+    sizes = config.planning.rows
+    tables = {
+        entity: replace(table, num_kept=max(0, sizes[entity] - 1 - table.num_oov_rows))
+        if entity in sizes
+        else table
+        for entity, table in layout.tables.items()
+    }
+    return replace(layout, tables=tables)
+
+
+def _declared_table(config: PlanningExperimentConfig, schema: Schema, entity: str) -> Table:
+    num_ids = schema.entities[entity].num_ids
+    rare = config.data.vocabulary.get(entity, VocabularyConfig()).num_oov_rows
+    return Table(entity, num_oov_rows=rare, num_kept=num_ids, num_ids=num_ids)
+
+
+def _unknown(config: PlanningExperimentConfig, layout: FeatureLayout, schema: Schema) -> list[str]:
+    problems = [
+        f"planning.rows.{entity}: the model has no such table; it has {', '.join(layout.tables)}"
+        for entity in config.planning.rows
+        if entity not in layout.tables
+    ]
+    keys = [feature.key for feature in layout.features]
+    problems += [
+        f"planning.pooling_factors.{key}: no lookup has this key; there are {', '.join(keys)}"
+        for key in config.planning.pooling_factors
+        if key not in keys and not _HISTORY_KEY.fullmatch(key)
+    ]
+    return problems
+
+
+def _measured(config: PlanningExperimentConfig, schema: Schema) -> Mapping[str, float]:
+    held = (1 - config.data.validation_fraction) * schema.splits["train"].impressions
+    batch_size = max(1, min(config.planning.batch_size, int(held / 2)))
+    data = open_data(config, share=Share(0, 1), global_batch_size=batch_size)
+    return measure_pooling(data.train)
+
+
+def _declared(
+    config: PlanningExperimentConfig, layout: FeatureLayout, schema: Schema
+) -> Mapping[str, float]:
+    """What the schema says by itself: one id per candidate, or one per request.
+
+    Raises:
+        ConfigError: names the keys that only the log, or the user, knows.
+    """
+    split = schema.splits["train"]
+    single = {"candidate": 1.0, "request": split.requests / max(1, split.impressions)}
+    factors = {f.key: single[f.slot] for f in layout.features if _is_single(f)}
+    missing = [
+        f.key
+        for f in layout.features
+        if f.key not in factors and f.key not in config.planning.pooling_factors
+    ]
+    if missing:
+        raise ConfigError.of(
+            f"planning.pooling_factors.{key}: required, because {config.data.dir} holds a schema "
+            "but no log to measure it on: the mean number of ids per impression"
+            for key in missing
+        )
+    return factors
+
+
+def _is_single(feature: SparseFeature) -> bool:
+    return feature.slot in ("candidate", "request") and not feature.is_bag
