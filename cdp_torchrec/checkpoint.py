@@ -1,8 +1,8 @@
 """Checkpoints: sharded, written whole or not at all, loaded completely or not at all.
 
 A checkpoint is a directory `step-00001200` that appears by one rename. It holds the tensors of
-model and optimizers (torch.distributed.checkpoint), the resolved config, and `checkpoint.json`
-with step, data position and the digest of the dataset's schema.
+model and optimizers (torch.distributed.checkpoint), the resolved config, the sharding plan, and
+`checkpoint.json` with step, data position and the digest of the dataset's schema.
 """
 
 import json
@@ -59,7 +59,13 @@ class Checkpointer:
     """Writes, keeps and loads the checkpoints of one run."""
 
     def __init__(
-        self, run_dir: Path, *, schema_fingerprint: str, config_toml: str, keep_last: int
+        self,
+        run_dir: Path,
+        *,
+        schema_fingerprint: str,
+        config_toml: str,
+        plan_json: str,
+        keep_last: int,
     ) -> None:
         """Use `<run_dir>/checkpoints`.
 
@@ -67,11 +73,13 @@ class Checkpointer:
             run_dir: directory of the run, shared by all ranks.
             schema_fingerprint: digest of the dataset's schema.
             config_toml: the resolved config, written into every checkpoint.
+            plan_json: the sharding plan as a plan file has it, written into every checkpoint.
             keep_last: number of newest checkpoints kept, beside the best one.
         """
         self.directory = run_dir / "checkpoints"
         self._schema_fingerprint = schema_fingerprint
         self._config_toml = config_toml
+        self._plan_json = plan_json
         self._keep_last = keep_last
 
     def save(
@@ -99,6 +107,7 @@ class Checkpointer:
                 )
                 (partial / "checkpoint.json").write_text(json.dumps(asdict(header), indent=2))
                 (partial / "config.toml").write_text(self._config_toml)
+                (partial / "plan.json").write_text(self._plan_json)
                 partial.rename(final)
         except (Exception, CheckpointException) as error:
             if leader:

@@ -27,8 +27,6 @@ FBGEMM_DISTRIBUTIONS = (
 """Distributions that install the same package `fbgemm_gpu`, each over the others."""
 
 _HARMLESS_ROOT_LOGS = (
-    # The planner expects a sharding spec of data-parallel tables, which have none.
-    "Sharding spec not found for ",
     # One rank without a launcher: the fall-back that is announced is the right one.
     "Could not determine LOCAL_WORLD_SIZE from environment",
 )

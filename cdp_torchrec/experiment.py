@@ -23,7 +23,6 @@ from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling import measure_pooling
 from cdp_torchrec.distributed.optimizers import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
-from cdp_torchrec.distributed.sharding import describe_plan
 from cdp_torchrec.distributed.sharding_config import ShardingConfig
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.metrics import MetricReport
@@ -136,7 +135,7 @@ def train_experiment(
     prepare_synthetic(config.data)
     experiment = build_experiment(config, device)
     run_dir = open_run_directory(config.run)
-    write_run_files(run_dir, config, describe_plan(experiment.parallelized.plan))
+    write_run_files(run_dir, config, experiment.parallelized.plan_json)
     checkpointer = make_checkpointer(experiment, run_dir)
     model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
     progress = Progress(step=0, position=0)
@@ -180,6 +179,10 @@ def evaluate_run(
     checkpoint = find_checkpoint(path)
     run_dir = checkpoint.parent.parent
     config = load_config(ExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
+    if not any(override.startswith("sharding.plan=") for override in overrides):
+        # The plan of the training need not fit the ranks of the evaluation.
+        sharding = config.sharding.model_copy(update={"plan": None})
+        config = config.model_copy(update={"sharding": sharding})
     experiment = build_experiment(config, device)
     make_checkpointer(experiment, run_dir).load(
         checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
@@ -294,6 +297,7 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
         run_dir,
         schema_fingerprint=experiment.data.schema.fingerprint(),
         config_toml=dump_toml(experiment.config),
+        plan_json=experiment.parallelized.plan_json,
         keep_last=experiment.config.trainer.keep_checkpoints,
     )
 

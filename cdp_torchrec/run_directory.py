@@ -11,6 +11,7 @@ import torch.distributed as dist
 from cdp_torchrec.checkpoint import CheckpointError, saved_checkpoints
 from cdp_torchrec.config import Config, ConfigError, dump_toml
 from cdp_torchrec.environment import describe_environment
+from cdp_torchrec.whole_file import write_whole
 
 
 class RunConfig(Config):
@@ -48,18 +49,22 @@ def open_run_directory(config: RunConfig) -> Path:
     return run_dir
 
 
-def write_run_files(run_dir: Path, config: Config, plan: dict[str, Any]) -> None:
-    """Resolved config, sharding plan and environment, for later reading; rank 0 writes."""
+def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:
+    """Resolved config, sharding plan and environment; rank 0 writes.
+
+    Args:
+        run_dir: directory of the run.
+        config: of the run.
+        plan_json: the plan as a plan file has it.
+    """
     if dist.get_rank() != 0:
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.toml").write_text(dump_toml(config))
-    write_json(run_dir / "plan.json", plan)
+    write_whole(run_dir / "plan.json", plan_json)
     write_json(run_dir / "environment.json", describe_environment())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is whole whenever it is there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2))
-    partial.rename(path)
+    write_whole(path, json.dumps(content, indent=2))

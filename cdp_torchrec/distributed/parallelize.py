@@ -16,14 +16,17 @@ from torchrec.distributed.model_parallel import (
 )
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.noise import keyed_normal
 from cdp_torchrec.distributed.hardware import load_hardware, local_hardware
 from cdp_torchrec.distributed.optimizers import (
     OptimizerConfig,
     ScheduledOptimizer,
+    SparseOptimizerConfig,
     apply_sparse_optimizer,
 )
-from cdp_torchrec.distributed.planner import sharders
+from cdp_torchrec.distributed.plan_file import dump_plan, read_plan
+from cdp_torchrec.distributed.planner import find_tables, sharders
 from cdp_torchrec.distributed.sharding import from_rank_zero, plan_sharding
 from cdp_torchrec.distributed.sharding_config import ShardingConfig
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
@@ -40,6 +43,8 @@ class Parallelized:
     model: DistributedModelParallel
     optimizer: ScheduledOptimizer
     plan: ShardingPlan
+    plan_json: str
+    """The plan as a plan file has it."""
 
 
 def parallelize(
@@ -61,7 +66,7 @@ def parallelize(
 
     Args:
         task: model and losses, tables on the meta device.
-        sharding: the plan's strategy.
+        sharding: the plan's strategy, or its file.
         optimizer: sparse and dense optimizer.
         device: where this rank computes.
         batch_size: impressions per rank.
@@ -71,24 +76,20 @@ def parallelize(
         seed: seed of the initial embeddings.
 
     Raises:
-        ConfigError: no sharding plan fits; on all ranks.
+        ConfigError: no sharding plan fits, or the given one does not; on all ranks.
     """
     apply_sparse_optimizer(task.model.sparse_arch, optimizer.sparse, device)
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    hardware = local_hardware(device, ranks_here)
-    if sharding.hardware is not None:
-        named = load_hardware(sharding.hardware)
-        hardware = named.model_copy(update={"ranks_per_node": ranks_here})
     plan = from_rank_zero(
-        lambda: plan_sharding(
+        lambda: _choose_plan(
             task,
             sharding,
             optimizer.sparse,
-            topology=hardware.topology(dist.get_world_size()),
+            device=device,
             batch_size=batch_size,
             pooling_factors=pooling_factors,
         )
     )
+    plan_json = dump_plan(plan, find_tables(task), **_ranks(), device=device.type)
     model = DistributedModelParallel(
         task,
         device=device,
@@ -100,7 +101,49 @@ def parallelize(
     for name, table in model.state_dict().items():
         if is_table(name):
             initialize_table(name, table, std=embedding_init_std, seed=seed)
-    return Parallelized(model, ScheduledOptimizer(model, optimizer, max_steps=max_steps), plan)
+    scheduled = ScheduledOptimizer(model, optimizer, max_steps=max_steps)
+    return Parallelized(model, scheduled, plan, plan_json)
+
+
+def _choose_plan(
+    task: TrainTask,
+    sharding: ShardingConfig,
+    optimizer: SparseOptimizerConfig,
+    *,
+    device: torch.device,
+    batch_size: int,
+    pooling_factors: Mapping[str, float],
+) -> ShardingPlan:
+    """The plan of the file if there is one, else what the planner finds."""
+    ranks = _ranks()
+    if sharding.plan is not None:
+        return read_plan(
+            sharding.plan, find_tables(task), optimizer=optimizer, **ranks, device=device.type
+        )
+    hardware = local_hardware(device, ranks["local_world_size"])
+    if sharding.hardware is not None:
+        named = load_hardware(sharding.hardware)
+        if named.device != device.type:
+            raise ConfigError(
+                f"sharding.hardware = '{sharding.hardware}': has device '{named.device}', but the "
+                f"ranks compute on '{device.type}'"
+            )
+        hardware = named.model_copy(update={"ranks_per_node": ranks["local_world_size"]})
+    return plan_sharding(
+        task,
+        sharding,
+        optimizer,
+        topology=hardware.topology(ranks["world_size"]),
+        batch_size=batch_size,
+        pooling_factors=pooling_factors,
+    )
+
+
+def _ranks() -> dict[str, int]:
+    return {
+        "world_size": dist.get_world_size(),
+        "local_world_size": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+    }
 
 
 def _data_parallel_wrapper() -> DataParallelWrapper:

@@ -33,6 +33,7 @@ from cdp_torchrec.distributed.plan_format import (
     TableEntry,
 )
 from cdp_torchrec.distributed.planner import EmbeddingTable
+from cdp_torchrec.whole_file import write_whole
 
 _LINE_LENGTH = 100
 _MOST_LINES = 20
@@ -51,9 +52,7 @@ def write_plan(
     text = dump_plan(
         plan, tables, world_size=world_size, local_world_size=local_world_size, device=device
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.rename(path)
+    write_whole(path, text)
 
 
 def dump_plan(

@@ -1,5 +1,7 @@
 """TorchRec's planner for our models: what can be sharded, how, and in a reproducible order."""
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ModuleSharder, ShardingType
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from cdp_torchrec.model.sparse_arch import is_table
@@ -121,6 +123,23 @@ class ReproducibleEnumerator(EmbeddingEnumerator):
         return sorted(super()._filter_compute_kernels(name, allowed_compute_kernels, sharding_type))
 
 
+class QuietPlanner(EmbeddingShardingPlanner):
+    """Does not warn, in the root logger, that data-parallel tables have no shards."""
+
+    def plan(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> ShardingPlan:
+        """The plan of a model."""
+        root = logging.getLogger()
+        root.addFilter(_is_no_missing_spec)
+        try:
+            return super().plan(module, sharders)
+        finally:
+            root.removeFilter(_is_no_missing_spec)
+
+
+def _is_no_missing_spec(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Sharding spec not found for ")
+
+
 def make_planner(
     model: nn.Module,
     constraints: Mapping[str, ParameterConstraints],
@@ -139,15 +158,19 @@ def make_planner(
         search_seconds: time that the search may take.
     """
     dense = sum(p.numel() for name, p in model.named_parameters() if not is_table(name))
-    return EmbeddingShardingPlanner(
+    with warnings.catch_warnings():
+        # It advises to give the size of the dense part, which we do.
+        warnings.filterwarnings("ignore", message="HeuristicalStorageReservation is known")
+        reservation = HeuristicalStorageReservation(
+            percentage=_RESERVED, dense_tensor_estimate=dense * _FLOAT_BYTES * _DENSE_COPIES
+        )
+    return QuietPlanner(
         topology=topology,
         batch_size=batch_size,
         enumerator=ReproducibleEnumerator(
             topology=topology, batch_size=batch_size, constraints=dict(constraints)
         ),
-        storage_reservation=HeuristicalStorageReservation(
-            percentage=_RESERVED, dense_tensor_estimate=dense * _FLOAT_BYTES * _DENSE_COPIES
-        ),
+        storage_reservation=reservation,
         constraints=dict(constraints),
         timeout_seconds=search_seconds,
         debug=False,

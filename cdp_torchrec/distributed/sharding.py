@@ -22,6 +22,7 @@ from cdp_torchrec.distributed.planner import (
     optimizer_state_sized,
     sharders,
 )
+from cdp_torchrec.distributed.planner_failure import explain_failure
 from cdp_torchrec.distributed.sharding_config import ShardingConfig
 
 
@@ -102,10 +103,8 @@ def search_plan(
         with optimizer_state_sized(model):
             plan = planner.plan(model, sharders())
     except PlannerError as error:
-        raise ConfigError(
-            f"sharding.strategy = '{config.strategy}': no plan for {topology.world_size} ranks: "
-            f"{error}"
-        ) from error
+        reason = explain_failure(error, planner, tables, optimizer)
+        raise ConfigError(f"sharding.strategy = '{config.strategy}': {reason}") from error
     if needs_dense_gradients(optimizer, torch.device(topology.compute_device)):
         for module_plan in plan.plan.values():
             assert isinstance(module_plan, EmbeddingModuleShardingPlan)
@@ -132,8 +131,17 @@ def _check_complete(plan: ShardingPlan, tables: Sequence[EmbeddingTable]) -> Non
         raise RuntimeError(f"TorchRec's planner has left out the tables {', '.join(missing)}")
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What rank 0 tells the others in place of a plan."""
+
+    text: str
+    is_mistake: bool
+    """The user's."""
+
+
 def from_rank_zero(make_plan: Callable[[], ShardingPlan]) -> ShardingPlan:
-    """The plan that rank 0 makes, on all ranks; collective.
+    """The plan that rank 0 makes or reads, on all ranks; collective.
 
     Args:
         make_plan: called on rank 0 only, because planners need not agree, and a search that is
@@ -141,35 +149,23 @@ def from_rank_zero(make_plan: Callable[[], ShardingPlan]) -> ShardingPlan:
 
     Raises:
         ConfigError: rank 0 raised it; on all ranks.
+        RuntimeError: on the other ranks, when anything else went wrong on rank 0, which raises
+            what it was.
     """
-    shared: list[ShardingPlan | ConfigError | None] = [None]
+    shared: list[ShardingPlan | _Failure | None] = [None]
+    raised: Exception | None = None
     if dist.get_rank() == 0:
         try:
             shared[0] = make_plan()
-        except ConfigError as error:
-            shared[0] = error
+        except Exception as error:  # whatever it is: the other ranks are waiting
+            raised = error
+            shared[0] = _Failure(str(error), isinstance(error, ConfigError))
     dist.broadcast_object_list(shared)
+    if raised is not None:
+        raise raised
     (plan,) = shared
-    if isinstance(plan, ConfigError):
-        raise plan
+    if isinstance(plan, _Failure):
+        kind = ConfigError if plan.is_mistake else RuntimeError
+        raise kind(plan.text if plan.is_mistake else f"rank 0 could not make the plan: {plan.text}")
     assert plan is not None
     return plan
-
-
-def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, object]]:
-    """Table name -> sharding type, compute kernel, ranks and shards, ready for JSON."""
-    described: dict[str, dict[str, object]] = {}
-    for module_plan in plan.plan.values():
-        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
-        for name, parameter in module_plan.items():
-            spec = parameter.sharding_spec
-            shards = [] if spec is None else spec.shards  # pyrefly: ignore[missing-attribute]
-            described[name] = {
-                "sharding_type": parameter.sharding_type,
-                "compute_kernel": parameter.compute_kernel,
-                "ranks": parameter.ranks,
-                "shards": [
-                    {"offsets": list(s.shard_offsets), "sizes": list(s.shard_sizes)} for s in shards
-                ],
-            }
-    return described

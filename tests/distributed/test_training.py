@@ -224,7 +224,7 @@ def test_the_plan_does_not_change_the_losses(two_ranks: dict[str, Any], folder: 
     for name in ("two", "table_wise", "data_parallel"):
         assert losses(folder / name) == pytest.approx(losses(folder / "two"), abs=1e-5)
         plan = json.loads((folder / name / "plan.json").read_text())
-        kinds.add(tuple(sorted(table["sharding_type"] for table in plan.values())))
+        kinds.add(tuple(sorted(table["sharding_type"] for table in plan["tables"].values())))
     assert len(kinds) == 3
 
 
