@@ -14,10 +14,15 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from cdp_torchrec.distributed.quick_search import (
+    EstimatorOfDistinctShards,
+    QuickOption,
+    QuickPartitioner,
+)
 from cdp_torchrec.model.sparse_arch import is_table
 
 _FLOAT_BYTES = 4
@@ -106,11 +111,18 @@ def optimizer_state_sized(model: nn.Module) -> Iterator[None]:
 
 
 class ReproducibleEnumerator(EmbeddingEnumerator):
-    """Enumerates the options of a table in the same order in every process.
+    """Enumerates the options of a table in the same order in every process, and quickly.
 
     The stock one goes through sets of strings, whose order differs from process to process, and
     with it the plan among equally good ones.
     """
+
+    def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
+        """Time and memory of all options."""
+        for option in sharding_options:
+            option.__class__ = QuickOption
+        for estimator in self._estimators:
+            EstimatorOfDistinctShards(estimator).estimate(sharding_options, self._sharder_data_map)
 
     def _filter_sharding_types(
         self, name: str, allowed_sharding_types: list[str], sharder_key: str = ""
@@ -172,6 +184,7 @@ def make_planner(
         ),
         storage_reservation=reservation,
         constraints=dict(constraints),
+        partitioner=QuickPartitioner(),
         timeout_seconds=search_seconds,
         debug=False,
     )
