@@ -143,16 +143,40 @@ class CdpInterest(InterestModule):
             condition_dim=0 if self.condition is None else self.dim,
             num_train_timesteps=config.schedule.num_train_timesteps,
         )
-        self.steps = sampling_steps(
-            self.schedule,
-            sampler=config.sampler,
-            start_timestep=self.last_timestep,
-            num_inference_steps=config.num_inference_steps,
-        )
-        grid = torch.tensor([step.timestep for step in self.steps], dtype=torch.int64)
-        self.register_buffer("grid", grid, persistent=False)
+        self._make_steps()
         # W_out of eq. 10 is apart from the recurrent step only in reading R2.
         self.read_out = nn.Linear(self.dim, self.dim) if config.train_path == "unrolled" else None
+
+    def _make_steps(self) -> None:
+        self.steps = sampling_steps(
+            self.schedule,
+            sampler=self.config.sampler,
+            start_timestep=self.last_timestep,
+            num_inference_steps=self.config.num_inference_steps,
+        )
+        grid = torch.tensor([step.timestep for step in self.steps], dtype=torch.int64)
+        device = self.denoiser.sinusoids.device
+        self.register_buffer("grid", grid.to(device), persistent=False)
+
+    def set_sampling(self, *, sampler: SamplerType, num_inference_steps: int) -> None:
+        """Sample in other steps from now on, with the same parameters.
+
+        Raises:
+            ValueError: the rest of the configuration does not allow them.
+        """
+        change = {"sampler": sampler, "num_inference_steps": num_inference_steps}
+        self.config = CdpConfig.model_validate(self.config.model_dump() | change)
+        self._make_steps()
+
+    def denoised(self, x_0: Tensor, condition: Tensor | None, key: Tensor) -> Tensor:
+        """z* of a pooled history by the chain of serving, [B, D].
+
+        Args:
+            x_0: z_0, [B, D].
+            condition: c, [B, D]; None without experts.
+            key: of each impression, int64 [B].
+        """
+        return self._sample(x_0, self.denoiser.modulation(condition), key)
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Denoised interest, [B, interest_dim]; in training mode with the noise loss."""

@@ -3,7 +3,7 @@
 # B impressions, D embedding dim
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -66,6 +66,21 @@ class ModelConfig(Config):
     """Arithmetic of the dense part; parameters and losses stay float32."""
     compile: bool = False
     """Compile the dense part with torch.compile."""
+
+
+class DenseBatch(Protocol):
+    """What the dense part reads of a batch; shapes as in Batch."""
+
+    bag_lengths: Tensor
+    numbers: Tensor
+    request_index: Tensor
+    pool_index: Tensor
+    gated: SequenceIndex | None
+    recent: SequenceIndex | None
+    history_counts: Tensor
+    key: Tensor
+    item_id: Tensor
+    category_id: Tensor
 
 
 @dataclass(frozen=True)
@@ -158,39 +173,46 @@ class RankingArch(nn.Module):
         )
         self._autocast = config.precision == "bfloat16"
 
-    def forward(self, embeddings: dict[str, Tensor], batch: Batch) -> RankingOutput:
+    def forward(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> RankingOutput:
         """Logits and interest of B impressions.
 
         Args:
             embeddings: by key: sums of bags and single ids, by their own index, and behaviours.
-            batch: everything else; its ids are not read.
+            batch: everything else.
         """
         with torch.autocast(batch.numbers.device.type, torch.bfloat16, enabled=self._autocast):
             features = self._features(embeddings, batch)
-            by_role = {r: self._role(r, features, batch.numbers) for r in _ROLES}
-            interest = self.interest(
-                InterestInput(
-                    user=by_role["user"],
-                    query=by_role["query"],
-                    item=features[ITEM_KEY],
-                    item_attributes=by_role["item"],
-                    context=by_role["context"],
-                    scene=by_role["scene"],
-                    key=batch.key,
-                    item_id=batch.item_id,
-                    category_id=batch.category_id,
-                    pool=self._pool(embeddings, batch),
-                    gated=self._behaviours("gated", embeddings, batch.gated),
-                    recent=self._behaviours("recent", embeddings, batch.recent),
-                )
-            )
+            interest = self.interest(self._interest_input(features, embeddings, batch))
             tower = [features[k] for k in self._tower] + [batch.numbers[:, self._tower_numbers]]
             crossed = self.interaction(torch.cat(tower, dim=1))
             parts = [crossed, interest.interest, batch.history_counts.log1p()]
             logits = self.over_arch(torch.cat(parts, dim=1))
         return RankingOutput(logits.float(), interest)
 
-    def _features(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def interest_input(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> InterestInput:
+        """What the interest module sees of B impressions; arguments as in forward."""
+        return self._interest_input(self._features(embeddings, batch), embeddings, batch)
+
+    def _interest_input(
+        self, features: dict[str, Tensor], embeddings: dict[str, Tensor], batch: DenseBatch
+    ) -> InterestInput:
+        by_role = {r: self._role(r, features, batch.numbers) for r in _ROLES}
+        return InterestInput(
+            user=by_role["user"],
+            query=by_role["query"],
+            item=features[ITEM_KEY],
+            item_attributes=by_role["item"],
+            context=by_role["context"],
+            scene=by_role["scene"],
+            key=batch.key,
+            item_id=batch.item_id,
+            category_id=batch.category_id,
+            pool=self._pool(embeddings, batch),
+            gated=self._behaviours("gated", embeddings, batch.gated),
+            recent=self._behaviours("recent", embeddings, batch.recent),
+        )
+
+    def _features(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> dict[str, Tensor]:
         """Embeddings of all features but the history for each impression, [B, D] by key."""
         features = {f.key: embeddings[f.key] for f in self._columns}
         for feature in self._columns:
@@ -206,7 +228,7 @@ class RankingArch(nn.Module):
             )
         return features
 
-    def _pool(self, embeddings: dict[str, Tensor], batch: Batch) -> GatedPool | None:
+    def _pool(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> GatedPool | None:
         segments = [f.key for f in self._layout.features if f.slot == "pool"]
         if not segments:
             return None

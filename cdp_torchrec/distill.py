@@ -1,0 +1,308 @@
+"""Distillation of CDP's reverse process into one denoiser call.
+
+A student is CDP with num_inference_steps = 1 whose denoiser was trained to return what the chain of
+the teacher returns: nothing but the denoiser's weights is new, so that a student is a run like any
+other. It starts as the teacher's own one-step sampler, by regression to the K-step map
+(Luhman and Luhman 2021, arXiv 2101.02388); everything else stays bit-equal.
+"""
+
+# B impressions, D latent dim
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from cdp_torchrec.checkpoint import Progress, find_checkpoint
+from cdp_torchrec.config import Config, ConfigError, load_config
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
+from cdp_torchrec.experiment import (
+    Experiment,
+    ExperimentConfig,
+    build_experiment,
+    evaluate_test,
+    make_checkpointer,
+)
+from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
+from cdp_torchrec.metrics import MetricReport
+from cdp_torchrec.monitor import Monitor
+from cdp_torchrec.run_directory import RunConfig, open_run_directory, write_json, write_run_files
+
+_LOG_EVERY_STEPS = 10
+
+
+class DistillConfig(Config):
+    """How the student is trained."""
+
+    dir: Path | None = None
+    """Run directory of the student; without it that of the run, with "-student" behind its name."""
+    teacher_steps: PositiveInt | None = None
+    """K, denoiser calls of the teacher; without it those of the run. Paper: 20."""
+    max_steps: PositiveInt = 500
+    """Optimizer steps, each on trainer.global_batch_size impressions of the training split."""
+    lr: PositiveFloat = 3e-3
+    """Learning rate of Adam at the start; it falls to zero on half a cosine."""
+    num_validation_batches: PositiveInt = 20
+    """Batches of unseen impressions on which the relative error is measured."""
+
+
+class DistillExperimentConfig(ExperimentConfig):
+    """A run, and how it is distilled."""
+
+    distill: DistillConfig = DistillConfig()
+    """The distillation."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A finished student."""
+
+    run_dir: Path
+    teacher_steps: int
+    """K of the teacher."""
+    one_step_error: float
+    """Relative error of z* by the teacher's own one-step sampler: root mean square of the
+    difference to z* of the teacher over that of z* itself, on unseen impressions."""
+    student_error: float
+    """The same of the student."""
+    teacher: MetricReport
+    """Test metrics of the teacher at K steps."""
+    student: MetricReport
+    """Test metrics of the student."""
+
+    def table(self) -> str:
+        """Both on the test split, and the errors."""
+        lines = [f"{'':<10}{'auc':>10}{'uauc':>10}{'gauc':>10}  relative error of z*"]
+        rows = (("teacher", self.teacher, 0.0), ("student", self.student, self.student_error))
+        for name, report, error in rows:
+            metrics = (report.auc, report.uauc, report.gauc)
+            shown = "".join(f"{'-' if m is None else f'{m:.5f}':>10}" for m in metrics)
+            lines.append(f"{name:<10}{shown}  {error:.4f}")
+        lines.append(
+            f"teacher: {self.teacher_steps} steps; its own one-step sampler has a relative error "
+            f"of {self.one_step_error:.4f}"
+        )
+        return "\n".join([f"student: {self.run_dir}", *lines])
+
+
+def distill_run(path: Path, overrides: Sequence[str], device: torch.device) -> Distilled:
+    """Train the student of a run; collective.
+
+    Writes a run directory: config, checkpoint, metrics.jsonl, evaluation.json as a training does,
+    and distillation.json.
+
+    Args:
+        path: run directory or checkpoint of the teacher.
+        overrides: key=value over the run's configuration, and distill.key=value.
+        device: where this rank computes.
+
+    Raises:
+        ConfigError: the run has no chain to distill, or the student's directory is in use.
+        CheckpointError: there is no checkpoint, or it does not fit the dataset.
+    """
+    checkpoint = find_checkpoint(path)
+    config = load_config(DistillExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
+    interest = _distillable(config.model.interest)
+    teacher_steps = config.distill.teacher_steps or interest.num_inference_steps
+    student_dir = config.distill.dir or _beside(checkpoint.parent.parent)
+    teacher_config = _with_steps(config, teacher_steps)
+    student_config = _with_steps(config, 1, run=RunConfig(dir=student_dir))
+    experiment = build_experiment(teacher_config, device)
+    run_dir = open_run_directory(student_config.run)
+    parallelized = experiment.parallelized
+    progress = make_checkpointer(experiment, run_dir).load(
+        checkpoint, parallelized.model, parallelized.optimizer
+    )
+    student_experiment = Experiment(
+        student_config, device, experiment.data, config.distill.max_steps, parallelized
+    )
+    write_run_files(run_dir, student_config, parallelized.plan_json)
+    parallelized.model.eval()
+    teacher = _interest(experiment)
+    student = copy.deepcopy(teacher)
+    student.set_sampling(sampler=interest.sampler, num_inference_steps=1)
+    teacher_report = evaluate_test(experiment, run_dir)
+    before = relative_error(experiment, teacher, student, config.distill)
+    with Monitor(run_dir, total_steps=config.distill.max_steps, first_step=0) as monitor:
+        inputs = _training_inputs(experiment, config.distill)
+        train_student(teacher, student, inputs, config.distill, monitor)
+    after = relative_error(experiment, teacher, student, config.distill)
+    teacher.denoiser.load_state_dict(student.denoiser.state_dict())
+    teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
+    make_checkpointer(student_experiment, run_dir).save(
+        Progress(progress.step, progress.position), parallelized.model, parallelized.optimizer
+    )
+    student_report = evaluate_test(student_experiment, run_dir)
+    distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)
+    if dist.get_rank() == 0:
+        write_json(run_dir / "distillation.json", _as_json(distilled, path, config.distill))
+    return distilled
+
+
+def train_student(
+    teacher: CdpInterest,
+    student: CdpInterest,
+    inputs: Iterator[InterestInput],
+    config: DistillConfig,
+    monitor: Monitor,
+) -> None:
+    """Fit the student's denoiser to z* of the teacher; collective.
+
+    Args:
+        teacher: CDP at K steps, not changed.
+        student: CDP at one step; only its denoiser is changed.
+        inputs: of config.max_steps batches.
+        config: the distillation.
+        monitor: shows progress.
+    """
+    parameters = list(student.denoiser.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_steps)
+    for step, batch in enumerate(inputs, start=1):
+        wanted, found = _both(teacher, student, batch)
+        loss = (found - wanted).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _average_gradients(parameters)
+        optimizer.step()
+        schedule.step()
+        monitor.advance()
+        if step % _LOG_EVERY_STEPS == 0 or step == config.max_steps:
+            values = {"distillation_loss": loss.item()}
+            monitor.show(values)
+            monitor.record("train", step, values)
+
+
+@torch.no_grad()
+def relative_error(
+    experiment: Experiment, teacher: CdpInterest, student: CdpInterest, config: DistillConfig
+) -> float:
+    """Root mean square of the error in z* over that of z*; collective.
+
+    Measured on the validation slice, or on the test split of a run without one.
+    """
+    data = experiment.data
+    batches = data.validation or data.test
+    items = list(range(min(config.num_validation_batches, len(batches))))
+    sums = torch.zeros(2, dtype=torch.float64, device=experiment.device)
+    for inputs in _inputs(experiment, batches, items):
+        wanted, found = _both(teacher, student, inputs)
+        sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()])
+    dist.all_reduce(sums)
+    return (sums[0] / sums[1]).sqrt().item()
+
+
+def _both(
+    teacher: CdpInterest, student: CdpInterest, inputs: InterestInput
+) -> tuple[Tensor, Tensor]:
+    """z* of the teacher and of the student, which share z_0 and the condition; [B, D] each."""
+    with torch.no_grad():
+        x_0 = teacher.pooling(inputs).latent
+        condition = None if teacher.condition is None else teacher.condition(inputs).condition
+        wanted = teacher.denoised(x_0, condition, inputs.key)
+    return wanted, student.denoised(x_0, condition, inputs.key)
+
+
+def _training_inputs(experiment: Experiment, config: DistillConfig) -> Iterator[InterestInput]:
+    batches = experiment.data.train
+    return _inputs(experiment, batches, batches.positions(0, config.max_steps))
+
+
+def _inputs(
+    experiment: Experiment, batches: TrainBatches | EvaluationBatches, items: list[int]
+) -> Iterator[InterestInput]:
+    """What the interest module sees of each batch."""
+    ranking = _task(experiment).model
+    device = experiment.device
+    source: Iterator[Batch] = load(
+        batches,
+        items,
+        num_workers=experiment.config.trainer.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in source:
+        placed = batch.to(device)
+        with torch.no_grad():
+            embeddings = ranking.sparse_arch(placed.sparse, placed.sequence)
+            inputs = ranking.ranking_arch.interest_input(embeddings, placed)
+        yield inputs
+
+
+def _task(experiment: Experiment) -> nn.Module:
+    return experiment.parallelized.model.module
+
+
+def _interest(experiment: Experiment) -> CdpInterest:
+    interest = _task(experiment).model.ranking_arch.interest
+    assert isinstance(interest, CdpInterest)
+    return interest
+
+
+def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    if dist.get_world_size() == 1:
+        return
+    for parameter in parameters:
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+
+
+def _distillable(interest: Config) -> CdpConfig:
+    if not isinstance(interest, CdpConfig):
+        raise ConfigError(
+            f"model.interest.kind = '{getattr(interest, 'kind', None)}': only a run of 'cdp' has a "
+            "reverse process to distill"
+        )
+    if interest.train_path == "unrolled" or interest.num_inference_steps == 0:
+        raise ConfigError(
+            f"model.interest.train_path = '{interest.train_path}', num_inference_steps = "
+            f"{interest.num_inference_steps}: there is no sampler to distill; the run needs "
+            "train_path 'chain' or 'x0_onestep', and at least one step"
+        )
+    return interest
+
+
+def _with_steps(
+    config: ExperimentConfig, num_inference_steps: int, run: RunConfig | None = None
+) -> ExperimentConfig:
+    """The run's configuration at another number of denoiser calls."""
+    interest = config.model.interest.model_dump() | {"num_inference_steps": num_inference_steps}
+    try:
+        checked = CdpConfig.model_validate(interest)
+    except ValueError as error:
+        raise ConfigError(f"distill.teacher_steps = {num_inference_steps}: {error}") from error
+    sections = {name: getattr(config, name) for name in ExperimentConfig.model_fields}
+    sections["model"] = config.model.model_copy(update={"interest": checked})
+    if run is not None:
+        sections["run"] = run
+    return ExperimentConfig(**sections)
+
+
+def _beside(run_dir: Path) -> Path:
+    return run_dir.with_name(f"{run_dir.name}-student")
+
+
+def _as_json(distilled: Distilled, path: Path, config: DistillConfig) -> dict[str, object]:
+    def metrics(report: MetricReport) -> dict[str, float | None]:
+        return {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
+
+    return {
+        "teacher": str(path),
+        "teacher_steps": distilled.teacher_steps,
+        "max_steps": config.max_steps,
+        "lr": config.lr,
+        "relative_error": {
+            "one_step": distilled.one_step_error,
+            "student": distilled.student_error,
+        },
+        "test": {
+            "teacher": metrics(distilled.teacher),
+            "student": metrics(distilled.student),
+        },
+    }
