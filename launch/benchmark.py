@@ -2,6 +2,7 @@
 
     torchx run dist.ddp -j 1x1 launch/benchmark.py train
     torchx run dist.ddp -j 1x2 launch/benchmark.py train configs/data/trivago.toml
+    torchx run dist.ddp -j 1x2 launch/benchmark.py plans
     python launch/benchmark.py history
     python launch/benchmark.py history 'rows=["pooled", "din"]' 'lengths=[50, 1000]'
 
@@ -9,6 +10,16 @@
 rank also `pooled` with plain nn.EmbeddingBag tables. Prints impressions per second (median, minimum
 and maximum over rounds), ratios, the time to read a batch, and where a step's time goes. Layers and
 key=value change the configuration; without a layer it is configs/data/synthetic.toml.
+
+`plans`: runs sharding plans for a short time, and sets time and memory of every table beside the
+planner's estimates; fits the bandwidths of the machine, and prints the error before and after.
+Layers and key=value change the configuration, benchmark.* what is measured (see `plans --help`);
+without a layer it is configs/benchmark/plans.toml.
+
+    torchx run dist.ddp -j 1x2 launch/benchmark.py plans configs/data/trivago.toml \
+        configs/interest/pooled.toml 'benchmark.plans=["row_wise", "runs/a/plan.json"]' \
+        benchmark.output=plans benchmark.output_hardware=here.toml
+    torchx run dist.ddp -j 1x2 launch/train.py ... sharding.hardware=here.toml
 
 `history`: training and scoring of every interest module, alone on one CPU thread, against the
 length of the history. Prints time, its ratio to `pooled` in the same round, and peak memory; each
@@ -32,25 +43,38 @@ from cdp_torchrec.distributed.process_group import (
 CONFIGS = Path(__file__).parent.parent / "configs"
 SYNTHETIC = str(CONFIGS / "data" / "synthetic.toml")
 MODULES = ("pooled", "cdp", "cdp_paper")
+PLANS = CONFIGS / "benchmark" / "plans.toml"
 
 
 def main(arguments: list[str]) -> None:
     """Run one of the benchmarks."""
     if {"-h", "--help"} & set(arguments):
-        from cdp_torchrec.benchmark.histories import HistoryBenchmarkConfig
-
-        print(f"{__doc__}\n{describe(HistoryBenchmarkConfig)}")
+        show_help(arguments)
         return
     match arguments:
         case ["train", *settings]:
             benchmark_training(settings)
+        case ["plans", *settings]:
+            benchmark_plans(settings)
         case ["history", *settings]:
             benchmark_histories(settings)
         case _:
             raise ConfigError(
-                f"found {arguments[:1]}, expected: benchmark.py train [layers], or "
-                "benchmark.py history [layers]"
+                f"found {arguments[:1]}, expected: benchmark.py train [layers], "
+                "benchmark.py plans [layers], or benchmark.py history [layers]"
             )
+
+
+def show_help(arguments: list[str]) -> None:
+    """What the benchmarks do, and the settings of one."""
+    from cdp_torchrec.benchmark.histories import HistoryBenchmarkConfig
+
+    if "plans" in arguments:
+        from cdp_torchrec.benchmark.plan_setting import PlansConfig
+
+        print(f"{__doc__}\n{describe(PlansConfig)}")
+    else:
+        print(f"{__doc__}\n{describe(HistoryBenchmarkConfig)}")
 
 
 def benchmark_training(settings: list[str]) -> None:
@@ -86,6 +110,26 @@ def benchmark_training(settings: list[str]) -> None:
             f"({min(rounds):,.0f} .. {max(rounds):,.0f}), {ratio:.2f} x pooled"
         )
         print("    " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares[name].items()))
+
+
+def benchmark_plans(settings: list[str]) -> None:
+    """Sharding plans, measured beside the planner's estimates."""
+    from cdp_torchrec.benchmark.plan_comparison import compare
+    from cdp_torchrec.benchmark.plan_output import write_outputs
+    from cdp_torchrec.benchmark.plan_setting import PlansConfig, make_plans, open_setting
+    from cdp_torchrec.benchmark.plan_table import as_markdown
+    from cdp_torchrec.benchmark.plans import measure_plans
+    from cdp_torchrec.experiment import prepare_synthetic
+
+    config = load_config(PlansConfig, settings, default_layers=[PLANS])
+    device = init_process_group()
+    prepare_synthetic(config.data)
+    setting = open_setting(config, device)
+    measured = measure_plans(setting, make_plans(setting))
+    if is_rank_zero():
+        comparison = compare(setting, measured)
+        write_outputs(comparison)
+        print(as_markdown(comparison))
 
 
 def benchmark_histories(settings: list[str]) -> None:

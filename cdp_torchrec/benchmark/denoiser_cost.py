@@ -1,0 +1,97 @@
+"""Work of the denoiser, and how fast this machine multiplies matrices: what a share is taken of."""
+
+# B candidates, K denoiser calls
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cdp_torchrec.diffusion.denoiser import Denoiser
+
+_BYTES = 4
+_LARGE = 1024
+_TRIALS = 5
+_TRIAL_S = 0.02
+
+
+@dataclass(frozen=True)
+class DenoiserCost:
+    """Work of all denoiser calls of a request."""
+
+    flops: int
+    """Of the matrix products: 2 for each multiplication with addition."""
+    bytes: int
+    """Smallest possible traffic: parameters, start state, modulation and result, each once."""
+
+
+@dataclass(frozen=True)
+class MatrixRate:
+    """Measured rates of torch.mm, in 1e9 floating-point operations per second."""
+
+    same_shapes: float
+    """At the shapes of the denoiser's layers, one after the other."""
+    large: float
+    """At 1024 x 1024 x 1024."""
+
+
+def denoiser_cost(
+    denoiser: Denoiser, *, num_candidates: int, num_inference_steps: int
+) -> DenoiserCost:
+    """Work of the loop for one request.
+
+    Args:
+        denoiser: the network.
+        num_candidates: B.
+        num_inference_steps: K.
+    """
+    layers = linear_layers(denoiser)
+    products = sum(layer.in_features * layer.out_features for layer in layers)
+    parameters = sum(p.numel() for layer in layers for p in layer.parameters())
+    dim, width = layers[0].in_features, len(denoiser.network.modulation_bias)
+    of_steps = num_inference_steps * width
+    return DenoiserCost(
+        flops=2 * num_candidates * num_inference_steps * products,
+        bytes=_BYTES * (parameters + of_steps + num_candidates * (2 * dim + width)),
+    )
+
+
+def linear_layers(denoiser: Denoiser) -> list[nn.Linear]:
+    """Layers that every denoiser call runs through."""
+    network = denoiser.network
+    middle = [layer for layer in network.middle if isinstance(layer, nn.Linear)]
+    return [network.first, *middle, network.last]
+
+
+def matrix_rate(denoiser: Denoiser, num_candidates: int, device: torch.device) -> MatrixRate:
+    """The machine's rate now, best of a few trials."""
+    shapes = [(num_candidates, n.in_features, n.out_features) for n in linear_layers(denoiser)]
+    flops = sum(2 * rows * inner * columns for rows, inner, columns in shapes)
+    seconds = sum(_product_s(*shape, device) for shape in shapes)
+    return MatrixRate(
+        same_shapes=flops / seconds / 1e9,
+        large=2 * _LARGE**3 / _product_s(_LARGE, _LARGE, _LARGE, device) / 1e9,
+    )
+
+
+def _product_s(rows: int, inner: int, columns: int, device: torch.device) -> float:
+    left = torch.randn(rows, inner, device=device)
+    right = torch.randn(inner, columns, device=device)
+    result = torch.empty(rows, columns, device=device)
+
+    def run(count: int) -> float:
+        _finish(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            torch.mm(left, right, out=result)
+        _finish(device)
+        return (time.perf_counter() - started) / count
+
+    count = max(1, int(_TRIAL_S / min(run(3), run(3))))
+    return min(run(count) for _ in range(_TRIALS))
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
