@@ -206,11 +206,13 @@ def _parse(path: Path) -> PlanFile:
     try:
         return PlanFile.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        wrong = [
-            f"{'.'.join(str(part) for part in mistake['loc'])} = {mistake['input']!r}: "
-            f"{mistake['msg']}"
-            for mistake in error.errors()
-        ]
+        wrong = []
+        for mistake in error.errors():
+            key = ".".join(str(part) for part in mistake["loc"])
+            if mistake["type"] == "missing":
+                wrong.append(f"{key}: required key is missing")
+            else:
+                wrong.append(f"{key} = {mistake['input']!r}: {mistake['msg']}")
         raise _error(path, "cannot be read", wrong) from error
 
 

@@ -32,15 +32,16 @@ def explain_failure(
     """
     topology = planner._topology
     reserved = planner._storage_reservation.last_reserved_topology
-    assert isinstance(topology, Topology)
-    if error.error_type != PlannerErrorType.INSUFFICIENT_STORAGE or reserved is None:
-        first_line = str(error).strip().splitlines()[0]
-        return f"no plan for {topology.world_size} ranks under these constraints: {first_line}"
+    assert isinstance(topology, Topology) and reserved is not None
     on_gpu = topology.compute_device == "cuda"
     whole, free = (
         (device.storage.hbm if on_gpu else device.storage.ddr)
         for device in (topology.devices[0], reserved.devices[0])
     )
+    is_memory = error.error_type == PlannerErrorType.INSUFFICIENT_STORAGE
+    if not is_memory and all(_bytes(table, optimizer) <= free for table in tables):
+        said = str(error).strip().splitlines()
+        return f"no plan for {topology.world_size} ranks: {said[0].strip()} {said[-1].strip()}"
     needed = sum(_bytes(table, optimizer) for table in tables)
     return "\n  ".join(
         [
