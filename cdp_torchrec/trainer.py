@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from cdp_torchrec.checkpoint import Checkpointer, Progress
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.dataset import Dataset
 from cdp_torchrec.data.loader import EvaluationBatches, load
 from cdp_torchrec.distributed.parallelize import Parallelized
+from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.train_task import TrainOutput
 from cdp_torchrec.monitor import Monitor, memory_gib
@@ -84,6 +84,7 @@ class Trainer:
         self._config = config
         self._model = parallelized.model
         self._optimizer = parallelized.optimizer
+        self._prefetch = parallelized.prefetch
         self._batches = data.train
         self._validation = data.validation
         self._checkpointer = checkpointer
@@ -146,7 +147,9 @@ class Trainer:
     def _segment(self, progress: Progress, stop: int) -> Progress:
         """Steps up to `stop`, through a pipeline that is empty again at its end."""
         self._model.train()
-        pipeline = TrainPipelineSparseDist(self._model, self._optimizer, self._device)
+        pipeline = train_pipeline(
+            self._model, self._optimizer, self._device, prefetch=self._prefetch
+        )
         positions = self._batches.positions(progress.position, stop - progress.step)
         source = load(
             self._batches,

@@ -25,6 +25,7 @@ from cdp_torchrec.distributed.optimizers import (
     SparseOptimizerConfig,
     apply_sparse_optimizer,
 )
+from cdp_torchrec.distributed.pipeline import check_prefetch
 from cdp_torchrec.distributed.plan_file import dump_plan, read_plan
 from cdp_torchrec.distributed.planner import find_tables, sharders
 from cdp_torchrec.distributed.sharding import from_rank_zero, plan_sharding
@@ -45,6 +46,8 @@ class Parallelized:
     plan: ShardingPlan
     plan_json: str
     """The plan as a plan file has it."""
+    prefetch: bool
+    """Whether the caches of GPUs are filled one batch ahead."""
 
 
 def parallelize(
@@ -90,11 +93,13 @@ def parallelize(
         )
     )
     plan_json = dump_plan(plan, find_tables(task), **_ranks(), device=device.type)
+    if sharding.prefetch:
+        check_prefetch(plan, device.type)
     model = DistributedModelParallel(
         task,
         device=device,
         plan=plan,
-        sharders=sharders(),
+        sharders=sharders(sharding),
         data_parallel_wrapper=_data_parallel_wrapper(),
     )
     look_up_one_by_one(model, device)
@@ -102,7 +107,7 @@ def parallelize(
         if is_table(name):
             initialize_table(name, table, std=embedding_init_std, seed=seed)
     scheduled = ScheduledOptimizer(model, optimizer, max_steps=max_steps)
-    return Parallelized(model, scheduled, plan, plan_json)
+    return Parallelized(model, scheduled, plan, plan_json, sharding.prefetch)
 
 
 def _choose_plan(

@@ -12,18 +12,25 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.constants import DEFAULT_PERF_ESTIMATOR
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.estimator import EmbeddingPerfEstimatorFactory
+from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
-from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.types import ModuleSharder, PipelineType, ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from cdp_torchrec.distributed.communication import communication_codecs
 from cdp_torchrec.distributed.quick_search import (
     EstimatorOfDistinctShards,
     QuickOption,
     QuickPartitioner,
 )
+from cdp_torchrec.distributed.sharding_config import ShardingConfig
 from cdp_torchrec.model.sparse_arch import is_table
+
+_PLAIN = ShardingConfig()
 
 _FLOAT_BYTES = 4
 _DENSE_COPIES = 5
@@ -42,9 +49,19 @@ class AllTypesSharder(EmbeddingBagCollectionSharder):
         return [sharding_type.value for sharding_type in ShardingType]
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """What shards the collections of a model."""
-    both = (AllTypesSharder(), EmbeddingCollectionSharder())
+def sharders(config: ShardingConfig = _PLAIN) -> list[ModuleSharder[nn.Module]]:
+    """What shards the collections of a model, and what the planner reads its estimates from.
+
+    Args:
+        config: precision of the communication, and whether caches are filled ahead.
+    """
+    codecs = communication_codecs(config.communication)
+    # For all tables: TorchRec logs an error for each one without it, though only caches use it.
+    fused_params = {"prefetch_pipeline": True} if config.prefetch else None
+    both = (
+        AllTypesSharder(fused_params, qcomm_codecs_registry=codecs),
+        EmbeddingCollectionSharder(fused_params, qcomm_codecs_registry=codecs),
+    )
     return [cast(ModuleSharder[nn.Module], sharder) for sharder in both]
 
 
@@ -159,6 +176,7 @@ def make_planner(
     topology: Topology,
     batch_size: int,
     search_seconds: int,
+    prefetch: bool = False,
 ) -> EmbeddingShardingPlanner:
     """TorchRec's planner with our order of enumeration and reservation of memory.
 
@@ -168,7 +186,10 @@ def make_planner(
         topology: the cluster.
         batch_size: impressions per rank.
         search_seconds: time that the search may take.
+        prefetch: count the memory that filling caches ahead takes.
     """
+    by_name = dict(constraints)
+    pipeline = PipelineType.TRAIN_PREFETCH_SPARSE_DIST if prefetch else PipelineType.NONE
     dense = sum(p.numel() for name, p in model.named_parameters() if not is_table(name))
     with warnings.catch_warnings():
         # It advises to give the size of the dense part, which we do.
@@ -180,10 +201,23 @@ def make_planner(
         topology=topology,
         batch_size=batch_size,
         enumerator=ReproducibleEnumerator(
-            topology=topology, batch_size=batch_size, constraints=dict(constraints)
+            topology=topology,
+            batch_size=batch_size,
+            constraints=by_name,
+            estimator=[
+                EmbeddingPerfEstimatorFactory.create(
+                    DEFAULT_PERF_ESTIMATOR, topology=topology, constraints=by_name
+                ),
+                EmbeddingStorageEstimator(
+                    topology=topology,
+                    constraints=by_name,
+                    pipeline_type=pipeline,
+                    run_embedding_at_peak_memory=True,  # NONE counts outputs, the other one so
+                ),
+            ],
         ),
         storage_reservation=reservation,
-        constraints=dict(constraints),
+        constraints=by_name,
         partitioner=QuickPartitioner(),
         timeout_seconds=search_seconds,
         debug=False,

@@ -15,6 +15,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.constraints import table_constraints
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, needs_dense_gradients
+from cdp_torchrec.distributed.pipeline import check_prefetch
 from cdp_torchrec.distributed.planner import (
     EmbeddingTable,
     find_tables,
@@ -97,11 +98,12 @@ def search_plan(
         topology=topology,
         batch_size=batch_size,
         search_seconds=config.search_seconds,
+        prefetch=config.prefetch,
     )
     start = time.perf_counter()
     try:
         with optimizer_state_sized(model):
-            plan = planner.plan(model, sharders())
+            plan = planner.plan(model, sharders(config))
     except PlannerError as error:
         reason = explain_failure(error, planner, tables, optimizer)
         raise ConfigError(f"sharding.strategy = '{config.strategy}': {reason}") from error
@@ -111,6 +113,8 @@ def search_plan(
             for parameter in module_plan.values():
                 parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
     _check_complete(plan, tables)
+    if config.prefetch:
+        check_prefetch(plan, topology.compute_device)
     return SearchedPlan(
         plan=plan,
         options=tuple(planner._best_plan or ()),

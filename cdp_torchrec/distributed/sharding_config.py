@@ -18,6 +18,8 @@ TypeName = Literal[
     "data_parallel",
 ]
 """TorchRec's sharding types."""
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Number format of embeddings on their way between ranks."""
 KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 
 
@@ -36,6 +38,21 @@ class TableShardingConfig(Config):
     of the embedding; without it, half of the embedding."""
 
 
+class CommunicationConfig(Config):
+    """Precision of embeddings between ranks; tables and the model stay fp32.
+
+    Two bytes instead of four halve the messages and round what arrives, so the losses are no
+    longer those of fp32. Data-parallel tables have nothing to send; their gradients stay fp32.
+    """
+
+    forward: Precision = "fp32"
+    """Of the embeddings. fp16 rounds to 11 binary digits and ends at 65504; bf16 rounds to 8 and
+    has the range of fp32."""
+    backward: Precision = "fp32"
+    """Of their gradients. fp16 is scaled, since the gradients of a mean are small; bf16 needs no
+    scale."""
+
+
 class ShardingConfig(Config):
     """Where tables live. The plan never changes the mathematics."""
 
@@ -52,6 +69,11 @@ class ShardingConfig(Config):
     hardware: str | None = None
     """Name of the hardware or path of its .toml, for the planner's estimates; without it, what
     the machine shows of itself."""
+    communication: CommunicationConfig = CommunicationConfig()
+    """Precision of embeddings between ranks."""
+    prefetch: bool = False
+    """Fill the GPU's cache of fused_uvm_caching tables for the next batch while the model works
+    on this one. Takes GPU memory for one more batch."""
     search_seconds: PositiveInt = 60
     """Time that the search for a plan may take."""
 
