@@ -70,12 +70,19 @@ def table_constraints(
             sharding_types=list(types),
             compute_kernels=_kernels(own.kernels, types),
             min_partition=own.column_width or _default_width(table.embedding_dim),
-            pooling_factors=[pooling_factors.get(key, 1.0) for key in table.features],
+            pooling_factors=[
+                _pooling_factor(table, pooling_factors.get(key, 1.0)) for key in table.features
+            ],
             cache_params=CacheParams(load_factor=own.cache_load_factor) if caches else None,
         )
     if problems:
         raise ConfigError.of(problems)
     return constraints
+
+
+def _pooling_factor(table: EmbeddingTable, factor: float) -> float:
+    """TorchRec prices no embedding of an empty bag, but all B are written and sent."""
+    return max(1.0, factor) if table.is_pooled else factor
 
 
 def _types(
