@@ -9,10 +9,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.histories import Bags, HistoryReader
-from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
 from cdp_torchrec.data.requests import Bag, Impressions
-from cdp_torchrec.data.sequences import SequenceColumns, SequenceIndex, index_sequences
+from cdp_torchrec.data.sequences import Blocks, SequenceColumns, SequenceIndex, index_sequences
 
 _NO_EPOCH = 0
 
@@ -23,11 +23,13 @@ class BatchAssembler:
     def __init__(
         self,
         layout: FeatureLayout,
-        store: HistoryStore,
+        store: BehaviourSource,
         *,
         batch_size: PositiveInt,
         max_history_length: PositiveInt,
         seed: NonNegativeInt,
+        history_owner: str = "user_id",
+        blocks: Blocks = "by_length",
     ) -> None:
         """Make an assembler.
 
@@ -37,11 +39,16 @@ class BatchAssembler:
             batch_size: places in a batch.
             max_history_length: behaviours kept of a history.
             seed: seed of the training noise.
+            history_owner: request column that says whose behaviours in the store count.
+            blocks: how sequences are grouped.
         """
         self._layout = layout
-        self._histories = HistoryReader(store, layout, max_length=max_history_length)
+        self._histories = HistoryReader(
+            store, layout, max_length=max_history_length, owner=history_owner
+        )
         self._batch_size = batch_size
         self._seed = seed
+        self._blocks: Blocks = blocks
 
     def assemble(self, impressions: Impressions, *, epoch: int | None) -> Batch:
         """The batch of at most batch_size impressions; missing ones become padding.
@@ -131,7 +138,9 @@ class BatchAssembler:
         return Bags(values, np.ones(self._batch_size, dtype=np.int64))
 
     def _index(self, columns: SequenceColumns | None) -> SequenceIndex | None:
-        return None if columns is None else index_sequences(columns, batch_size=self._batch_size)
+        if columns is None:
+            return None
+        return index_sequences(columns, batch_size=self._batch_size, blocks=self._blocks)
 
     def _bag_lengths(self, bags: dict[str, Bags]) -> torch.Tensor:
         lengths = np.zeros((self._batch_size, len(self._layout.bags)), dtype=np.float32)

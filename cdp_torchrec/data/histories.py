@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from cdp_torchrec.config import Config
-from cdp_torchrec.data.history import Behaviours, HistoryStore, Slices
+from cdp_torchrec.data.history import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import POOL_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.sequences import SequenceColumns
@@ -51,17 +51,26 @@ class Histories:
 class HistoryReader:
     """Looks histories up in the store."""
 
-    def __init__(self, store: HistoryStore, layout: FeatureLayout, *, max_length: int) -> None:
+    def __init__(
+        self,
+        store: BehaviourSource,
+        layout: FeatureLayout,
+        *,
+        max_length: int,
+        owner: str = "user_id",
+    ) -> None:
         """Make a reader.
 
         Args:
             store: the behaviours.
             layout: says which forms are wanted.
             max_length: behaviours kept, the most recent ones.
+            owner: request column that says whose behaviours in the store count.
         """
         self._store = store
         self._layout = layout
         self._max_length = max_length
+        self._owner = owner
 
     def read(self, impressions: Impressions) -> Histories:
         """All wanted forms.
@@ -101,7 +110,7 @@ class HistoryReader:
         request, category = np.divmod(groups, span)
         before = impressions.request["timestamp"][request]
         behaviours, whole = self._store.gated(
-            impressions.request["user_id"][request], category, before
+            impressions.request[self._owner][request], category, before
         )
         slices = whole.last(self._max_length)
         behaviours.check(slices, before)
@@ -109,7 +118,7 @@ class HistoryReader:
 
     def _recent(self, impressions: Impressions) -> "_Group":
         before = impressions.request["timestamp"]
-        behaviours, whole = self._store.recent(impressions.request["user_id"], before)
+        behaviours, whole = self._store.recent(impressions.request[self._owner], before)
         length = self._layout.history.recent_length or self._max_length
         slices = whole.last(min(length, self._max_length))
         behaviours.check(slices, before)

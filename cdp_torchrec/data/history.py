@@ -8,6 +8,7 @@ history before any truncation.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -87,6 +88,20 @@ class Behaviours:
             raise DatasetError(f"history: behaviour {row} is not older than its request")
 
 
+class BehaviourSource(Protocol):
+    """Whoever knows what users did before a moment."""
+
+    def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
+        """All behaviours of each user strictly before a time; arguments as HistoryStore's."""
+        ...
+
+    def gated(
+        self, user: np.ndarray, category: np.ndarray, before: np.ndarray
+    ) -> tuple[Behaviours, Slices]:
+        """Those in one category."""
+        ...
+
+
 class HistoryStore:
     """Read access to `<dataset>/history`."""
 
@@ -128,8 +143,8 @@ class HistoryStore:
     ) -> tuple[Behaviours, Slices]:
         """All behaviours of each user in one category strictly before a time (paper eq. 2).
 
-        A missing category (code 0) matches nothing. A log without categories has no gate: the
-        answer is the whole history.
+        A missing category (code 0) and one beyond the vocabulary match nothing. A log without
+        categories has no gate: the answer is the whole history.
 
         Args:
             user: user codes, [Q].
@@ -143,7 +158,8 @@ class HistoryStore:
         if len(self._keys) == 0:
             nothing = np.zeros(len(key), dtype=np.int64)
             return self.by_category, Slices(nothing, nothing)
-        found = (self._keys[place] == key) & (category > 0)
+        known = (category > 0) & (category <= self._num_categories)
+        found = (self._keys[place] == key) & known
         start = np.where(found, self._key_offsets[place], 0)
         stop = np.where(found, self._key_offsets[place + 1], 0)
         return self.by_category, self.by_category.before(Slices(start, stop), before)

@@ -1,5 +1,6 @@
 """Batches of one rank, addressed by step: the same global order for every number of ranks."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -79,12 +80,25 @@ class EvaluationBatches(_Shares):
     The tail is padded, so all ranks have equally many batches.
     """
 
+    _stop: int | None = None
+
+    def first(self, num_impressions: int) -> "EvaluationBatches":
+        """The first impressions only."""
+        batches = copy.copy(self)
+        batches._stop = min(num_impressions, self._order.num_impressions)
+        return batches
+
+    @property
+    def num_impressions(self) -> int:
+        """Impressions in all batches of all ranks."""
+        return self._order.num_impressions if self._stop is None else self._stop
+
     def __len__(self) -> int:
-        return -(-self._order.num_impressions // self._global)
+        return -(-self.num_impressions // self._global)
 
     def __getitem__(self, index: int) -> Batch:
         size = self._global // self._share.world_size
-        total = self._order.num_impressions
+        total = self.num_impressions
         start = min(index * self._global + self._share.rank * size, total)
         stop = min(start + size, total)
         if start < stop:

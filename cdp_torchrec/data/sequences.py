@@ -4,10 +4,15 @@
 # C candidates in a row
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Blocks = Literal["by_length", "one"]
+"""How sequences are grouped: by similar length, for the least work; or all in one block of each
+kind, so that an exported graph always meets the same set of tensors."""
 
 MOST_CANDIDATES_PER_ROW = 8
 """A request's candidates share one gathered copy of its history; a longer list takes more rows."""
@@ -81,13 +86,19 @@ class SequenceColumns:
     """Sequence of each impression, [<= B]; every sequence has an impression."""
 
 
-def index_sequences(columns: SequenceColumns, *, batch_size: int) -> SequenceIndex:
+def index_sequences(
+    columns: SequenceColumns, *, batch_size: int, blocks: Blocks = "by_length"
+) -> SequenceIndex:
     """The index of a batch; impressions up to `batch_size` are padding and read sequence 0.
 
     Args:
         columns: the behaviours.
         batch_size: places B in the batch.
+        blocks: how sequences are grouped. "one" needs two places of padding, whose impressions
+            read the last sequence; behaviours that it adds come after all others.
     """
+    if blocks == "one":
+        columns = _with_two_sequences(columns, batch_size)
     num_behaviours = len(columns.item_id)
     starts = np.cumsum(columns.lengths) - columns.lengths
     sequence = np.zeros(batch_size, dtype=np.int64)
@@ -100,6 +111,8 @@ def index_sequences(columns: SequenceColumns, *, batch_size: int) -> SequenceInd
     found, first = np.unique(sequence, return_index=True)
     first_impression[found] = first
     size = _power_of_two(np.maximum(lengths, SHORTEST_BLOCK))
+    if blocks == "one":
+        size[:] = size.max()
 
     def behaviours(rows: np.ndarray, length: int) -> np.ndarray:
         """Places of the behaviours of some sequences, aligned to the right, [W, N]."""
@@ -112,7 +125,9 @@ def index_sequences(columns: SequenceColumns, *, batch_size: int) -> SequenceInd
         return SequenceBlock(_tensor(rows), _tensor(behaviours(rows, length)))
 
     # Candidates of one sequence in rows as wide as most sequences can fill.
-    width = min(int(_power_of_two(batch_size / len(found))), MOST_CANDIDATES_PER_ROW)
+    width = MOST_CANDIDATES_PER_ROW
+    if blocks == "by_length":
+        width = min(int(_power_of_two(batch_size / len(found))), width)
     order = np.argsort(sequence, kind="stable")
     counts = np.bincount(sequence, minlength=batch_size)
     rank = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -147,6 +162,28 @@ def index_sequences(columns: SequenceColumns, *, batch_size: int) -> SequenceInd
         sequence_blocks=tuple(sequence_block(length) for length in block_lengths),
         candidate_blocks=tuple(candidate_blocks),
         place=_tensor(place),
+    )
+
+
+def _with_two_sequences(columns: SequenceColumns, batch_size: int) -> SequenceColumns:
+    """At least two sequences with a behaviour: an exported graph takes a size below 2 for constant.
+
+    Sequences that are missing get one behaviour each, at the end of the batch. The impressions of
+    padding read the very last sequence, so that candidates also fill two rows at least.
+    """
+    missing = max(0, 2 - np.count_nonzero(columns.lengths))
+    lengths = np.zeros(batch_size, dtype=np.int64)
+    lengths[: len(columns.lengths)] = columns.lengths
+    lengths[batch_size - missing :] = 1
+    sequence = np.full(batch_size, batch_size - 1)
+    sequence[: len(columns.sequence)] = columns.sequence
+    nothing = np.zeros(missing, dtype=np.int64)
+    return SequenceColumns(
+        item_id=np.append(columns.item_id, nothing),
+        category_id=np.append(columns.category_id, nothing),
+        age_s=np.append(columns.age_s, nothing + 1.0),
+        lengths=lengths,
+        sequence=sequence,
     )
 
 

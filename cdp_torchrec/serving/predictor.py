@@ -1,14 +1,29 @@
 """Scores of raw requests from an exported artifact."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 
-from cdp_torchrec.data.schema import Feature
+from cdp_torchrec.data.schema import Feature, Schema, load_schema
+from cdp_torchrec.serving.artifact import (
+    GOLDEN,
+    RANKER,
+    ArtifactError,
+    Manifest,
+    read_manifest,
+)
+from cdp_torchrec.serving.encode import EncodedRequest, RequestEncoder
+from cdp_torchrec.serving.golden import GOLDEN_TOLERANCE, GoldenRequest
+from cdp_torchrec.serving.inputs import InputBuilder
+from cdp_torchrec.serving.parts import open_encoder, open_inputs
+from cdp_torchrec.serving.ranker import Ranker
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.settings import ExportedConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,26 @@ class PredictorMetadata:
 
 
 class Predictor:
-    """Scores requests. Safe to share by threads; the same request always scores the same."""
+    """Scores requests. Safe to share by threads.
+
+    The same request scores the same in any company, up to the order of sums: within 1e-6.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        schema: Schema,
+        encoder: RequestEncoder,
+        inputs: InputBuilder,
+        ranker: Ranker,
+    ) -> None:
+        """Put a predictor together; `open` is the way to get one."""
+        self._manifest = manifest
+        self._schema = schema
+        self._encoder = encoder
+        self._inputs = inputs
+        self._ranker = ranker
+        self._device = torch.device(manifest.device)
 
     @classmethod
     def open(
@@ -55,12 +89,60 @@ class Predictor:
             ArtifactError: a file is missing or altered, the versions do not fit, the store belongs
                 to other vocabularies, or the golden request scores differently.
         """
-        raise NotImplementedError
+        manifest = read_manifest(directory)
+        predictor = cls.load(
+            directory, manifest, history_store=history_store, num_runners=num_runners
+        )
+        golden = GoldenRequest.from_json(json.loads((directory / GOLDEN).read_text()))
+        found = predictor.score(golden.request)
+        difference = float(np.abs(found - golden.probabilities).max())
+        if not difference <= GOLDEN_TOLERANCE:
+            raise ArtifactError(
+                f"{directory}: the golden request scores differently by {difference:.2g}, at most "
+                f"{GOLDEN_TOLERANCE:.0e} is allowed"
+            )
+        return predictor
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        history_store: Path | None = None,
+        num_runners: int = 1,
+    ) -> Self:
+        """As `open`, but verify nothing: for an artifact in the making."""
+        schema, config = load_schema(directory), ExportedConfig.read(directory)
+        encoder = open_encoder(directory, schema, config.export)
+        inputs = open_inputs(directory, schema, config, history_store=history_store)
+        ranker = Ranker(directory / RANKER, manifest.inputs, num_runners=num_runners)
+        return cls(manifest, schema, encoder, inputs, ranker)
 
     @property
     def metadata(self) -> PredictorMetadata:
         """What the artifact serves: inputs and limits."""
-        raise NotImplementedError
+        history = self._schema.history
+        optional = {"category": history.category_entity, "action": history.action_entity}
+        return PredictorMetadata(
+            name=self._manifest.name,
+            version=self._manifest.version,
+            device=self._manifest.device,
+            features={feature.name: feature for feature in self._schema.features},
+            required_candidate_features=self._encoder.required,
+            history_columns=("item", "timestamp_ms", *(c for c, of in optional.items() if of)),
+            max_candidates=self._encoder.max_candidates,
+            max_history=self._encoder.max_history,
+            has_history_store=self._inputs.has_history_store,
+        )
+
+    def check(self, request: Request) -> None:
+        """Whether `score` would accept the request.
+
+        Raises:
+            RequestError: it would not.
+        """
+        self._encoder.encode(request)
 
     def score(self, request: Request) -> np.ndarray:
         """Click probability of each candidate, float32 [num_candidates].
@@ -77,12 +159,22 @@ class Predictor:
             RequestError: one of the requests is not valid. Nothing is scored then, so that a server
                 which batches calls `check` on every request first.
         """
-        raise NotImplementedError
+        encoded = [self._encoder.encode(request) for request in requests]
+        scores: dict[int, np.ndarray] = {}
+        # Behaviours come from the requests or from the store, never from both in one batch.
+        for inline in (False, True):
+            places = [p for p, r in enumerate(encoded) if (r.history is not None) == inline]
+            if places:
+                found = self._score([encoded[place] for place in places])
+                scores.update(zip(places, found, strict=True))
+        return [scores[place] for place in range(len(encoded))]
 
-    def check(self, request: Request) -> None:
-        """Whether `score` would accept the request.
-
-        Raises:
-            RequestError: it would not.
-        """
-        raise NotImplementedError
+    def _score(self, requests: Sequence[EncodedRequest]) -> list[np.ndarray]:
+        with torch.inference_mode():
+            inputs = self._inputs.build(requests)
+            on_device = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+            probability = self._ranker(on_device).cpu().numpy()
+        ends = np.cumsum([request.num_candidates for request in requests])
+        if not np.isfinite(probability[: ends[-1]]).all():
+            raise FloatingPointError("the model gave a probability that is not finite")
+        return np.split(probability[: ends[-1]], ends[:-1])

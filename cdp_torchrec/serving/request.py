@@ -47,7 +47,7 @@ class Request:
     candidates: Mapping[str, Sequence[Value]]
     """Features of the candidates by name: lists of one length, one element per candidate. Feature
     "item_id" is needed, and so is the category of the gate, whose elements may be None."""
-    features: Mapping[str, Value | Sequence[RawId]] = field(default_factory=dict)
+    features: Mapping[str, Value | Sequence[Value]] = field(default_factory=dict)
     """Features of the request (query, context, scene) by name; a list for a bag of ids."""
     history: Behaviours | None = None
     """The user's behaviours; None: those of the predictor's history store, if it has one."""

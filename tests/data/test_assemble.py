@@ -137,7 +137,9 @@ def test_history_never_reaches_the_request_or_later(tiny_dataset: Path) -> None:
     assembler = make_assembler(tiny_dataset, batch_size=64)
     batch = assembler.assemble(impressions, epoch=None)
     moments = impressions.request["timestamp"][impressions.request_index]
-    behaviours = assembler._histories._store.by_category
+    store = assembler._histories._store
+    assert isinstance(store, HistoryStore)
+    behaviours = store.by_category
     late = behaviours.timestamp >= moments.max()
     assert late.any()
     object.__setattr__(behaviours, "item", np.where(late, 1, behaviours.item))

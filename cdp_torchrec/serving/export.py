@@ -1,0 +1,196 @@
+"""From a checkpoint to an artifact that provably scores like it."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cdp_torchrec import __version__
+from cdp_torchrec.checkpoint import find_checkpoint
+from cdp_torchrec.config import ConfigError, dump_toml, load_config
+from cdp_torchrec.data.dataset import read_schema
+from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
+from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.evaluation import EvaluationSettings, evaluate
+from cdp_torchrec.experiment import build_experiment, make_checkpointer
+from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.serving.artifact import (
+    GOLDEN,
+    RANKER,
+    TABLES,
+    VOCABULARY,
+    ArtifactError,
+    Manifest,
+    base_version,
+    write_manifest,
+)
+from cdp_torchrec.serving.golden import GoldenRequest, stored_behaviours
+from cdp_torchrec.serving.parity import Parity, compare, raw_requests
+from cdp_torchrec.serving.parts import (
+    open_encoder,
+    open_inputs,
+    open_layout,
+    open_store,
+    open_vocabularies,
+)
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.ranker import export_ranker
+from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.settings import ExportedConfig
+from cdp_torchrec.serving.tables import write_tables
+from cdp_torchrec.serving.weights import load_weights
+
+_EXAMPLE_REQUESTS = 3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished artifact."""
+
+    directory: Path
+    manifest: Manifest
+    parity: Parity
+
+
+def export_run(
+    run: Path, overrides: Sequence[str], device: torch.device, *, output: Path | None = None
+) -> Exported:
+    """Export a checkpoint, or the best one of a run, and prove that it scores alike.
+
+    Args:
+        run: run directory or checkpoint.
+        overrides: key=value over the run's configuration and the section `export`.
+        device: where the artifact will compute.
+        output: directory to make; `<run>/export` if not given.
+
+    Raises:
+        ConfigError: a setting is wrong, or the directory exists.
+        CheckpointError: there is no checkpoint, or it does not fit the dataset.
+        ArtifactError: it cannot be compiled, or scores differently; nothing is left behind.
+    """
+    checkpoint = find_checkpoint(run)
+    directory = output or checkpoint.parent.parent / "export"
+    config = load_config(ExportedConfig, [str(checkpoint / "config.toml"), *overrides])
+    if dist.get_world_size() > 1:
+        raise ConfigError(f"export runs on one rank, found {dist.get_world_size()}")
+    if directory.exists():
+        raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
+    schema = read_schema(config.data)
+    with _made_whole(directory) as partial:
+        requests = _test_requests(config, schema)
+        manifest = _write(partial, config, checkpoint, requests[:_EXAMPLE_REQUESTS], device)
+        predictor = Predictor.load(partial, manifest, history_store=config.data.dir)
+        with tempfile.TemporaryDirectory() as scratch:
+            predictions = Path(scratch, "predictions.parquet")
+            _score_by_trainer(config, checkpoint, device, predictions)
+            parity = compare(predictor, requests, predictions)
+        if not parity.max_difference <= config.tolerance:
+            raise ArtifactError(
+                "the artifact scores differently from the trainer, nothing was exported "
+                f"(export.tolerance = {config.tolerance:.0e}):\n{parity.table()}"
+            )
+        golden = _golden(partial, config, predictor, requests)
+        (partial / GOLDEN).write_text(json.dumps(golden.to_json(), indent=1))
+        manifest = write_manifest(partial, manifest.model_copy(update={"parity": parity.to_json()}))
+    return Exported(directory, manifest, parity)
+
+
+@contextmanager
+def _made_whole(directory: Path) -> Iterator[Path]:
+    """A directory to write into, which gets its name when all went well, else vanishes."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _test_requests(config: ExportedConfig, schema: Schema) -> list[Request]:
+    """The first requests of the test split in raw ids, export.parity_impressions in all."""
+    order = ImpressionOrder(RequestFiles(config.data.dir, schema, "test"), seed=None)
+    stop = min(config.export.parity_impressions, order.num_impressions)
+    vocabularies = open_vocabularies(config.data.dir, schema)
+    return list(raw_requests(order.take(0, 0, stop), schema, vocabularies))
+
+
+def _write(
+    partial: Path,
+    config: ExportedConfig,
+    checkpoint: Path,
+    examples: Sequence[Request],
+    device: torch.device,
+) -> Manifest:
+    """Everything but the golden request; the manifest is not yet complete."""
+    schema = read_schema(config.data)
+    (partial / "config.toml").write_text(dump_toml(config))
+    schema.save(partial)
+    (partial / VOCABULARY).mkdir()
+    for entity in schema.entities:
+        name = Path(VOCABULARY, f"{entity}.parquet")
+        shutil.copyfile(config.data.dir / name, partial / name)
+    layout = open_layout(partial, schema, config)
+    width = config.model.embedding_dim
+    shapes = {entity: (table.num_embeddings, width) for entity, table in layout.tables.items()}
+    weights = load_weights(checkpoint, shapes)
+    write_tables(
+        partial / TABLES,
+        weights.tables,
+        storage=config.export.tables,
+        num_shards=config.export.table_shards,
+    )
+    arch = RankingArch(layout, config.model)
+    arch.load_state_dict(weights.dense)
+    encoder = open_encoder(partial, schema, config.export)
+    builder = open_inputs(partial, schema, config, history_store=config.data.dir)
+    inputs = builder.build([encoder.encode(request) for request in examples])
+    on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+    export_ranker(arch.to(device), layout, on_device, partial / RANKER)
+    return Manifest(
+        package_version=__version__,
+        torch_version=base_version(),
+        device="cuda" if device.type == "cuda" else "cpu",
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        name=f"{schema.name}-{config.model.interest.kind}",
+        inputs=tuple(inputs),
+    )
+
+
+def _score_by_trainer(
+    config: ExportedConfig, checkpoint: Path, device: torch.device, predictions: Path
+) -> None:
+    """Score the first test impressions the way that training measures them."""
+    experiment = build_experiment(config, device)
+    model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
+    make_checkpointer(experiment, checkpoint.parent.parent).load(checkpoint, model, optimizer)
+    evaluate(
+        model,
+        optimizer,
+        experiment.data.test.first(config.export.parity_impressions),
+        EvaluationSettings(device, predictions=predictions, description="trainer"),
+    )
+
+
+def _golden(
+    artifact: Path, config: ExportedConfig, predictor: Predictor, requests: Sequence[Request]
+) -> GoldenRequest:
+    """The first request whose user has behaviours before it, with them."""
+    schema = read_schema(config.data)
+    store = open_store(config.data.dir, schema, artifact)
+    vocabularies = open_vocabularies(artifact, schema)
+    for request in requests:
+        behaviours = stored_behaviours(
+            request, store, schema.history, vocabularies, at_most=config.export.max_history
+        )
+        if behaviours.item:
+            break
+    request = replace(request, history=behaviours)
+    return GoldenRequest(request, predictor.score(request))

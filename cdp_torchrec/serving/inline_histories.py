@@ -1,0 +1,85 @@
+"""Behaviours that requests bring along, offered as the history store offers stored ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdp_torchrec.data.history import Behaviours, Slices
+
+
+@dataclass(frozen=True)
+class EncodedHistory:
+    """Codes of one request's behaviours, int64 [L] each, in any order."""
+
+    item: np.ndarray
+    timestamp: np.ndarray
+    category: np.ndarray | None
+    """None where the dataset has no gate."""
+    action: np.ndarray | None
+    """None where the dataset has no action types."""
+
+
+class InlineHistories:
+    """As HistoryStore, but whose "user" is the number of the request."""
+
+    def __init__(self, histories: list[EncodedHistory]) -> None:
+        """Sort behaviours like the preparation does: by time, and by codes within one moment."""
+        lengths = [len(history.item) for history in histories]
+        owner = np.repeat(np.arange(len(histories)), lengths)
+        item = np.concatenate([h.item for h in histories])
+        timestamp = np.concatenate([h.timestamp for h in histories])
+        category = _joined([h.category for h in histories])
+        action = _joined([h.action for h in histories])
+        ties = [column for column in (action, category, item) if column is not None]
+        order = np.lexsort((*ties, timestamp, owner))
+        self._by_time = _in_order(order, item, timestamp, action, category)
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        if category is not None:
+            self._span = int(category.max(initial=0)) + 1
+            order = order[np.argsort((owner * self._span + category)[order], kind="stable")]
+            self._keys = (owner * self._span + category)[order]
+            self._by_category = _in_order(order, item, timestamp, action, category=None)
+        self._has_gate = category is not None
+
+    def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
+        """All behaviours of each request strictly before a time."""
+        slices = Slices(self._offsets[user], self._offsets[user + 1])
+        return self._by_time, _before(self._by_time, slices, before)
+
+    def gated(
+        self, user: np.ndarray, category: np.ndarray, before: np.ndarray
+    ) -> tuple[Behaviours, Slices]:
+        """Those in one category; a missing category (0) matches nothing."""
+        if not self._has_gate:
+            return self.recent(user, before)
+        key = user * self._span + category
+        start = np.searchsorted(self._keys, key)
+        stop = np.searchsorted(self._keys, key, side="right")
+        stop = np.where((category > 0) & (category < self._span), stop, start)
+        slices = Slices(start, stop)
+        return self._by_category, _before(self._by_category, slices, before)
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
+def _in_order(
+    order: np.ndarray,
+    item: np.ndarray,
+    timestamp: np.ndarray,
+    action: np.ndarray | None,
+    category: np.ndarray | None,
+) -> Behaviours:
+    return Behaviours(
+        item=item[order],
+        timestamp=timestamp[order],
+        action=None if action is None else action[order],
+        category=None if category is None else category[order],
+    )
+
+
+def _before(behaviours: Behaviours, slices: Slices, before: np.ndarray) -> Slices:
+    """Behaviours.before looks at row 0 even for empty slices, and here there may be no row."""
+    return behaviours.before(slices, before) if len(behaviours.item) else slices

@@ -1,0 +1,89 @@
+"""Parts of a predictor, read from the directory of an artifact."""
+
+from pathlib import Path
+
+from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.layout import FeatureLayout, build_layout
+from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
+from cdp_torchrec.serving.artifact import TABLES, VOCABULARY, ArtifactError, file_digest
+from cdp_torchrec.serving.encode import USER_ENTITY, RequestEncoder
+from cdp_torchrec.serving.inputs import InputBuilder
+from cdp_torchrec.serving.settings import ExportConfig, ExportedConfig
+from cdp_torchrec.serving.tables import EmbeddingTables
+from cdp_torchrec.serving.vocabulary import Vocabulary
+
+
+def open_layout(artifact: Path, schema: Schema, config: ExportedConfig) -> FeatureLayout:
+    """Tables and keys, from the artifact's copy of the vocabularies."""
+    return build_layout(
+        artifact,
+        schema,
+        vocabulary=config.data.vocabulary,
+        history=config.model.interest.history,
+        count_segments=config.count_segments,
+    )
+
+
+def open_vocabularies(artifact: Path, schema: Schema) -> dict[str, Vocabulary]:
+    """Vocabularies by entity."""
+    folder = artifact / VOCABULARY
+    return {entity: Vocabulary.open(folder / f"{entity}.parquet") for entity in schema.entities}
+
+
+def open_encoder(artifact: Path, schema: Schema, config: ExportConfig) -> RequestEncoder:
+    """What checks and encodes requests."""
+    return RequestEncoder(
+        schema,
+        open_vocabularies(artifact, schema),
+        max_candidates=config.max_candidates,
+        max_history=config.max_history,
+    )
+
+
+def open_inputs(
+    artifact: Path, schema: Schema, config: ExportedConfig, *, history_store: Path | None
+) -> InputBuilder:
+    """What makes the ranker's inputs.
+
+    Raises:
+        ArtifactError: tables are damaged, or the store belongs to other vocabularies.
+    """
+    layout = open_layout(artifact, schema, config)
+    tables = EmbeddingTables(
+        artifact / TABLES,
+        {entity: table.num_embeddings for entity, table in layout.tables.items()},
+        embedding_dim=config.model.embedding_dim,
+        storage=config.export.tables,
+    )
+    store = None if history_store is None else open_store(history_store, schema, artifact)
+    return InputBuilder(
+        layout,
+        tables,
+        schema.history,
+        max_history_length=config.data.history.max_length,
+        history_store=store,
+    )
+
+
+def open_store(dataset: Path, schema: Schema, artifact: Path) -> HistoryStore:
+    """The store of a dataset that was prepared with the artifact's vocabularies.
+
+    Raises:
+        ArtifactError: it was prepared with others, or is damaged.
+    """
+    history = schema.history
+    entities = (USER_ENTITY, history.item_entity, history.category_entity, history.action_entity)
+    try:
+        for entity in filter(None, entities):
+            path = Path(VOCABULARY, f"{entity}.parquet")
+            if file_digest(dataset / path) != file_digest(artifact / path):
+                raise ArtifactError(f"{dataset / path}: not the vocabulary of {artifact}")
+        gate = history.category_entity
+        return HistoryStore(
+            dataset / "history",
+            # The store may have grown since the export.
+            load_schema(dataset).history,
+            num_categories=schema.entities[gate].num_ids if gate else 0,
+        )
+    except (OSError, DatasetError) as error:
+        raise ArtifactError(f"history store {dataset}: {error}") from error

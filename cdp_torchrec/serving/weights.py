@@ -1,0 +1,61 @@
+"""Trained tensors of a checkpoint, whole, whatever plan and ranks it was trained with."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from cdp_torchrec.checkpoint import CheckpointError
+from cdp_torchrec.model.sparse_arch import TABLE_MARKS, is_table, table_name
+
+_MODEL = "model"
+_DENSE = ".ranking_arch."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters and buffers of a trained model."""
+
+    tables: Mapping[str, Tensor]
+    """Float32 [E, D] by entity."""
+    dense: Mapping[str, Tensor]
+    """State of RankingArch."""
+
+
+def load_weights(checkpoint: Path, entities: Mapping[str, tuple[int, int]]) -> Weights:
+    """Read a checkpoint without building the sharded model.
+
+    Args:
+        checkpoint: a checkpoint directory.
+        entities: rows and width of every table, by entity.
+
+    Raises:
+        CheckpointError: a table is missing or has another shape.
+    """
+    saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    state = {
+        key.removeprefix(f"{_MODEL}."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in saved.items()
+        if key.startswith(f"{_MODEL}.") and isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load({_MODEL: state}, checkpoint_id=checkpoint, no_dist=True)
+    found = {key: tensor for key, tensor in state.items() if is_table(key)}
+    tables = {}
+    for entity, shape in entities.items():
+        names = [f"{mark}{table_name(entity)}.weight" for mark in TABLE_MARKS]
+        own = [t for key, t in found.items() if any(key.endswith(name) for name in names)]
+        if len(own) != 1 or tuple(own[0].shape) != shape:
+            raise CheckpointError(
+                f"{checkpoint}: table '{entity}' of shape {list(shape)} is expected, found "
+                f"{[list(t.shape) for t in own]}"
+            )
+        tables[entity] = own[0].float()
+    dense = {k.partition(_DENSE)[2]: t for k, t in state.items() if _DENSE in k}
+    return Weights(tables, dense)
