@@ -38,8 +38,15 @@ class LazyAdam(KeyedOptimizer):
         self._betas = betas
         self._eps = eps
         self._step = 0
+        self._moments = {
+            local: (torch.zeros_like(local.data), torch.zeros_like(local.data))
+            for local, _ in tables.values()
+        }
         state = {
-            local: {f"{_table(name)}.momentum{moment}": _zeros_like(table) for moment in (1, 2)}
+            local: {
+                f"{_table(name)}.momentum{number}": _sharded_like(table, local, moment)
+                for number, moment in enumerate(self._moments[local], 1)
+            }
             for name, (local, table) in tables.items()
         }
         super().__init__(
@@ -65,7 +72,7 @@ class LazyAdam(KeyedOptimizer):
                     continue
                 rows = local.grad.ne(0).any(dim=1).nonzero().squeeze(1)
                 gradient = local.grad[rows]
-                first, second = (_local(moment) for moment in self.state[local].values())
+                first, second = self._moments[local]
                 # Unlike an in-place lerp on the whole table, this touches the rows only.
                 m = first[rows].lerp_(gradient, 1 - beta1)
                 v = second[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -118,17 +125,27 @@ def _table(parameter: str) -> str:
     return parameter.split(".")[-2]
 
 
-def _local(table: Tensor | ShardedTensor) -> Tensor:
-    return table.local_shards()[0].tensor if isinstance(table, ShardedTensor) else table
+def _sharded_like(
+    table: Tensor | ShardedTensor, local: Tensor, moment: Tensor
+) -> Tensor | ShardedTensor:
+    """A moment of the local part of a table as a state dict has it: split as its table.
 
-
-def _zeros_like(table: Tensor | ShardedTensor) -> Tensor | ShardedTensor:
+    Args:
+        table: as the state dict has it.
+        local: this rank's part. A table that is split by columns may have several shards here;
+            they lie one below the other.
+        moment: shaped as `local`; the result shares its memory.
+    """
     if not isinstance(table, ShardedTensor):
-        return torch.zeros_like(table)
-    shards = [
-        Shard(torch.zeros_like(shard.tensor), deepcopy(shard.metadata))
-        for shard in table.local_shards()
-    ]
+        return moment
+    shards = []
+    for shard in table.local_shards():
+        rows, width = shard.tensor.shape
+        offset = shard.tensor.storage_offset() - local.storage_offset()
+        assert shard.tensor.untyped_storage().data_ptr() == local.untyped_storage().data_ptr()
+        assert width == local.shape[1] and offset % width == 0
+        part = moment.narrow(0, offset // width, rows)
+        shards.append(Shard(part, deepcopy(shard.metadata)))
     return ShardedTensor._init_from_local_shards_and_global_metadata(
         shards, deepcopy(table.metadata()), process_group=table._process_group
     )
