@@ -16,6 +16,7 @@ from cdp_torchrec.checkpoint import Checkpointer, Progress
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.dataset import Dataset
 from cdp_torchrec.data.loader import EvaluationBatches, load
+from cdp_torchrec.distributed.managed_collision import assign_counted_rows
 from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
@@ -171,6 +172,7 @@ class Trainer:
                 started, first = now, progress.step
                 self._log(progress.step, output, rates, speed)
         pipeline.detach()
+        assign_counted_rows(self._model)
         return progress
 
     def _log(

@@ -4,19 +4,47 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 
+EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
+"""TorchRec's eviction policies."""
 Slot = Literal["candidate", "request", "pool", "gated", "recent"]
 
 POOL_KEY = "history_item_id"
+
+
+class ManagedCollisionConfig(Config):
+    """Rows that ids win and lose during training: TorchRec's managed collision, ZCH."""
+
+    zch_size: PositiveInt
+    """Rows of the table, a multiple of buckets."""
+    buckets: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Parts of the table, each with the ids of one remainder, a map of its own, and one row that
+    its ids without a row of their own share. The number of ranks must divide it; nothing else
+    depends on the number of ranks."""
+    eviction_policy: EvictionPolicyName = "distance_lfu"
+    """Whose row a new id takes: the least frequent id's, the least recent one's, or that with the
+    lowest count per step since it was last seen; and only if the new id scores higher."""
+    eviction_interval: PositiveInt = 100
+    """Steps between two assignments of rows; there is one before each checkpoint, too. Until the
+    first one, all ids share their bucket's row."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.zch_size % self.buckets or self.zch_size < 2 * self.buckets:
+            raise ValueError(
+                f"zch_size = {self.zch_size} must be a multiple of buckets = {self.buckets}, with "
+                "at least 2 rows for each"
+            )
+        return self
 
 
 class VocabularyConfig(Config):
@@ -27,11 +55,25 @@ class VocabularyConfig(Config):
     num_oov_rows: PositiveInt = 1
     """Number of out-of-vocabulary rows; a rare id always falls on the same one. Many rows keep
     rare ids apart, so that an unseen item still matches itself in the history."""
+    managed_collision: ManagedCollisionConfig | None = None
+    """Instead of that: rows are assigned during training, to the ids that deserve them then."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.managed_collision and (self.min_count, self.num_oov_rows) != (1, 1):
+            raise ValueError(
+                "managed_collision decides which ids have rows: it leaves nothing for min_count "
+                "and num_oov_rows"
+            )
+        return self
 
 
 @dataclass(frozen=True)
 class Table:
-    """An embedding table: row 0 is "missing", then out-of-vocabulary rows, then frequent ids."""
+    """An embedding table: row 0 is "missing", then out-of-vocabulary rows, then frequent ids.
+
+    With managed collision, the model maps ids to rows by itself.
+    """
 
     entity: str
     num_oov_rows: int
@@ -39,14 +81,17 @@ class Table:
     """Codes 1..num_kept have a row of their own."""
     num_ids: int
     """Largest code that the dataset may contain."""
+    managed_collision: ManagedCollisionConfig | None = None
 
     @property
     def num_embeddings(self) -> int:
         """Rows of the table."""
+        if self.managed_collision is not None:
+            return self.managed_collision.zch_size
         return 1 + self.num_oov_rows + self.num_kept
 
     def rows(self, codes: np.ndarray) -> np.ndarray:
-        """Embedding rows of id codes, int64, same shape.
+        """Embedding rows of id codes, int64, same shape; the codes, with managed collision.
 
         Raises:
             DatasetError: a code is negative or larger than the entity's num_ids.
@@ -57,6 +102,8 @@ class Table:
                 f"entity '{self.entity}': found id code {codes.max()} (smallest {codes.min()}), "
                 f"the schema allows 0 to {self.num_ids}"
             )
+        if self.managed_collision is not None:
+            return codes
         rows = codes + self.num_oov_rows
         rows[codes > self.num_kept] = 1 + codes[codes > self.num_kept] % self.num_oov_rows
         rows[codes == 0] = 0
@@ -225,4 +272,4 @@ def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig)
         raise DatasetError(f"{path}: {len(counts)} ids, but schema.toml declares {num_ids}")
     # Counts fall with the code, so the kept ids are a prefix.
     num_kept = int(np.searchsorted(-counts, -config.min_count, side="right"))
-    return Table(entity, config.num_oov_rows, num_kept, num_ids)
+    return Table(entity, config.num_oov_rows, num_kept, num_ids, config.managed_collision)

@@ -7,6 +7,7 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import CacheParams
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.managed_collision import managed_collision_conflicts
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
 from cdp_torchrec.distributed.planner import EmbeddingTable
 from cdp_torchrec.distributed.sharding_config import (
@@ -65,6 +66,12 @@ def table_constraints(
         if not table.is_pooled:
             types = tuple(dict.fromkeys(FOR_SEQUENCES.get(name, name) for name in types))
         problems += _conflicts(table, own, types, optimizer, device)
+        problems += [
+            f"sharding.tables.{table.entity}: {conflict}"
+            for conflict in managed_collision_conflicts(
+                table, types=types, kernels=own.kernels or (), world_size=world_size
+            )
+        ]
         caches = "fused_uvm_caching" in (own.kernels or ())
         constraints[table.name] = ParameterConstraints(
             sharding_types=list(types),
@@ -91,6 +98,8 @@ def _types(
     optimizer: SparseOptimizerConfig,
     world_size: int,
 ) -> tuple[TypeName, ...]:
+    if table.buckets is not None:
+        return ("row_wise",) if config.strategy == "auto" else (config.strategy,)
     # On one rank there is nothing to replicate, and the fused optimizer is faster.
     if table.num_embeddings <= config.small_table_rows and world_size > 1:
         return ("data_parallel",)

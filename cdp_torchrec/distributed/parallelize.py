@@ -1,7 +1,6 @@
 """One function that turns a single-device task into a sharded one with its optimizer."""
 
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,8 +16,9 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.diffusion.noise import keyed_normal
 from cdp_torchrec.distributed.hardware import load_hardware, local_hardware
+from cdp_torchrec.distributed.initial_rows import initial_rows
+from cdp_torchrec.distributed.managed_collision import reset_evicted_rows
 from cdp_torchrec.distributed.optimizers import (
     OptimizerConfig,
     ScheduledOptimizer,
@@ -107,6 +107,7 @@ def parallelize(
         if is_table(name):
             initialize_table(name, table, std=embedding_init_std, seed=seed)
     scheduled = ScheduledOptimizer(model, optimizer, max_steps=max_steps)
+    reset_evicted_rows(model, scheduled, std=embedding_init_std, seed=seed)
     return Parallelized(model, scheduled, plan, plan_json, sharding.prefetch)
 
 
@@ -183,10 +184,9 @@ def initialize_table(name: str, table: Tensor | ShardedTensor, *, std: float, se
     else:
         width = table.shape[1]
         shards = [(table, 0, 0)]
-    digest = zlib.crc32(name.split(".")[-2].encode())
     for tensor, first_row, first_column in shards:
         for start in range(0, tensor.shape[0], _ROWS_AT_ONCE):
             part = tensor[start : start + _ROWS_AT_ONCE]
             rows = first_row + start + torch.arange(len(part), device=tensor.device)
-            values = keyed_normal(rows + (digest << 31), width, stream=seed)
-            part.copy_(std * values[:, first_column : first_column + tensor.shape[1]])
+            values = initial_rows(name, rows, width, std=std, seed=seed)
+            part.copy_(values[:, first_column : first_column + tensor.shape[1]])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from cdp_torchrec.distributed.constraints import COLUMN_TYPES, FOR_SEQUENCES, NO_ROWWISE_ADAGRAD
+from cdp_torchrec.distributed.managed_collision import managed_collision_conflicts
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
 from cdp_torchrec.distributed.plan_format import PlanFile, ShardEntry, TableEntry
 from cdp_torchrec.distributed.planner import EmbeddingTable
@@ -35,14 +36,15 @@ def find_mismatches(
     problems = []
     if file.world_size != world_size:
         problems.append(
-            f"world_size: the plan is for {file.world_size} ranks, this job has {world_size}; "
-            "start as many, or plan anew"
+            f"world_size: {file.world_size} in the plan, {world_size} in this job; start as many "
+            "ranks, or plan anew"
         )
     by_node = [n for n, entry in file.tables.items() if entry.sharding_type in _NODE_TYPES]
     if by_node and file.local_world_size != local_world_size:
         problems.append(
-            f"local_world_size: the plan is for {file.local_world_size} ranks per node, this job "
-            f"has {local_world_size}, and the rows of {_listed(by_node)} are spread over a node"
+            f"local_world_size: {file.local_world_size} ranks per node in the plan, "
+            f"{local_world_size} in this job, and the rows of {_listed(by_node)} are spread over "
+            "a node"
         )
     own = {table.name: table for table in tables}
     for names, where in (
@@ -53,13 +55,17 @@ def find_mismatches(
             problems.append(f"{where}: {_listed(names)}")
     for name, entry in file.tables.items():
         if name in own:
-            found = _table_mismatches(entry, own[name], optimizer, device)
+            found = _table_mismatches(entry, own[name], optimizer, device, world_size)
             problems += [f"{name}: {problem}" for problem in found]
     return problems
 
 
 def _table_mismatches(
-    entry: TableEntry, table: EmbeddingTable, optimizer: SparseOptimizerConfig, device: str
+    entry: TableEntry,
+    table: EmbeddingTable,
+    optimizer: SparseOptimizerConfig,
+    device: str,
+    world_size: int,
 ) -> list[str]:
     problems = []
     if (entry.num_embeddings, entry.embedding_dim) != (table.num_embeddings, table.embedding_dim):
@@ -76,7 +82,12 @@ def _table_mismatches(
         problems.append(f"{entry.sharding_type} {NO_ROWWISE_ADAGRAD}")
     if entry.compute_kernel.startswith("fused_uvm") and device == "cpu":
         problems.append(f"{entry.compute_kernel} needs a GPU, and the ranks compute on the CPU")
-    return problems
+    return problems + managed_collision_conflicts(
+        table,
+        types=[entry.sharding_type],
+        kernels=[entry.compute_kernel],
+        world_size=world_size,
+    )
 
 
 def _kernel_mistakes(entry: TableEntry) -> list[str]:
@@ -129,6 +140,9 @@ def _layout_mistakes(
     entry: TableEntry, file: PlanFile, stacks: Sequence[Sequence[ShardEntry]]
 ) -> list[str]:
     """Whether the shards are those that the lookup of the sharding type expects.
+
+    Lookups compute the rank of a row from its number, and read other rows, without an error, where
+    the shards lie differently.
 
     Args:
         entry: of the table.

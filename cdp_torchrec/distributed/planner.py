@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.mc_embedding import ManagedCollisionEmbeddingCollectionSharder
+from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.constants import DEFAULT_PERF_ESTIMATOR
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -20,6 +22,7 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import ParameterConstraints, ShardingOption
 from torchrec.distributed.types import ModuleSharder, PipelineType, ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 
 from cdp_torchrec.distributed.communication import communication_codecs
 from cdp_torchrec.distributed.quick_search import (
@@ -58,11 +61,15 @@ def sharders(config: ShardingConfig = _PLAIN) -> list[ModuleSharder[nn.Module]]:
     codecs = communication_codecs(config.communication)
     # For all tables: TorchRec logs an error for each one without it, though only caches use it.
     fused_params = {"prefetch_pipeline": True} if config.prefetch else None
-    both = (
-        AllTypesSharder(fused_params, qcomm_codecs_registry=codecs),
-        EmbeddingCollectionSharder(fused_params, qcomm_codecs_registry=codecs),
+    bags = AllTypesSharder(fused_params, qcomm_codecs_registry=codecs)
+    single = EmbeddingCollectionSharder(fused_params, qcomm_codecs_registry=codecs)
+    every = (
+        bags,
+        single,
+        ManagedCollisionEmbeddingBagCollectionSharder(bags),
+        ManagedCollisionEmbeddingCollectionSharder(single),
     )
-    return [cast(ModuleSharder[nn.Module], sharder) for sharder in both]
+    return [cast(ModuleSharder[nn.Module], sharder) for sharder in every]
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class EmbeddingTable:
     """Keys that are looked up in it."""
     is_pooled: bool
     """In an EmbeddingBagCollection, instead of the collection that sequences read."""
+    buckets: int | None = None
+    """Parts of its map from ids to rows, with managed collision."""
 
     @property
     def entity(self) -> str:
@@ -88,7 +97,13 @@ class EmbeddingTable:
 def find_tables(model: nn.Module) -> list[EmbeddingTable]:
     """All tables of a model, by name."""
     found = []
+    buckets: dict[str, int] = {}
+    inner: dict[nn.Module, str] = {}
     for path, module in model.named_modules():
+        if isinstance(module, BaseManagedCollisionEmbeddingCollection):
+            # Plans name the module that maps the ids, not the tables inside it.
+            inner[module._embedding_module] = path
+            buckets |= module._managed_collision_collection.table_to_number_buckets()
         if isinstance(module, EmbeddingBagCollection):
             configs = module.embedding_bag_configs()
         elif isinstance(module, EmbeddingCollection):
@@ -98,11 +113,12 @@ def find_tables(model: nn.Module) -> list[EmbeddingTable]:
         found += [
             EmbeddingTable(
                 name=config.name,
-                module=path,
+                module=inner.get(module, path),
                 num_embeddings=config.num_embeddings,
                 embedding_dim=config.embedding_dim,
                 features=tuple(config.feature_names),
                 is_pooled=isinstance(module, EmbeddingBagCollection),
+                buckets=buckets.get(config.name),
             )
             for config in configs
         ]

@@ -2,18 +2,24 @@
 
 # B impressions, L behaviours, D embedding dim
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import (
+    ManagedCollisionEmbeddingBagCollection,
+    ManagedCollisionEmbeddingCollection,
+)
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
+from cdp_torchrec.model.managed_collision import manage_collisions
 
+_META = torch.device("meta")
 TABLE_MARKS = (".embedding_bags.", ".embeddings.")
-"""Parts of the names of table parameters in the two collections."""
+"""Parts of the names of table parameters in the two kinds of collections."""
 
 
 def table_name(entity: str) -> str:
@@ -31,8 +37,9 @@ class SparseArch(nn.Module):
 
     A table lives in one collection. Those that sequences read are in an EmbeddingCollection, with
     all their features, so that a behaviour and the target item share their embedding; all others
-    are in an EmbeddingBagCollection. All bags pool by SUM: means are divided in our own code,
-    because a mean inside a collection is wrong when a plan mixes row-wise and other tables.
+    are in an EmbeddingBagCollection. Tables with managed collision are in collections that map ids
+    to rows first. All bags pool by SUM: means are divided in our own code, because a mean inside a
+    collection is wrong when a plan mixes row-wise and other tables.
     """
 
     def __init__(self, layout: FeatureLayout, *, embedding_dim: int) -> None:
@@ -43,35 +50,26 @@ class SparseArch(nn.Module):
             embedding_dim: width D of every table.
         """
         super().__init__()
-        meta = torch.device("meta")
-        self.embedding_bag_collection = EmbeddingBagCollection(
-            device=meta,
-            tables=[
-                EmbeddingBagConfig(
-                    name=table_name(entity),
-                    embedding_dim=embedding_dim,
-                    num_embeddings=layout.tables[entity].num_embeddings,
-                    feature_names=keys,
-                    pooling=PoolingType.SUM,
-                )
-                for entity, keys in _keys_by_table(layout.pooled_features).items()
-            ],
-        )
-        self.embedding_collection = None
-        self.by_key = EmbeddingsByKey(layout)
-        if layout.sequence_features:
-            self.embedding_collection = EmbeddingCollection(
-                device=meta,
-                tables=[
-                    EmbeddingConfig(
-                        name=table_name(entity),
-                        embedding_dim=embedding_dim,
-                        num_embeddings=layout.tables[entity].num_embeddings,
-                        feature_names=keys,
-                    )
-                    for entity, keys in _keys_by_table(layout.sequence_features).items()
-                ],
+        self.embedding_bag_collection = _bags(layout, embedding_dim, managed=False)
+        self.embedding_collection = _singles(layout, embedding_dim, managed=False)
+        self.managed_embedding_bag_collection = None
+        self.managed_embedding_collection = None
+        managed = {
+            table_name(entity): table.managed_collision
+            for entity, table in layout.tables.items()
+            if table.managed_collision is not None
+        }
+        bags = _bags(layout, embedding_dim, managed=True)
+        if bags is not None:
+            self.managed_embedding_bag_collection = ManagedCollisionEmbeddingBagCollection(
+                bags, manage_collisions(bags.embedding_bag_configs(), managed)
             )
+        singles = _singles(layout, embedding_dim, managed=True)
+        if singles is not None:
+            self.managed_embedding_collection = ManagedCollisionEmbeddingCollection(
+                singles, manage_collisions(singles.embedding_configs(), managed)
+            )
+        self.by_key = EmbeddingsByKey(layout)
 
     def forward(
         self, sparse: KeyedJaggedTensor, sequence: KeyedJaggedTensor | None
@@ -82,33 +80,44 @@ class SparseArch(nn.Module):
             sparse: ids of pooled lookups, stride B.
             sequence: ids of the tables that sequences read, stride B; None without such tables.
         """
-        behaviours = None
+        pooled, behaviours = [], []
+        if self.embedding_bag_collection is not None:
+            pooled.append(self.embedding_bag_collection(sparse))
+        if self.managed_embedding_bag_collection is not None:
+            pooled.append(self.managed_embedding_bag_collection(sparse)[0])
         if self.embedding_collection is not None:
-            behaviours = self.embedding_collection(sequence)
-        return self.by_key(self.embedding_bag_collection(sparse), behaviours)
+            behaviours.append(self.embedding_collection(sequence))
+        if self.managed_embedding_collection is not None:
+            behaviours.append(self.managed_embedding_collection(sequence)[0])
+        return self.by_key(pooled, behaviours)
 
 
 class EmbeddingsByKey(nn.Module):
-    """Results of both collections in one dictionary.
+    """Results of all collections in one dictionary.
 
     A module of its own, because the train pipeline traces what surrounds the collections.
     """
 
     def __init__(self, layout: FeatureLayout) -> None:
         super().__init__()
-        self._single = [f.key for f in layout.sequence_features if not f.is_bag]
-        self._bags = [f.key for f in layout.sequence_features if f.is_bag]
+        self._single = {f.key for f in layout.sequence_features if not f.is_bag}
 
     def forward(
-        self, pooled: KeyedTensor, behaviours: Mapping[str, JaggedTensor] | None
+        self,
+        pooled: Sequence[KeyedTensor],
+        behaviours: Sequence[Mapping[str, JaggedTensor]],
     ) -> dict[str, Tensor]:
         """As SparseArch."""
         # By key, since their order depends on the sharding plan; and split at once, since the
         # backward of many single slices fills a tensor of full width for each.
-        embeddings: dict[str, Tensor] = pooled.to_dict()
-        if behaviours is not None:
-            embeddings |= {key: behaviours[key].values() for key in self._single}
-            embeddings |= {key: _sum(behaviours[key]) for key in self._bags}
+        embeddings: dict[str, Tensor] = {}
+        for collection in pooled:
+            embeddings |= collection.to_dict()
+        for collection in behaviours:
+            embeddings |= {
+                key: ids.values() if key in self._single else _sum(ids)
+                for key, ids in collection.items()
+            }
         return embeddings
 
 
@@ -116,8 +125,42 @@ def _sum(bags: JaggedTensor) -> Tensor:
     return torch.segment_reduce(bags.values(), "sum", offsets=bags.offsets(), initial=0.0)
 
 
-def _keys_by_table(features: tuple[SparseFeature, ...]) -> dict[str, list[str]]:
+def _bags(
+    layout: FeatureLayout, embedding_dim: int, *, managed: bool
+) -> EmbeddingBagCollection | None:
+    tables = [
+        EmbeddingBagConfig(
+            name=table_name(entity),
+            embedding_dim=embedding_dim,
+            num_embeddings=layout.tables[entity].num_embeddings,
+            feature_names=keys,
+            pooling=PoolingType.SUM,
+        )
+        for entity, keys in _keys_by_table(layout, layout.pooled_features, managed=managed)
+    ]
+    return EmbeddingBagCollection(device=_META, tables=tables) if tables else None
+
+
+def _singles(
+    layout: FeatureLayout, embedding_dim: int, *, managed: bool
+) -> EmbeddingCollection | None:
+    tables = [
+        EmbeddingConfig(
+            name=table_name(entity),
+            embedding_dim=embedding_dim,
+            num_embeddings=layout.tables[entity].num_embeddings,
+            feature_names=keys,
+        )
+        for entity, keys in _keys_by_table(layout, layout.sequence_features, managed=managed)
+    ]
+    return EmbeddingCollection(device=_META, tables=tables) if tables else None
+
+
+def _keys_by_table(
+    layout: FeatureLayout, features: Sequence[SparseFeature], *, managed: bool
+) -> list[tuple[str, list[str]]]:
     keys: dict[str, list[str]] = {}
     for feature in features:
-        keys.setdefault(feature.table, []).append(feature.key)
-    return keys
+        if (layout.tables[feature.table].managed_collision is not None) == managed:
+            keys.setdefault(feature.table, []).append(feature.key)
+    return list(keys.items())

@@ -1,0 +1,22 @@
+"""Initial embeddings: a function of table, row and column only, not of the plan."""
+
+import zlib
+
+from torch import Tensor
+
+from cdp_torchrec.diffusion.noise import keyed_normal
+
+
+def initial_rows(name: str, rows: Tensor, width: int, *, std: float, seed: int) -> Tensor:
+    """Normal values of some rows of a table, [L, width].
+
+    Args:
+        name: parameter name, such as `...embedding_bags.t_item.weight`; its digest separates the
+            tables.
+        rows: counted over the whole table, int64 [L].
+        width: columns of the whole table.
+        std: standard deviation.
+        seed: another seed, other values.
+    """
+    digest = zlib.crc32(name.split(".")[-2].encode())
+    return std * keyed_normal(rows + (digest << 31), width, stream=seed)
