@@ -22,6 +22,7 @@ from cdp_torchrec.checkpoint import Progress, find_checkpoint
 from cdp_torchrec.config import Config, ConfigError, load_config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
+from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.experiment import (
     Experiment,
     ExperimentConfig,
@@ -218,7 +219,7 @@ def _inputs(
     experiment: Experiment, batches: TrainBatches | EvaluationBatches, items: list[int]
 ) -> Iterator[InterestInput]:
     """What the interest module sees of each batch."""
-    ranking = _task(experiment).model
+    ranking = experiment.model
     device = experiment.device
     source: Iterator[Batch] = load(
         batches,
@@ -234,23 +235,19 @@ def _inputs(
         yield inputs
 
 
-def _task(experiment: Experiment) -> nn.Module:
-    return experiment.parallelized.model.module
-
-
 def _interest(experiment: Experiment) -> CdpInterest:
-    interest = _task(experiment).model.ranking_arch.interest
+    interest = experiment.model.ranking_arch.interest
     assert isinstance(interest, CdpInterest)
     return interest
 
 
 def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    if dist.get_world_size() == 1:
+    if world_size() == 1:
         return
     for parameter in parameters:
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
-        parameter.grad /= dist.get_world_size()
+        parameter.grad /= world_size()
 
 
 def _distillable(interest: Config) -> CdpConfig:

@@ -91,6 +91,13 @@ class Experiment:
     total_steps: int
     parallelized: Parallelized
 
+    @property
+    def model(self) -> RankingModel:
+        """The ranking model inside the sharded task; its tables are this rank's share."""
+        task = self.parallelized.model.module
+        assert isinstance(task, TrainTask)
+        return task.model
+
 
 @dataclass(frozen=True)
 class Trained:

@@ -1,8 +1,8 @@
 """Quality against latency: one CDP run measured at every sampler and number of steps."""
 
-import platform
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from cdp_torchrec.benchmark.latency import LatencyConfig, cdp_name, make_contest
 from cdp_torchrec.benchmark.latency_report import LatencyReport, Quality
 from cdp_torchrec.checkpoint import find_checkpoint
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import (
     Experiment,
@@ -50,15 +51,15 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
     _check(config)
     experiment = build_experiment(config, device)
     _load(experiment, checkpoint)
-    arch = experiment.parallelized.model.module.model.ranking_arch
+    arch = experiment.model.ranking_arch
     contestants = make_contestants(config, latency, arch, device)
     with tempfile.TemporaryDirectory() as scratch:
         timings = measure(contestants, latency, device, Path(scratch))
     at = min(latency.candidates, key=lambda n: abs(n - _CLOSE_TO))
-    denoiser = arch.interest.denoiser
+    denoiser = _interest(experiment).denoiser
     steps = {cdp_name(k): k for k in latency.num_inference_steps}
     return LatencyReport(
-        device=_describe(device),
+        device=_describe(device, latency.clock),
         frontier_candidates=at,
         timings=timings,
         qualities=list(_qualities(experiment, checkpoint, latency)) if latency.quality else [],
@@ -76,20 +77,24 @@ def _qualities(
 ) -> Iterator[Quality]:
     """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
+    measured: dict[tuple[SamplingStep, ...], Quality] = {}
     for sampler, steps in tqdm(settings, "quality", unit="setting", disable=None, leave=False):
-        yield _quality(experiment, sampler, sampler, steps)
+        interest = _interest(experiment)
+        interest.set_sampling(sampler=sampler, num_inference_steps=steps)
+        # Samplers are the same thing where they take the same steps: with one call, for example.
+        if interest.steps not in measured:
+            measured[interest.steps] = _quality(experiment, sampler, steps)
+        yield replace(measured[interest.steps], name=sampler)
     run_dir = checkpoint.parent.parent
     student = latency.student or run_dir.with_name(f"{run_dir.name}-student")
     if latency.student is not None or student.is_dir():
         _load(experiment, find_checkpoint(student))
-        yield _quality(experiment, "student", latency.samplers[0], 1)
+        _interest(experiment).set_sampling(sampler=latency.samplers[0], num_inference_steps=1)
+        yield _quality(experiment, "student", 1)
 
 
-def _quality(experiment: Experiment, name: str, sampler: str, steps: int) -> Quality:
+def _quality(experiment: Experiment, name: str, steps: int) -> Quality:
     model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
-    interest = model.module.model.ranking_arch.interest
-    assert isinstance(interest, CdpInterest)
-    interest.set_sampling(sampler=sampler, num_inference_steps=steps)
     report = evaluate(
         model,
         optimizer,
@@ -101,6 +106,12 @@ def _quality(experiment: Experiment, name: str, sampler: str, steps: int) -> Qua
         ),
     )
     return Quality(name, steps, report.auc, report.gauc)
+
+
+def _interest(experiment: Experiment) -> CdpInterest:
+    interest = experiment.model.ranking_arch.interest
+    assert isinstance(interest, CdpInterest)
+    return interest
 
 
 def _load(experiment: Experiment, checkpoint: Path) -> None:
@@ -124,7 +135,8 @@ def _check(config: LatencyExperimentConfig) -> None:
             )
 
 
-def _describe(device: torch.device) -> str:
+def _describe(device: torch.device, clock: str) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads ({platform.processor() or platform.machine()})"
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}, {clock} clock"

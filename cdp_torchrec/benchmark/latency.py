@@ -63,6 +63,9 @@ class LatencyConfig(Config):
     """Timed calls of each model at each number of candidates."""
     student: Path | None = None
     """Run of launch/distill.py; without it RUN-student, if it is there."""
+    clock: Literal["wall", "thread"] = "wall"
+    """"wall": what a client waits. "thread": processor time of the calling thread, for one CPU
+    thread on a machine that others use, too."""
     quality: bool = True
     """Also score the test split at each setting."""
 
@@ -171,7 +174,7 @@ def measure(
             for size in latency.candidates:
                 inputs = {c.name: c.requests.inputs(size) for c in contestants}
                 own = {c.name: scorers[c.name, form] for c in contestants}
-                times = _rounds(own, inputs, latency.num_rounds, device)
+                times = _rounds(own, inputs, latency, device)
                 timings += [
                     Timing(name, form, size, values, values - times[BASE])
                     for name, values in times.items()
@@ -183,22 +186,23 @@ def measure(
 def _rounds(
     scorers: Mapping[str, Scorer],
     inputs: Mapping[str, Sequence[Mapping[str, Tensor]]],
-    num_rounds: int,
+    latency: LatencyConfig,
     device: torch.device,
 ) -> dict[str, NDArray[np.float64]]:
     """Milliseconds of each model in each round; a round asks all of them for the same request."""
-    times = {name: np.zeros(num_rounds) for name in scorers}
+    clock = time.perf_counter if latency.clock == "wall" else time.thread_time
+    times = {name: np.zeros(latency.num_rounds) for name in scorers}
     for name, scorer in scorers.items():
-        for request in inputs[name] * _WARM_UP:
+        for request in inputs[name][:_WARM_UP]:
             scorer(request)
-    for number in range(num_rounds):
+    for number in range(latency.num_rounds):
         for name, scorer in scorers.items():
             request = inputs[name][number % len(inputs[name])]
             _finish(device)
-            started = time.perf_counter()
+            started = clock()
             scorer(request)
             _finish(device)
-            times[name][number] = 1e3 * (time.perf_counter() - started)
+            times[name][number] = 1e3 * (clock() - started)
     return times
 
 

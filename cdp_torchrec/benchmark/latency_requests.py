@@ -2,8 +2,6 @@
 
 # B places of the batch, L behaviours, D embedding dim
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,7 +62,7 @@ class LatencyRequests:
         # The request that an impression belongs to, as far as it lies beside the impression.
         self._runs = [_around(order, int(place), files.num_impressions) for place in places]
 
-    def inputs(self, num_candidates: int) -> list[Mapping[str, Tensor]]:
+    def inputs(self, num_candidates: int) -> list[dict[str, Tensor]]:
         """Inputs of RankerProgram for each request, its candidates repeated or cut to a number."""
         assembler = BatchAssembler(
             self.layout,

@@ -1,6 +1,5 @@
 """Ahead-of-time compilation of the dense part: one graph, no Python at run time."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def compile_ranker(
     module: nn.Module,
     example: tuple[Any, ...],
     *,
-    dynamic_shapes: Sequence[Any] | dict[str, Any] | None,
+    dynamic_shapes: tuple[Any, ...] | None,
     package: Path,
 ) -> Path:
     """Compile a module for the device on which its parameters are.

@@ -1,0 +1,112 @@
+"""The student imitates its teacher, and nothing but its denoiser learns."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cdp_torchrec.diffusion.denoiser import DenoiserConfig
+from cdp_torchrec.distill import DistillConfig, train_student
+from cdp_torchrec.interest import CdpConfig, CdpInterest, GatedPool, InterestDims, InterestInput
+from cdp_torchrec.monitor import Monitor
+
+DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4, category=8)
+
+
+def make_inputs(seed: int, batch: int = 64) -> InterestInput:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    numbers = torch.arange(batch)
+    return InterestInput(
+        user=normal(batch, 4),
+        query=normal(batch, 4),
+        item=normal(batch, 8),
+        item_attributes=normal(batch, 8),
+        context=normal(batch, 4),
+        scene=normal(batch, 4),
+        key=numbers + seed * batch,
+        item_id=numbers,
+        category_id=numbers,
+        pool=GatedPool(sums=normal(batch, 1, 8), lengths=torch.ones(batch, 1)),
+    )
+
+
+@pytest.fixture(params=["clean_scaled", "noised"])
+def teacher(request: pytest.FixtureRequest) -> CdpInterest:
+    torch.manual_seed(0)
+    config = CdpConfig(
+        kind="cdp",
+        start=request.param,
+        latent_norm="layernorm",
+        prediction_type="x0",
+        denoiser=DenoiserConfig(condition_join="adaln_zero", num_hidden_layers=1),
+        num_inference_steps=8,
+    )
+    module = CdpInterest(config, DIMS)
+    for parameter in module.denoiser.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return module.eval()
+
+
+@pytest.fixture
+def student(teacher: CdpInterest) -> CdpInterest:
+    student = copy.deepcopy(teacher)
+    student.set_sampling(sampler="ddim", num_inference_steps=1)
+    return student
+
+
+def error(teacher: CdpInterest, student: CdpInterest) -> float:
+    inputs = make_inputs(seed=10_000)
+    with torch.no_grad():
+        wanted, found = teacher(inputs).interest, student(inputs).interest
+    return (found - wanted).square().mean().sqrt().item()
+
+
+def distill(teacher: CdpInterest, student: CdpInterest, run_dir: Path) -> None:
+    config = DistillConfig(max_steps=150)
+
+    def batches() -> Iterator[InterestInput]:
+        yield from (make_inputs(seed) for seed in range(config.max_steps))
+
+    with Monitor(run_dir, total_steps=config.max_steps, first_step=0, quiet=True) as monitor:
+        train_student(teacher, student, batches(), config, monitor)
+
+
+def test_a_student_starts_as_the_one_step_sampler_of_its_teacher(
+    teacher: CdpInterest, student: CdpInterest
+) -> None:
+    assert error(teacher, student) > 0.01
+    teacher.set_sampling(sampler="ddim", num_inference_steps=1)
+    assert error(teacher, student) == 0.0
+
+
+def test_distillation_brings_the_student_to_its_teacher(
+    teacher: CdpInterest, student: CdpInterest, tmp_path: Path
+) -> None:
+    before = error(teacher, student)
+    distill(teacher, student, tmp_path)
+    assert error(teacher, student) < 0.5 * before
+
+
+def test_distillation_changes_nothing_but_the_students_denoiser(
+    teacher: CdpInterest, student: CdpInterest, tmp_path: Path
+) -> None:
+    teacher_before = copy.deepcopy(teacher.state_dict())
+    before = copy.deepcopy(student.state_dict())
+    distill(teacher, student, tmp_path)
+    assert all(torch.equal(teacher.state_dict()[n], v) for n, v in teacher_before.items())
+    changed = {n for n, v in student.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == {n for n in before if n.startswith("denoiser.")}
+
+
+def test_other_steps_are_refused_where_the_configuration_does_not_allow_them(
+    teacher: CdpInterest,
+) -> None:
+    with pytest.raises(ValueError, match="more than the 100 timesteps"):
+        teacher.set_sampling(sampler="ddim", num_inference_steps=101)
