@@ -53,7 +53,8 @@ class ShardEstimate:
     optimizer_bytes: int
     """Likewise."""
     activation_bytes: int
-    """Ids that are looked up, and embeddings before they are sent."""
+    """Ids that are looked up, and embeddings before they are sent; of a data-parallel table also
+    its gradient, which is as large as the table."""
     host_bytes: int
     """Weights and optimizer state in host memory, of a table that a GPU reads from there."""
     lookup_ms: float
@@ -115,6 +116,11 @@ class PlanEstimate:
     """Kept free on each rank."""
     num_proposals: int
     search_seconds: float
+
+    @property
+    def local_world_size(self) -> int:
+        """Ranks of a node."""
+        return min(self.world_size, self.hardware.ranks_per_node)
 
     @property
     def capacity_bytes(self) -> int:
@@ -392,6 +398,8 @@ def _shard(option: ShardingOption, shard: Shard, hardware: HardwareConfig) -> Sh
     bookkeeping = rows * (per_row + on_device * per_cached_row) if 0 < on_device < 1 else 0
     device_weights = round(weights * on_device + bookkeeping)
     device_state = round(state * on_device)
+    # The planner does not count it.
+    gradient = weights if option.sharding_type == "data_parallel" else 0
     assert shard.rank is not None
     return ShardEstimate(
         table=option.name,
@@ -400,7 +408,8 @@ def _shard(option: ShardingOption, shard: Shard, hardware: HardwareConfig) -> Sh
         columns=columns,
         weight_bytes=device_weights,
         optimizer_bytes=device_state,
-        activation_bytes=max(0, _on_device(storage, hardware) - device_weights - device_state),
+        activation_bytes=gradient
+        + max(0, _on_device(storage, hardware) - device_weights - device_state),
         host_bytes=storage.ddr if hardware.device == "cuda" else 0,
         lookup_ms=perf.fwd_compute,
         forward_communication_ms=perf.fwd_comms,

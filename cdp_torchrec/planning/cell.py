@@ -1,0 +1,114 @@
+"""One cell of an exploration: a strategy on hardware at a scale, and what came of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.hardware import HardwareConfig
+from cdp_torchrec.distributed.sharding_config import ShardingConfig
+from cdp_torchrec.planning.config import PlanningConfig, Strategy
+from cdp_torchrec.planning.estimate import PlanEstimate
+
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What to plan."""
+
+    hardware_name: str
+    hardware: HardwareConfig
+    world_size: int
+    strategy: Strategy
+    sharding: ShardingConfig
+    """Of this strategy."""
+
+    @property
+    def name(self) -> str:
+        """What tables, figures and plan files call it."""
+        return f"{self.hardware_name}-{self.world_size}-{self.strategy}"
+
+
+@dataclass(frozen=True)
+class FeasibleCell:
+    """A plan and the step it makes."""
+
+    cell: Cell
+    plan: PlanEstimate
+    dense_ms: float
+    """Forward, backward and update of the dense part on each rank."""
+    all_reduce_ms: float
+    """Of the dense gradients."""
+
+    @property
+    def step_ms(self) -> float:
+        """Time of a step without any overlap."""
+        return self.plan.embedding_ms + self.dense_ms + self.all_reduce_ms
+
+    @property
+    def impressions_per_s(self) -> float:
+        """Of all ranks together."""
+        return 1e3 * self.plan.batch_size * self.plan.world_size / self.step_ms
+
+    @property
+    def rank_hours_per_million(self) -> float:
+        """Cost of a million impressions."""
+        return self.plan.world_size * _MILLION / self.impressions_per_s / 3600
+
+    @property
+    def price_per_million(self) -> float | None:
+        """The same in the currency of the hardware file, if it has a price."""
+        price = self.cell.hardware.price_per_rank_hour
+        return None if price is None else price * self.rank_hours_per_million
+
+    def hours_per_day(self, impressions_per_day: int) -> float:
+        """Time to train on a day's log."""
+        return impressions_per_day / self.impressions_per_s / 3600
+
+    @property
+    def rank_bytes(self) -> float:
+        """Memory of the fullest rank, with all that is reserved."""
+        return float(self.plan.memory.max()) + self.plan.reserved_bytes
+
+
+@dataclass(frozen=True)
+class InfeasibleCell:
+    """Why there is no plan, and what would make one possible."""
+
+    cell: Cell
+    reason: Sequence[str]
+    """Lines of text."""
+    fixes: Sequence[str]
+    """Each of them planned again with it."""
+
+
+def make_cells(
+    config: PlanningConfig, sharding: ShardingConfig, hardware: dict[str, HardwareConfig]
+) -> list[Cell]:
+    """All cells, hardware by hardware.
+
+    Raises:
+        ConfigError: a world size is neither part of a node nor whole nodes.
+    """
+    problems = [
+        f"planning.world_sizes: {size} ranks are no whole nodes of {named.ranks_per_node} "
+        f"({name}); expected at most {named.ranks_per_node}, or a multiple of it"
+        for name, named in hardware.items()
+        for size in config.world_sizes
+        if size > named.ranks_per_node and size % named.ranks_per_node
+    ]
+    if problems:
+        raise ConfigError.of(problems)
+    return [
+        Cell(name, named, size, strategy, _sharding(strategy, sharding))
+        for name, named in hardware.items()
+        for size in config.world_sizes
+        for strategy in config.strategies
+    ]
+
+
+def _sharding(strategy: Strategy, own: ShardingConfig) -> ShardingConfig:
+    if strategy == "constraints":
+        return own
+    chosen = "auto" if strategy == "planner" else strategy
+    return own.model_copy(update={"strategy": chosen, "tables": {}, "plan": None})

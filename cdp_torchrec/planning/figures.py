@@ -1,0 +1,105 @@
+"""An exploration as pictures: ranks of a plan stacked by table, and scaling over world sizes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cdp_torchrec.planning.cell import FeasibleCell
+from cdp_torchrec.planning.explore import Exploration
+
+_MOST_TABLES = 9
+"""Drawn by themselves; the others together."""
+_GB = 1e9
+_RESERVED = {"dense and input": "dimgray", "margin": "lightgray"}
+
+
+def draw_plan(result: FeasibleCell, path: Path) -> None:
+    """Memory and time of every rank, stacked by table, as PNG."""
+    plan = result.plan
+    names = [table.table.name.removeprefix("t_") for table in plan.tables]
+    share = plan.memory_by_table.sum(1) / max(1.0, plan.memory_by_table.sum())
+    share = share + plan.time_by_table.sum(1) / max(1e-9, plan.time_by_table.sum())
+    order = np.argsort(-share)
+    shown, rest = order[:_MOST_TABLES], order[_MOST_TABLES:]
+    labels = [names[row] for row in shown] + ([f"{len(rest)} more tables"] if len(rest) else [])
+    colours = [colormaps["tab10"](index) for index in range(len(labels))]
+
+    def grouped(values: np.ndarray) -> np.ndarray:
+        parts = [values[row] for row in shown]
+        return np.array(parts + ([values[rest].sum(0)] if len(rest) else []))
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    memory, time = figure.subplots(2, 1, sharex=True)
+    reserved = np.array([[plan.dense_bytes + plan.input_bytes], [plan.margin_bytes]])
+    _stack(
+        memory,
+        np.concatenate([grouped(plan.memory_by_table), reserved.repeat(plan.world_size, 1)]) / _GB,
+        [*colours, *_RESERVED.values()],
+        [*labels, *_RESERVED],
+    )
+    memory.axhline(plan.capacity_bytes / _GB, color="black", linestyle="--", linewidth=1)
+    memory.set_ylabel("memory, GB (dashed: the device)")
+    memory.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+    _stack(time, grouped(plan.time_by_table), colours, labels)
+    time.set_ylabel("time of the tables, ms per step")
+    time.set_xlabel("rank")
+    figure.suptitle(f"{result.cell.name}: estimated, critical rank {plan.critical_rank}")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _stack(
+    panel: Axes, values: np.ndarray, colours: Sequence[object], labels: Sequence[str]
+) -> None:
+    ranks = np.arange(values.shape[1])
+    bottom = np.zeros(values.shape[1])
+    for row, colour, label in zip(values, colours, labels, strict=True):
+        panel.bar(ranks, row, bottom=bottom, width=1.0, color=colour, label=label, linewidth=0)
+        bottom = bottom + row
+    panel.set_xlim(-0.5, len(ranks) - 0.5)
+    panel.grid(axis="y", alpha=0.3)
+
+
+def draw_scaling(exploration: Exploration, path: Path) -> None:
+    """Step time, throughput, cost and memory over world sizes as PNG."""
+    lines: dict[str, list[FeasibleCell]] = {}
+    for result in exploration.feasible:
+        name = f"{result.cell.hardware_name} {result.cell.strategy}"
+        lines.setdefault(name, []).append(result)
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 2).ravel()
+    titles = (
+        "step, ms",
+        "impressions per second",
+        "rank-hours per million impressions",
+        "share of the device's memory on the fullest rank",
+    )
+    for index, (name, results) in enumerate(lines.items()):
+        sizes = [result.cell.world_size for result in results]
+        columns = (
+            [r.step_ms for r in results],
+            [r.impressions_per_s for r in results],
+            [r.rank_hours_per_million for r in results],
+            [r.rank_bytes / r.plan.capacity_bytes for r in results],
+        )
+        for panel, values in zip(panels, columns, strict=True):
+            panel.plot(sizes, values, marker="o", color=colormaps["tab10"](index % 10), label=name)
+    sizes = sorted(exploration.config.world_sizes)
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.minorticks_off()
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("ranks")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    if lines:
+        panels[0].legend(fontsize=8)
+    figure.suptitle("Estimated scaling; missing points have no plan")
+    figure.savefig(path, format="png", dpi=120)
