@@ -1,9 +1,9 @@
 """What a plan file holds."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.distributed.sharding_config import KernelName, TypeName
@@ -25,7 +25,7 @@ class ShardEntry(Config):
 class CacheEntry(Config):
     """On the GPU, of a table in host memory."""
 
-    load_factor: float | None = None
+    load_factor: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the rows that it holds; without it, FBGEMM's default."""
 
 

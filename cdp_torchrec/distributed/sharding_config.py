@@ -65,7 +65,8 @@ class ShardingConfig(Config):
     tables: Mapping[str, TableShardingConfig] = {}
     """Constraints by entity, in place of strategy and small_table_rows."""
     plan: Path | None = None
-    """A plan file to use as it is, such as the plan.json of a run; then nothing is planned."""
+    """A plan file to use as it is, such as the plan.json of a run; then nothing is planned. A
+    resumed run is planned anew, too, unless its plan is named here."""
     hardware: str | None = None
     """Name of the hardware or path of its .toml, for the planner's estimates; without it, what
     the machine shows of itself."""

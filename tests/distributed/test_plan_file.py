@@ -237,8 +237,8 @@ def test_a_plan_for_another_job_names_every_difference(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         job.read(path)
     text = str(error.value)
-    assert "world_size: the plan is for 4 ranks, this job has 2" in text
-    assert "local_world_size: the plan is for 4 ranks per node, this job has 2" in text
+    assert "world_size: 4 in the plan, 2 in this job" in text
+    assert "local_world_size: 4 ranks per node in the plan, 2 in this job" in text
     assert "t_user: the plan is for 6,000 rows x 16, the model has 5,001 x 16" in text
     assert "t_user: grid_shard and optimizer.sparse.kind = 'rowwise_adagrad' do not go" in text
 
@@ -249,7 +249,7 @@ def test_ranks_per_node_matter_only_to_what_is_spread_over_a_node(tmp_path: Path
         path = edited(job, tmp_path / "plan.json", lambda plan: None, strategy=strategy)
         job.read(path, local_world_size=4)
     path = edited(job, tmp_path / "plan.json", lambda plan: None, strategy="table_row_wise")
-    with pytest.raises(ConfigError, match="plan is for 8 ranks per node, this job has 4") as error:
+    with pytest.raises(ConfigError, match="8 ranks per node in the plan, 4 in this job") as error:
         job.read(path, local_world_size=4)
     assert "rows of t_hour, t_user are spread over a node" in str(error.value)
 
@@ -263,6 +263,18 @@ def test_the_rows_of_a_node_stay_in_one_node(tmp_path: Path) -> None:
 
     path = edited(job, tmp_path / "plan.json", shift, strategy="table_row_wise")
     with pytest.raises(ConfigError, match="table_row_wise spreads the rows over a node of 8 ranks"):
+        job.read(path)
+
+
+def test_columns_are_shards_of_four_floats_or_more(tmp_path: Path) -> None:
+    job = Job(Model(), 2)
+
+    def split(plan: Plan) -> None:
+        left, right = plan["tables"]["t_user"]["shards"]
+        left["sizes"][1], right["offsets"][1], right["sizes"][1] = 6, 6, 10
+
+    path = edited(job, tmp_path / "plan.json", split, strategy="column_wise")
+    with pytest.raises(ConfigError, match="t_user: shards need multiples of 4 columns"):
         job.read(path)
 
 
