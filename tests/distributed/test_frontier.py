@@ -1,0 +1,130 @@
+"""A CDP run is distilled and measured as a user does it, on the tiny dataset."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cdp_torchrec.benchmark.frontier import measure_run
+from cdp_torchrec.benchmark.latency_report import as_json, as_markdown, draw_frontier
+from cdp_torchrec.checkpoint import find_checkpoint
+from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.distill import distill_run
+from cdp_torchrec.experiment import ExperimentConfig, evaluate_run, train
+from tests.distributed.spawn import run_ranks
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CPU = torch.device("cpu")
+
+
+def load_run(interest: str, dataset: Path, run_dir: Path) -> ExperimentConfig:
+    settings = [
+        f"data.dir={dataset}",
+        f"run.dir={run_dir}",
+        "trainer.max_steps=3",
+        "trainer.global_batch_size=256",
+    ]
+    layers = [CONFIGS / "quickstart.toml", CONFIGS / "interest" / f"{interest}.toml"]
+    return load_config(ExperimentConfig, [*map(str, layers), *settings])
+
+
+def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Everything in the run's checkpoint that is whole on one rank, by name."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    file = run_dir / "tensors.pt"
+    dcp_to_torch_save(find_checkpoint(run_dir), file)
+    return torch.load(file, weights_only=False)["model"]
+
+
+def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
+    train(load_run("cdp", dataset, folder / "run"), CPU)
+    settings = ["distill.max_steps=4", "distill.teacher_steps=6"]
+    distilled = distill_run(folder / "run", settings, CPU)
+    again = evaluate_run(folder / "run-student", [], CPU, write_predictions=False)
+    return {"distilled": distilled, "again": again}
+
+
+def measure_on_one_rank(folder: Path) -> Any:
+    settings = [
+        "latency.candidates=[1, 5]",
+        "latency.num_inference_steps=[1, 3]",
+        'latency.forms=["eager"]',
+        "latency.num_requests=2",
+        "latency.num_rounds=3",
+    ]
+    return measure_run(folder / "run", settings, CPU)
+
+
+def mistake_on_one_rank(dataset: Path, folder: Path) -> list[str]:
+    train(load_run("pooled", dataset, folder / "pooled"), CPU)
+    said = []
+    for action in (distill_run, measure_run):
+        try:
+            action(folder / "pooled", [], CPU)
+        except ConfigError as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_dataset: Path, folder: Path) -> dict[str, Any]:
+    return run_ranks(2, distill_on_two_ranks, tiny_dataset, folder)[0]
+
+
+def test_a_student_is_a_run_of_one_step_that_evaluates_like_any_other(
+    distilled: dict[str, Any], folder: Path
+) -> None:
+    assert distilled["again"].gauc == pytest.approx(distilled["distilled"].student.gauc, abs=1e-9)
+    config = load_config(ExperimentConfig, [str(folder / "run-student" / "config.toml")])
+    assert config.model.interest.kind == "cdp"
+    assert config.model.interest.num_inference_steps == 1
+    written = json.loads((folder / "run-student" / "distillation.json").read_text())
+    assert written["teacher_steps"] == 6
+
+
+def test_everything_but_the_denoiser_is_the_teachers(
+    distilled: dict[str, Any], folder: Path
+) -> None:
+    before, after = tensors(folder / "run"), tensors(folder / "run-student")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".interest.denoiser." in name for name in changed)
+
+
+def test_the_frontier_holds_every_setting_and_the_student(
+    distilled: dict[str, Any], folder: Path
+) -> None:
+    report = run_ranks(1, measure_on_one_rank, folder)[0]
+    models = {(t.name, t.num_candidates) for t in report.timings}
+    names = ("none", "pooled", "cdp 1 step", "cdp 3 steps")
+    assert models == {(name, size) for name in names for size in (1, 5)}
+    settings = [(q.name, q.num_inference_steps) for q in report.qualities]
+    run = [(sampler, steps) for sampler in ("ddim", "dpmpp_2m") for steps in (1, 3)]
+    assert settings == [*run, ("student", 1)]
+    student = distilled["distilled"].student
+    assert report.qualities[-1].gauc == pytest.approx(student.gauc, abs=1e-6)
+    assert report.qualities[0].gauc == report.qualities[2].gauc  # one step is one step
+    three, one = report.costs["cdp 3 steps"], report.costs["cdp 1 step"]
+    assert three.flops == 3 * one.flops
+    text, data = as_markdown(report), json.loads(json.dumps(as_json(report)))
+    assert "| cdp 3 steps | eager | 5 |" in text and "| student | 1 |" in text
+    assert len(data["latency"]) == 8 and len(data["quality"]) == 5
+    draw_frontier(report, folder / "frontier.png")
+    assert (folder / "frontier.png").stat().st_size > 0
+
+
+def test_a_run_without_a_reverse_process_is_refused(tiny_dataset: Path, folder: Path) -> None:
+    said = run_ranks(1, mistake_on_one_rank, tiny_dataset, folder)[0]
+    assert len(said) == 2
+    assert all("model.interest.kind = 'pooled'" in message for message in said)
