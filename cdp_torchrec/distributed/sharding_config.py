@@ -42,7 +42,8 @@ class CommunicationConfig(Config):
     """Precision of embeddings between ranks; tables and the model stay fp32.
 
     Two bytes instead of four halve the messages and round what arrives, so the losses are no
-    longer those of fp32. Data-parallel tables have nothing to send; their gradients stay fp32.
+    longer those of fp32; nor are the scores of an evaluation on several ranks. Data-parallel
+    tables have nothing to send, and their gradients stay fp32.
     """
 
     forward: Precision = "fp32"
@@ -74,7 +75,8 @@ class ShardingConfig(Config):
     """Precision of embeddings between ranks."""
     prefetch: bool = False
     """Fill the GPU's cache of fused_uvm_caching tables for the next batch while the model works
-    on this one. Takes GPU memory for one more batch."""
+    on this one. Takes GPU memory for one more batch. The planner then takes such a table for one
+    in the GPU's memory, however small its cache: its time is a lower bound."""
     search_seconds: PositiveInt = 60
     """Time that the search for a plan may take."""
 
