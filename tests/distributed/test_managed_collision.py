@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from cdp_torchrec.config import ConfigError, load_config
@@ -125,6 +126,14 @@ def fresh_rows(experiment: Experiment) -> dict[str, bool]:
     }
 
 
+def pipelined_modules(experiment: Experiment) -> set[str]:
+    """What exchanges the ids of the next batch while the model works on this one."""
+    parallelized = experiment.parallelized
+    pipeline = TrainPipelineSparseDist(parallelized.model, parallelized.optimizer, CPU)
+    pipeline.progress(iter([experiment.data.train[0], experiment.data.train[256]]))
+    return {type(module).__name__ for module in pipeline._pipelined_modules}
+
+
 def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     """Train, resume, evaluate, evict by hand, and ask for what cannot be."""
     trained = train_experiment(config(dataset, folder / "two"), CPU, quiet=True)
@@ -145,6 +154,8 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     for kind in ("adam", "rowwise_adagrad"):
         settings = config(dataset, folder / "fresh", f"optimizer.sparse.kind={kind}")
         found[kind] = fresh_rows(build_experiment(settings, CPU))
+    experiment = build_experiment(config(dataset, folder / "fresh"), CPU)
+    found["pipelined"] = pipelined_modules(experiment)
     mistakes = {
         "strategy": ["sharding.strategy=table_wise"],
         "types": ["sharding.tables.user.types=['data_parallel']"],
@@ -193,6 +204,15 @@ def test_a_checkpoint_continues_on_another_number_of_ranks(
 ) -> None:
     folder, _ = runs
     assert losses(folder / "one") == pytest.approx(losses(folder / "two")[3:], abs=1e-6)
+
+
+def test_ids_are_exchanged_ahead_for_all_collections(runs: tuple[Path, dict[str, Any]]) -> None:
+    assert runs[1]["pipelined"] == {
+        "ShardedEmbeddingBagCollection",
+        "ShardedEmbeddingCollection",
+        "ShardedManagedCollisionEmbeddingBagCollection",
+        "ShardedManagedCollisionEmbeddingCollection",
+    }
 
 
 def test_the_plan_of_a_run_is_a_plan_file(runs: tuple[Path, dict[str, Any]]) -> None:
