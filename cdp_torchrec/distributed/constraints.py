@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import CacheParams
@@ -64,7 +65,7 @@ def table_constraints(
         own = config.tables.get(table.entity, TableShardingConfig())
         types = own.types or _types(table, config, optimizer, world_size)
         if not table.is_pooled:
-            types = tuple(dict.fromkeys(FOR_SEQUENCES.get(name, name) for name in types))
+            types = _for_sequences(types, quietly=own.types is None and config.strategy == "auto")
         problems += _conflicts(table, own, types, optimizer, device)
         problems += [
             f"sharding.tables.{table.entity}: {conflict}"
@@ -108,6 +109,24 @@ def _types(
     if optimizer.kind == "rowwise_adagrad":
         return ("table_wise", "row_wise", "table_row_wise")
     return ("table_wise", "row_wise", "table_row_wise", "column_wise")
+
+
+def _for_sequences(types: tuple[TypeName, ...], *, quietly: bool) -> tuple[TypeName, ...]:
+    """The types that TorchRec has for the tables of sequences; says what it replaces."""
+    for name in types:
+        if name in FOR_SEQUENCES and not quietly:
+            _say_what_stands_in(name)
+    return tuple(dict.fromkeys(FOR_SEQUENCES.get(name, name) for name in types))
+
+
+@cache  # once per process, however many tables and world sizes are planned
+def _say_what_stands_in(name: TypeName) -> None:
+    _log.warning(
+        "tables that sequences read are %s instead of %s, which TorchRec has for pooled lookups "
+        "only",
+        FOR_SEQUENCES[name],
+        name,
+    )
 
 
 def _kernels(

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed import comm
+from torchrec.distributed import collective_utils, comm
+from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
@@ -22,7 +23,6 @@ from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.optimizers import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import initialize_table
-from cdp_torchrec.distributed.sharding import describe_plan
 from cdp_torchrec.experiment import Experiment, ExperimentConfig, build_experiment, open_data
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
@@ -133,8 +133,10 @@ def _join(store: str, layout: Layout, rank: int) -> None:
         LOCAL_WORLD_SIZE=str(ranks_per_node),
         LOCAL_RANK=str(rank % ranks_per_node),
     )
-    # TorchRec keeps the groups within and between nodes as long as the process lives.
+    # TorchRec remembers, as long as the process lives, the groups within and between nodes, and
+    # whether all ranks have agreed on how to check collectives.
     comm._INTRA_PG = comm._CROSS_PG = None
+    collective_utils._INITIALIZED = False
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, layout.world_size),
@@ -289,8 +291,10 @@ def train_sharded(settings: ExperimentConfig, num_steps: int) -> Trained:
     """Train under the plan of a configuration; tables on rank 0; collective."""
     experiment = build_experiment(settings, CPU)
     losses, _ = train_until(experiment, Progress(step=0, position=0), num_steps)
-    plan = describe_plan(experiment.parallelized.plan)
-    types = {name: str(table["sharding_type"]) for name, table in plan.items()}
+    types = {}
+    for plan in experiment.parallelized.plan.plan.values():
+        assert isinstance(plan, EmbeddingModuleShardingPlan)
+        types |= {name: parameter.sharding_type for name, parameter in plan.items()}
     return Trained(losses, tables_of(whole_state(experiment)), types)
 
 
@@ -350,20 +354,18 @@ def train_plain(settings: ExperimentConfig, num_steps: int) -> Plain:
     torch.manual_seed(settings.seed)
     task = TrainTask(RankingModel(batches.layout, settings.model))
     arch = task.model.sparse_arch
-    bag_configs = arch.embedding_bag_collection.embedding_bag_configs()
-    configs: list[BaseEmbeddingConfig] = [*bag_configs]
-    assert arch.embedding_collection is not None
-    sequence_configs = arch.embedding_collection.embedding_configs()
-    configs += sequence_configs
+    bags, singles = arch.embedding_bag_collection, arch.embedding_collection
+    assert bags is not None and singles is not None
+    bag_configs, single_configs = bags.embedding_bag_configs(), singles.embedding_configs()
     tables, initial = nn.ModuleDict(), {}
-    for table in configs:
+    for table in [*bag_configs, *single_configs]:
         tables[table.name] = nn.Embedding(table.num_embeddings, table.embedding_dim, sparse=True)
         weight = cast(Tensor, tables[table.name].weight)
         std = settings.model.embedding_init_std
         initialize_table(f"x.{table.name}.weight", weight, std=std, seed=settings.seed)
         initial[table.name] = weight.detach().clone()
     arch.embedding_bag_collection = cast(Any, PlainBags(tables, [*bag_configs]))
-    arch.embedding_collection = cast(Any, PlainEmbeddings(tables, [*sequence_configs]))
+    arch.embedding_collection = cast(Any, PlainEmbeddings(tables, [*single_configs]))
     weights = {name: cast(nn.Parameter, table.weight) for name, table in tables.items()}
     own = {id(weight) for weight in weights.values()}
     dense = [parameter for parameter in task.parameters() if id(parameter) not in own]

@@ -8,6 +8,10 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.constraints import _say_what_stands_in, table_constraints
+from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
+from cdp_torchrec.distributed.planner import EmbeddingTable
+from cdp_torchrec.distributed.sharding_config import ShardingConfig
 from cdp_torchrec.experiment import build_experiment
 from tests.distributed.plan_cases import (
     CPU,
@@ -148,3 +152,31 @@ def test_column_splits_under_rowwise_adagrad_are_refused_on_all_ranks(tiny_datas
     for message in first.values():
         assert "sharding.tables.item" in message
         assert "column_wise and optimizer.sparse.kind = 'rowwise_adagrad'" in message
+
+
+def test_what_stands_in_for_a_type_that_sequences_lack_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tables = [
+        EmbeddingTable(
+            name=f"t_{name}",
+            module="sparse_arch.embedding_collection",
+            num_embeddings=100,
+            embedding_dim=16,
+            features=(name,),
+            is_pooled=False,
+        )
+        for name in ("item", "category")
+    ]
+    _say_what_stands_in.cache_clear()
+    constraints = table_constraints(
+        tables,
+        ShardingConfig(strategy="grid_shard", small_table_rows=0),
+        SparseOptimizerConfig(),
+        device="cpu",
+        world_size=2,
+        pooling_factors={},
+    )
+    assert [c.sharding_types for c in constraints.values()] == [["column_wise"]] * 2
+    (message,) = caplog.messages
+    assert "column_wise instead of grid_shard" in message
