@@ -83,7 +83,7 @@ def export_run(
         raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
     schema = read_schema(config.data)
     with _made_whole(directory) as partial:
-        requests = _test_requests(config, schema)
+        requests = raw_test_requests(config, schema)
         manifest = _write(partial, config, checkpoint, requests[:_EXAMPLE_REQUESTS], device)
         predictor = Predictor.load(partial, manifest, history_store=config.data.dir)
         with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +114,7 @@ def _made_whole(directory: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _test_requests(config: ExportedConfig, schema: Schema) -> list[Request]:
+def raw_test_requests(config: ExportedConfig, schema: Schema) -> list[Request]:
     """The first requests of the test split in raw ids, export.parity_impressions in all."""
     order = ImpressionOrder(RequestFiles(config.data.dir, schema, "test"), seed=None)
     stop = min(config.export.parity_impressions, order.num_impressions)

@@ -157,7 +157,7 @@ def export_ranker(
         compile_ranker(
             RankerProgram(arch, list(inputs)),
             tuple(inputs.values()),
-            dynamic_shapes=(tuple(_free_sizes(layout, list(inputs))),),
+            dynamic_shapes=(tuple(free_sizes(layout, list(inputs))),),
             package=package,
         )
     except (InvalidCxxCompiler, CppCompileError) as error:
@@ -167,7 +167,7 @@ def export_ranker(
         ) from error
 
 
-def _free_sizes(layout: FeatureLayout, names: Sequence[str]) -> Iterator[dict[int, Dim]]:
+def free_sizes(layout: FeatureLayout, names: Sequence[str]) -> Iterator[dict[int, Dim]]:
     """Sizes that the requests decide, by dimension, for each input; equal names are equal sizes."""
     places = Dim("places", min=3)
     behaviours = {slot: Dim(f"{slot}_behaviours", min=2) for slot in _SLOTS}

@@ -37,6 +37,12 @@ def make_index(
     return index, padded
 
 
+def make_one_block(lengths: list[int]) -> tuple[SequenceIndex, list[int]]:
+    """An index of one block, and the sequence of each impression but padding."""
+    owner = [place % len(lengths) for place in range(20)]
+    return index_sequences(columns(lengths, np.array(owner)), batch_size=22, blocks="one"), owner
+
+
 def behaviours(index: SequenceIndex) -> BehaviourSequence:
     values = torch.arange(1.0, len(index.item_id) + 1).unsqueeze(1)
     return BehaviourSequence(item=values, category=values, action=values, index=index)
@@ -69,6 +75,26 @@ def test_results_return_to_the_order_of_impressions_and_of_behaviours(lengths: l
     for block in index.candidate_blocks:
         for row, number in zip(block.impression.tolist(), block.sequence.tolist(), strict=True):
             assert {owner[place] for place in row if place < len(owner)} == {number}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_one_block_holds_every_sequence_and_no_size_of_it_is_below_two(lengths: list[int]) -> None:
+    index, owner = make_one_block(lengths)
+    (of_sequences,), (of_candidates,) = index.sequence_blocks, index.candidate_blocks
+    for block in (of_sequences, of_candidates):
+        assert len(block.sequence) >= 2 and block.behaviour.shape[1] >= 8
+    assert len(index.item_id) >= 2 and of_candidates.impression.shape[1] == 8
+    sequence = behaviours(index)
+    totals = sequence.sum(sequence.item).squeeze(1).tolist()
+    ends = np.cumsum(lengths)
+    expected = [sum(range(e - n + 1, e + 1)) for e, n in zip(ends, lengths, strict=True)]
+    assert totals[: len(lengths)] == expected
+    places = torch.arange(22).unsqueeze(1).float()
+    assert torch.equal(sequence.per_candidate(lambda b: gather(places, b.impression)), places)
+    own = sequence.per_candidate(
+        lambda b: gather(sequence.item, b.behaviour).sum(dim=1, keepdim=True).expand(-1, 8, -1)
+    )
+    assert own.squeeze(1).tolist()[:20] == [expected[number] for number in owner]
 
 
 def test_blocks_are_aligned_to_the_right_and_at_most_twice_as_long_as_needed() -> None:
