@@ -14,6 +14,8 @@ from cdp_torchrec.planning.explore import Exploration
 
 _MOST_TABLES = 9
 """Drawn by themselves; the others together."""
+_FEW_RANKS = 32
+"""Up to here every rank has a bar and a tick of its own."""
 _GB = 1e9
 _RESERVED = {"dense and input": "dimgray", "margin": "lightgray"}
 
@@ -58,10 +60,13 @@ def _stack(
 ) -> None:
     ranks = np.arange(values.shape[1])
     bottom = np.zeros(values.shape[1])
+    width = 0.8 if len(ranks) <= _FEW_RANKS else 1.0
     for row, colour, label in zip(values, colours, labels, strict=True):
-        panel.bar(ranks, row, bottom=bottom, width=1.0, color=colour, label=label, linewidth=0)
+        panel.bar(ranks, row, bottom=bottom, width=width, color=colour, label=label, linewidth=0)
         bottom = bottom + row
     panel.set_xlim(-0.5, len(ranks) - 0.5)
+    if len(ranks) <= _FEW_RANKS:
+        panel.set_xticks(ranks)
     panel.grid(axis="y", alpha=0.3)
 
 

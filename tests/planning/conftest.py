@@ -1,0 +1,36 @@
+"""A log that is only a schema, small enough to plan in moments."""
+
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.config import load_config
+from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.planning.workload import Workload, read_workload
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+PAPER = CONFIGS / "planning" / "paper.toml"
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    """Configuration of the paper's setup with changes, writing into a temporary directory."""
+
+    def load(*arguments: str) -> PlanningExperimentConfig:
+        return load_config(
+            PlanningExperimentConfig,
+            [
+                str(PAPER),
+                f"data.dir={CONFIGS / 'planning' / 'paper'}",
+                f"planning.output={tmp_path / 'plans'}",
+                *arguments,
+            ],
+        )
+
+    return load
+
+
+@pytest.fixture
+def workload(load) -> Workload:
+    """The paper's setup."""
+    return read_workload(load())

@@ -1,0 +1,95 @@
+"""From a configuration to tables, plan files, figures, and reasons."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.planning import explore as explore_module
+from cdp_torchrec.planning.cell import FeasibleCell
+from cdp_torchrec.planning.dense import count_dense
+from cdp_torchrec.planning.difference import compare_plans, describe_ranks
+from cdp_torchrec.planning.explore import explore
+from cdp_torchrec.planning.output import write_exploration
+from cdp_torchrec.planning.workload import Workload
+
+TWO = ('planning.strategies=["planner","row_wise"]', "planning.batch_size=256")
+
+
+def test_an_exploration_leaves_text_json_plans_and_figures(load, tmp_path: Path) -> None:
+    text = write_exploration(explore(load(*TWO)))
+    assert all(len(line) <= 120 for line in text.splitlines())
+    found = json.loads((tmp_path / "plans" / "plans.json").read_text())
+    assert list(found) == ["a10-4-planner", "a10-4-row_wise"]
+    assert len(found["a10-4-planner"]["tables"]) == 15
+    names = {path.name for path in (tmp_path / "plans").iterdir()}
+    assert {"plans.txt", "a10-4-planner.json", "a10-4-planner.png", "scaling.png"} <= names
+
+
+def test_a_second_exploration_plans_nothing(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = explore(load(*TWO))
+    monkeypatch.delattr(explore_module, "_plan")
+    second = explore(load(*TWO))
+    assert [r.plan.tables for r in first.feasible] == [r.plan.tables for r in second.feasible]
+    assert [r.step_ms for r in first.feasible] == [r.step_ms for r in second.feasible]
+    with pytest.raises(NameError):
+        explore(load(*TWO, "planning.rows.user=1000"))
+
+
+def test_an_exported_plan_is_explored_as_it_is(load, tmp_path: Path) -> None:
+    (first, _) = explored = explore(load(*TWO)).feasible
+    write_exploration(explore(load(*TWO)))
+    path = tmp_path / "plans" / "a10-4-planner.json"
+    (again,) = explore(
+        load(*TWO[1:], 'planning.strategies=["constraints"]', f"sharding.plan={path}")
+    ).feasible
+    assert again.plan.tables == first.plan.tables
+    assert len(explored) == 2
+
+
+def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load) -> None:
+    found = explore(
+        load("planning.rows.user=600000000", 'planning.strategies=["table_wise"]')
+    ).infeasible
+    (result,) = found
+    # 600 million rows x 16 x 4 bytes x 3 (Adam) on one rank of 24 GB.
+    assert "lacks 9" in result.reason[0]
+    assert "t_user (table_wise) 115.2 GB" in result.reason[1]
+    assert any("fused_uvm_caching" in fix for fix in result.fixes)
+    assert not any("ranks instead of" in fix and "by rows" not in fix for fix in result.fixes)
+
+
+def test_replicating_a_large_table_counts_its_gradient(load) -> None:
+    (result,) = explore(load('planning.strategies=["data_parallel"]')).infeasible
+    assert "does not count the gradients" in result.reason[0]
+
+
+def test_a_difference_lists_exactly_the_tables_that_moved(load) -> None:
+    first, second = explore(load(*TWO)).feasible
+    assert compare_plans(first, first) == []
+    moved = {table.name for table in compare_plans(first, second)}
+    assert moved == {
+        a.table.name
+        for a, b in zip(first.plan.tables, second.plan.tables, strict=True)
+        if (a.sharding_type, a.ranks) != (b.sharding_type, b.ranks)
+    }
+
+
+def test_ranks_are_told_as_ranges() -> None:
+    assert describe_ranks([3]) == "rank 3"
+    assert describe_ranks([0, 1, 2, 3, 6]) == "ranks 0-3, 6"
+
+
+def test_cost_is_ranks_times_time(load) -> None:
+    (result,) = explore(load(TWO[1], 'planning.strategies=["row_wise"]')).feasible
+    assert isinstance(result, FeasibleCell)
+    steps = 1_000_000 / (4 * 256)
+    assert result.rank_hours_per_million == pytest.approx(4 * steps * result.step_ms / 3.6e6)
+    assert result.hours_per_day(1_000_000) == pytest.approx(steps * result.step_ms / 3.6e6)
+
+
+def test_the_dense_part_grows_with_the_batch(workload: Workload) -> None:
+    small, large = count_dense(workload, 256), count_dense(workload, 512)
+    assert large.flops == pytest.approx(2 * small.flops, rel=0.02)
+    assert large.num_parameters == small.num_parameters
+    assert len(large.operations) == len(small.operations)
