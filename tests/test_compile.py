@@ -25,6 +25,7 @@ class _Denoised(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 20, 100])
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a C++ compiler")
