@@ -186,16 +186,23 @@ def _plan(setting: Setting, name: str) -> ShardingPlan:
 
 def _check_outputs(config: PlanBenchmarkConfig) -> None:
     problems = []
-    for key, path in (("output", config.output), ("output_hardware", config.output_hardware)):
-        if path is None:
-            continue
-        parent = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-        wanted = path.is_dir() if key == "output" else path.parent.is_dir()
-        if path.exists() and not wanted:
-            problems.append(f"benchmark.{key} = '{path}': is a file, expected a directory")
-        elif key == "output_hardware" and path.suffix != ".toml":
-            problems.append(f"benchmark.{key} = '{path}': expected a file ending in .toml")
-        elif not os.access(parent, os.W_OK):
-            problems.append(f"benchmark.{key} = '{path}': {parent} is not writable")
+    if config.output is not None:
+        problems += _unwritable("benchmark.output", config.output, config.output)
+    if config.output_hardware is not None:
+        file = config.output_hardware
+        if file.suffix != ".toml" or file.is_dir():
+            problems.append(
+                f"benchmark.output_hardware = '{file}': expected a file ending in .toml"
+            )
+        problems += _unwritable("benchmark.output_hardware", file, file.parent)
     if problems:
         raise ConfigError.of(problems)
+
+
+def _unwritable(key: str, value: Path, directory: Path) -> list[str]:
+    """What keeps a directory from being made or written to."""
+    parents = (directory, *directory.absolute().parents)
+    there = next(path for path in parents if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK):
+        return []
+    return [f"{key} = '{value}': {there} is not a writable directory"]

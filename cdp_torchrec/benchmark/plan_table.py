@@ -7,10 +7,12 @@ from cdp_torchrec.benchmark.plan_comparison import ESTIMATES, ComparedPlan, Comp
 from cdp_torchrec.benchmark.plan_fit import UNFITTED, Error, Fit, Point, error
 from cdp_torchrec.benchmark.plan_lookups import COMMUNICATION, PIECES, TableBytes
 from cdp_torchrec.benchmark.plans import Cost
+from cdp_torchrec.planning.estimate import TableEstimate
 
 _MIB = 2**20
 _DOMINATES = 0.5
 _FAR_OFF = 1.5
+_SMALLEST_MS = 1e-4
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -137,7 +139,7 @@ def _tables(comparison: Comparison) -> str:
                 _row(
                     table.table.entity,
                     f"{table.table.num_embeddings:,} x {table.table.embedding_dim}",
-                    f"{table.sharding_type} ({table.compute_kernel})",
+                    _sharding(table),
                     *(
                         _times(points[piece], comparison.fit)
                         if piece in points
@@ -156,6 +158,11 @@ def _tables(comparison: Comparison) -> str:
         "does not count."
     )
     return "\n".join([*lines, "", note])
+
+
+def _sharding(table: TableEstimate) -> str:
+    where = f" on rank {table.ranks[0]}" if len(table.ranks) == 1 else ""
+    return f"{table.sharding_type} ({table.compute_kernel}){where}"
 
 
 def _times(point: Point, fit: Fit) -> str:
@@ -297,7 +304,9 @@ def _cost_json(cost: Cost) -> dict[str, Any]:
 
 
 def _ms(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= _SMALLEST_MS else "0"
 
 
 def _row(*cells: str) -> str:
