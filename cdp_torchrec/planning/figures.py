@@ -60,10 +60,14 @@ def _stack(
 ) -> None:
     ranks = np.arange(values.shape[1])
     bottom = np.zeros(values.shape[1])
-    width = 0.8 if len(ranks) <= _FEW_RANKS else 1.0
     for row, colour, label in zip(values, colours, labels, strict=True):
-        panel.bar(ranks, row, bottom=bottom, width=width, color=colour, label=label, linewidth=0)
-        bottom = bottom + row
+        top = bottom + row
+        if len(ranks) <= _FEW_RANKS:
+            panel.bar(ranks, row, bottom=bottom, width=0.8, color=colour, label=label)
+        else:
+            edges = np.arange(len(ranks) + 1) - 0.5
+            panel.stairs(top, edges, baseline=bottom, fill=True, color=colour, label=label)
+        bottom = top
     panel.set_xlim(-0.5, len(ranks) - 0.5)
     if len(ranks) <= _FEW_RANKS:
         panel.set_xticks(ranks)

@@ -23,6 +23,10 @@ from cdp_torchrec.planning.estimate import PlanEstimate, estimate_plan
 from cdp_torchrec.planning.workload import Workload
 
 _MOST_SHARDS = 5
+_WORTH_NAMING = 0.01
+"""Share of the largest shard."""
+_LARGE = 0.1
+"""Share of a rank's free memory."""
 _LARGEST_CLUSTER = 4096
 _FIX_SEARCH_SECONDS = 10
 
@@ -38,6 +42,8 @@ class Shortage:
     """For tables: the device's memory without what is reserved."""
     largest: Sequence[tuple[str, str, float]]
     """Table, sharding type and bytes of the largest shards there."""
+    large_tables: Sequence[str]
+    """Entities that take a good part of the memory of any rank."""
 
     def lines(self, cell: Cell) -> list[str]:
         """In words."""
@@ -91,11 +97,18 @@ def find_shortage(
             held[rank].append((option.name, option.sharding_type, size))
     fullest = int(used.argmax())
     device = reserved.devices[fullest].storage
+    free = device.hbm if cell.hardware.device == "cuda" else device.ddr
+    largest = sorted(held[fullest], key=lambda shard: -shard[2])[:_MOST_SHARDS]
     return Shortage(
         rank=fullest,
         needed_bytes=float(used[fullest]),
-        free_bytes=device.hbm if cell.hardware.device == "cuda" else device.ddr,
-        largest=sorted(held[fullest], key=lambda shard: -shard[2])[:_MOST_SHARDS],
+        free_bytes=free,
+        largest=[shard for shard in largest if shard[2] > _WORTH_NAMING * largest[0][2]],
+        large_tables=[
+            name.removeprefix("t_")
+            for name, option in sorted(chosen.items())
+            if _largest(option) > _LARGE * free
+        ],
     )
 
 
@@ -107,9 +120,6 @@ def find_fixes(
     shortage: Shortage,
 ) -> list[str]:
     """Changes with which there is a plan, cheapest first."""
-    culprits = [
-        name.removeprefix("t_") for name, _, size in shortage.largest if _is_large(size, shortage)
-    ]
 
     def fits(changed: Cell, other: SparseOptimizerConfig) -> PlanEstimate | None:
         sharding = changed.sharding.model_copy(update={"search_seconds": _FIX_SEARCH_SECONDS})
@@ -126,16 +136,16 @@ def find_fixes(
         except ConfigError:
             return None
 
-    return list(_fixes(cell, optimizer, culprits, shortage, fits))
+    return list(_fixes(cell, optimizer, shortage, fits))
 
 
 def _fixes(
     cell: Cell,
     optimizer: SparseOptimizerConfig,
-    culprits: Sequence[str],
     shortage: Shortage,
     fits: Callable[[Cell, SparseOptimizerConfig], PlanEstimate | None],
 ) -> Iterator[str]:
+    culprits = shortage.large_tables
     named = ", ".join(culprits)
     by_rows = _constrained(cell, culprits, TableShardingConfig(types=("row_wise",)))
     if found := fits(by_rows, optimizer):
@@ -171,12 +181,14 @@ def _more_ranks(
     fits: Callable[[Cell, SparseOptimizerConfig], PlanEstimate | None],
 ) -> PlanEstimate | None:
     """The first doubling of the cluster that fits."""
-    whole_table = not any(t in ("row_wise", "table_row_wise") for _, t, _ in shortage.largest)
-    if whole_table and not cell.sharding.tables:
-        return None  # more ranks do not make a table smaller
-    size = cell.world_size * 2 ** max(
-        1, math.floor(math.log2(max(2.0, shortage.needed_bytes / max(1.0, shortage.free_bytes))))
-    )
+    kinds = {kind for _, kind, _ in shortage.largest}
+    if cell.sharding.tables:
+        size = 2 * cell.world_size
+    elif kinds & {"row_wise", "column_wise", "table_column_wise"}:
+        lacking = max(2.0, shortage.needed_bytes / max(1.0, shortage.free_bytes))
+        size = cell.world_size * 2 ** math.floor(math.log2(lacking))
+    else:
+        return None  # more ranks make no shard of these types smaller
     while size <= _LARGEST_CLUSTER:
         if found := fits(replace(cell, world_size=size), optimizer):
             return found
@@ -192,10 +204,6 @@ def _constrained(cell: Cell, entities: Sequence[str], constraint: TableShardingC
     return replace(
         cell, sharding=ShardingConfig.model_validate({**dict(cell.sharding), "tables": tables})
     )
-
-
-def _is_large(size: float, shortage: Shortage) -> bool:
-    return size > 0.1 * shortage.free_bytes
 
 
 def _spread(option: ShardingOption, used: np.ndarray, cell: Cell) -> list[tuple[int, float]]:
