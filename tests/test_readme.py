@@ -2,16 +2,20 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
 from cdp_torchrec.data.schema import load_schema
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PREPARE, PLAIN_PYTORCH, DLRM = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def write_staging(folder: Path) -> None:
@@ -49,12 +53,53 @@ def test_the_example_for_own_data_makes_a_dataset(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_staging(tmp_path / "staging")
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(example, {})
+    exec(PREPARE, {})
     schema = load_schema(tmp_path / "data" / "mine")
     assert schema.splits["train"].requests + schema.splits["test"].requests == 200
     assert schema.splits["test"].first_timestamp >= 1_748_649_600_000
     assert schema.history.num_behaviours == 500
+
+
+def test_the_example_in_plain_pytorch_trains_every_parameter() -> None:
+    names: dict[str, Any] = {}
+    exec(PLAIN_PYTORCH, names)
+    model = names["model"]
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert torch.isfinite(names["loss"])
+
+
+def test_the_example_with_torchrecs_dlrm_trains_every_parameter() -> None:
+    names: dict[str, Any] = {}
+    exec(DLRM, names)
+    batch_size, rows, dim = 8, 50, 16
+    features = {
+        "user": ["user"],
+        "query": ["query"],
+        "item": ["item", "history"],
+        "category": ["category"],
+    }
+    tables = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=f"t_{table}", embedding_dim=dim, num_embeddings=rows, feature_names=keys
+            )
+            for table, keys in features.items()
+        ]
+    )
+    model = names["DLRMWithCdp"](tables, dense_in_features=5, dim=dim)
+    one, few = torch.ones(batch_size, dtype=torch.int64), torch.arange(batch_size) % 3
+    lengths = torch.cat([one, one, one, few, one])
+    sparse = KeyedJaggedTensor(
+        ["user", "query", "item", "history", "category"],
+        torch.randint(rows, (int(lengths.sum()),)),
+        lengths=lengths,
+    )
+    logits, losses = model(torch.randn(batch_size, 5), sparse, torch.arange(batch_size))
+    weights = model.cdp.loss_weights
+    loss = logits.sum() + sum(weight * losses[name].mean() for name, weight in weights.items())
+    loss.backward()
+    assert logits.shape == (batch_size,)
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
