@@ -66,7 +66,14 @@ def table_constraints(
         types = own.types or _types(table, config, optimizer, world_size)
         if not table.is_pooled:
             types = _for_sequences(types, quietly=own.types is None and config.strategy == "auto")
-        problems += _conflicts(table, own, types, optimizer, device)
+        if optimizer.kind == "rowwise_adagrad":
+            asked = f"tables.{table.entity}" if own.types else f"strategy = '{config.strategy}'"
+            problems += [
+                f"sharding.{asked}: {name} {NO_ROWWISE_ADAGRAD}"
+                for name in types
+                if name in COLUMN_TYPES
+            ]
+        problems += _conflicts(table, own, device)
         problems += [
             f"sharding.tables.{table.entity}: {conflict}"
             for conflict in managed_collision_conflicts(
@@ -84,7 +91,7 @@ def table_constraints(
             cache_params=CacheParams(load_factor=own.cache_load_factor) if caches else None,
         )
     if problems:
-        raise ConfigError.of(problems)
+        raise ConfigError.of(list(dict.fromkeys(problems)))  # the strategy is that of many tables
     return constraints
 
 
@@ -155,15 +162,10 @@ def _unknown(tables: Sequence[EmbeddingTable], config: ShardingConfig) -> list[s
 def _conflicts(
     table: EmbeddingTable,
     own: TableShardingConfig,
-    types: tuple[TypeName, ...],
-    optimizer: SparseOptimizerConfig,
     device: str,
 ) -> list[str]:
     key = f"sharding.tables.{table.entity}"
     problems = []
-    by_columns = [name for name in types if name in COLUMN_TYPES]
-    if by_columns and optimizer.kind == "rowwise_adagrad":
-        problems.append(f"{key}: {by_columns[0]} {NO_ROWWISE_ADAGRAD}")
     width = own.column_width
     if width is not None and (table.embedding_dim % width or width % _LANES):
         problems.append(

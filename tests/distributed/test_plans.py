@@ -75,7 +75,7 @@ def test_losses_and_tables_are_those_of_plain_pytorch(
     few: Results, tiny_dataset: Path, optimizer: str
 ) -> None:
     plain = train_plain(config(tiny_dataset, "cdp", optimizer, "table_wise"), FEW_STEPS)
-    assert min(plain.moved.values()) > 1000 * TOLERANCE  # else equality would say little
+    assert min(plain.moved.values()) > 100 * TOLERANCE  # else equality would say little
     for case in FEW[optimizer]:
         assert max(differences(few[optimizer, case], plain)) < TOLERANCE, case
 
@@ -99,7 +99,7 @@ def test_every_plan_on_every_layout_equals_plain_pytorch(
     tiny_dataset: Path, interest: str, optimizer: str
 ) -> None:
     plain = train_plain(config(tiny_dataset, interest, optimizer, "table_wise"), NUM_STEPS)
-    assert min(plain.moved.values()) > 1000 * TOLERANCE
+    assert min(plain.moved.values()) > 100 * TOLERANCE
     chosen = {optimizer: cases(optimizer)}
     phases = [(layout, train_under) for layout in LAYOUTS]
     by_layout = run_phases(phases, tiny_dataset, interest, chosen, NUM_STEPS)
@@ -129,16 +129,17 @@ def _table(title: str, found: Mapping[Case, tuple[float, float]]) -> str:
 
 
 REFUSED = {
-    "strategy": "sharding.strategy=column_wise",
-    "tables": 'sharding.tables.item={types=["column_wise"]}',
+    "sharding.strategy = 'column_wise'": ["column_wise"],
+    "sharding.tables.item": ["table_wise", 'sharding.tables.item={types=["column_wise"]}'],
 }
+"""What the message names: plan and overrides."""
 
 
 def messages_of_refused(dataset: Path) -> dict[str, str]:
     """What this rank says to column splits under row-wise Adagrad."""
     found = {}
-    for name, override in REFUSED.items():
-        settings = config(dataset, "cdp", "rowwise_adagrad", "table_wise", override)
+    for name, plan in REFUSED.items():
+        settings = config(dataset, "cdp", "rowwise_adagrad", *plan)
         with pytest.raises(ConfigError) as error:
             build_experiment(settings, CPU)
         found[name] = str(error.value)
@@ -149,9 +150,9 @@ def messages_of_refused(dataset: Path) -> dict[str, str]:
 def test_column_splits_under_rowwise_adagrad_are_refused_on_all_ranks(tiny_dataset: Path) -> None:
     first, second = run_ranks(2, messages_of_refused, tiny_dataset)
     assert first == second
-    for message in first.values():
-        assert "sharding.tables.item" in message
-        assert "column_wise and optimizer.sparse.kind = 'rowwise_adagrad'" in message
+    for name, message in first.items():
+        (line,) = [line for line in message.splitlines() if "column_wise and" in line]
+        assert f"{name}: column_wise and optimizer.sparse.kind = 'rowwise_adagrad'" in line
 
 
 def test_what_stands_in_for_a_type_that_sequences_lack_is_said_once(
