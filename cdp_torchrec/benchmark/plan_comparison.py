@@ -1,7 +1,7 @@
 """Measured beside estimated: points for the fit, and the hardware that it finds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import ValidationError
@@ -129,13 +129,9 @@ def _points(
                 )
                 key = (point.table, point.sharding_type, point.piece, point.measured_ms)
                 if key in found:
-                    point = _also_of(found[key], name)
+                    point = replace(point, plans=(*found[key].plans, name))
                 found[key] = point
     return list(found.values())
-
-
-def _also_of(point: Point, plan: str) -> Point:
-    return Point(**{**vars(point), "plans": (*point.plans, plan)})
 
 
 def _estimates(

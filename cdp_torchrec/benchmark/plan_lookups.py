@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from cdp_torchrec.distributed.optimizers import (
     SparseOptimizerConfig,
@@ -91,7 +91,8 @@ class ShardedTables:
             init_data_parallel=False,
         )
         look_up_one_by_one(model, device)
-        self._collections = [
+        # The two kinds differ in their types, not in their use.
+        self._collections: list[Any] = [
             module
             for module in model.modules()
             if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection)
@@ -235,7 +236,7 @@ def _take_out_of_ddp(lookups: list[nn.Module]) -> list[nn.Parameter]:
     return replicas
 
 
-def _values(output: KeyedTensor | Mapping[str, object]) -> list[Tensor]:
+def _values(output: KeyedTensor | Mapping[str, JaggedTensor]) -> list[Tensor]:
     if isinstance(output, KeyedTensor):
         return [output.values()]
     return [jagged.values() for jagged in output.values()]
