@@ -1,0 +1,102 @@
+"""One trained run and its artifact, for all tests of serving."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cdp_torchrec.config import load_config
+from cdp_torchrec.data.dataset import read_schema
+from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.experiment import ExperimentConfig, train_experiment
+from cdp_torchrec.serving import compile
+from cdp_torchrec.serving.export import export_run, raw_test_requests
+from cdp_torchrec.serving.golden import stored_behaviours
+from cdp_torchrec.serving.parts import open_vocabularies
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Behaviours, Request
+from cdp_torchrec.serving.settings import ExportedConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of CDP whose scores depend on every part of a request."""
+    run_dir = tmp_path_factory.mktemp("runs") / "cdp"
+    layers = [str(CONFIGS / "interest" / "cdp.toml"), "model.interest.num_inference_steps=2"]
+    settings = [
+        f"data.dir={tiny_dataset}",
+        f"run.dir={run_dir}",
+        "data.vocabulary.item.min_count=40",
+        "data.vocabulary.item.num_oov_rows=4",
+        "data.vocabulary.user.min_count=20",
+        "data.history.count_segments=[1, 2]",
+        "model.interaction.history_counts=true",
+        "model.embedding_dim=8",
+        "optimizer.sparse.kind=rowwise_adagrad",
+        "optimizer.sparse.lr=0.1",
+        "trainer.global_batch_size=256",
+        "trainer.max_steps=40",
+    ]
+    with one_rank():
+        config = load_config(ExperimentConfig, [*layers, *settings])
+        train_experiment(config, CPU, num_bootstrap=0, quiet=True)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def artifact(trained_run: Path) -> Path:
+    """Its export; do not write into it. Without autotuning, which takes minutes."""
+    with one_rank(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile, "_INDUCTOR_CPU", {"freezing": True, "cpp.threads": 1})
+        return export_run(trained_run, ["export.max_candidates=50"], CPU).directory
+
+
+@pytest.fixture
+def copied(artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact, to spoil."""
+    return Path(shutil.copytree(artifact, tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def predictor(artifact: Path, tiny_dataset: Path) -> Predictor:
+    return Predictor.open(artifact, history_store=tiny_dataset)
+
+
+@pytest.fixture(scope="session")
+def requests(artifact: Path) -> list[Request]:
+    """Requests of the test split, without behaviours."""
+    config = ExportedConfig.read(artifact)
+    return raw_test_requests(config, read_schema(config.data))[:60]
+
+
+@pytest.fixture(scope="session")
+def behaviours(artifact: Path, tiny_dataset: Path, requests: list[Request]) -> list[Behaviours]:
+    """What the store knows about the user of each request."""
+    schema = read_schema(ExportedConfig.read(artifact).data)
+    store = HistoryStore(
+        tiny_dataset / "history",
+        schema.history,
+        num_categories=schema.entities["category"].num_ids,
+    )
+    vocabularies = open_vocabularies(artifact, schema)
+    return [
+        stored_behaviours(request, store, schema.history, vocabularies, at_most=1000)
+        for request in requests
+    ]

@@ -1,0 +1,124 @@
+"""Servers on free ports, and a second artifact that scores differently."""
+
+import asyncio
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from cdp_torchrec.serving.artifact import GOLDEN, TABLES, read_manifest, write_manifest
+from cdp_torchrec.serving.golden import GoldenRequest
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.batching import Batcher
+from cdp_torchrec.serving.server.metrics import ServerMetrics
+from cdp_torchrec.serving.server.protocol import to_infer_request
+from cdp_torchrec.serving.server.run import make_server
+from cdp_torchrec.serving.server.served_model import ServedModel
+from cdp_torchrec.serving.server.settings import ServerConfig
+
+NAME = "synthetic-cdp"
+
+
+class GatedPredictor(Predictor):
+    """Scores as another one does, but not before its gate opens."""
+
+    def __init__(self, inner: Predictor) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.gate = threading.Event()
+
+    def score_many(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        assert self.gate.wait(30)
+        return super().score_many(requests)
+
+
+@dataclass(frozen=True)
+class Server:
+    client: httpx.Client
+    model: ServedModel
+    metrics: ServerMetrics
+
+    def infer(self, request: Request, *, name: str = NAME, **fields: Any) -> httpx.Response:
+        assert self.model.predictor is not None
+        body = to_infer_request(request, self.model.predictor.metadata) | fields
+        return self.client.post(f"/v2/models/{name}/infer", json=body)
+
+    def metric(self, sample: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"{sample} "))
+
+
+def probabilities(response: httpx.Response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    [output] = response.json()["outputs"]
+    assert (output["name"], output["datatype"]) == ("probability", "FP32")
+    assert output["shape"] == [len(output["data"])]
+    return np.array(output["data"], dtype=np.float32)
+
+
+@contextmanager
+def running(
+    artifact: Path, predictor: Predictor | None, history_store: Path, **settings: Any
+) -> Iterator[Server]:
+    """A server whose thread ends with the block."""
+    config = ServerConfig(model_name=NAME, history_store=history_store, **settings)
+    metrics = ServerMetrics()
+    model = ServedModel(artifact, config, metrics)
+    model.predictor = predictor
+    batcher = Batcher(config, metrics)
+    server = make_server(model, batcher, metrics, config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = server.serve(sockets=[listener])
+        thread = threading.Thread(target=asyncio.run, args=(serving,))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, timeout=60) as client:
+                yield Server(client, model, metrics)
+        finally:
+            server.should_exit = True
+            thread.join()
+            batcher.close()
+
+
+@pytest.fixture(scope="session")
+def server(artifact: Path, predictor: Predictor, tiny_dataset: Path) -> Iterator[Server]:
+    """One for all tests that leave it as it is."""
+    with running(artifact, predictor, tiny_dataset, timeout_s=30.0, max_body_bytes=100_000) as it:
+        yield it
+
+
+@pytest.fixture
+def start_server(artifact: Path, tiny_dataset: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers with settings of their own."""
+    with ExitStack() as stack:
+        yield lambda predictor, **settings: stack.enter_context(
+            running(settings.pop("artifact", artifact), predictor, tiny_dataset, **settings)
+        )
+
+
+@pytest.fixture(scope="session")
+def other_artifact(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same artifact with other embeddings of items, whole and with a golden request."""
+    other = Path(shutil.copytree(artifact, tmp_path_factory.mktemp("other") / "artifact"))
+    manifest = read_manifest(other)
+    for path in (other / TABLES).glob("item-*.npy"):
+        np.save(path, -np.load(path))
+    golden = GoldenRequest.from_json(json.loads((other / GOLDEN).read_text()))
+    scores = Predictor.load(other, manifest).score(golden.request)
+    (other / GOLDEN).write_text(json.dumps(replace(golden, probabilities=scores).to_json()))
+    (other / "artifact.json").unlink()
+    write_manifest(other, manifest.model_copy(update={"files": {}}))
+    return other

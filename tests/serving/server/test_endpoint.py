@@ -1,0 +1,286 @@
+"""Over HTTP: the scores of the predictor, or an error that says what is wrong."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Behaviours, Request
+from cdp_torchrec.serving.server.protocol import to_infer_request
+
+from .conftest import NAME, GatedPredictor, Server, probabilities
+
+# The first test trains and compiles.
+pytestmark = pytest.mark.timeout(600)
+
+# Another batch, another order of sums.
+CLOSE = 1e-6
+INFER = f"/v2/models/{NAME}/infer"
+
+
+def test_health_and_metadata(server: Server, predictor: Predictor) -> None:
+    version = predictor.metadata.version
+    get = server.client.get
+    assert get("/v2").json()["name"] == "cdp_torchrec"
+    assert get("/v2/health/live").json() == {"live": True}
+    assert get("/v2/health/ready").json() == {"ready": True}
+    for path in (f"/v2/models/{NAME}", f"/v2/models/{NAME}/versions/{version}"):
+        assert get(path).json()["versions"] == [version]
+        assert get(f"{path}/ready").json() == {"name": NAME, "ready": True}
+    index = server.client.post("/v2/repository/index").json()
+    assert index == [{"name": NAME, "version": version, "state": "READY", "reason": ""}]
+
+
+def test_an_inference_is_the_score_of_the_predictor(
+    server: Server, predictor: Predictor, requests: list[Request], behaviours: list[Behaviours]
+) -> None:
+    for request, own in zip(requests[:20], behaviours, strict=False):
+        for asked in (request, replace(request, history=own)):
+            response = server.infer(asked, id="abc", outputs=[{"name": "probability"}])
+            np.testing.assert_array_equal(probabilities(response), predictor.score(asked))
+            answer = response.json()
+            assert answer["id"] == "abc"
+            assert answer["model_name"] == NAME
+            assert answer["model_version"] == predictor.metadata.version
+
+
+def test_concurrent_clients_get_their_own_scores(
+    server: Server, predictor: Predictor, requests: list[Request]
+) -> None:
+    batches = server.metric("cdp_batch_requests_count")
+    with ThreadPoolExecutor(16) as pool:
+        responses = list(pool.map(server.infer, requests * 3))
+    for request, response in zip(requests * 3, responses, strict=True):
+        expected = predictor.score(request)
+        np.testing.assert_allclose(probabilities(response), expected, rtol=0, atol=CLOSE)
+    assert server.metric("cdp_batch_requests_count") - batches < len(responses), "none was batched"
+
+
+def test_unknown_models_versions_and_paths_are_not_found(
+    server: Server, requests: list[Request]
+) -> None:
+    assert server.infer(requests[0], name="other").status_code == 404
+    found = server.client.get(f"/v2/models/{NAME}/versions/1")
+    assert found.status_code == 404 and "unknown version '1'" in found.json()["error"]
+    assert server.client.get("/v1/models").json() == {"error": "Not Found"}
+    assert server.client.get(INFER).status_code == 405
+
+
+JSON = {"Content-Type": "application/json"}
+MALFORMED = {
+    "no body": (b"", JSON, 400, "body: Invalid JSON"),
+    "half a body": (b'{"inputs": [', JSON, 400, "body: Invalid JSON"),
+    "no text": (b"\xff\xfe", JSON, 400, "body: Invalid JSON"),
+    "deeply nested": (b"[" * 50_000, JSON, 400, "body: Invalid JSON"),
+    "endless integer": (b"1" * 50_000, JSON, 400, "body: Input should be"),
+    "no character": (b'{"id": "\\ud800", "inputs": []}', JSON, 400, "body: Invalid JSON"),
+    "no object": (b"null", JSON, 400, "body: Input should be"),
+    "no inputs": (b"{}", JSON, 400, "inputs: Field required"),
+    "nothing in the inputs": (b'{"inputs": []}', JSON, 400, "timestamp_ms: is required"),
+    "unknown field": (b'{"inputs": [], "input": 1}', JSON, 400, "input: Extra inputs"),
+    "id of the wrong type": (b'{"inputs": [], "id": 1}', JSON, 400, "id: Input should be"),
+    "incomplete input": (b'{"inputs": [{"name": "user"}]}', JSON, 400, "inputs.0.shape: Field"),
+    "too large": (b" " * 100_001, JSON, 413, "more than 100000 bytes"),
+    "another type": (b"{}", {"Content-Type": "text/plain"}, 415, "Content-Type"),
+    "no type": (b"{}", {}, 415, "Content-Type"),
+    "compressed": (b"{}", JSON | {"Content-Encoding": "gzip"}, 415, "Content-Encoding"),
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "text"), MALFORMED.values(), ids=MALFORMED.keys()
+)
+def test_a_malformed_body_gets_an_error(
+    server: Server, body: bytes, headers: dict[str, str], status: int, text: str
+) -> None:
+    response = server.client.post(INFER, content=body, headers=headers)
+    assert response.status_code == status
+    assert text in response.json()["error"]
+
+
+def test_a_body_of_unknown_length_is_bounded_too(server: Server) -> None:
+    chunks = (b" " * 10_000 for _ in range(1000))
+    response = server.client.post(INFER, content=chunks, headers=JSON)
+    assert response.status_code == 413
+
+
+WRONG: dict[str, tuple[Callable[[Request], Request], str]] = {
+    "too many candidates": (
+        lambda r: replace(r, candidates={"item_id": ["a"] * 51, "category_id": ["b"] * 51}),
+        "candidates.item_id: 51 values, at most 50 are allowed",
+    ),
+    "no candidates": (
+        lambda r: replace(r, candidates={"item_id": [], "category_id": []}),
+        "candidates.item_id: the list is empty",
+    ),
+    "lists of two lengths": (
+        lambda r: replace(r, candidates={"item_id": ["a", "b"], "category_id": ["c"]}),
+        "candidates.category_id: 1 values, but there are 2 items",
+    ),
+    "a category short": (
+        lambda r: replace(r, candidates={"item_id": ["a"]}),
+        "candidates.category_id: is required",
+    ),
+    "negative id": (lambda r: replace(r, user=-5), "user: found the negative id -5"),
+    "huge id": (lambda r: replace(r, user=2**70), "user: an id beyond 64 bits"),
+    "younger history": (
+        lambda r: replace(
+            r,
+            history=Behaviours(item=["a"], timestamp_ms=[r.timestamp_ms], category=["b"]),
+        ),
+        "history.timestamp_ms: a behaviour is not before the request",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "text"), WRONG.values(), ids=WRONG.keys())
+def test_a_request_that_makes_no_sense_names_its_field(
+    server: Server, requests: list[Request], spoil: Callable[[Request], Request], text: str
+) -> None:
+    response = server.infer(spoil(requests[0]))
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(text)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1e39"])
+def test_a_number_that_is_not_finite_is_refused(
+    server: Server, predictor: Predictor, requests: list[Request], number: str
+) -> None:
+    body = to_infer_request(requests[0], predictor.metadata)
+    [prices] = [t for t in body["inputs"] if t["name"] == "candidates.log_price"]
+    prices["data"] = ["?"] * len(prices["data"])
+    content = json.dumps(body).replace('"?"', number)
+    response = server.client.post(INFER, content=content, headers=JSON)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("candidates.log_price: ")
+
+
+def test_others_are_answered_rightly_during_a_barrage_of_malformed_requests(
+    server: Server, predictor: Predictor, requests: list[Request]
+) -> None:
+    def attack(number: int) -> int:
+        body, headers, status, _ = list(MALFORMED.values())[number % len(MALFORMED)]
+        response = server.client.post(INFER, content=body, headers=headers)
+        return response.status_code - status
+
+    expected = [predictor.score(request) for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        attacks = [pool.submit(attack, number) for number in range(200)]
+        answers = list(pool.map(server.infer, requests))
+        assert all(attack.result() == 0 for attack in attacks)
+    for answer, scores in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(probabilities(answer), scores, rtol=0, atol=CLOSE)
+
+
+def test_a_full_queue_is_said_so_and_the_rest_is_answered(
+    start_server: Callable[..., Server], predictor: Predictor, requests: list[Request]
+) -> None:
+    gated = GatedPredictor(predictor)
+    server = start_server(gated, queue_length=2, timeout_s=30.0, max_wait_ms=0.0)
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(server.infer, requests[0]) for _ in range(12)]
+        # One is being scored, two wait.
+        refused = [future for future in asked if is_refused(future.result, gated)]
+        gated.gate.set()
+        accepted = [future.result() for future in asked if future not in refused]
+    assert len(accepted) >= 3 and len(refused) >= 1
+    for future in refused:
+        assert future.result().headers["Retry-After"] == "1"
+    for answer in accepted:
+        np.testing.assert_allclose(
+            probabilities(answer), predictor.score(requests[0]), rtol=0, atol=CLOSE
+        )
+    assert server.metric('cdp_requests_total{status="429"}') == len(refused)
+
+
+def is_refused(result: Callable[..., httpx.Response], gated: GatedPredictor) -> bool:
+    try:
+        return result(timeout=1.0).status_code == 429
+    except TimeoutError:
+        return False
+
+
+def test_a_request_that_takes_too_long_times_out_and_the_next_one_is_answered(
+    start_server: Callable[..., Server], predictor: Predictor, requests: list[Request]
+) -> None:
+    gated = GatedPredictor(predictor)
+    server = start_server(gated, timeout_s=0.3)
+    response = server.infer(requests[0])
+    assert response.status_code == 504
+    assert response.json() == {"error": "not scored within 0.3 s"}
+    assert server.client.get("/v2/health/live").status_code == 200
+    gated.gate.set()
+    assert server.model.predictor is gated
+    server.model.predictor = predictor
+    while (again := server.infer(requests[0])).status_code == 504:
+        pass
+    np.testing.assert_array_equal(probabilities(again), predictor.score(requests[0]))
+
+
+def test_a_body_that_does_not_arrive_times_out(
+    start_server: Callable[..., Server], predictor: Predictor
+) -> None:
+    server = start_server(predictor, timeout_s=0.2)
+    address = ("127.0.0.1", server.client.base_url.port or 0)
+    with socket.create_connection(address, timeout=30) as slow:
+        head = f"POST {INFER} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_score_that_is_not_finite_is_an_error_of_the_server(
+    start_server: Callable[..., Server],
+    predictor: Predictor,
+    requests: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = GatedPredictor(predictor)
+    broken.gate.set()
+    nothing = np.full(1000, np.nan, dtype=np.float32)
+    monkeypatch.setattr(broken, "_score", lambda encoded: not_finite(nothing))
+    server = start_server(broken)
+    response = server.infer(requests[0])
+    assert response.status_code == 500
+    assert "not finite" in response.json()["error"]
+    assert server.client.get("/v2/health/live").status_code == 200
+
+
+def not_finite(probability: np.ndarray) -> Any:
+    raise FloatingPointError(f"{len(probability)} probabilities are not finite")
+
+
+def test_before_the_first_artifact_is_loaded_the_server_is_live_but_not_ready(
+    start_server: Callable[..., Server], requests: list[Request], predictor: Predictor
+) -> None:
+    server = start_server(None)
+    assert server.client.get("/v2/health/live").status_code == 200
+    ready = server.client.get("/v2/health/ready")
+    assert (ready.status_code, ready.json()) == (503, {"ready": False})
+    body = to_infer_request(requests[0], predictor.metadata)
+    assert server.client.post(INFER, json=body).status_code == 503
+    assert server.client.post("/v2/repository/index").json() == []
+
+
+def test_metrics_count_requests_batches_and_candidates(
+    start_server: Callable[..., Server], predictor: Predictor, requests: list[Request]
+) -> None:
+    server = start_server(predictor)
+    for request in requests[:3]:
+        probabilities(server.infer(request))
+    server.client.post(INFER, content=b"{", headers=JSON)
+    assert server.metric('cdp_requests_total{status="200"}') == 3
+    assert server.metric('cdp_requests_total{status="400"}') == 1
+    assert server.metric("cdp_request_seconds_count") == 4
+    assert server.metric("cdp_batch_requests_sum") == 3
+    candidates = sum(len(request.candidates["item_id"]) for request in requests[:3])
+    assert server.metric("cdp_batch_candidates_sum") == candidates
+    assert server.metric("cdp_queue_length") == 0
+    assert threading.active_count() < 50

@@ -1,0 +1,132 @@
+"""The process that launch/serve.py starts: how it begins, reloads, and ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.protocol import to_infer_request
+
+from .conftest import NAME, probabilities
+
+# The first test trains and compiles.
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).parents[3]
+INFER = f"/v2/models/{NAME}/infer"
+PATIENCE_S = 120.0
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "launch" / "serve.py"), *map(str, arguments)]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if client.get("/v2/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not ready: {process.communicate()[0]}")
+
+
+@pytest.fixture
+def link(artifact: Path, tmp_path: Path) -> Path:
+    link = tmp_path / "current"
+    link.symlink_to(artifact)
+    return link
+
+
+@pytest.fixture
+def process(link: Path, tiny_dataset: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    port = free_port()
+    settings = (f"port={port}", f"history_store={tiny_dataset}", "timeout_s=30", "max_wait_ms=500")
+    with subprocess.Popen(
+        command(link, *settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        yield process, port
+        process.kill()
+
+
+def test_the_process_reloads_on_sighup_and_answers_what_it_accepted_before_it_ends(
+    process: tuple[subprocess.Popen[str], int],
+    link: Path,
+    other_artifact: Path,
+    predictor: Predictor,
+    tiny_dataset: Path,
+    requests: list[Request],
+) -> None:
+    server, port = process
+    other = Predictor.open(other_artifact, history_store=tiny_dataset)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
+        wait_until_ready(client, server)
+        body = to_infer_request(requests[0], predictor.metadata)
+        np.testing.assert_array_equal(
+            probabilities(client.post(INFER, json=body)), predictor.score(requests[0])
+        )
+
+        link.unlink()
+        link.symlink_to(other_artifact)
+        server.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            answer = client.post(INFER, json=body)
+            if answer.json()["model_version"] == other.metadata.version:
+                break
+        np.testing.assert_array_equal(probabilities(answer), other.score(requests[0]))
+
+        with ThreadPoolExecutor(4) as pool:
+            # They wait half a second for company, and the signal comes while they wait.
+            asked = [pool.submit(client.post, INFER, json=body) for _ in range(4)]
+            while "cdp_queue_length 4.0" not in client.get("/metrics").text:
+                assert not any(future.done() for future in asked)
+            server.send_signal(signal.SIGTERM)
+            for future in asked:
+                np.testing.assert_allclose(
+                    probabilities(future.result()), other.score(requests[0]), rtol=0, atol=1e-6
+                )
+    output, _ = server.communicate(timeout=PATIENCE_S)
+    assert server.returncode == 0, output
+    assert output.rstrip().endswith("stopped")
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_what_cannot_be_served_ends_the_process_with_one_line(copied: Path, tmp_path: Path) -> None:
+    (copied / "schema.toml").unlink()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        starts = {
+            "schema.toml: missing": command(copied, "port=0"),
+            f"port = {port}: cannot listen there": command(copied, f"port={port}"),
+            "max_wait_ms": command(copied, "max_wait_ms=-1"),
+        }
+        running = {
+            text: subprocess.Popen(
+                arguments, stderr=subprocess.PIPE, text=True, env=os.environ, cwd=tmp_path
+            )
+            for text, arguments in starts.items()
+        }
+        for text, process in running.items():
+            _, errors = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 1
+            assert text in errors and "Traceback" not in errors

@@ -1,0 +1,110 @@
+"""Another artifact takes over between two requests, or not at all."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Request
+
+from .conftest import NAME, Server, probabilities
+
+# The first test trains and compiles.
+pytestmark = pytest.mark.timeout(600)
+
+# Another batch, another order of sums.
+CLOSE = 1e-6
+LOAD = f"/v2/repository/models/{NAME}/load"
+
+
+@pytest.fixture
+def current(artifact: Path, tmp_path: Path) -> Path:
+    """A link to the artifact in service."""
+    link = tmp_path / "current"
+    link.symlink_to(artifact)
+    return link
+
+
+def point(link: Path, artifact: Path) -> None:
+    new = link.with_name("next")
+    new.symlink_to(artifact)
+    new.rename(link)
+
+
+def test_reloads_under_load_lose_nothing_and_mix_nothing(
+    start_server: Callable[..., Server],
+    current: Path,
+    artifact: Path,
+    other_artifact: Path,
+    predictor: Predictor,
+    tiny_dataset: Path,
+    requests: list[Request],
+) -> None:
+    other = Predictor.open(other_artifact, history_store=tiny_dataset)
+    expected = {
+        model.metadata.version: [model.score(request) for request in requests]
+        for model in (predictor, other)
+    }
+    [old_scores, new_scores] = expected.values()
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(old_scores, new_scores, strict=True))
+    server = start_server(predictor, artifact=current, timeout_s=30.0)
+    is_over = threading.Event()
+
+    def ask() -> dict[str, int]:
+        answers = dict.fromkeys(expected, 0)
+        number = 0
+        while not is_over.is_set():
+            number = (number + 1) % len(requests)
+            response = server.infer(requests[number])
+            version = response.json()["model_version"]
+            np.testing.assert_allclose(
+                probabilities(response), expected[version][number], rtol=0, atol=CLOSE
+            )
+            answers[version] += 1
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            for directory in (other_artifact, artifact, other_artifact):
+                point(current, directory)
+                assert server.client.post(LOAD).json() == {}
+        finally:
+            is_over.set()
+        answers = [future.result() for future in asking]
+    for version in expected:
+        assert sum(answer[version] for answer in answers) > 0
+    last = server.infer(requests[0])
+    assert last.json()["model_version"] == other.metadata.version
+    assert server.metric('cdp_model_loads_total{result="loaded"}') == 3
+
+
+def test_a_broken_artifact_is_refused_and_the_old_one_stays(
+    start_server: Callable[..., Server],
+    current: Path,
+    copied: Path,
+    predictor: Predictor,
+    requests: list[Request],
+) -> None:
+    server = start_server(predictor, artifact=current)
+    (copied / "golden.json").write_text("{}")
+    point(current, copied)
+    response = server.client.post(LOAD)
+    assert response.status_code == 400
+    assert "the previous one stays" in response.json()["error"]
+    assert "golden.json: altered after the export" in response.json()["error"]
+    np.testing.assert_array_equal(
+        probabilities(server.infer(requests[0])), predictor.score(requests[0])
+    )
+    assert server.metric('cdp_model_loads_total{result="refused"}') == 1
+
+
+def test_only_the_served_model_can_be_loaded(
+    start_server: Callable[..., Server], predictor: Predictor
+) -> None:
+    response = start_server(predictor).client.post("/v2/repository/models/other/load")
+    assert response.status_code == 404

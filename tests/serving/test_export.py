@@ -1,0 +1,107 @@
+"""An artifact scores like the trainer, or there is none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.serving import export
+from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
+from cdp_torchrec.serving.export import export_run
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.settings import ExportedConfig
+from tests.serving.conftest import CPU, one_rank
+
+# The first test trains and compiles.
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def compiled_before(monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
+    """The package of the session's artifact instead of a new one: tables are not in it."""
+
+    def copy(arch: object, layout: object, inputs: object, package: Path) -> None:
+        shutil.copyfile(artifact / RANKER, package)
+
+    monkeypatch.setattr(export, "export_ranker", copy)
+
+
+def test_the_artifact_scores_the_test_split_like_the_trainer(artifact: Path) -> None:
+    parity = read_manifest(artifact).parity
+    assert parity["num_impressions"] == 2504  # all
+    assert parity["max_difference"] < 1e-6
+    assert 0.5 < parity["artifact_gauc"] == pytest.approx(parity["trainer_gauc"], abs=1e-6)
+
+
+def test_an_artifact_needs_neither_run_nor_dataset(artifact: Path) -> None:
+    files = {path.relative_to(artifact).parts[0] for path in artifact.rglob("*")}
+    assert files == {
+        "artifact.json",
+        "config.toml",
+        "golden.json",
+        "ranker.pt2",
+        "schema.toml",
+        "tables",
+        "vocabulary",
+    }
+    golden = json.loads((artifact / "golden.json").read_text())
+    assert len(golden["request"]["history"]["item"]) > 0
+
+
+@pytest.mark.usefixtures("compiled_before")
+@pytest.mark.parametrize(
+    ("tables", "at_most"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 2e-2)]
+)
+def test_sharded_and_quantized_tables_say_how_far_scores_drift(
+    trained_run: Path, tmp_path: Path, tables: str, at_most: float
+) -> None:
+    settings = [f"export.tables={tables}", "export.table_shards=3"]
+    with one_rank():
+        exported = export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+    assert len(list((tmp_path / "artifact" / "tables").glob("item-*"))) == 3
+    drift = exported.parity.max_difference
+    assert (1e-6 < drift if tables != "float32" else 0 <= drift) and drift <= at_most
+    table = exported.parity.table()
+    assert all(word in table for word in ("AUC", "UAUC", "GAUC", "trainer", "artifact", "change"))
+    Predictor.open(tmp_path / "artifact")
+
+
+@pytest.mark.usefixtures("compiled_before")
+def test_a_difference_above_the_tolerance_leaves_nothing_behind(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    settings = ["export.tables=int8", "export.tolerance=1e-9", "export.parity_impressions=100"]
+    with one_rank(), pytest.raises(ArtifactError, match="scores differently from the trainer"):
+        export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("compiled_before")
+def test_a_ranker_of_other_sampler_settings_does_not_pass_the_gate(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    """The package in place makes 2 steps, the trainer's path 4."""
+    settings = ["model.interest.num_inference_steps=4", "export.parity_impressions=100"]
+    with one_rank(), pytest.raises(ArtifactError, match="scores differently from the trainer"):
+        export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+
+
+@pytest.mark.slow
+def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: Path) -> None:
+    settings = ["model.interest.num_inference_steps=4", "model.interest.sampler=dpmpp_2m"]
+    with one_rank():
+        exported = export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+    assert exported.parity.max_difference < 1e-6
+    assert ExportedConfig.read(tmp_path / "artifact").model.interest.sampler == "dpmpp_2m"
+
+
+def test_an_existing_directory_and_an_unknown_key_are_refused(
+    trained_run: Path, artifact: Path
+) -> None:
+    with one_rank():
+        with pytest.raises(ConfigError, match="exists"):
+            export_run(trained_run, [], CPU, output=artifact)
+        with pytest.raises(ConfigError, match=r"export\.tabels: unknown key"):
+            export_run(trained_run, ["export.tabels=int8"], CPU)
