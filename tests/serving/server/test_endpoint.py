@@ -80,7 +80,7 @@ MALFORMED = {
     "half a body": (b'{"inputs": [', JSON, 400, "body: Invalid JSON"),
     "no text": (b"\xff\xfe", JSON, 400, "body: Invalid JSON"),
     "deeply nested": (b"[" * 50_000, JSON, 400, "body: Invalid JSON"),
-    "endless integer": (b"1" * 50_000, JSON, 400, "body: Input should be"),
+    "endless integer": (b"1" * 50_000, JSON, 400, "body: Invalid JSON"),
     "no character": (b'{"id": "\\ud800", "inputs": []}', JSON, 400, "body: Invalid JSON"),
     "no object": (b"null", JSON, 400, "body: Input should be"),
     "no inputs": (b"{}", JSON, 400, "inputs: Field required"),

@@ -1,0 +1,1 @@
+"""An artifact behind HTTP, in the Open Inference Protocol."""

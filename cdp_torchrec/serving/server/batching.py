@@ -1,0 +1,136 @@
+"""Dynamic batching: requests that arrive together are scored together."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.metrics import ServerMetrics
+from cdp_torchrec.serving.server.settings import ServerConfig
+
+
+class QueueFullError(RuntimeError):
+    """As many requests as allowed are waiting."""
+
+
+class StoppingError(RuntimeError):
+    """The server accepts no more requests."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    predictor: Predictor
+    request: Request
+    arrival: float = field(default_factory=time.monotonic)
+    probability: Future[np.ndarray] = field(default_factory=Future)
+
+    @property
+    def num_candidates(self) -> int:
+        return len(self.request.candidates["item_id"])
+
+
+class Batcher:
+    """A bounded queue of requests, and the threads that score them.
+
+    A batch has one predictor, so that a request is scored by the model that checked it, whatever is
+    loaded meanwhile.
+    """
+
+    def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
+        """Start the threads."""
+        self._config = config
+        self._metrics = metrics
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"scorer-{number}", daemon=True)
+            for number in range(config.num_workers)
+        ]
+        metrics.watch_queue(lambda: len(self._jobs))
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, predictor: Predictor, request: Request) -> Future[np.ndarray]:
+        """Queue a request that `predictor.check` accepted; a cancelled future is not scored.
+
+        Raises:
+            QueueFullError: too many are waiting.
+            StoppingError: after `close`.
+        """
+        job = _Job(predictor, request)
+        with self._changed:
+            if self._is_closed:
+                raise StoppingError("the server is stopping")
+            if len(self._jobs) >= self._config.queue_length:
+                raise QueueFullError(f"{len(self._jobs)} requests are waiting")
+            self._jobs.append(job)
+            self._changed.notify_all()
+        return job.probability
+
+    def close(self) -> None:
+        """Score what is queued, and end the threads."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while jobs := self._next_batch():
+            # Nobody waits for a future that timed out.
+            waiting = [job for job in jobs if job.probability.set_running_or_notify_cancel()]
+            if waiting:
+                self._score(waiting)
+
+    def _next_batch(self) -> list[_Job]:
+        """The jobs to score next; empty when all is done after `close`."""
+        with self._changed:
+            while True:
+                if not self._jobs and self._is_closed:
+                    return []
+                wait_s = self._time_to_wait()
+                if wait_s is not None and wait_s <= 0:
+                    return self._pop_batch()
+                self._changed.wait(wait_s)
+
+    def _time_to_wait(self) -> float | None:
+        """Seconds until the queue's head should be scored; None: until something arrives."""
+        if not self._jobs:
+            return None
+        total = sum(job.num_candidates for job in self._jobs)
+        if self._is_closed or total >= self._config.max_batch_candidates:
+            return 0.0
+        return self._jobs[0].arrival + self._config.max_wait_ms / 1000 - time.monotonic()
+
+    def _pop_batch(self) -> list[_Job]:
+        jobs = [self._jobs.popleft()]
+        total = jobs[0].num_candidates
+        while self._jobs and self._jobs[0].predictor is jobs[0].predictor:
+            total += self._jobs[0].num_candidates
+            if total > self._config.max_batch_candidates:
+                break
+            jobs.append(self._jobs.popleft())
+        return jobs
+
+    def _score(self, jobs: Sequence[_Job]) -> None:
+        try:
+            found = jobs[0].predictor.score_many([job.request for job in jobs])
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].probability.set_exception(error)
+                return
+            # Only the culprit shall fail.
+            for job in jobs:
+                self._score([job])
+            return
+        self._metrics.batch_requests.observe(len(jobs))
+        self._metrics.batch_candidates.observe(sum(job.num_candidates for job in jobs))
+        for job, probability in zip(jobs, found, strict=True):
+            job.probability.set_result(probability)

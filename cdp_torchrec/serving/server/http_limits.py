@@ -1,0 +1,117 @@
+"""Around the application: bodies are bounded in size and time, and answers are counted."""
+
+import asyncio
+import time
+
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cdp_torchrec.serving.server.metrics import ServerMetrics
+from cdp_torchrec.serving.server.settings import ServerConfig
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class BodyLimits:
+    """Reads a body whole before the application sees the request, or refuses it.
+
+    Statuses: 408 it did not arrive in time, 413 too large, 415 not plain JSON.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        """Args: what to guard, and the limits."""
+        self._app = app
+        self._config = config
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        try:
+            body = await self._read(scope, receive)
+        except _Refused as refused:
+            # What is left of the body is not read: the connection cannot be used again.
+            response = JSONResponse(
+                {"error": str(refused)}, refused.status, headers={"Connection": "close"}
+            )
+            await response(scope, receive, send)
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        length = headers.get(b"content-length", "")
+        if length.isdecimal() and int(length) > self._config.max_body_bytes:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                body = await self._read_chunks(receive)
+        except TimeoutError as error:
+            text = f"the body did not arrive within {self._config.timeout_s:g} s"
+            raise _Refused(408, text) from error
+        if body:
+            media_type = headers.get(b"content-type", "").split(";")[0].strip().lower()
+            if media_type != "application/json":
+                raise _Refused(
+                    415, f"Content-Type: expected application/json, found {media_type!r}"
+                )
+            encoding = headers.get(b"content-encoding", "identity")
+            if encoding != "identity":
+                raise _Refused(415, f"Content-Encoding: {encoding!r} is not supported")
+        return body
+
+    async def _read_chunks(self, receive: Receive) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._config.max_body_bytes:
+                raise self._too_large()
+            chunks.append(chunk)
+            if not message.get("more_body", False):  # complete, or the client is gone
+                return b"".join(chunks)
+
+    def _too_large(self) -> _Refused:
+        return _Refused(413, f"the body has more than {self._config.max_body_bytes} bytes")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body as one message, then whatever the connection says."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_again
+
+
+class InferenceMetrics:
+    """Counts inferences by status, and measures how long they take."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
+        """Args: what to measure, and where to count."""
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if not scope["path"].endswith("/infer"):
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 500
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            self._metrics.requests.labels(str(status)).inc()
+            self._metrics.latency.observe(time.perf_counter() - start)

@@ -1,0 +1,97 @@
+"""The server's process: it listens, loads, serves, and stops when it is told to."""
+
+import asyncio
+import logging
+import signal
+import socket
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.serving.server.app import make_app
+from cdp_torchrec.serving.server.batching import Batcher
+from cdp_torchrec.serving.server.metrics import ServerMetrics
+from cdp_torchrec.serving.server.served_model import ServedModel
+from cdp_torchrec.serving.server.settings import ServerConfig
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+
+
+def serve(artifact: Path, config: ServerConfig) -> None:
+    """Serve an artifact until SIGTERM or SIGINT; SIGHUP loads it again.
+
+    On the first of them no connection is accepted any more, and what was accepted is answered.
+
+    Args:
+        artifact: directory of an artifact, or a link to one.
+        config: settings.
+
+    Raises:
+        ConfigError: host and port cannot be listened on.
+        ArtifactError: the artifact cannot be served.
+    """
+    # A request is small, and the workers are the parallelism.
+    torch.set_num_threads(1)
+    with _listen(config) as listener:
+        logger.info("listening on %s:%d", *listener.getsockname()[:2])
+        metrics = ServerMetrics()
+        model = ServedModel(artifact, config, metrics)
+        batcher = Batcher(config, metrics)
+        server = make_server(model, batcher, metrics, config)
+        # uvicorn handles signals while it serves, and raises them again when it is done: then, and
+        # before it starts, they mean no more than that.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, server.handle_exit)
+        asyncio.run(_serve(server, listener, model))
+        batcher.close()
+        logger.info("stopped")
+
+
+def make_server(
+    model: ServedModel, batcher: Batcher, metrics: ServerMetrics, config: ServerConfig
+) -> uvicorn.Server:
+    """The HTTP server around an application."""
+    settings = uvicorn.Config(
+        make_app(model, batcher, metrics, config),
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        # Body and scores; then whatever hangs is cut off.
+        timeout_graceful_shutdown=round(2 * config.timeout_s) + 1,
+    )
+    return uvicorn.Server(settings)
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedModel) -> None:
+    """Answer health checks at once, inferences as soon as the artifact is loaded."""
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(model.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await model.load()
+    except BaseException:
+        server.should_exit = True
+        await serving
+        raise
+    await serving
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"host = {config.host!r}, port = {config.port}: cannot listen there: {error}"
+        ) from error

@@ -1,0 +1,65 @@
+"""The model in service, and how another artifact takes its place."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.server.metrics import ServerMetrics
+from cdp_torchrec.serving.server.settings import ServerConfig
+
+logger = logging.getLogger(__name__)
+
+
+class ServedModel:
+    """The predictor that requests go to; it changes as a whole or not at all."""
+
+    def __init__(self, artifact: Path, config: ServerConfig, metrics: ServerMetrics) -> None:
+        """Serve nothing yet.
+
+        Args:
+            artifact: directory of an artifact, or a link to one, followed at every load.
+            config: settings of the server.
+            metrics: told of loads.
+        """
+        self.predictor: Predictor | None = None
+        self.name = config.model_name
+        self._artifact = artifact
+        self._config = config
+        self._metrics = metrics
+        self._one_load_at_a_time = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Open the artifact, and serve it once it proved to score as it should.
+
+        Requests go to the previous one until then, and those that it accepted stay with it.
+
+        Raises:
+            ArtifactError: the artifact cannot be served; the previous one still is.
+        """
+        async with self._one_load_at_a_time:
+            # Followed once: all files come from one artifact even if the link changes now.
+            directory = self._artifact.resolve()
+            try:
+                predictor = await asyncio.to_thread(
+                    Predictor.open,
+                    directory,
+                    history_store=self._config.history_store,
+                    num_runners=self._config.num_workers,
+                )
+            except Exception:
+                self._metrics.loads.labels("refused").inc()
+                raise
+            metadata = predictor.metadata
+            self.name = self.name or metadata.name
+            self.predictor = predictor
+            self._metrics.loads.labels("loaded").inc()
+            self._metrics.model.info({"name": metadata.name, "version": metadata.version})
+            logger.info("serving %s as %s, version %s", directory, self.name, metadata.version)
+
+    async def reload(self) -> None:
+        """As `load`, but an artifact that cannot be served is only logged."""
+        try:
+            await self.load()
+        except Exception as error:
+            logger.error("the artifact was refused, the previous one stays: %s", error)

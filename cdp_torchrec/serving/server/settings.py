@@ -1,0 +1,34 @@
+"""Settings of the server."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from cdp_torchrec.config import Config
+
+
+class ServerConfig(Config):
+    """Where the server listens, how it batches, and what it refuses."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 or :: for all. There is no authentication: that is the task of
+    whatever stands in front."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """0: any free port."""
+    model_name: str | None = None
+    """Name of the model in URLs; that of the artifact at the start if not given."""
+    history_store: Path | None = None
+    """Dataset directory whose history/ answers for requests without behaviours."""
+    max_batch_candidates: PositiveInt = 1024
+    """Requests are scored together up to this many candidates; a longer request goes alone."""
+    max_wait_ms: NonNegativeFloat = 1.0
+    """How long the first request of a batch waits for company while nothing else is scored."""
+    num_workers: PositiveInt = 1
+    """Batches that are scored at the same time, each by a thread of its own."""
+    queue_length: PositiveInt = 256
+    """Requests that may wait; further ones get status 429."""
+    timeout_s: PositiveFloat = 2.0
+    """For the arrival of a body (else 408), and then for its scores (else 504)."""
+    max_body_bytes: PositiveInt = 4 * 2**20
+    """Longer bodies get status 413."""
