@@ -144,7 +144,12 @@ def test_every_key_of_an_experiment_is_documented() -> None:
     assert undocumented(ExperimentConfig) == []
 
 
-LAYERS = sorted(p for p in REPOSITORY.glob("configs/**/*.toml") if p.parent.name != "compare")
+OTHER_SCRIPTS = ("compare", "planning", "benchmark")
+LAYERS = sorted(
+    path
+    for path in REPOSITORY.glob("configs/**/*.toml")
+    if path.relative_to(REPOSITORY).parts[1] not in OTHER_SCRIPTS
+)
 
 
 @pytest.mark.parametrize("path", LAYERS, ids=lambda p: p.stem)
@@ -155,6 +160,15 @@ def test_every_layer_of_the_repository_fits(path: Path) -> None:
     config = load_config(ExperimentConfig, [*below, str(path)])
     layer("saved.toml", dump_toml(config))
     assert load_toml(ExperimentConfig, Path("saved.toml")) == config
+
+
+def test_layers_of_other_scripts_fit_them() -> None:
+    from cdp_torchrec.benchmark.plan_setting import PlansConfig
+    from cdp_torchrec.planning.config import PlanningExperimentConfig
+
+    for name in ("paper", "production"):
+        load_toml(PlanningExperimentConfig, REPOSITORY / f"configs/planning/{name}.toml")
+    load_toml(PlansConfig, REPOSITORY / "configs/benchmark/plans.toml")
 
 
 def test_show_config_prints_a_layer_that_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,9 @@ def resize_tables(layout: FeatureLayout, rows: Mapping[str, int]) -> FeatureLayo
                 f"benchmark.rows.{entity}: the model has no such table; it has {', '.join(tables)}"
             )
             continue
+        if tables[entity].managed_collision is not None:
+            problems.append(f"benchmark.rows.{entity}: managed_collision.zch_size is its size")
+            continue
         num_kept = num_embeddings - 1 - tables[entity].num_oov_rows
         if num_kept < 1:
             problems.append(

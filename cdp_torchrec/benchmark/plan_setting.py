@@ -151,6 +151,7 @@ def estimate(setting: Setting, plan: ShardingPlan, hardware: HardwareConfig) -> 
     return estimate_given_plan(
         setting.task,
         plan,
+        setting.config.sharding,
         setting.config.optimizer.sparse,
         hardware=hardware,
         world_size=setting.world_size,

@@ -57,7 +57,7 @@ class CommunicationConfig(Config):
 class ShardingConfig(Config):
     """Where tables live. The plan never changes the mathematics."""
 
-    strategy: Literal["auto"] | TypeName = "auto"
+    strategy: Literal["auto", TypeName] = "auto"
     """auto: TorchRec's planner chooses the type of each large table; the other values force one
     type for all large tables. Tables that sequences read have no table_row_wise,
     table_column_wise and grid_shard: they are row_wise or column_wise then."""

@@ -19,7 +19,7 @@ from cdp_torchrec.planning.workload import Workload
 from cdp_torchrec.run_directory import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 3
+_FORMAT = 4
 """Counts changes of what the files hold and of how estimates are made."""
 
 

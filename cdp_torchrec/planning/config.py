@@ -11,7 +11,7 @@ from cdp_torchrec.config import Config, ConfigConflicts
 from cdp_torchrec.distributed.sharding_config import TypeName
 from cdp_torchrec.experiment import ExperimentConfig
 
-Strategy = Literal["planner", "constraints"] | TypeName
+Strategy = Literal["planner", "constraints", TypeName]
 
 
 class PlanningConfig(Config):

@@ -251,6 +251,7 @@ def estimate_plan(
 def estimate_given_plan(
     model: nn.Module,
     plan: ShardingPlan,
+    config: ShardingConfig,
     optimizer: SparseOptimizerConfig,
     *,
     hardware: HardwareConfig,
@@ -263,6 +264,7 @@ def estimate_given_plan(
     Args:
         model: as in `estimate_plan`.
         plan: a complete plan of the model for that number of ranks.
+        config: precision of the communication, and whether caches are filled ahead.
         optimizer: of the tables.
         hardware: of all ranks.
         world_size: number of ranks.
@@ -273,20 +275,25 @@ def estimate_given_plan(
     topology = hardware.topology(world_size)
     constraints = table_constraints(
         tables,
-        ShardingConfig(tables={t.entity: _as_planned(t, plan) for t in tables}),
+        config.model_copy(update={"tables": {t.entity: _as_planned(t, plan) for t in tables}}),
         optimizer,
         device=hardware.device,
         world_size=world_size,
         pooling_factors=pooling_factors,
     )
     planner = make_planner(
-        model, constraints, topology=topology, batch_size=batch_size, search_seconds=1
+        model,
+        constraints,
+        topology=topology,
+        batch_size=batch_size,
+        search_seconds=config.search_seconds,
+        prefetch=config.prefetch,
     )
     planner._storage_reservation.reserve(
-        topology, batch_size, model, sharders(), constraints=constraints
+        topology, batch_size, model, sharders(config), constraints=constraints
     )
     with optimizer_state_sized(model):
-        options = planner._enumerator.enumerate(model, sharders())
+        options = planner._enumerator.enumerate(model, sharders(config))
     by_name = {}
     for option in options:
         _place(option, plan)
@@ -359,11 +366,8 @@ def _estimate(
     reservation = planner._storage_reservation
     assert isinstance(reservation, HeuristicalStorageReservation)
     on_gpu = hardware.device == "cuda"
-    return PlanEstimate(
-        hardware=hardware,
-        world_size=world_size,
-        batch_size=batch_size,
-        tables=tuple(
+    with optimizer_state_sized(model):
+        estimates = [
             TableEstimate(
                 table=tables[option.name],
                 sharding_type=option.sharding_type,
@@ -371,7 +375,12 @@ def _estimate(
                 shards=tuple(_shard(option, shard, hardware) for shard in option.shards),
             )
             for option in sorted(options, key=lambda option: option.name)
-        ),
+        ]
+    return PlanEstimate(
+        hardware=hardware,
+        world_size=world_size,
+        batch_size=batch_size,
+        tables=tuple(estimates),
         plan=plan,
         dense_bytes=_on_device(reservation._dense_storage, hardware),
         input_bytes=_on_device(reservation._kjt_storage, hardware),

@@ -54,6 +54,7 @@ def explore(config: PlanningExperimentConfig) -> Exploration:
     planning = config.planning
     hardware = {Path(name).stem: load_hardware(name) for name in planning.hardware}
     cells = make_cells(planning, config.sharding, hardware)
+    _check_compared(planning, cells)
     workload = read_workload(config)
     cache = ResultCache(planning.cache or planning.output / "cache", workload, config)
     dense = cache.dense(lambda: count_dense(workload, planning.batch_size))
@@ -61,6 +62,15 @@ def explore(config: PlanningExperimentConfig) -> Exploration:
     for cell in tqdm(cells, unit="plan", dynamic_ncols=True):
         results.append(cache.cell(cell, lambda cell=cell: _plan(cell, config, workload, dense)))
     return Exploration(planning, config.optimizer.sparse, workload, dense, results)
+
+
+def _check_compared(planning: PlanningConfig, cells: Sequence[Cell]) -> None:
+    names = [cell.name for cell in cells]
+    unknown = [name for name in planning.compare or () if name not in names]
+    if unknown:
+        raise ConfigError.of(
+            [f"planning.compare: found {unknown[0]!r}, expected two of {', '.join(names)}"]
+        )
 
 
 def _plan(
@@ -118,6 +128,7 @@ def _estimate(
     return estimate_given_plan(
         model,
         plan,
+        cell.sharding,
         optimizer,
         hardware=cell.hardware,
         world_size=cell.world_size,

@@ -78,13 +78,18 @@ def find_shortage(
         pooling_factors=workload.pooling_factors,
     )
     planner = make_planner(
-        model, constraints, topology=topology, batch_size=batch_size, search_seconds=1
+        model,
+        constraints,
+        topology=topology,
+        batch_size=batch_size,
+        search_seconds=cell.sharding.search_seconds,
+        prefetch=cell.sharding.prefetch,
     )
     reserved = planner._storage_reservation.reserve(
-        topology, batch_size, model, sharders(), constraints=constraints
+        topology, batch_size, model, sharders(cell.sharding), constraints=constraints
     )
     with optimizer_state_sized(model):
-        options = planner._enumerator.enumerate(model, sharders())
+        options = planner._enumerator.enumerate(model, sharders(cell.sharding))
     chosen: dict[str, ShardingOption] = {}
     for option in options:
         if option.name not in chosen or _largest(option) < _largest(chosen[option.name]):

@@ -109,8 +109,14 @@ def _layout(config: PlanningExperimentConfig, schema: Schema, *, has_data: bool)
 
 def _declared_table(config: PlanningExperimentConfig, schema: Schema, entity: str) -> Table:
     num_ids = schema.entities[entity].num_ids
-    rare = config.data.vocabulary.get(entity, VocabularyConfig()).num_oov_rows
-    return Table(entity, num_oov_rows=rare, num_kept=num_ids, num_ids=num_ids)
+    vocabulary = config.data.vocabulary.get(entity, VocabularyConfig())
+    return Table(
+        entity,
+        num_oov_rows=vocabulary.num_oov_rows,
+        num_kept=num_ids,
+        num_ids=num_ids,
+        managed_collision=vocabulary.managed_collision,
+    )
 
 
 def _unknown(config: PlanningExperimentConfig, layout: FeatureLayout, schema: Schema) -> list[str]:
@@ -118,6 +124,11 @@ def _unknown(config: PlanningExperimentConfig, layout: FeatureLayout, schema: Sc
         f"planning.rows.{entity}: the model has no such table; it has {', '.join(layout.tables)}"
         for entity in config.planning.rows
         if entity not in layout.tables
+    ]
+    problems += [
+        f"planning.rows.{entity}: data.vocabulary.{entity}.managed_collision.zch_size is its size"
+        for entity, table in layout.tables.items()
+        if entity in config.planning.rows and table.managed_collision is not None
     ]
     keys = [feature.key for feature in layout.features]
     problems += [

@@ -91,6 +91,7 @@ def test_a_plan_that_exists_has_the_estimates_of_its_search(
     given = estimate_given_plan(
         workload.make_model(ADAM, searched.hardware.device),
         searched.plan,
+        ShardingConfig(),
         ADAM,
         hardware=searched.hardware,
         world_size=8,
