@@ -112,7 +112,7 @@ def index_sequences(
     first_impression[found] = first
     size = _power_of_two(np.maximum(lengths, SHORTEST_BLOCK))
     if blocks == "one":
-        size[:] = size.max()
+        size[:] = max(lengths.max(), SHORTEST_BLOCK)
 
     def behaviours(rows: np.ndarray, length: int) -> np.ndarray:
         """Places of the behaviours of some sequences, aligned to the right, [W, N]."""

@@ -120,6 +120,8 @@ class DinAttention(nn.Module):
             targets = gather(target, block.impression)
             behaviours = gather(features, block.behaviour)
             kept = present(block, features.shape[0])
+            if torch.compiler.is_compiling() or targets.device.type != "cpu":
+                return self._weighted_sum(targets, behaviours, kept)
             num_rows = _rows_at_once(targets, behaviours)
             rows = zip(*(x.split(num_rows) for x in (targets, behaviours, kept)), strict=True)
             return torch.cat([self._weighted_sum(*some) for some in rows])
@@ -147,9 +149,7 @@ class DinAttention(nn.Module):
 
 
 def _rows_at_once(targets: Tensor, behaviours: Tensor) -> int:
-    """Rows whose hidden units a CPU keeps in its cache; elsewhere all of them."""
-    if torch.compiler.is_compiling() or targets.device.type != "cpu":
-        return max(1, targets.shape[0])
+    """Rows whose hidden units a CPU keeps in its cache."""
     num_pairs = targets.shape[1] * behaviours.shape[1]
     return max(1, _PAIRS_AT_ONCE // num_pairs)
 

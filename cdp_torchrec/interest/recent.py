@@ -19,8 +19,11 @@ _NEGATIVE = 3
 def keep_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
     """The same behaviours, of which blocks show the `length` most recent of each sequence.
 
-    Blocks are as long as a power of two: to cut them spares the columns that are always empty.
+    Blocks are as long as a power of two: to cut them spares the columns that are always empty. A
+    served block has none, and a cut would split the exported graph into short and long ones.
     """
+    if torch.compiler.is_exporting():
+        return sequence
     index = sequence.index
     trimmed = replace(
         index,

@@ -153,7 +153,13 @@ def _write(
     builder = open_inputs(partial, schema, config, history_store=config.data.dir)
     inputs = builder.build([encoder.encode(request) for request in examples])
     on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
-    export_ranker(arch.to(device), layout, on_device, partial / RANKER)
+    export_ranker(
+        arch.to(device),
+        layout,
+        on_device,
+        partial / RANKER,
+        max_history_length=config.data.history.max_length,
+    )
     return Manifest(
         package_version=__version__,
         torch_version=base_version(),

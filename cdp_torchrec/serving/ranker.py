@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch._inductor.package import load_package
 from torch.export import Dim
@@ -140,7 +141,12 @@ def _index(slot: str, inputs: Mapping[str, Tensor]) -> SequenceIndex | None:
 
 
 def export_ranker(
-    arch: RankingArch, layout: FeatureLayout, inputs: Mapping[str, Tensor], package: Path
+    arch: RankingArch,
+    layout: FeatureLayout,
+    inputs: Mapping[str, Tensor],
+    package: Path,
+    *,
+    max_history_length: int,
 ) -> None:
     """Compile the dense part with all sizes free.
 
@@ -149,17 +155,22 @@ def export_ranker(
         layout: tells which embeddings are those of behaviours.
         inputs: an example from `ranker_inputs`.
         package: the file to write, `*.pt2`.
+        max_history_length: behaviours kept of a history.
 
     Raises:
-        ArtifactError: there is no working C++ compiler.
+        ArtifactError: there is no working C++ compiler, or the module's graph depends on the sizes.
     """
     try:
         compile_ranker(
             RankerProgram(arch, list(inputs)),
             tuple(inputs.values()),
-            dynamic_shapes=(tuple(free_sizes(layout, list(inputs))),),
+            dynamic_shapes=(tuple(free_sizes(layout, list(inputs), max_history_length)),),
             package=package,
         )
+    except UserError as error:
+        raise ArtifactError(
+            f"the model cannot be exported: its graph depends on the sizes of a request: {error}"
+        ) from error
     except (InvalidCxxCompiler, CppCompileError) as error:
         raise ArtifactError(
             "the model cannot be compiled: AOTInductor needs a C++17 compiler with OpenMP, named "
@@ -167,11 +178,19 @@ def export_ranker(
         ) from error
 
 
-def free_sizes(layout: FeatureLayout, names: Sequence[str]) -> Iterator[dict[int, Dim]]:
+def free_sizes(
+    layout: FeatureLayout, names: Sequence[str], max_history_length: int
+) -> Iterator[dict[int, Dim]]:
     """Sizes that the requests decide, by dimension, for each input; equal names are equal sizes."""
     places = Dim("places", min=3)
     behaviours = {slot: Dim(f"{slot}_behaviours", min=2) for slot in _SLOTS}
-    columns = {slot: Dim(f"{slot}_columns", min=SHORTEST_BLOCK) for slot in _SLOTS}
+    longest = {"gated": max_history_length}
+    longest["recent"] = min(layout.history.recent_length or max_history_length, max_history_length)
+    columns = {
+        slot: Dim(f"{slot}_columns", min=SHORTEST_BLOCK, max=length)
+        for slot, length in longest.items()
+        if length > SHORTEST_BLOCK  # else all blocks are equally long
+    }
     rows = {
         f"{slot}.{block}": Dim(f"{slot}_{block}_rows", min=2)
         for slot in _SLOTS
@@ -184,8 +203,9 @@ def free_sizes(layout: FeatureLayout, names: Sequence[str]) -> Iterator[dict[int
     for name in names:
         parent, _, last = name.rpartition(".")
         sizes = {0: lists.get(name, rows.get(parent, places))}
-        if last == "behaviour":
-            sizes[1] = columns[name.partition(".")[0]]
+        slot = name.partition(".")[0]
+        if last == "behaviour" and slot in columns:
+            sizes[1] = columns[slot]
         yield sizes
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.interest.cdp import CdpConfig
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
 from cdp_torchrec.serving.export import export_run
@@ -22,7 +23,9 @@ pytestmark = pytest.mark.timeout(600)
 def compiled_before(monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
     """The package of the session's artifact instead of a new one: tables are not in it."""
 
-    def copy(arch: object, layout: object, inputs: object, package: Path) -> None:
+    def copy(
+        arch: object, layout: object, inputs: object, package: Path, *, max_history_length: int
+    ) -> None:
         shutil.copyfile(artifact / RANKER, package)
 
     monkeypatch.setattr(export, "export_ranker", copy)
@@ -94,7 +97,8 @@ def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: P
     with one_rank():
         exported = export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
     assert exported.parity.max_difference < 1e-6
-    assert ExportedConfig.read(tmp_path / "artifact").model.interest.sampler == "dpmpp_2m"
+    interest = ExportedConfig.read(tmp_path / "artifact").model.interest
+    assert isinstance(interest, CdpConfig) and interest.sampler == "dpmpp_2m"
 
 
 def test_an_existing_directory_and_an_unknown_key_are_refused(

@@ -136,8 +136,10 @@ def features(**changed: Any) -> Callable[[Request], Request]:
 
 def history(**changed: Any) -> Callable[[Request], Request]:
     def change(request: Request) -> Request:
-        columns = {"item": ["item_0"], "timestamp_ms": [request.timestamp_ms - 1]}
-        return replace(request, history=Behaviours(**columns | {"category": ["c"]} | changed))
+        one = Behaviours(
+            item=["item_0"], timestamp_ms=[request.timestamp_ms - 1], category=["category_0"]
+        )
+        return replace(request, history=replace(one, **changed))
 
     return change
 

@@ -94,8 +94,13 @@ def test_one_block_scores_like_the_blocks_of_training(
     assert trained.std() > 0
 
 
+# Their graph depends on the length of the histories: DIEN makes a step for each behaviour, the
+# others take the best k of them.
+NOT_EXPORTED = ("dien", "qin", "sim_soft")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in NOT_EXPORTED])
 def test_one_program_serves_requests_of_all_sizes(
     tiny_dataset: Path, tmp_path: Path, preset: str
 ) -> None:
@@ -104,7 +109,7 @@ def test_one_program_serves_requests_of_all_sizes(
     program = torch.export.export(
         RankerProgram(setting.arch, list(example)),
         tuple(example.values()),
-        dynamic_shapes=(tuple(free_sizes(setting.layout, list(example))),),
+        dynamic_shapes=(tuple(free_sizes(setting.layout, list(example), setting.max_length)),),
     ).module()
     for start, stop in ((0, 1), (5, 8), (0, 200)):
         inputs, expected = setting.inputs(start, stop, blocks="one")
