@@ -5,6 +5,7 @@
     torchx run dist.ddp -j 1x2 launch/benchmark.py plans
     python launch/benchmark.py history
     python launch/benchmark.py history 'rows=["pooled", "din"]' 'lengths=[50, 1000]'
+    python launch/benchmark.py endpoint RUN/export
 
 `train`: trains `pooled`, `cdp` and `cdp_paper` in alternating rounds on batches in memory; on one
 rank also `pooled` with plain nn.EmbeddingBag tables. Prints impressions per second (median, minimum
@@ -20,6 +21,12 @@ without a layer it is configs/benchmark/plans.toml.
         configs/interest/pooled.toml 'benchmark.plans=["row_wise", "runs/a/plan.json"]' \
         benchmark.output=plans benchmark.output_hardware=here.toml
     torchx run dist.ddp -j 1x2 launch/train.py ... sharding.hardware=here.toml
+
+`endpoint`: serves an artifact on loopback under load, with a reload half-way and clients that send
+malformed requests; compares every answer with the predictor's. Prints throughput and latencies, and
+fails if an answer is wrong or lost. key=value changes the load (see `endpoint --help`).
+
+    python launch/benchmark.py endpoint RUN/export reload=RUN/export-int8 num_clients=16
 
 `history`: training and scoring of every interest module, alone on one CPU thread, against the
 length of the history. Prints time, its ratio to `pooled` in the same round, and peak memory; each
@@ -58,10 +65,13 @@ def main(arguments: list[str]) -> None:
             benchmark_plans(settings)
         case ["history", *settings]:
             benchmark_histories(settings)
+        case ["endpoint", artifact, *settings]:
+            benchmark_endpoint(Path(artifact), settings)
         case _:
             raise ConfigError(
                 f"found {arguments[:1]}, expected: benchmark.py train [layers], "
-                "benchmark.py plans [layers], or benchmark.py history [layers]"
+                "benchmark.py plans [layers], benchmark.py history [layers], or "
+                "benchmark.py endpoint ARTIFACT [key=value]"
             )
 
 
@@ -73,6 +83,10 @@ def show_help(arguments: list[str]) -> None:
         from cdp_torchrec.benchmark.plan_setting import PlansConfig
 
         print(f"{__doc__}\n{describe(PlansConfig)}")
+    elif "endpoint" in arguments:
+        from cdp_torchrec.benchmark.endpoint import EndpointBenchmarkConfig
+
+        print(f"{__doc__}\n{describe(EndpointBenchmarkConfig)}")
     else:
         print(f"{__doc__}\n{describe(HistoryBenchmarkConfig)}")
 
@@ -130,6 +144,15 @@ def benchmark_plans(settings: list[str]) -> None:
         comparison = compare(setting, measured)
         write_outputs(comparison)
         print(as_markdown(comparison))
+
+
+def benchmark_endpoint(artifact: Path, settings: list[str]) -> None:
+    """A server under load."""
+    from cdp_torchrec.benchmark.endpoint import EndpointBenchmarkConfig, measure_endpoint
+
+    load = measure_endpoint(artifact, load_config(EndpointBenchmarkConfig, settings))
+    print(load.as_markdown())
+    load.check()
 
 
 def benchmark_histories(settings: list[str]) -> None:

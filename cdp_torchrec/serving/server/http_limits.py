@@ -25,14 +25,17 @@ class BodyLimits:
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         """Args: what to guard, and the limits."""
         self._app = app
-        self._config = config
+        self._most = config.max_body_bytes
+        self._timeout_s = config.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         try:
-            body = await self._read(scope, receive)
+            body = await self._read(receive)
+            if body:
+                _check_headers(dict(scope["headers"]))
         except _Refused as refused:
-            # What is left of the body is not read: the connection cannot be used again.
+            # A body that did not arrive may yet, so the connection cannot be used again.
             response = JSONResponse(
                 {"error": str(refused)}, refused.status, headers={"Connection": "close"}
             )
@@ -40,43 +43,39 @@ class BodyLimits:
             return
         await self._app(scope, _replay(body, receive), send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        length = headers.get(b"content-length", "")
-        if length.isdecimal() and int(length) > self._config.max_body_bytes:
-            raise self._too_large()
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        is_too_large = False
         try:
-            async with asyncio.timeout(self._config.timeout_s):
-                body = await self._read_chunks(receive)
+            async with asyncio.timeout(self._timeout_s):
+                while True:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    if len(body) > self._most:
+                        # A client reads the answer only when it could send everything, so the rest
+                        # is read, too, and thrown away.
+                        is_too_large = True
+                        body.clear()
+                    if not message.get("more_body", False):  # complete, or the client is gone
+                        break
         except TimeoutError as error:
-            text = f"the body did not arrive within {self._config.timeout_s:g} s"
-            raise _Refused(408, text) from error
-        if body:
-            media_type = headers.get(b"content-type", "").split(";")[0].strip().lower()
-            if media_type != "application/json":
-                raise _Refused(
-                    415, f"Content-Type: expected application/json, found {media_type!r}"
-                )
-            encoding = headers.get(b"content-encoding", "identity")
-            if encoding != "identity":
-                raise _Refused(415, f"Content-Encoding: {encoding!r} is not supported")
-        return body
+            if not is_too_large:
+                text = f"the body did not arrive within {self._timeout_s:g} s"
+                raise _Refused(408, text) from error
+        if is_too_large:
+            raise _Refused(413, f"the body has more than {self._most} bytes")
+        return bytes(body)
 
-    async def _read_chunks(self, receive: Receive) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._config.max_body_bytes:
-                raise self._too_large()
-            chunks.append(chunk)
-            if not message.get("more_body", False):  # complete, or the client is gone
-                return b"".join(chunks)
 
-    def _too_large(self) -> _Refused:
-        return _Refused(413, f"the body has more than {self._config.max_body_bytes} bytes")
+def _check_headers(headers: dict[bytes, bytes]) -> None:
+    media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if media_type != b"application/json":
+        raise _Refused(
+            415, f"Content-Type: expected application/json, found {media_type.decode('latin-1')!r}"
+        )
+    encoding = headers.get(b"content-encoding", b"identity")
+    if encoding != b"identity":
+        raise _Refused(415, f"Content-Encoding: {encoding.decode('latin-1')!r} is not supported")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

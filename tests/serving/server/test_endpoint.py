@@ -236,6 +236,17 @@ def test_a_body_that_does_not_arrive_times_out(
         assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_client_reads_why_its_body_was_refused_even_if_it_first_sends_everything(
+    server: Server,
+) -> None:
+    address = ("127.0.0.1", server.client.base_url.port or 0)
+    head = f"POST {INFER} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    for _ in range(5):
+        with socket.create_connection(address, timeout=30) as client:
+            client.sendall(f"{head}Content-Length: 9000000\r\n\r\n".encode() + b" " * 9_000_000)
+            assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_score_that_is_not_finite_is_an_error_of_the_server(
     start_server: Callable[..., Server],
     predictor: Predictor,

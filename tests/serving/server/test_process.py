@@ -1,6 +1,5 @@
 """The process that launch/serve.py starts: how it begins, reloads, and ends."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,9 +13,12 @@ import httpx
 import numpy as np
 import pytest
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.protocol import to_infer_request
+from cdp_torchrec.serving.server.run import serve
+from cdp_torchrec.serving.server.settings import ServerConfig
 
 from .conftest import NAME, probabilities
 
@@ -111,22 +113,17 @@ def test_the_process_reloads_on_sighup_and_answers_what_it_accepted_before_it_en
         socket.create_connection(("127.0.0.1", port)).close()
 
 
-def test_what_cannot_be_served_ends_the_process_with_one_line(copied: Path, tmp_path: Path) -> None:
+def test_an_artifact_that_cannot_be_served_ends_the_process_with_one_line(copied: Path) -> None:
     (copied / "schema.toml").unlink()
+    done = subprocess.run(
+        command(copied, "port=0"), capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 1
+    assert "schema.toml: missing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(artifact: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        starts = {
-            "schema.toml: missing": command(copied, "port=0"),
-            f"port = {port}: cannot listen there": command(copied, f"port={port}"),
-            "max_wait_ms": command(copied, "max_wait_ms=-1"),
-        }
-        running = {
-            text: subprocess.Popen(
-                arguments, stderr=subprocess.PIPE, text=True, env=os.environ, cwd=tmp_path
-            )
-            for text, arguments in starts.items()
-        }
-        for text, process in running.items():
-            _, errors = process.communicate(timeout=PATIENCE_S)
-            assert process.returncode == 1
-            assert text in errors and "Traceback" not in errors
+        with pytest.raises(ConfigError, match=f"port = {port}: cannot listen there"):
+            serve(artifact, ServerConfig(port=port))
