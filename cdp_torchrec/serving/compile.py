@@ -13,6 +13,8 @@ _INDUCTOR = {
     "freezing": True,
 }
 _INDUCTOR_CPU = _INDUCTOR | {
+    # A request is small: one thread each, whatever the machine that compiles has.
+    "cpp.threads": 1,
     # Frozen layers would go to oneDNN, whose call takes ten times as long as the product of a layer
     # that is 16 wide. Autotuning packs the weights for a generated kernel wherever that is faster.
     "max_autotune": True,
