@@ -79,6 +79,12 @@ def export_run(
     config = load_config(ExportedConfig, [str(checkpoint / "config.toml"), *overrides])
     if dist.get_world_size() > 1:
         raise ConfigError(f"export runs on one rank, found {dist.get_world_size()}")
+    for entity, vocabulary in config.data.vocabulary.items():
+        if vocabulary.managed_collision is not None:
+            raise ConfigError(
+                f"data.vocabulary.{entity}.managed_collision: a model that assigns the rows of a "
+                "table in training cannot be exported"
+            )
     if directory.exists():
         raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
     schema = read_schema(config.data)
