@@ -220,7 +220,13 @@ def _scorer(contestant: Contestant, form: Form, scratch: Path) -> Scorer:
             return lambda inputs: compiled(*inputs.values())
         case "exported":
             package = scratch / f"{contestant.name.replace(' ', '-')}.pt2"
-            export_ranker(contestant.arch, contestant.requests.layout, example, package)
+            export_ranker(
+                contestant.arch,
+                contestant.requests.layout,
+                example,
+                package,
+                max_history_length=contestant.requests.max_history_length,
+            )
             return Ranker(package, list(example), num_runners=1)
 
 

@@ -53,7 +53,7 @@ class LatencyRequests:
             schema.history,
             num_categories=schema.entities[gate].num_ids if gate else 0,
         )
-        self._max_length = data.history.max_length
+        self.max_history_length = data.history.max_length
         self._dim = config.model.embedding_dim
         self._device = device
         files = RequestFiles(data.dir, schema, "test")
@@ -68,7 +68,7 @@ class LatencyRequests:
             self.layout,
             self._store,
             batch_size=num_candidates + _PLACES_OF_PADDING,
-            max_history_length=self._max_length,
+            max_history_length=self.max_history_length,
             seed=0,
             blocks="one",
         )
