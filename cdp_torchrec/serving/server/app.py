@@ -31,11 +31,10 @@ from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import (
     InferRequest,
     infer_response,
-    input_specs,
     model_metadata,
     to_request,
 )
-from cdp_torchrec.serving.server.served_model import ServedModel
+from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
 from cdp_torchrec.serving.server.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
@@ -109,8 +108,8 @@ def _add_health(app: FastAPI, model: ServedModel) -> None:
 
     @app.get("/v2/health/ready")
     async def ready(response: Response) -> dict[str, bool]:
-        response.status_code = 503 if model.predictor is None else 200
-        return {"ready": model.predictor is not None}
+        response.status_code = 503 if model.current is None else 200
+        return {"ready": model.current is not None}
 
 
 def _add_inference(
@@ -119,25 +118,25 @@ def _add_inference(
     @app.get(_MODEL)
     @app.get(_VERSION)
     async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        return model_metadata(name, _predictor(model, name, version).metadata)
+        loaded = _loaded(model, name, version)
+        return model_metadata(name, loaded.metadata.version, loaded.inputs)
 
     @app.get(f"{_MODEL}/ready")
     @app.get(f"{_VERSION}/ready")
     async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
-        _predictor(model, name, version)
+        _loaded(model, name, version)
         return {"name": name, "ready": True}
 
     @app.post(f"{_MODEL}/infer")
     @app.post(f"{_VERSION}/infer")
     async def infer(name: str, http: Request, version: str | None = None) -> JSONResponse:
-        predictor = _predictor(model, name, version)
-        metadata = predictor.metadata
+        loaded = _loaded(model, name, version)
         asked = InferRequest.model_validate_json(await http.body())
-        request = to_request(asked, input_specs(metadata))
+        request = to_request(asked, loaded.inputs)
         # Here, so that it is refused alone and not with the batch that it would be in.
-        predictor.check(request)
-        probability = await _score(batcher, predictor, request, timeout_s=config.timeout_s)
-        return JSONResponse(infer_response(name, metadata.version, asked.id, probability))
+        loaded.predictor.check(request)
+        probability = await _score(batcher, loaded.predictor, request, timeout_s=config.timeout_s)
+        return JSONResponse(infer_response(name, loaded.metadata.version, asked.id, probability))
 
 
 async def _score(
@@ -159,28 +158,28 @@ async def _score(
         raise HTTPException(500, f"not scored: {error}") from error
 
 
-def _predictor(model: ServedModel, name: str, version: str | None) -> Predictor:
-    if model.predictor is None:
+def _loaded(model: ServedModel, name: str, version: str | None) -> LoadedModel:
+    if model.current is None:
         raise HTTPException(503, "the model is being loaded", headers=_RETRY)
     if name != model.name:
         raise HTTPException(404, f"unknown model {name!r}; this server has {model.name!r}")
-    found = model.predictor.metadata.version
+    found = model.current.metadata.version
     if version not in (None, found):
         raise HTTPException(404, f"{name}: unknown version {version!r}; it is {found!r} now")
-    return model.predictor
+    return model.current
 
 
 def _add_repository(app: FastAPI, model: ServedModel) -> None:
     @app.post("/v2/repository/index")
     async def index() -> list[dict[str, str]]:
-        if model.predictor is None:
+        if model.current is None:
             return []
-        version = model.predictor.metadata.version
+        version = model.current.metadata.version
         return [{"name": str(model.name), "version": version, "state": "READY", "reason": ""}]
 
     @app.post("/v2/repository/models/{name}/load")
     async def load(name: str) -> dict[str, str]:
-        _predictor(model, name, None)
+        _loaded(model, name, None)
         try:
             await model.load()
         except Exception as error:

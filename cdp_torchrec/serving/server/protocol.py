@@ -97,15 +97,15 @@ def _spec(feature: Feature) -> InputSpec:
     return InputSpec(_NUMBER if feature.kind == "number" else _ID, 1 if is_one else -1)
 
 
-def model_metadata(name: str, metadata: PredictorMetadata) -> dict[str, Any]:
+def model_metadata(name: str, version: str, specs: Mapping[str, InputSpec]) -> dict[str, Any]:
     """$metadata_model_response."""
     return {
         "name": name,
-        "versions": [metadata.version],
+        "versions": [version],
         "platform": "pytorch_aotinductor",
         "inputs": [
             {"name": name, "datatype": spec.datatypes[0], "shape": [spec.size]}
-            for name, spec in input_specs(metadata).items()
+            for name, spec in specs.items()
         ],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
     }

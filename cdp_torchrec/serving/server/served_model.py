@@ -2,17 +2,36 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.predictor import Predictor, PredictorMetadata
 from cdp_torchrec.serving.server.metrics import ServerMetrics
+from cdp_torchrec.serving.server.protocol import InputSpec, input_specs
 from cdp_torchrec.serving.server.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A predictor, and what every request asks of it, found out once."""
+
+    predictor: Predictor
+    metadata: PredictorMetadata
+    inputs: Mapping[str, InputSpec]
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> Self:
+        """Args: the predictor."""
+        metadata = predictor.metadata
+        return cls(predictor, metadata, input_specs(metadata))
+
+
 class ServedModel:
-    """The predictor that requests go to; it changes as a whole or not at all."""
+    """The model that requests go to; it changes as a whole or not at all."""
 
     def __init__(self, artifact: Path, config: ServerConfig, metrics: ServerMetrics) -> None:
         """Serve nothing yet.
@@ -22,7 +41,7 @@ class ServedModel:
             config: settings of the server.
             metrics: told of loads.
         """
-        self.predictor: Predictor | None = None
+        self.current: LoadedModel | None = None
         self.name = config.model_name
         self._artifact = artifact
         self._config = config
@@ -50,9 +69,10 @@ class ServedModel:
             except Exception:
                 self._metrics.loads.labels("refused").inc()
                 raise
-            metadata = predictor.metadata
+            loaded = LoadedModel.of(predictor)
+            metadata = loaded.metadata
             self.name = self.name or metadata.name
-            self.predictor = predictor
+            self.current = loaded
             self._metrics.loads.labels("loaded").inc()
             self._metrics.model.info({"name": metadata.name, "version": metadata.version})
             logger.info("serving %s as %s, version %s", directory, self.name, metadata.version)

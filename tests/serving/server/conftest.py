@@ -24,7 +24,7 @@ from cdp_torchrec.serving.server.batching import Batcher
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import make_server
-from cdp_torchrec.serving.server.served_model import ServedModel
+from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
 from cdp_torchrec.serving.server.settings import ServerConfig
 
 NAME = "synthetic-cdp"
@@ -49,8 +49,8 @@ class Server:
     metrics: ServerMetrics
 
     def infer(self, request: Request, *, name: str = NAME, **fields: Any) -> httpx.Response:
-        assert self.model.predictor is not None
-        body = to_infer_request(request, self.model.predictor.metadata) | fields
+        assert self.model.current is not None
+        body = to_infer_request(request, self.model.current.metadata) | fields
         return self.client.post(f"/v2/models/{name}/infer", json=body)
 
     def metric(self, sample: str) -> float:
@@ -74,7 +74,7 @@ def running(
     config = ServerConfig(model_name=NAME, history_store=history_store, **settings)
     metrics = ServerMetrics()
     model = ServedModel(artifact, config, metrics)
-    model.predictor = predictor
+    model.current = None if predictor is None else LoadedModel.of(predictor)
     batcher = Batcher(config, metrics)
     server = make_server(model, batcher, metrics, config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

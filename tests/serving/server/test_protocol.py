@@ -38,9 +38,9 @@ def test_a_request_survives_the_way_to_tensors_and_back(
 
 
 def test_the_metadata_describes_every_input_of_the_schema(predictor: Predictor) -> None:
-    described = model_metadata("m", predictor.metadata)
+    described = model_metadata("m", "v", input_specs(predictor.metadata))
     assert described["name"] == "m"
-    assert described["versions"] == [predictor.metadata.version]
+    assert described["versions"] == ["v"]
     inputs = {
         tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in described["inputs"]
     }
