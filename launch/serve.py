@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("settings", nargs="*", help="key=value, or a TOML file of settings")
     options = parser.parse_intermixed_args(arguments)
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    # force: a library has set up logging while it was imported.
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("cdp_torchrec").setLevel(logging.INFO)
     serve(options.artifact, load_config(ServerConfig, options.settings))
 
