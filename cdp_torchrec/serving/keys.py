@@ -17,7 +17,8 @@ def request_number(request_id: object) -> int:
                 raise RequestError("request_id", "an integer beyond 64 bits")
             return int(request_id)
         case str():
-            digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+            text = request_id.encode(errors="surrogatepass")
+            digest = hashlib.blake2b(text, digest_size=8).digest()
             return int.from_bytes(digest, signed=True)
     raise RequestError(
         "request_id", f"expected an integer or a string, found {type(request_id).__name__}"

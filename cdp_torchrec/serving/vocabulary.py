@@ -68,7 +68,7 @@ class Vocabulary:
         if text.startswith("-") and not isinstance(value, str):
             raise RequestError(field, f"found the negative id {text}")
         unknown = LARGEST_CODE - len(self._raw)
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
         return len(self._raw) + 1 + int.from_bytes(digest) % unknown
 
 
