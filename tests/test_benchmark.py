@@ -106,7 +106,7 @@ def test_a_module_that_reads_a_short_part_gets_no_more() -> None:
 
 def test_a_cap_in_the_file_is_raised_to_the_length() -> None:
     assert cap(DIEN) == 50
-    assert uncapped(DIEN, 2000).history == HistoryLookup(recent=True, recent_length=2000)
+    assert uncapped(DIEN, 2000).history.recent_length == 2000
 
 
 def test_a_module_without_a_cap_is_left_as_it_is() -> None:

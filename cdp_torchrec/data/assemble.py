@@ -49,6 +49,9 @@ class BatchAssembler:
         self._batch_size = batch_size
         self._seed = seed
         self._blocks: Blocks = blocks
+        self._recent_length: int | None = None
+        if blocks == "one":
+            self._recent_length = layout.history.served_recent_length(max_history_length)
 
     def assemble(self, impressions: Impressions, *, epoch: int | None) -> Batch:
         """The batch of at most batch_size impressions; missing ones become padding.
@@ -74,7 +77,7 @@ class BatchAssembler:
             request_index=self._padded(impressions.request_index),
             pool_index=self._padded(histories.pool_index),
             gated=self._index(histories.gated),
-            recent=self._index(histories.recent),
+            recent=self._index(histories.recent, length=self._recent_length),
             history_counts=self._padded(histories.counts),
             labels=self._padded(impressions.candidate["label"].astype(np.float32)),
             weights=self._padded(np.ones(count, dtype=np.float32)),
@@ -137,10 +140,14 @@ class BatchAssembler:
         values[: len(bags.values)] = bags.values
         return Bags(values, np.ones(self._batch_size, dtype=np.int64))
 
-    def _index(self, columns: SequenceColumns | None) -> SequenceIndex | None:
+    def _index(
+        self, columns: SequenceColumns | None, *, length: int | None = None
+    ) -> SequenceIndex | None:
         if columns is None:
             return None
-        return index_sequences(columns, batch_size=self._batch_size, blocks=self._blocks)
+        return index_sequences(
+            columns, batch_size=self._batch_size, blocks=self._blocks, block_length=length
+        )
 
     def _bag_lengths(self, bags: dict[str, Bags]) -> torch.Tensor:
         lengths = np.zeros((self._batch_size, len(self._layout.bags)), dtype=np.float32)

@@ -119,8 +119,7 @@ class HistoryReader:
     def _recent(self, impressions: Impressions) -> "_Group":
         before = impressions.request["timestamp"]
         behaviours, whole = self._store.recent(impressions.request[self._owner], before)
-        length = self._layout.history.recent_length or self._max_length
-        slices = whole.last(min(length, self._max_length))
+        slices = whole.last(self._layout.history.longest_recent(self._max_length))
         behaviours.check(slices, before)
         return _Group(behaviours, slices, before, category=None)
 

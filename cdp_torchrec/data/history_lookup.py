@@ -16,8 +16,28 @@ class HistoryLookup:
     """The whole history as a sequence for each request."""
     recent_length: int | None = None
     """Behaviours kept in `recent`, if fewer than data.history.max_length."""
+    graph_changes_beyond: int | None = None
+    """Longest `recent` for which the module's computation has the same form: a search, say, starts
+    beyond the number that it keeps. 0: each length has a form of its own. None: all have the same.
+    """
 
     @property
     def num_pool_segments(self) -> int:
         """Segments of the pooled history; 0 without one."""
         return 0 if self.pool_segments is None else len(self.pool_segments) + 1
+
+    def longest_recent(self, max_length: int) -> int:
+        """Most behaviours of a sequence in `recent`, given data.history.max_length."""
+        return min(self.recent_length or max_length, max_length)
+
+    def served_recent_length(self, max_length: int) -> int | None:
+        """Length to which serving pads every sequence in `recent`; None: to that of the longest.
+
+        An exported graph has one form: what computes otherwise for long sequences than for short
+        ones always gets the longest possible.
+
+        Args:
+            max_length: data.history.max_length.
+        """
+        longest, same_up_to = self.longest_recent(max_length), self.graph_changes_beyond
+        return None if same_up_to is None or longest <= same_up_to else longest

@@ -87,7 +87,11 @@ class SequenceColumns:
 
 
 def index_sequences(
-    columns: SequenceColumns, *, batch_size: int, blocks: Blocks = "by_length"
+    columns: SequenceColumns,
+    *,
+    batch_size: int,
+    blocks: Blocks = "by_length",
+    block_length: int | None = None,
 ) -> SequenceIndex:
     """The index of a batch; impressions up to `batch_size` are padding and read sequence 0.
 
@@ -96,6 +100,7 @@ def index_sequences(
         batch_size: places B in the batch.
         blocks: how sequences are grouped. "one" needs two places of padding, whose impressions
             read the last sequence; behaviours that it adds come after all others.
+        block_length: of the one block, not below the longest sequence; None: as long as that.
     """
     if blocks == "one":
         columns = _with_two_sequences(columns, batch_size)
@@ -112,7 +117,7 @@ def index_sequences(
     first_impression[found] = first
     size = _power_of_two(np.maximum(lengths, SHORTEST_BLOCK))
     if blocks == "one":
-        size[:] = max(lengths.max(), SHORTEST_BLOCK)
+        size[:] = max(block_length or lengths.max(), SHORTEST_BLOCK)
 
     def behaviours(rows: np.ndarray, length: int) -> np.ndarray:
         """Places of the behaviours of some sequences, aligned to the right, [W, N]."""

@@ -67,7 +67,8 @@ class QinConfig(TargetAttentionConfig):
     @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
-        return HistoryLookup(recent=True)
+        kept = min(self.num_query_kept, self.num_kept)
+        return HistoryLookup(recent=True, graph_changes_beyond=kept)
 
 
 class QinInterest(InterestModule):

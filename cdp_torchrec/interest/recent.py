@@ -19,21 +19,25 @@ _NEGATIVE = 3
 def keep_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
     """The same behaviours, of which blocks show the `length` most recent of each sequence.
 
-    Blocks are as long as a power of two: to cut them spares the columns that are always empty. A
-    served block has none, and a cut would split the exported graph into short and long ones.
+    In an exported graph for blocks of any length the others are hidden, not cut off: a cut would
+    split it into one for short and one for long blocks.
     """
-    if torch.compiler.is_exporting():
-        return sequence
-    index = sequence.index
+    index, num_behaviours = sequence.index, sequence.item.shape[0]
+
+    def kept(behaviour: Tensor) -> Tensor:
+        width = behaviour.shape[1]
+        if torch.compiler.is_exporting() and isinstance(width, torch.SymInt):
+            column = torch.arange(width, device=behaviour.device)
+            return behaviour.masked_fill(column < width - length, num_behaviours)
+        return behaviour[:, -length:]
+
     trimmed = replace(
         index,
         sequence_blocks=tuple(
-            replace(block, behaviour=block.behaviour[:, -length:])
-            for block in index.sequence_blocks
+            replace(block, behaviour=kept(block.behaviour)) for block in index.sequence_blocks
         ),
         candidate_blocks=tuple(
-            replace(block, behaviour=block.behaviour[:, -length:])
-            for block in index.candidate_blocks
+            replace(block, behaviour=kept(block.behaviour)) for block in index.candidate_blocks
         ),
     )
     return replace(sequence, index=trimmed)

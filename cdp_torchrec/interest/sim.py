@@ -68,7 +68,7 @@ class SimConfig(TargetAttentionConfig):
         """The gated history and a short recent one, or the whole history."""
         if self.search == "hard":
             return HistoryLookup(gated=True, recent=True, recent_length=self.short_length)
-        return HistoryLookup(recent=True)
+        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
 class SimInterest(InterestModule):

@@ -53,7 +53,7 @@ class TwinConfig(TargetAttentionConfig):
     @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
-        return HistoryLookup(recent=True)
+        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
 class TwinInterest(InterestModule):

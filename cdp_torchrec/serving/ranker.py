@@ -148,7 +148,7 @@ def export_ranker(
     *,
     max_history_length: int,
 ) -> None:
-    """Compile the dense part with all sizes free.
+    """Compile the dense part with all sizes free; see HistoryLookup.served_recent_length.
 
     Args:
         arch: the trained dense part, on the device of the inputs.
@@ -185,7 +185,8 @@ def free_sizes(
     places = Dim("places", min=3)
     behaviours = {slot: Dim(f"{slot}_behaviours", min=2) for slot in _SLOTS}
     longest = {"gated": max_history_length}
-    longest["recent"] = min(layout.history.recent_length or max_history_length, max_history_length)
+    if layout.history.served_recent_length(max_history_length) is None:
+        longest["recent"] = layout.history.longest_recent(max_history_length)
     columns = {
         slot: Dim(f"{slot}_columns", min=SHORTEST_BLOCK, max=length)
         for slot, length in longest.items()

@@ -97,6 +97,17 @@ def test_one_block_holds_every_sequence_and_no_size_of_it_is_below_two(lengths: 
     assert own.squeeze(1).tolist()[:20] == [expected[number] for number in owner]
 
 
+def test_one_block_may_be_longer_than_every_sequence_with_padding_before() -> None:
+    wanted = columns([3, 12], np.arange(2))
+    of_longest = index_sequences(wanted, batch_size=4, blocks="one")
+    longer = index_sequences(wanted, batch_size=4, blocks="one", block_length=20)
+    for block in ("sequence_blocks", "candidate_blocks"):
+        (short,), (long,) = getattr(of_longest, block), getattr(longer, block)
+        assert short.behaviour.shape[1] == 12 and long.behaviour.shape[1] == 20
+        assert torch.equal(long.behaviour[:, 8:], short.behaviour)
+        assert (long.behaviour[:, :8] == len(longer.item_id)).all()
+
+
 def test_blocks_are_aligned_to_the_right_and_at_most_twice_as_long_as_needed() -> None:
     index, _ = make_index(LENGTHS["mixed"])
     for block in index.sequence_blocks:

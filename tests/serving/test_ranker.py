@@ -22,12 +22,21 @@ from cdp_torchrec.serving.tables import EmbeddingTables, write_tables
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
+# Most histories are longer than what these keep, some are shorter.
+LONGER_THAN_KEPT = [
+    ("dien", "model.interest.max_length=10"),
+    ("qin", "model.interest.num_query_kept=20", "model.interest.num_kept=4"),
+    ("sim_hard", "model.interest.num_kept=5", "model.interest.short_length=9"),
+    ("sim_soft", "model.interest.num_kept=10"),
+    ("twin", "model.interest.num_kept=10", "model.interest.kept_by=each_head"),
+]
+VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT]
 
 
 class Setting:
     """A preset with random parameters over the small dataset."""
 
-    def __init__(self, dataset: Path, preset: str, scratch: Path) -> None:
+    def __init__(self, dataset: Path, preset: str, scratch: Path, *settings: str) -> None:
         torch.manual_seed(0)
         config = load_config(
             ExportedConfig,
@@ -37,6 +46,7 @@ class Setting:
                 "model.embedding_dim=8",
                 "data.history.count_segments=[1, 2]",
                 f"model.interaction.history_counts={str(preset != 'none').lower()}",
+                *settings,
             ],
         )
         self.schema = read_schema(config.data)
@@ -58,7 +68,9 @@ class Setting:
             for parameter in self.arch.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
 
-    def inputs(self, start: int, stop: int, *, blocks: Blocks) -> tuple[dict[str, Tensor], Tensor]:
+    def inputs(
+        self, start: int, stop: int, *, blocks: Blocks, with_histories: bool = True
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs of the program (if in one block), and probabilities of some impressions."""
         store = HistoryStore(
             self.dataset / "history",
@@ -74,7 +86,10 @@ class Setting:
             blocks=blocks,
         )
         order = ImpressionOrder(RequestFiles(self.dataset, self.schema, "test"), seed=None)
-        batch = assembler.assemble(order.take(0, start, stop), epoch=None)
+        impressions = order.take(0, start, stop)
+        if not with_histories:
+            impressions.request["timestamp"] = np.zeros_like(impressions.request["timestamp"])
+        batch = assembler.assemble(impressions, epoch=None)
         embeddings = look_up(self.layout, self.tables, batch)
         with torch.no_grad():
             logits = self.arch(embeddings, batch).logits
@@ -82,36 +97,37 @@ class Setting:
         return names, torch.sigmoid(logits)[: stop - start]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
 def test_one_block_scores_like_the_blocks_of_training(
-    tiny_dataset: Path, tmp_path: Path, preset: str
+    tiny_dataset: Path, tmp_path: Path, variant: tuple[str, ...]
 ) -> None:
-    setting = Setting(tiny_dataset, preset, tmp_path)
+    preset, *settings = variant
+    setting = Setting(tiny_dataset, preset, tmp_path, *settings)
     for start, stop in ((0, 1), (0, 64), (100, 108)):
         _, trained = setting.inputs(start, stop, blocks="by_length")
         _, served = setting.inputs(start, stop, blocks="one")
-        torch.testing.assert_close(served, trained, rtol=0, atol=2e-6)
+        torch.testing.assert_close(served, trained, rtol=0, atol=1e-6)
     assert trained.std() > 0
 
 
-# Their graph depends on the length of the histories: DIEN makes a step for each behaviour, the
-# others take the best k of them.
-NOT_EXPORTED = ("dien", "qin", "sim_soft")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in NOT_EXPORTED])
+@pytest.mark.parametrize(
+    "variant",
+    [*[pytest.param((preset,), marks=pytest.mark.slow) for preset in PRESETS], *LONGER_THAN_KEPT],
+    ids=" ".join,
+)
 def test_one_program_serves_requests_of_all_sizes(
-    tiny_dataset: Path, tmp_path: Path, preset: str
+    tiny_dataset: Path, tmp_path: Path, variant: tuple[str, ...]
 ) -> None:
-    setting = Setting(tiny_dataset, preset, tmp_path)
+    preset, *settings = variant
+    setting = Setting(tiny_dataset, preset, tmp_path, *settings)
     example, _ = setting.inputs(0, 24, blocks="one")
     program = torch.export.export(
         RankerProgram(setting.arch, list(example)),
         tuple(example.values()),
         dynamic_shapes=(tuple(free_sizes(setting.layout, list(example), setting.max_length)),),
     ).module()
-    for start, stop in ((0, 1), (5, 8), (0, 200)):
-        inputs, expected = setting.inputs(start, stop, blocks="one")
+    for start, stop, with_histories in ((0, 1, True), (5, 8, False), (0, 200, True)):
+        inputs, _ = setting.inputs(start, stop, blocks="one", with_histories=with_histories)
+        _, expected = setting.inputs(start, stop, blocks="by_length", with_histories=with_histories)
         found = program(*inputs.values())[: stop - start]
         np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=2e-6)
