@@ -12,6 +12,7 @@ from cdp_torchrec.benchmark.denoiser_cost import DenoiserCost, MatrixRate
 from cdp_torchrec.benchmark.latency import BASE, Timing
 
 _PERCENTS = (50, 90, 99)
+_GAUC_MARGIN = 0.0005
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,10 @@ def draw_frontier(report: LatencyReport, path: Path) -> None:
         axes.plot(xs, ys, marker="*" if name == "student" else "o", label=name, alpha=0.8)
         for x, y, k in points:
             axes.annotate(str(k), (x, y), textcoords="offset points", xytext=(4, 5), fontsize=8)
-    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xlim(left=0.0)
+    # Differences far below what seeds make shall not fill the figure.
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - _GAUC_MARGIN, high + _GAUC_MARGIN)
     axes.set_xlabel(
         f"ms added over the tower without interest, {report.frontier_candidates} candidates"
     )
