@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch._inductor import aoti_compile_and_package
+from torch._inductor.ir import ChoiceCaller
+from torch._inductor.select_algorithm import add_preprocessing_fn, clear_preprocessing_fns
 
 _INDUCTOR = {
     # Parameters become constants: what depends on them alone, such as the embedding of every
@@ -45,5 +47,25 @@ def compile_ranker(
     program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes)
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
     settings = _INDUCTOR_CPU if on_cpu else _INDUCTOR
-    aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(settings))
+    add_preprocessing_fn(_without_batched_templates)
+    try:
+        aoti_compile_and_package(
+            program, package_path=str(package), inductor_configs=dict(settings)
+        )
+    finally:
+        clear_preprocessing_fns()
     return package
+
+
+def _without_batched_templates(choices: list[ChoiceCaller]) -> list[ChoiceCaller]:
+    """Kernels to choose from for a product, without generated ones for batches of matrices.
+
+    To time such a kernel, PyTorch 2.13 overwrites the free batch size of the second factor by that
+    of the example, in the program itself (CppGemmTemplate.normalize_shapes): whichever kernel is
+    chosen then computes for no other batch size.
+    """
+    return [
+        choice
+        for choice in choices
+        if not (choice.info_dict().get("backend") == "CPP" and len(choice.layout.size) == 3)
+    ]
