@@ -35,13 +35,11 @@ def one_rank() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@pytest.fixture(scope="session")
-def trained_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run of CDP whose scores depend on every part of a request."""
-    run_dir = tmp_path_factory.mktemp("runs") / "cdp"
-    layers = [str(CONFIGS / "interest" / "cdp.toml"), "model.interest.num_inference_steps=2"]
-    settings = [
-        f"data.dir={tiny_dataset}",
+def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path:
+    """A run of an interest module whose scores depend on every part of a request."""
+    layers = [
+        str(CONFIGS / "interest" / f"{preset}.toml"),
+        f"data.dir={dataset}",
         f"run.dir={run_dir}",
         "data.vocabulary.item.min_count=40",
         "data.vocabulary.item.num_oov_rows=4",
@@ -60,12 +58,24 @@ def trained_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run_dir
 
 
-@pytest.fixture(scope="session")
-def artifact(trained_run: Path) -> Path:
-    """Its export; do not write into it. Without autotuning, which takes minutes."""
+def export_untuned(run_dir: Path, *settings: str) -> Path:
+    """Its artifact, without autotuning, which takes minutes."""
     with one_rank(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile, "_INDUCTOR_CPU", {"freezing": True, "cpp.threads": 1})
-        return export_run(trained_run, ["export.max_candidates=50"], CPU).directory
+        return export_run(run_dir, settings, CPU).directory
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of CDP."""
+    run_dir = tmp_path_factory.mktemp("runs") / "cdp"
+    return short_run(tiny_dataset, run_dir, "cdp", "model.interest.num_inference_steps=2")
+
+
+@pytest.fixture(scope="session")
+def artifact(trained_run: Path) -> Path:
+    """Its export; do not write into it."""
+    return export_untuned(trained_run, "export.max_candidates=50")
 
 
 @pytest.fixture

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.interest.cdp import CdpConfig
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
-from cdp_torchrec.serving.export import export_run
+from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Behaviours
 from cdp_torchrec.serving.settings import ExportedConfig
-from tests.serving.conftest import CPU, one_rank
+from tests.serving.conftest import CPU, export_untuned, one_rank, short_run
 
 # The first test trains and compiles.
 pytestmark = pytest.mark.timeout(600)
@@ -99,6 +103,34 @@ def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: P
     assert exported.parity.max_difference < 1e-6
     interest = ExportedConfig.read(tmp_path / "artifact").model.interest
     assert isinstance(interest, CdpConfig) and interest.sampler == "dpmpp_2m"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "setting"),
+    [
+        ("dien", "model.interest.max_length=10"),
+        ("qin", "model.interest.num_kept=10"),
+        ("sim_soft", "model.interest.num_kept=10"),
+    ],
+)
+def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
+    tiny_dataset: Path, tmp_path: Path, preset: str, setting: str
+) -> None:
+    artifact = export_untuned(short_run(tiny_dataset, tmp_path / "run", preset, setting))
+    assert read_manifest(artifact).parity["max_difference"] < 1e-6
+    predictor = Predictor.open(artifact, history_store=tiny_dataset)
+    config = ExportedConfig.read(artifact)
+    nothing = Behaviours(item=[], timestamp_ms=[], category=[], action=[])
+    for request in raw_test_requests(config, read_schema(config.data))[:5]:
+        for history in (None, nothing):
+            eight = replace(request, history=history)
+            scores = predictor.score(eight)
+            for candidates in (1, 200):
+                places = np.arange(candidates) % len(scores)
+                columns = {k: [v[p] for p in places] for k, v in eight.candidates.items()}
+                found = predictor.score(replace(eight, candidates=columns))
+                np.testing.assert_allclose(found, scores[places], rtol=0, atol=1e-6)
 
 
 def test_an_existing_directory_and_an_unknown_key_are_refused(
