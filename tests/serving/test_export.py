@@ -128,7 +128,7 @@ def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
             scores = predictor.score(eight)
             for candidates in (1, 200):
                 places = np.arange(candidates) % len(scores)
-                columns = {k: [v[p] for p in places] for k, v in eight.candidates.items()}
+                columns = {k: [v[p] for p in places.tolist()] for k, v in eight.candidates.items()}
                 found = predictor.score(replace(eight, candidates=columns))
                 np.testing.assert_allclose(found, scores[places], rtol=0, atol=1e-6)
 
