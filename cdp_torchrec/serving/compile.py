@@ -1,7 +1,10 @@
 """Ahead-of-time compilation of the dense part: one graph, no Python at run time."""
 
+import io
+import sys
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -49,12 +52,25 @@ def compile_ranker(
     settings = _INDUCTOR_CPU if on_cpu else _INDUCTOR
     add_preprocessing_fn(_without_batched_templates)
     try:
-        aoti_compile_and_package(
-            program, package_path=str(package), inductor_configs=dict(settings)
-        )
+        with redirect_stderr(_WithoutStatistics(sys.stderr)):
+            aoti_compile_and_package(
+                program, package_path=str(package), inductor_configs=dict(settings)
+            )
     finally:
         clear_preprocessing_fns()
     return package
+
+
+class _WithoutStatistics(io.TextIOBase):
+    """Standard error without the statistics of autotuning, which no setting turns off."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if not text.startswith("Autotune Choices Stats"):
+            self._stream.write(text)
+        return len(text)
 
 
 def _without_batched_templates(choices: list[ChoiceCaller]) -> list[ChoiceCaller]:
