@@ -16,7 +16,7 @@ from torchrec.distributed.planner.types import (
     TrainerConfig,
 )
 
-from cdp_torchrec.config import Config, ConfigError, load_toml
+from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, load_toml
 from cdp_torchrec.distributed.bandwidths import CollectiveBandwidths
 
 SKUS = Path(__file__).parent / "skus"
@@ -61,15 +61,17 @@ class HardwareConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        conflicts = []
         if self.device == "cuda":
             needed = ("device_memory_gb", "device_bandwidth_gb_s", "host_to_device_gb_s")
             missing = [name for name in needed if not getattr(self, name)]
-            if missing:
-                raise ValueError(f"device = 'cuda' needs {', '.join(missing)}")
+            conflicts += [(name, "required with device = 'cuda'") for name in missing]
         for name, (low, high) in _PLAUSIBLE.items():
             value = getattr(self, name)
             if value and not low <= value <= high:
-                raise ValueError(f"{name} = {value:g}: expected {low:g} to {high:g}; wrong unit?")
+                conflicts.append((name, f"expected {low:g} to {high:g}, in the unit of its name"))
+        if conflicts:
+            raise ConfigConflicts(conflicts)
         return self
 
     @property
