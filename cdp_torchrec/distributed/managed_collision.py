@@ -65,6 +65,9 @@ def reset_evicted_rows(
         std: standard deviation of the initial embeddings.
         seed: seed of the initial embeddings.
     """
+    managed = list(_managed(model))
+    if not managed:
+        return  # other tables may be so small that a rank has no row and no state of them
     tables = _local_tables(model, optimizer)
 
     @torch.no_grad()
@@ -73,7 +76,7 @@ def reset_evicted_rows(
             if rows is not None:
                 tables[table].reset(rows, std=std, seed=seed)
 
-    for module in _managed(model):
+    for module in managed:
         module._evict = reset
 
 
@@ -119,7 +122,7 @@ def _local_tables(model: nn.Module, optimizer: KeyedOptimizer) -> dict[str, _Loc
     for name, weights in model.state_dict().items():
         if is_table(name) and isinstance(weights, ShardedTensor) and weights.local_shards():
             shard = weights.local_shards()[0]
-            moments = state[_table(name)].values()
+            moments = state.get(_table(name), {}).values()
             tables[_table(name)] = _LocalTable(
                 parameter=name,
                 weights=shard.tensor,

@@ -80,6 +80,15 @@ def test_losses_and_tables_are_those_of_plain_pytorch(
         assert max(differences(few[optimizer, case], plain)) < TOLERANCE, case
 
 
+def test_a_table_with_fewer_rows_than_its_ranks_need_trains(tiny_dataset: Path) -> None:
+    four = Case("row_wise", Layout(4))
+    chosen = {"adam": [four], "rowwise_adagrad": [four]}
+    (results,) = run_phases([(four.layout, train_under)], tiny_dataset, "cdp", chosen, 2)
+    for optimizer in chosen:
+        plain = train_plain(config(tiny_dataset, "cdp", optimizer, "table_wise"), 2)
+        assert max(differences(results[optimizer, four], plain)) < TOLERANCE
+
+
 def test_mixed_plans_mix_all_types(few: Results) -> None:
     types = few["adam", Case("mixed", TWO)].types
     assert set(types.values()) == {
