@@ -32,6 +32,10 @@ from tests.distributed.spawn import run_ranks
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 TOLERANCE = 1e-5
+"""Of losses, and of tables after few steps."""
+TABLE_TOLERANCE = 2e-4
+"""Of tables after many steps, where an order of summation may turn a unit that is within rounding
+of zero on or off; they move by five times as much and more."""
 NUM_STEPS = 20
 FEW_STEPS = 6
 TWO = Layout(2)
@@ -116,8 +120,8 @@ def test_every_plan_on_every_layout_equals_plain_pytorch(
     assert list(trained) == chosen[optimizer]
     found = {case: differences(result, plain) for case, result in trained.items()}
     print(_table(f"{interest}, {optimizer}", found))
-    worst = {case: largest for case, pair in found.items() if (largest := max(pair)) > TOLERANCE}
-    assert worst == {}
+    assert {case: loss for case, (loss, _) in found.items() if loss > TOLERANCE} == {}
+    assert {case: table for case, (_, table) in found.items() if table > TABLE_TOLERANCE} == {}
     for case, result in trained.items():
         assert case.plan not in PURE or case.plan in result.types.values()
 
