@@ -25,7 +25,8 @@ from cdp_torchrec.distributed.sharding_config import TypeName
 from cdp_torchrec.experiment import ExperimentConfig, check_against_data, open_data
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
-from cdp_torchrec.planning.estimate import PlanEstimate, estimate_given_plan
+from cdp_torchrec.planning.estimate import PlanEstimate
+from cdp_torchrec.planning.estimator import estimate_given_plan
 
 STRATEGIES = ("auto", *get_args(TypeName))
 _DEFAULT = ("table_wise", "row_wise", "column_wise", "data_parallel", "auto")

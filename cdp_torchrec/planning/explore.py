@@ -15,7 +15,8 @@ from cdp_torchrec.planning.cache import ResultCache
 from cdp_torchrec.planning.cell import Cell, FeasibleCell, InfeasibleCell, make_cells
 from cdp_torchrec.planning.config import PlanningConfig, PlanningExperimentConfig
 from cdp_torchrec.planning.dense import DenseCost, count_dense
-from cdp_torchrec.planning.estimate import PlanEstimate, estimate_given_plan, estimate_plan
+from cdp_torchrec.planning.estimate import PlanEstimate
+from cdp_torchrec.planning.estimator import estimate_given_plan, estimate_plan
 from cdp_torchrec.planning.infeasible import find_fixes, find_shortage
 from cdp_torchrec.planning.workload import Workload, read_workload
 

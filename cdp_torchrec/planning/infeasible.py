@@ -19,7 +19,8 @@ from cdp_torchrec.distributed.planner import (
 )
 from cdp_torchrec.distributed.sharding_config import ShardingConfig, TableShardingConfig
 from cdp_torchrec.planning.cell import Cell
-from cdp_torchrec.planning.estimate import PlanEstimate, estimate_plan
+from cdp_torchrec.planning.estimate import PlanEstimate
+from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.workload import Workload
 
 _MOST_SHARDS = 5

@@ -8,7 +8,8 @@ from cdp_torchrec.distributed import planner as planner_module
 from cdp_torchrec.distributed.hardware import load_hardware
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
 from cdp_torchrec.distributed.sharding_config import ShardingConfig
-from cdp_torchrec.planning.estimate import PlanEstimate, estimate_plan
+from cdp_torchrec.planning.estimate import PlanEstimate
+from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.workload import Workload
 
 ADAM = SparseOptimizerConfig()
