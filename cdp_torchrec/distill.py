@@ -18,7 +18,6 @@ import torch.distributed as dist
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from cdp_torchrec.checkpoint import Progress, find_checkpoint
 from cdp_torchrec.config import Config, ConfigError, load_config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
@@ -32,8 +31,9 @@ from cdp_torchrec.experiment import (
 )
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
 from cdp_torchrec.metrics import MetricReport
-from cdp_torchrec.monitor import Monitor
-from cdp_torchrec.run_directory import RunConfig, open_run_directory, write_json, write_run_files
+from cdp_torchrec.run.checkpoint import Progress, find_checkpoint
+from cdp_torchrec.run.directory import RunConfig, open_run_directory, write_json, write_run_files
+from cdp_torchrec.run.monitor import Monitor
 
 _LOG_EVERY_STEPS = 10
 

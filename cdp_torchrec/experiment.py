@@ -9,9 +9,7 @@ import torch
 import torch.distributed as dist
 from pydantic import NonNegativeInt, model_validator
 
-from cdp_torchrec.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
-from cdp_torchrec.config import Config, ConfigError, dump_toml, load_config
-from cdp_torchrec.config_errors import ConfigConflicts
+from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, dump_toml, load_config
 from cdp_torchrec.data.dataset import (
     DataConfig,
     Dataset,
@@ -20,22 +18,23 @@ from cdp_torchrec.data.dataset import (
     read_schema,
 )
 from cdp_torchrec.data.loader import Share
-from cdp_torchrec.data.pooling import measure_pooling
+from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.distributed.optimizers import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
-from cdp_torchrec.distributed.sharding_config import ShardingConfig
+from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import ModelConfig, RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
-from cdp_torchrec.monitor import Monitor
-from cdp_torchrec.run_directory import (
+from cdp_torchrec.run.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
+from cdp_torchrec.run.directory import (
     RunConfig,
     open_run_directory,
     write_json,
     write_run_files,
 )
+from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.trainer import Trainer, TrainerConfig
 
 
@@ -244,7 +243,7 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         optimizer=config.optimizer,
         device=device,
         batch_size=trainer.global_batch_size // share.world_size,
-        pooling_factors=measure_pooling(data.train),
+        pooling_factors=measure_pooling_factors(data.train),
         max_steps=total_steps,
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from cdp_torchrec.checkpoint import Checkpointer, Progress
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.dataset import Dataset
 from cdp_torchrec.data.loader import EvaluationBatches, load
@@ -21,7 +20,8 @@ from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.train_task import TrainOutput
-from cdp_torchrec.monitor import Monitor, memory_gib
+from cdp_torchrec.run.checkpoint import Checkpointer, Progress
+from cdp_torchrec.run.monitor import Monitor, memory_gib
 
 ValidationMetric = Literal["gauc", "auc", "uauc", "log_loss"]
 

@@ -39,7 +39,7 @@ import statistics
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError, load_config
-from cdp_torchrec.config_help import describe
+from cdp_torchrec.config.help import describe
 from cdp_torchrec.distributed.process_group import (
     init_process_group,
     is_rank_zero,
@@ -77,14 +77,14 @@ def main(arguments: list[str]) -> None:
 
 def show_help(arguments: list[str]) -> None:
     """What the benchmarks do, and the settings of one."""
-    from cdp_torchrec.benchmark.histories import HistoryBenchmarkConfig
+    from cdp_torchrec.benchmark.histories.cell import HistoryBenchmarkConfig
 
     if "plans" in arguments:
-        from cdp_torchrec.benchmark.plan_setting import PlansConfig
+        from cdp_torchrec.planning.measured.setting import PlansConfig
 
         print(f"{__doc__}\n{describe(PlansConfig)}")
     elif "endpoint" in arguments:
-        from cdp_torchrec.benchmark.endpoint import EndpointBenchmarkConfig
+        from cdp_torchrec.benchmark.endpoint.load import EndpointBenchmarkConfig
 
         print(f"{__doc__}\n{describe(EndpointBenchmarkConfig)}")
     else:
@@ -93,7 +93,7 @@ def show_help(arguments: list[str]) -> None:
 
 def benchmark_training(settings: list[str]) -> None:
     """Training speed of the sharded model."""
-    from cdp_torchrec.benchmark import training
+    from cdp_torchrec.benchmark.training import rounds as training
     from cdp_torchrec.experiment import ExperimentConfig, build_experiment, prepare_synthetic
 
     if not any(setting.endswith(".toml") for setting in settings):
@@ -128,12 +128,12 @@ def benchmark_training(settings: list[str]) -> None:
 
 def benchmark_plans(settings: list[str]) -> None:
     """Sharding plans, measured beside the planner's estimates."""
-    from cdp_torchrec.benchmark.plan_comparison import compare
-    from cdp_torchrec.benchmark.plan_output import write_outputs
-    from cdp_torchrec.benchmark.plan_setting import PlansConfig, make_plans, open_setting
-    from cdp_torchrec.benchmark.plan_table import as_markdown
-    from cdp_torchrec.benchmark.plans import measure_plans
     from cdp_torchrec.experiment import prepare_synthetic
+    from cdp_torchrec.planning.measured.comparison import compare
+    from cdp_torchrec.planning.measured.output import write_outputs
+    from cdp_torchrec.planning.measured.rounds import measure_plans
+    from cdp_torchrec.planning.measured.setting import PlansConfig, make_plans, open_setting
+    from cdp_torchrec.planning.measured.table import as_markdown
 
     config = load_config(PlansConfig, settings, default_layers=[PLANS])
     device = init_process_group()
@@ -148,7 +148,7 @@ def benchmark_plans(settings: list[str]) -> None:
 
 def benchmark_endpoint(artifact: Path, settings: list[str]) -> None:
     """A server under load."""
-    from cdp_torchrec.benchmark.endpoint import EndpointBenchmarkConfig, measure_endpoint
+    from cdp_torchrec.benchmark.endpoint.load import EndpointBenchmarkConfig, measure_endpoint
 
     load = measure_endpoint(artifact, load_config(EndpointBenchmarkConfig, settings))
     print(load.as_markdown())
@@ -157,8 +157,8 @@ def benchmark_endpoint(artifact: Path, settings: list[str]) -> None:
 
 def benchmark_histories(settings: list[str]) -> None:
     """Cost of every interest module against the length of the history."""
-    from cdp_torchrec.benchmark.histories import HistoryBenchmarkConfig
-    from cdp_torchrec.benchmark.history_table import as_json, as_markdown, run_history_benchmark
+    from cdp_torchrec.benchmark.histories.cell import HistoryBenchmarkConfig
+    from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
     from cdp_torchrec.experiment import ExperimentConfig
     from cdp_torchrec.interest import NoneConfig, PooledConfig
 

@@ -12,7 +12,7 @@ attempt takes it up again.
 """
 
 from cdp_torchrec.compare.config import CompareConfig
-from cdp_torchrec.config_help import describe
+from cdp_torchrec.config.help import describe
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 
 

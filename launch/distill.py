@@ -12,7 +12,7 @@ key=value changes the run's configuration; the keys of the distillation:
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.config_help import describe
+from cdp_torchrec.config.help import describe
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 
 

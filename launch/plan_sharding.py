@@ -13,7 +13,7 @@ planning.output; `sharding.plan=FILE` trains with one. Needs no GPU and no proce
 from pathlib import Path
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config_help import describe
+from cdp_torchrec.config.help import describe
 from cdp_torchrec.distributed.process_group import run_main
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"

@@ -24,7 +24,7 @@ import logging
 from pathlib import Path
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config_help import describe
+from cdp_torchrec.config.help import describe
 from cdp_torchrec.distributed.process_group import run_main
 
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config_help import commented_toml, describe, layer_schema
+from cdp_torchrec.config.help import commented_toml, describe, layer_schema
 from cdp_torchrec.distributed.process_group import is_rank_zero, run_main
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"

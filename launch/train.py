@@ -11,7 +11,7 @@ them. Without a layer, configs/quickstart.toml is trained.
 from pathlib import Path
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config_help import describe
+from cdp_torchrec.config.help import describe
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"

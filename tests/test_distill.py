@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cdp_torchrec.diffusion.denoiser import DenoiserConfig
 from cdp_torchrec.distill import DistillConfig, train_student
 from cdp_torchrec.interest import CdpConfig, CdpInterest, GatedPool, InterestDims, InterestInput
-from cdp_torchrec.monitor import Monitor
+from cdp_torchrec.run.monitor import Monitor
 
 DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4, category=8)
 

@@ -12,8 +12,8 @@ import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
 from cdp_torchrec.data.schema import load_schema
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PREPARE, PLAIN_PYTORCH, DLRM = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

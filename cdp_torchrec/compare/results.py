@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdp_torchrec.metrics import MetricReport
-from cdp_torchrec.run_directory import write_json
+from cdp_torchrec.run.directory import write_json
 
 METRICS = ("auc", "uauc", "gauc")
 """The metrics that are compared."""

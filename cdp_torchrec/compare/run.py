@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from cdp_torchrec.checkpoint import saved_checkpoints
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.measure import measure_cost
@@ -28,7 +27,8 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
 from cdp_torchrec.reference_scorers import reference_reports
-from cdp_torchrec.run_directory import RunConfig
+from cdp_torchrec.run.checkpoint import saved_checkpoints
+from cdp_torchrec.run.directory import RunConfig
 from cdp_torchrec.trainer import NonFiniteLossError
 
 _Shared = TypeVar("_Shared")

@@ -8,11 +8,11 @@ from pydantic import NonNegativeInt, PositiveInt
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.histories import Bags, HistoryReader
-from cdp_torchrec.data.history import BehaviourSource
+from cdp_torchrec.data.history_reader import HistoryReader, JaggedCodes
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
-from cdp_torchrec.data.requests import Bag, Impressions
-from cdp_torchrec.data.sequences import Blocks, SequenceColumns, SequenceIndex, index_sequences
+from cdp_torchrec.data.requests import Impressions, ListColumn
+from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
 
 _NO_EPOCH = 0
 
@@ -90,7 +90,7 @@ class BatchAssembler:
             history_rank=self._padded(impressions.candidate["history_rank"].astype(np.int64)),
         )
 
-    def _columns(self, impressions: Impressions) -> dict[str, Bags]:
+    def _columns(self, impressions: Impressions) -> dict[str, JaggedCodes]:
         """Codes of all features that are columns of the requests."""
         bags = {}
         for feature in self._layout.features:
@@ -105,11 +105,11 @@ class BatchAssembler:
                 )
                 values = columns[feature.key]
                 lengths = np.ones(len(values), dtype=np.int64)
-            bags[feature.key] = Bags(values, lengths)
+            bags[feature.key] = JaggedCodes(values, lengths)
         return bags
 
     def _jagged(
-        self, features: tuple[SparseFeature, ...], bags: dict[str, Bags]
+        self, features: tuple[SparseFeature, ...], bags: dict[str, JaggedCodes]
     ) -> KeyedJaggedTensor:
         """Embedding rows of some features, stride B."""
         lengths = np.zeros((len(features), self._batch_size), dtype=np.int64)
@@ -125,7 +125,7 @@ class BatchAssembler:
             stride=self._batch_size,
         )
 
-    def _sequence_ids(self, bags: dict[str, Bags]) -> KeyedJaggedTensor | None:
+    def _sequence_ids(self, bags: dict[str, JaggedCodes]) -> KeyedJaggedTensor | None:
         features = self._layout.sequence_features
         if not features:
             return None
@@ -134,11 +134,11 @@ class BatchAssembler:
             features, {k: self._filled(b) if k in single else b for k, b in bags.items()}
         )
 
-    def _filled(self, bags: Bags) -> Bags:
+    def _filled(self, bags: JaggedCodes) -> JaggedCodes:
         """One id at every place of the batch, 0 for padding."""
         values = np.zeros(self._batch_size, dtype=np.int64)
         values[: len(bags.values)] = bags.values
-        return Bags(values, np.ones(self._batch_size, dtype=np.int64))
+        return JaggedCodes(values, np.ones(self._batch_size, dtype=np.int64))
 
     def _index(
         self, columns: SequenceColumns | None, *, length: int | None = None
@@ -149,7 +149,7 @@ class BatchAssembler:
             columns, batch_size=self._batch_size, blocks=self._blocks, block_length=length
         )
 
-    def _bag_lengths(self, bags: dict[str, Bags]) -> torch.Tensor:
+    def _bag_lengths(self, bags: dict[str, JaggedCodes]) -> torch.Tensor:
         lengths = np.zeros((self._batch_size, len(self._layout.bags)), dtype=np.float32)
         for column, feature in enumerate(self._layout.bags):
             own = bags[feature.key].lengths
@@ -193,7 +193,7 @@ def no_impressions(example: Impressions) -> Impressions:
     nothing = np.zeros(1, dtype=np.int64)
     return Impressions(
         request={name: column[:0] for name, column in example.request.items()},
-        bags={name: Bag(bag.values[:0], nothing) for name, bag in example.bags.items()},
+        bags={name: ListColumn(bag.values[:0], nothing) for name, bag in example.bags.items()},
         candidate={name: column[:0] for name, column in example.candidate.items()},
         request_index=example.request_index[:0],
     )

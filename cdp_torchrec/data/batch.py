@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from cdp_torchrec.data.sequences import SequenceIndex
+from cdp_torchrec.data.sequence_index import SequenceIndex
 
 
 @dataclass

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from cdp_torchrec.config import Config, ConfigError
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.histories import HistoryConfig
-from cdp_torchrec.data.history import HistoryStore
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history_reader import HistoryConfig
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, VocabularyConfig, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles

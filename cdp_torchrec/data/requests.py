@@ -23,18 +23,18 @@ _BLOCKS_IN_MEMORY = 8
 
 
 @dataclass(frozen=True)
-class Bag:
+class ListColumn:
     """A list column: values of row i are values[offsets[i]:offsets[i + 1]]."""
 
     values: np.ndarray
     offsets: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "Bag":
+    def take(self, rows: np.ndarray) -> "ListColumn":
         """The bags of some rows, in their order."""
         lengths = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return Bag(self.values[places], offsets)
+        return ListColumn(self.values[places], offsets)
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Impressions:
     """
 
     request: dict[str, np.ndarray]
-    bags: dict[str, Bag]
-    """Bag columns of requests."""
+    bags: dict[str, ListColumn]
+    """List columns of requests."""
     candidate: dict[str, np.ndarray]
     request_index: np.ndarray
     """Request of each impression, [B]."""
@@ -67,10 +67,10 @@ def concatenate(parts: Sequence[Impressions]) -> Impressions:
     )
 
 
-def _concatenate_bags(bags: Sequence[Bag]) -> Bag:
+def _concatenate_bags(bags: Sequence[ListColumn]) -> ListColumn:
     lengths = np.concatenate([np.diff(bag.offsets) for bag in bags])
     values = np.concatenate([bag.values for bag in bags])
-    return Bag(values, np.concatenate([[0], np.cumsum(lengths)]))
+    return ListColumn(values, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class ImpressionOrder:
         requests = order[low:high]
         begin = int(ends[low] - counts[order[low]])
         wanted = slice(start - begin, stop - begin)
-        candidates = Bag(np.arange(counts.sum()), np.append(first, counts.sum()))
+        candidates = ListColumn(np.arange(counts.sum()), np.append(first, counts.sum()))
         rows = candidates.take(requests).values[wanted]
         owner = np.repeat(np.arange(len(requests)), counts[requests])
         return Impressions(
@@ -305,7 +305,7 @@ def _numbers(column: pa.ChunkedArray, name: str, block: _Block) -> np.ndarray:
     return column.to_numpy()
 
 
-def _bag(table: pa.Table, name: str, block: _Block) -> Bag:
+def _bag(table: pa.Table, name: str, block: _Block) -> ListColumn:
     column = table[name].combine_chunks()
     if not isinstance(column, pa.ListArray | pa.LargeListArray):
         raise DatasetError(f"{block.path}: column '{name}' is {column.type}, expected a list")
@@ -314,4 +314,4 @@ def _bag(table: pa.Table, name: str, block: _Block) -> Bag:
     ):
         raise DatasetError(f"{block.path}: column '{name}' holds nulls")
     offsets = column.offsets.to_numpy()
-    return Bag(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
+    return ListColumn(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])

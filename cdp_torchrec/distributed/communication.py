@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrec.distributed.types import CommOp, QuantizedCommCodecs
 from torchrec.distributed.types import QuantizedCommCodec as Codec
 
-from cdp_torchrec.distributed.sharding_config import CommunicationConfig, Precision
+from cdp_torchrec.distributed.plans.config import CommunicationConfig, Precision
 
 GRADIENT_SCALE = 2.0**14
 """What fp16 gradients are multiplied by on their way.

@@ -4,7 +4,7 @@ import zlib
 
 from torch import Tensor
 
-from cdp_torchrec.diffusion.noise import keyed_normal
+from cdp_torchrec.keyed_random import keyed_normal
 
 
 def initial_rows(name: str, rows: Tensor, width: int, *, std: float, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ from torchrec.distributed.mc_embedding_modules import (
 from torchrec.optim.keyed import KeyedOptimizer
 
 from cdp_torchrec.distributed.initial_rows import initial_rows
-from cdp_torchrec.distributed.planner import EmbeddingTable
+from cdp_torchrec.distributed.plans.planner import EmbeddingTable
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule
 from cdp_torchrec.model.sparse_arch import is_table
 

@@ -16,7 +16,6 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.hardware import load_hardware, local_hardware
 from cdp_torchrec.distributed.initial_rows import initial_rows
 from cdp_torchrec.distributed.managed_collision import reset_evicted_rows
 from cdp_torchrec.distributed.optimizers import (
@@ -26,10 +25,11 @@ from cdp_torchrec.distributed.optimizers import (
     apply_sparse_optimizer,
 )
 from cdp_torchrec.distributed.pipeline import check_prefetch
-from cdp_torchrec.distributed.plan_file import dump_plan, read_plan
-from cdp_torchrec.distributed.planner import find_tables, sharders
-from cdp_torchrec.distributed.sharding import from_rank_zero, plan_sharding
-from cdp_torchrec.distributed.sharding_config import ShardingConfig
+from cdp_torchrec.distributed.plans.config import ShardingConfig
+from cdp_torchrec.distributed.plans.file import dump_plan, read_plan
+from cdp_torchrec.distributed.plans.hardware import load_hardware, local_hardware
+from cdp_torchrec.distributed.plans.planner import find_tables, sharders
+from cdp_torchrec.distributed.plans.search import from_rank_zero, plan_sharding
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask

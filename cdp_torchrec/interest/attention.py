@@ -17,7 +17,7 @@ from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from cdp_torchrec.config import Config
-from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.output import InterestVectorConfig, layer_norm

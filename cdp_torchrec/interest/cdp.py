@@ -14,13 +14,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from cdp_torchrec.diffusion.denoiser import Denoiser, DenoiserConfig
-from cdp_torchrec.diffusion.noise import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
 from cdp_torchrec.diffusion.sampler import (
     SamplerType,
     denoise,
@@ -39,6 +32,13 @@ from cdp_torchrec.interest.pooling import (
     GatedHistoryConfig,
     HistoryPooling,
     PooledHistory,
+)
+from cdp_torchrec.keyed_random import (
+    START_NOISE,
+    TRAINING_NOISE,
+    TRAINING_TIMESTEP,
+    keyed_normal,
+    keyed_timesteps,
 )
 
 

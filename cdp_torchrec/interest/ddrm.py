@@ -22,17 +22,17 @@ from torch.nn import functional
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
-from cdp_torchrec.diffusion.noise import (
+from cdp_torchrec.diffusion.reverse import ReverseProcess
+from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
+from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig, layer_norm
+from cdp_torchrec.keyed_random import (
     START_NOISE,
     TRAINING_NOISE,
     TRAINING_TIMESTEP,
     keyed_normal,
     keyed_timesteps,
 )
-from cdp_torchrec.diffusion.reverse import ReverseProcess
-from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
-from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
-from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig, layer_norm
 
 logger = logging.getLogger(__name__)
 

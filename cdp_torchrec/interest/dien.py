@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import CandidateBlock, SequenceBlock
+from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
@@ -23,7 +23,7 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
-from cdp_torchrec.interest.recent import keep_recent, next_behaviours
+from cdp_torchrec.interest.recent_sequence import keep_recent, next_behaviours
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
 
 Augru = Literal["paper", "official"]

@@ -25,14 +25,8 @@ from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import SequenceIndex
+from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
-from cdp_torchrec.diffusion.noise import (
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights
 from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
@@ -41,8 +35,14 @@ from cdp_torchrec.interest.cluster_autoencoder import (
     kl_loss,
     multinomial_loss,
 )
-from cdp_torchrec.interest.history_rows import HistoryRows, recency_weights
+from cdp_torchrec.interest.distinct_histories import DistinctHistories, recency_weights
 from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+from cdp_torchrec.keyed_random import (
+    TRAINING_NOISE,
+    TRAINING_TIMESTEP,
+    keyed_normal,
+    keyed_timesteps,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class DiffRecInterest(InterestModule):
         """
         sequence = inputs.gated if self.config.history_filter == "category" else inputs.recent
         assert sequence is not None
-        rows = HistoryRows.of(sequence.index)
+        rows = DistinctHistories.of(sequence.index)
         interactions = self._interactions(sequence.index, rows)
         present = rows.present.unsqueeze(1)
         codes = None if self.autoencoder is None else self.autoencoder.encode(interactions)
@@ -193,7 +193,7 @@ class DiffRecInterest(InterestModule):
         per_cluster = self.num_buckets // self.num_clusters
         return category_id % self.num_clusters * per_cluster + item_id % per_cluster
 
-    def _interactions(self, index: SequenceIndex, rows: HistoryRows) -> Tensor:
+    def _interactions(self, index: SequenceIndex, rows: DistinctHistories) -> Tensor:
         """x_0 of each row, [R, V]: what was interacted with, zero elsewhere."""
         weights = torch.ones_like(index.age)
         if self.config.interaction_weight == "recency":

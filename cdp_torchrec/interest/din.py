@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
     EmbeddingNorm,

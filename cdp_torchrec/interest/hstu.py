@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import SequenceIndex
+from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
@@ -24,7 +24,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.hstu_layer import HstuLayer, HstuLayerConfig, HstuTokens
 from cdp_torchrec.interest.output import InterestVector, layer_norm
-from cdp_torchrec.interest.recent import keep_recent, recency
+from cdp_torchrec.interest.recent_sequence import keep_recent, recency
 from cdp_torchrec.interest.sequence import BehaviourSequence
 
 _PREFIX_ROLES = ("user", "query", "scene")

@@ -11,9 +11,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequences import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.output import InterestVectorConfig
-from cdp_torchrec.interest.recent import recency
+from cdp_torchrec.interest.recent_sequence import recency
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 
 Variant = Literal["research", "ranking"]

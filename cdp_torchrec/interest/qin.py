@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import CandidateBlock
-from cdp_torchrec.diffusion.noise import keyed_timesteps
+from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
     TargetAttentionConfig,
@@ -40,6 +39,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.keyed_random import keyed_timesteps
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import SequenceBlock
+from cdp_torchrec.data.sequence_index import SequenceBlock
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
@@ -25,7 +25,7 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
-from cdp_torchrec.interest.recent import (
+from cdp_torchrec.interest.recent_sequence import (
     keep_recent,
     last_state,
     next_behaviours,

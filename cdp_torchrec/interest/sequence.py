@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequences import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.attention import (
     Retrieved,
     Search,
@@ -34,7 +34,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.din import ActivationUnitConfig, DinAttention
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.interest.recent import keep_recent
+from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 
 logger = logging.getLogger(__name__)

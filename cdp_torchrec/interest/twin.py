@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequences import CandidateBlock
+from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
     Retrieved,

@@ -15,7 +15,7 @@ from cdp_torchrec.config import Config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.layout import FeatureLayout, Slot
 from cdp_torchrec.data.schema import Role
-from cdp_torchrec.data.sequences import SequenceIndex
+from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest import InterestConfig, build_interest
 from cdp_torchrec.interest.base import (
     GatedPool,

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
-from cdp_torchrec.distributed.plan_file import dump_plan, read_plan
-from cdp_torchrec.distributed.planner import EmbeddingTable, find_tables
+from cdp_torchrec.distributed.plans.file import dump_plan, read_plan
+from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
 from cdp_torchrec.planning.cell import Cell, FeasibleCell, InfeasibleCell
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.dense import DenseCost, Operation
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 from cdp_torchrec.planning.workload import Workload
-from cdp_torchrec.run_directory import write_json
+from cdp_torchrec.run.directory import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
 _FORMAT = 4

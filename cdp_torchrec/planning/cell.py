@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.hardware import HardwareConfig
-from cdp_torchrec.distributed.sharding_config import ShardingConfig
+from cdp_torchrec.distributed.plans.config import ShardingConfig
+from cdp_torchrec.distributed.plans.hardware import HardwareConfig
 from cdp_torchrec.planning.config import PlanningConfig, Strategy
 from cdp_torchrec.planning.estimate import PlanEstimate
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
-from cdp_torchrec.distributed.sharding_config import TypeName
+from cdp_torchrec.distributed.plans.config import TypeName
 from cdp_torchrec.experiment import ExperimentConfig
 
 Strategy = Literal["planner", "constraints", TypeName]

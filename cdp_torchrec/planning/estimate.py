@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from torchrec.distributed.types import ShardingPlan
 
-from cdp_torchrec.distributed.hardware import GB, HardwareConfig
-from cdp_torchrec.distributed.planner import (
+from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
+from cdp_torchrec.distributed.plans.planner import (
     EmbeddingTable,
 )
 

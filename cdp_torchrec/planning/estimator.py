@@ -10,18 +10,18 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
-from cdp_torchrec.distributed.constraints import table_constraints
-from cdp_torchrec.distributed.hardware import GB, HardwareConfig
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
-from cdp_torchrec.distributed.planner import (
+from cdp_torchrec.distributed.plans.config import ShardingConfig, TableShardingConfig
+from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
+from cdp_torchrec.distributed.plans.planner import (
     EmbeddingTable,
     find_tables,
     make_planner,
     optimizer_state_sized,
     sharders,
 )
-from cdp_torchrec.distributed.sharding import search_plan
-from cdp_torchrec.distributed.sharding_config import ShardingConfig, TableShardingConfig
+from cdp_torchrec.distributed.plans.search import search_plan
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 
 _FLOAT_BYTES = 4

@@ -7,10 +7,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.hardware import GB, load_hardware
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
-from cdp_torchrec.distributed.plan_file import read_plan
-from cdp_torchrec.distributed.planner import find_tables
+from cdp_torchrec.distributed.plans.file import read_plan
+from cdp_torchrec.distributed.plans.hardware import GB, load_hardware
+from cdp_torchrec.distributed.plans.planner import find_tables
 from cdp_torchrec.planning.cache import ResultCache
 from cdp_torchrec.planning.cell import Cell, FeasibleCell, InfeasibleCell, make_cells
 from cdp_torchrec.planning.config import PlanningConfig, PlanningExperimentConfig

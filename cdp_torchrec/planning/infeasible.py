@@ -8,16 +8,16 @@ import numpy as np
 from torchrec.distributed.planner.types import PartitionByType, ShardingOption
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.constraints import table_constraints
-from cdp_torchrec.distributed.hardware import GB
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
-from cdp_torchrec.distributed.planner import (
+from cdp_torchrec.distributed.plans.config import ShardingConfig, TableShardingConfig
+from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.hardware import GB
+from cdp_torchrec.distributed.plans.planner import (
     find_tables,
     make_planner,
     optimizer_state_sized,
     sharders,
 )
-from cdp_torchrec.distributed.sharding_config import ShardingConfig, TableShardingConfig
 from cdp_torchrec.planning.cell import Cell
 from cdp_torchrec.planning.estimate import PlanEstimate
 from cdp_torchrec.planning.estimator import estimate_plan

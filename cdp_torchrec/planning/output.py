@@ -3,13 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
-from cdp_torchrec.distributed.plan_file import write_plan
+from cdp_torchrec.distributed.plans.file import write_plan
 from cdp_torchrec.planning.cell import FeasibleCell, InfeasibleCell
 from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS
 from cdp_torchrec.planning.explore import CellResult, Exploration
 from cdp_torchrec.planning.figures import draw_plan, draw_scaling
 from cdp_torchrec.planning.text import render
-from cdp_torchrec.run_directory import write_json
+from cdp_torchrec.run.directory import write_json
 
 
 def write_exploration(exploration: Exploration) -> str:

@@ -21,7 +21,7 @@ from cdp_torchrec.data.layout import (
     declare_layout,
 )
 from cdp_torchrec.data.loader import Share
-from cdp_torchrec.data.pooling import measure_pooling
+from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, apply_sparse_optimizer
 from cdp_torchrec.experiment import open_data
@@ -143,7 +143,7 @@ def _measured(config: PlanningExperimentConfig, schema: Schema) -> Mapping[str, 
     held = (1 - config.data.validation_fraction) * schema.splits["train"].impressions
     batch_size = max(1, min(config.planning.batch_size, int(held / 2)))
     data = open_data(config, share=Share(0, 1), global_batch_size=batch_size)
-    return measure_pooling(data.train)
+    return measure_pooling_factors(data.train)
 
 
 def _declared(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.data.requests import Bag, Impressions
+from cdp_torchrec.data.requests import Impressions, ListColumn
 from cdp_torchrec.data.schema import Feature, Schema
 from cdp_torchrec.serving.inline_histories import EncodedHistory
 from cdp_torchrec.serving.keys import request_number
@@ -246,6 +246,6 @@ def collate(requests: Sequence[EncodedRequest]) -> Impressions:
     )
 
 
-def _bag(parts: Sequence[np.ndarray]) -> Bag:
+def _bag(parts: Sequence[np.ndarray]) -> ListColumn:
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-    return Bag(np.concatenate(parts), offsets)
+    return ListColumn(np.concatenate(parts), offsets)

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec import __version__
-from cdp_torchrec.checkpoint import find_checkpoint
 from cdp_torchrec.config import ConfigError, dump_toml, load_config
 from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
@@ -20,6 +19,7 @@ from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import build_experiment, make_checkpointer
 from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.run.checkpoint import find_checkpoint
 from cdp_torchrec.serving.artifact import (
     GOLDEN,
     RANKER,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import USER_ENTITY
 from cdp_torchrec.serving.request import Behaviours, Request

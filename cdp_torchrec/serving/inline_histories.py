@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.data.history import Behaviours, Slices
+from cdp_torchrec.data.history_store import Behaviours, Slices
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.history import BehaviourSource, HistoryStore
+from cdp_torchrec.data.history_store import BehaviourSource, HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import EncodedRequest, collate

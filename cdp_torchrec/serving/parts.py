@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
 from cdp_torchrec.serving.artifact import TABLES, VOCABULARY, ArtifactError, file_digest

@@ -19,7 +19,7 @@ from torch._inductor.package import load_package
 from torch.export import Dim
 
 from cdp_torchrec.data.layout import FeatureLayout
-from cdp_torchrec.data.sequences import (
+from cdp_torchrec.data.sequence_index import (
     SHORTEST_BLOCK,
     CandidateBlock,
     SequenceBlock,

@@ -10,8 +10,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from cdp_torchrec.checkpoint import CheckpointError
 from cdp_torchrec.model.sparse_arch import TABLE_MARKS, is_table, table_name
+from cdp_torchrec.run.checkpoint import CheckpointError
 
 _MODEL = "model"
 _DENSE = ".ranking_arch."

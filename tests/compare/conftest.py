@@ -11,8 +11,9 @@ import torch.distributed as dist
 from cdp_torchrec.compare.cells import Cell, Table, load_table
 from cdp_torchrec.compare.results import METRICS, Cost, Latency, Result, write_result
 from cdp_torchrec.compare.run import run_table
+from tests.paths import CONFIGS
 
-INTEREST = Path(__file__).parents[2] / "configs" / "interest"
+INTEREST = CONFIGS / "interest"
 CPU = torch.device("cpu")
 
 TABLE = """

@@ -8,10 +8,11 @@ from cdp_torchrec.compare.cells import load_table
 from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.compare.run import run_table
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.config_help import describe
+from cdp_torchrec.config.help import describe
 from tests.compare.conftest import CPU, MakeTable
+from tests.paths import CONFIGS
 
-COMPARE = Path(__file__).parents[2] / "configs" / "compare"
+COMPARE = CONFIGS / "compare"
 
 
 def test_all_bad_layers_and_keys_are_reported_together(

@@ -15,6 +15,7 @@ import pytest
 from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.ebnerd_log import next_week, reads, request, write_log
+from tests.paths import LAUNCH, ROOT
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "id": ({"impression_id": None}, "'impression_id' is null"),
@@ -157,14 +158,14 @@ def test_missing_damaged_and_overlapping_files_are_errors(tmp_path: Path) -> Non
 
 def test_script_prepares_a_dataset_and_fails_with_the_message_alone(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", [request(0, [1], [1]), next_week()])
-    script = Path(__file__).parents[2] / "launch" / "prepare_data.py"
+    script = LAUNCH / "prepare_data.py"
     arguments = ["ebnerd", "--input", str(log), "--output", str(tmp_path / "data")]
     results = [
         subprocess.run(
             [sys.executable, script, *arguments],
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(script.parents[1])},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         for _ in range(2)
     ]

@@ -11,7 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdp_torchrec.data.requests import Bag, ImpressionOrder, Impressions, RequestFiles, concatenate
+from cdp_torchrec.data.requests import (
+    ImpressionOrder,
+    Impressions,
+    ListColumn,
+    RequestFiles,
+    concatenate,
+)
 from cdp_torchrec.data.schema import DatasetError, load_schema
 
 
@@ -99,7 +105,7 @@ def test_readers_travel_to_worker_processes(tiny_dataset: Path) -> None:
 
 
 def test_bags_are_taken_with_their_values() -> None:
-    bag = Bag(np.array([1, 2, 3, 4, 5, 6]), np.array([0, 2, 2, 6]))
+    bag = ListColumn(np.array([1, 2, 3, 4, 5, 6]), np.array([0, 2, 2, 6]))
     taken = bag.take(np.array([2, 1, 0, 2]))
     assert list(taken.values) == [3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
     assert list(taken.offsets) == [0, 4, 4, 6, 10]

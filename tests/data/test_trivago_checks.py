@@ -12,6 +12,7 @@ from cdp_torchrec.data.prepare.staging import PreparationError
 from cdp_torchrec.data.prepare.trivago import prepare_trivago
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.trivago_events import clickout, event, next_day, write_log
+from tests.paths import LAUNCH, ROOT
 
 BAD_EVENTS: dict[str, tuple[dict[str, Any], str]] = {
     "unequal lists": (clickout(3, 3, "1", "1|2", prices="5"), "impressions and prices are lists"),
@@ -122,13 +123,13 @@ def test_output_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 
 def test_script_fails_with_the_message_alone_and_exit_code_1(tmp_path: Path) -> None:
     write_log(tmp_path, [clickout(1, 1, "1", "1|2", prices="5")])
-    script = Path(__file__).parents[2] / "launch" / "prepare_data.py"
+    script = LAUNCH / "prepare_data.py"
     arguments = ["trivago", "--input", str(tmp_path), "--output", str(tmp_path / "data")]
     result = subprocess.run(
         [sys.executable, script, *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(script.parents[1])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 1
     last_line = result.stderr.strip().splitlines()[-1]

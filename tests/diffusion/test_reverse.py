@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights, posterior_mean_steps
 from cdp_torchrec.diffusion.sampler import denoise
 from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig
+from tests.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SYSTEMS = ["diffrec", "ldiffrec", "ddrm"]
 
 

@@ -28,13 +28,10 @@ from cdp_torchrec.distributed.communication import (
     ScaledCodec,
     communication_codecs,
 )
-from cdp_torchrec.distributed.hardware import load_hardware
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, apply_sparse_optimizer
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.pipeline import train_pipeline
-from cdp_torchrec.distributed.planner import sharders
-from cdp_torchrec.distributed.sharding import plan_sharding, search_plan
-from cdp_torchrec.distributed.sharding_config import (
+from cdp_torchrec.distributed.plans.config import (
     CommunicationConfig,
     KernelName,
     Precision,
@@ -42,6 +39,9 @@ from cdp_torchrec.distributed.sharding_config import (
     TableShardingConfig,
     TypeName,
 )
+from cdp_torchrec.distributed.plans.hardware import load_hardware
+from cdp_torchrec.distributed.plans.planner import sharders
+from cdp_torchrec.distributed.plans.search import plan_sharding, search_plan
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from tests.distributed.spawn import run_ranks
 

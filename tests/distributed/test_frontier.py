@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from cdp_torchrec.benchmark.frontier import measure_run
-from cdp_torchrec.benchmark.latency_report import as_json, as_markdown, draw_frontier
-from cdp_torchrec.checkpoint import find_checkpoint
+from cdp_torchrec.benchmark.latency.frontier import measure_run
+from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
 from cdp_torchrec.experiment import ExperimentConfig, evaluate_run, train
+from cdp_torchrec.run.checkpoint import find_checkpoint
 from tests.distributed.spawn import run_ranks
+from tests.paths import CONFIGS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 
 

@@ -15,8 +15,8 @@ from torchx.specs.file_linter import validate
 from torchx.specs.finder import get_components
 
 from cdp_torchrec.distributed import dist
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 STOCK_COMPONENTS = {"dist.ddp", "dist.spmd", "utils.echo", "utils.python", "utils.sh"}
 

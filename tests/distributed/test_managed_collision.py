@@ -27,10 +27,10 @@ from cdp_torchrec.experiment import (
 )
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule
 from tests.distributed.spawn import run_ranks
+from tests.paths import CONFIGS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 # Users are pooled, items are read by the sequences of DIN. Intervals of 2 do not divide the 3 steps
 # between checkpoints.

@@ -9,7 +9,6 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from cdp_torchrec.distributed.hardware import load_hardware
 from cdp_torchrec.distributed.optimizers import (
     DenseOptimizerConfig,
     OptimizerConfig,
@@ -19,9 +18,10 @@ from cdp_torchrec.distributed.optimizers import (
     apply_sparse_optimizer,
 )
 from cdp_torchrec.distributed.parallelize import initialize_table
-from cdp_torchrec.distributed.planner import sharders
-from cdp_torchrec.distributed.sharding import plan_sharding
-from cdp_torchrec.distributed.sharding_config import ShardingConfig, TypeName
+from cdp_torchrec.distributed.plans.config import ShardingConfig, TypeName
+from cdp_torchrec.distributed.plans.hardware import load_hardware
+from cdp_torchrec.distributed.plans.planner import sharders
+from cdp_torchrec.distributed.plans.search import plan_sharding
 from tests.distributed.spawn import run_ranks
 
 ROWS = {"small": 7, "a": 40, "b": 53}

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
+
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 

@@ -20,7 +20,6 @@ import torch.distributed.checkpoint as dcp
 from sklearn.metrics import roc_auc_score
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from cdp_torchrec.checkpoint import CheckpointError
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.experiment import (
     ExperimentConfig,
@@ -28,11 +27,12 @@ from cdp_torchrec.experiment import (
     evaluate_run,
     train,
 )
+from cdp_torchrec.run.checkpoint import CheckpointError
 from tests.distributed.spawn import run_ranks
+from tests.paths import CONFIGS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 
 

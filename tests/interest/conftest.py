@@ -1,14 +1,13 @@
 """Inputs of interest modules, and the configurations that the project ships."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from cdp_torchrec.config import Config, load_config
-from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import (
     BehaviourSequence,
     GatedPool,
@@ -19,8 +18,8 @@ from cdp_torchrec.interest import (
     build_interest,
 )
 from cdp_torchrec.model.ranking import InteractionConfig
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 DIMS = InterestDims(
     user=6, query=10, item=8, item_attributes=13, context=7, scene=3, category=8, action=8
 )

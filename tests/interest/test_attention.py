@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequences import CandidateBlock, SequenceBlock
+from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest import attention
 from cdp_torchrec.interest.attention import attend, retrieve, top_k
 from cdp_torchrec.interest.base import InterestInput, InterestModule, InterestOutput

@@ -6,14 +6,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cdp_torchrec.diffusion.noise import (
+from cdp_torchrec.interest import CdpConfig, InterestInput
+from cdp_torchrec.keyed_random import (
     START_NOISE,
     TRAINING_NOISE,
     TRAINING_TIMESTEP,
     keyed_normal,
     keyed_timesteps,
 )
-from cdp_torchrec.interest import CdpConfig, InterestInput
 
 ROLES = ("user", "query", "item", "item_attributes", "context", "scene")
 CHAIN = ("interest/cdp_paper", 'emit=["interest"]')

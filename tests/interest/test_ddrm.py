@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.diffusion.noise import (
+from cdp_torchrec.interest.base import GatedPool, InterestInput
+from cdp_torchrec.interest.ddrm import DdrmConfig, DdrmInterest
+from cdp_torchrec.keyed_random import (
     START_NOISE,
     TRAINING_NOISE,
     TRAINING_TIMESTEP,
     keyed_normal,
     keyed_timesteps,
 )
-from cdp_torchrec.interest.base import GatedPool, InterestInput
-from cdp_torchrec.interest.ddrm import DdrmConfig, DdrmInterest
 
 EMIT = ("interest", "interest_item")
 READINGS = ["symmetric", "ideal_item"]

@@ -3,18 +3,18 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.dien import DienConfig, DienInterest, _Recurrence
 from cdp_torchrec.interest.sequence import BehaviourSequence
+from tests.paths import GOLDEN
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "dien.json").read_text())
+GOLDEN_VECTORS = json.loads((GOLDEN / "dien.json").read_text())
 FORMS = ["paper", "official"]
 
 
@@ -45,9 +45,9 @@ def test_official_gru_and_augru_equal_the_official_code():
         x[row], attention[row] = x[row].roll(6 - length, 0), attention[row].roll(6 - length, 0)
     mask = (torch.arange(6) >= 6 - torch.tensor(lengths).unsqueeze(1)).float()
     last = cell(cell.input(x), mask=mask, attention=attention.unsqueeze(1))[-1].squeeze(1)
-    torch.testing.assert_close(last, torch.tensor(GOLDEN["augru"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["augru"]), rtol=1e-5, atol=1e-5)
     last = cell(cell.input(x), mask=mask)[-1].squeeze(1)
-    torch.testing.assert_close(last, torch.tensor(GOLDEN["gru"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["gru"]), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ import logging
 import math
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestInput
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder, kl_loss, multinomial_loss
 from cdp_torchrec.interest.diffrec import DiffRecConfig, DiffRecInterest
-from cdp_torchrec.interest.history_rows import HistoryRows, recency_weights
+from cdp_torchrec.interest.distinct_histories import DistinctHistories, recency_weights
+from tests.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "diffrec.json"
 EMIT = ("interest", "interest_item")
 SPACES = ["vocabulary", "latent"]
 
@@ -64,7 +63,7 @@ def with_behaviours(
 def state(module: DiffRecInterest, inputs: InterestInput) -> torch.Tensor:
     """x_0 of each impression, [B, V]."""
     assert inputs.recent is not None
-    rows = HistoryRows.of(inputs.recent.index)
+    rows = DistinctHistories.of(inputs.recent.index)
     return module._interactions(inputs.recent.index, rows)[rows.of_impression]
 
 
@@ -183,9 +182,9 @@ def test_requests_of_one_user_at_other_times_draw_other_noise(make_inputs):
     inputs = with_behaviours(make_inputs(batch=2), [[3, 4], [3, 4]], sequence=[0, 1])
     assert inputs.recent is not None
     index = inputs.recent.index
-    assert HistoryRows.of(index).key[1] == HistoryRows.of(index).key[2]
+    assert DistinctHistories.of(index).key[1] == DistinctHistories.of(index).key[2]
     later = replace(index, age=index.age + torch.tensor([0.0, 0.0, 60.0, 60.0]))
-    assert HistoryRows.of(later).key[1] != HistoryRows.of(later).key[2]
+    assert DistinctHistories.of(later).key[1] != DistinctHistories.of(later).key[2]
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -226,7 +225,7 @@ def test_too_wide_a_vocabulary_is_refused():
 
 
 def test_autoencoder_gives_the_published_codes_logits_and_losses():
-    golden = json.loads(GOLDEN.read_text())["autoencoder"]
+    golden = json.loads((GOLDEN / "diffrec.json").read_text())["autoencoder"]
     interactions = torch.tensor(golden["interactions"])
     model = ClusterAutoencoder(num_clusters=2, num_buckets=8, latent_dim=6)
 

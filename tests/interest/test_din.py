@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import din
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.din import (
@@ -21,8 +20,7 @@ from cdp_torchrec.interest.din import (
     DinInterest,
 )
 from cdp_torchrec.interest.sequence import BehaviourSequence
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "din.json"
+from tests.paths import GOLDEN
 
 
 def naive_scores(unit: ActivationUnit, target: Tensor, behaviours: Tensor) -> Tensor:
@@ -86,7 +84,7 @@ def with_embeddings(
 
 def test_official_code_gives_the_same_interest(make_inputs):
     """din_attention of github.com/mouna99/dien; golden vector made as the file tells."""
-    golden = json.loads(GOLDEN.read_text())
+    golden = json.loads((GOLDEN / "din.json").read_text())
     random, dim, lengths = np.random.RandomState(golden["seed"]), golden["dim"], golden["lengths"]
     dims = InterestDims(
         user=2, query=0, item=dim, item_attributes=0, context=0, scene=0, category=0, action=0

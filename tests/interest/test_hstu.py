@@ -3,20 +3,20 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.hstu import HstuConfig, HstuInterest
 from cdp_torchrec.interest.hstu_layer import HstuLayer, HstuTokens
-from cdp_torchrec.interest.recent import keep_recent
+from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence
+from tests.paths import GOLDEN
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "hstu.json").read_text())
+GOLDEN_VECTORS = json.loads((GOLDEN / "hstu.json").read_text())
 VARIANTS = ["research", "ranking"]
 DIM, HEADS, KEY, VALUE, MAX_LENGTH = 8, 2, 4, 3, 10
 LENGTHS = [0, 3, 7, 10]
@@ -96,7 +96,9 @@ def test_research_layers_equal_the_official_code():
     rows = sum(len(block.sequence) for block in blocks)
     tokens = HstuTokens(prefix=torch.zeros(rows, 0, DIM), history=recent.item, target=target)
     result = run("research", tokens, recent, num_tokens=MAX_LENGTH + 1)
-    torch.testing.assert_close(result, torch.tensor(GOLDEN["research"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        result, torch.tensor(GOLDEN_VECTORS["research"]), rtol=1e-5, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -118,7 +120,7 @@ def test_ranking_layers_and_their_position_and_time_embeddings_equal_the_officia
     batch = len(SEQUENCES)
     inputs = blank_inputs(dims, recent, batch=batch)
     added = encoder(inputs, recent)
-    expected = torch.tensor(GOLDEN["ranking_position_and_time"])
+    expected = torch.tensor(GOLDEN_VECTORS["ranking_position_and_time"])
     torch.testing.assert_close(added.history, expected, rtol=1e-5, atol=1e-5)
     blocks = [*recent.index.sequence_blocks, *recent.index.candidate_blocks]
     rows = torch.cat([block.sequence for block in blocks])
@@ -129,8 +131,10 @@ def test_ranking_layers_and_their_position_and_time_embeddings_equal_the_officia
         history=added.history + scale * recent.item,
         target=added.target + wave(batch, DIM, phase=0.2, scale=scale),
     )
-    result = run("ranking", tokens, recent, num_tokens=GOLDEN["num_tokens"])
-    torch.testing.assert_close(result, torch.tensor(GOLDEN["ranking"]), rtol=1e-5, atol=1e-5)
+    result = run("ranking", tokens, recent, num_tokens=GOLDEN_VECTORS["num_tokens"])
+    torch.testing.assert_close(
+        result, torch.tensor(GOLDEN_VECTORS["ranking"]), rtol=1e-5, atol=1e-5
+    )
 
 
 def blank_inputs(dims: InterestDims, recent: BehaviourSequence, *, batch: int) -> InterestInput:

@@ -3,7 +3,6 @@
 import io
 from dataclasses import fields, is_dataclass, replace
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cdp_torchrec.data.sequences import (
+from cdp_torchrec.data.sequence_index import (
     CandidateBlock,
     SequenceBlock,
     SequenceColumns,
@@ -20,8 +19,7 @@ from cdp_torchrec.data.sequences import (
     index_sequences,
 )
 from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestInput, InterestModule
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+from tests.paths import CONFIGS
 
 PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 WITH_HISTORY = [f"interest/{preset}" for preset in PRESETS if preset not in ("none", "counts")]

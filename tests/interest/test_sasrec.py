@@ -3,20 +3,20 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
-from cdp_torchrec.interest.recent import last_state, next_behaviours, recency
+from cdp_torchrec.interest.recent_sequence import last_state, next_behaviours, recency
 from cdp_torchrec.interest.sasrec import SasrecConfig, SasrecInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
+from tests.paths import GOLDEN
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sasrec.json").read_text())
+GOLDEN_VECTORS = json.loads((GOLDEN / "sasrec.json").read_text())
 
 
 def wave(*shape: int, phase: float) -> Tensor:
@@ -71,7 +71,7 @@ def test_states_equal_the_official_code():
     sequences = [[3, 7, 2], [5, 1, 9, 4, 4, 8]]
     table = wave(10, 8, phase=10.0)
     states = module.encode(sequence_of(sequences, table[[code for s in sequences for code in s]]))
-    torch.testing.assert_close(states, torch.tensor(GOLDEN["states"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states, torch.tensor(GOLDEN_VECTORS["states"]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_behaviour_does_not_see_later_ones(make_inputs, dims):

@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from cdp_torchrec.data.sequences import SequenceColumns, index_sequences
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.interest.sim import SimConfig, SimInterest
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "sim.json"
+from tests.paths import GOLDEN
 
 
 @pytest.fixture
@@ -128,7 +126,7 @@ def test_heads_share_the_width_of_the_attention(make_sim):
 
 def test_official_search_and_attention_give_the_same_interest(make_inputs):
     """Model_DIN of github.com/tttwwy/sim; its mask keeps one behaviour fewer than it is told."""
-    golden = json.loads(GOLDEN.read_text())
+    golden = json.loads((GOLDEN / "sim.json").read_text())
     random, dim, lengths = np.random.RandomState(golden["seed"]), golden["dim"], golden["lengths"]
     target = random.standard_normal((len(lengths), dim))
     facts = random.standard_normal((len(lengths), golden["num_behaviours"], dim))

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment import ExperimentConfig
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.model.train_task import TrainLoss
+from tests.paths import CONFIGS, GOLDEN
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-GOLDEN = Path(__file__).parents[1] / "golden"
 PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 BATCH_SIZE = 64
 

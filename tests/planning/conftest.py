@@ -7,8 +7,8 @@ import pytest
 from cdp_torchrec.config import load_config
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.workload import Workload, read_workload
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
 PAPER = CONFIGS / "planning" / "paper.toml"
 
 

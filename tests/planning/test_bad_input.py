@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.hardware import SKUS, hardware_names, load_hardware
+from cdp_torchrec.distributed.plans.hardware import SKUS, hardware_names, load_hardware
 from cdp_torchrec.planning.explore import explore
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cdp_torchrec.distributed.hardware import load_hardware
 from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
-from cdp_torchrec.distributed.sharding_config import ShardingConfig
+from cdp_torchrec.distributed.plans.config import ShardingConfig
+from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate
 from cdp_torchrec.planning.estimator import estimate_given_plan, estimate_plan
 from cdp_torchrec.planning.workload import Workload

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.experiment import ExperimentConfig, train_experiment
 from cdp_torchrec.serving import compile
 from cdp_torchrec.serving.export import export_run, raw_test_requests
@@ -20,8 +20,8 @@ from cdp_torchrec.serving.parts import open_vocabularies
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.serving.settings import ExportedConfig
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
-from cdp_torchrec.data.sequences import Blocks
+from cdp_torchrec.data.sequence_index import Blocks
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.lookup import look_up
 from cdp_torchrec.serving.ranker import RankerProgram, free_sizes, ranker_inputs
 from cdp_torchrec.serving.settings import ExportedConfig
 from cdp_torchrec.serving.tables import EmbeddingTables, write_tables
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 # Most histories are longer than what these keep, some are shorter.
 LONGER_THAN_KEPT = [

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.history import HistoryStore
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.staging_checks import utc
 from cdp_torchrec.data.schema import DatasetError, Feature, Schema, load_schema
 

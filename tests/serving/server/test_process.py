@@ -19,13 +19,13 @@ from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import serve
 from cdp_torchrec.serving.server.settings import ServerConfig
+from tests.paths import ROOT
 
 from .conftest import NAME, probabilities
 
 # The first test trains and compiles.
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).parents[3]
 INFER = f"/v2/models/{NAME}/infer"
 PATIENCE_S = 120.0
 

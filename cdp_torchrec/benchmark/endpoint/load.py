@@ -1,0 +1,206 @@
+"""A server under load on loopback, with a reload and malformed input meanwhile."""
+
+import http.client
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from tqdm import tqdm
+
+from cdp_torchrec.benchmark.endpoint.clients import (
+    Exchange,
+    Target,
+    ask,
+    attack,
+    malformed_bodies,
+)
+from cdp_torchrec.benchmark.endpoint.report import EndpointError, EndpointLoad, Reload
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.dataset import read_schema
+from cdp_torchrec.environment import quiet_libraries
+from cdp_torchrec.serving.export import raw_test_requests
+from cdp_torchrec.serving.predictor import Predictor, PredictorMetadata
+from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.protocol import to_infer_request
+from cdp_torchrec.serving.server.run import serve
+from cdp_torchrec.serving.server.settings import ServerConfig
+from cdp_torchrec.serving.settings import ExportedConfig
+
+_NAME = "model"
+_PATIENCE_S = 300.0
+
+
+class EndpointBenchmarkConfig(Config):
+    """The load, and the server that bears it."""
+
+    dataset: Path | None = None
+    """Dataset whose test requests are sent, and whose history the server reads; the one that the
+    artifact was trained on if not given."""
+    reload: Path | None = None
+    """Artifact that takes over half-way; the same one again if not given."""
+    duration_s: PositiveFloat = 60.0
+    """How long clients ask."""
+    num_clients: PositiveInt = 8
+    """Clients that send valid requests, each the next one as soon as the last one is answered."""
+    num_attackers: NonNegativeInt = 2
+    """Clients that send malformed requests in the same way."""
+    num_requests: PositiveInt = 500
+    """Different requests."""
+    server: ServerConfig = ServerConfig()
+    """Settings of the server; its port is a free one."""
+
+
+def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> EndpointLoad:
+    """Start a server, load it, reload it half-way, and stop it.
+
+    Args:
+        artifact: directory of an artifact.
+        config: the load.
+
+    Raises:
+        ArtifactError: an artifact cannot be served.
+        EndpointError: the server does not start.
+    """
+    exported = ExportedConfig.read(artifact)
+    dataset = config.dataset or exported.data.dir
+    data = exported.data.model_copy(update={"dir": dataset})
+    exported = exported.model_copy(update={"data": data})
+    requests = raw_test_requests(exported, read_schema(data))[: config.num_requests]
+    before, after = artifact.resolve(), (config.reload or artifact).resolve()
+    metadata, expected = _expected_scores((before, after), requests, dataset)
+    bodies = [json.dumps(to_infer_request(r, metadata)).encode() for r in requests]
+
+    settings = {"port": _free_port(), "model_name": _NAME, "history_store": dataset}
+    server = config.server.model_copy(update=settings)
+    target = Target(
+        server.host, server.port, f"/v2/models/{_NAME}/infer", timeout_s=4 * server.timeout_s
+    )
+    bad = malformed_bodies(json.loads(bodies[0]), max_body_bytes=server.max_body_bytes)
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "current")
+        link.symlink_to(before)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(link, server), daemon=True
+        )
+        process.start()
+        try:
+            _wait_until_ready(target, process)
+            clients = _Clients(target, config)
+            clients.start(bodies, expected, bad)
+            clients.wait_until(0.5)
+            link.unlink()
+            link.symlink_to(after)
+            reload = _reload(target)
+            clients.wait_until(1.0)
+            asked, attacked = clients.stop()
+        finally:
+            process.terminate()
+            process.join(_PATIENCE_S)
+    return EndpointLoad(
+        asked=asked,
+        attacked=attacked,
+        reload=reload,
+        exit_code=process.exitcode,
+        num_candidates=statistics.mean(len(r.candidates["item_id"]) for r in requests),
+        load_before=load_before,
+        load_after=os.getloadavg()[0],
+    )
+
+
+def _expected_scores(
+    artifacts: Sequence[Path], requests: Sequence[Request], dataset: Path
+) -> tuple[PredictorMetadata, dict[str, list[np.ndarray]]]:
+    """Inputs of the first artifact, and scores of every request by the artifacts' versions."""
+    predictors = [Predictor.open(path, history_store=dataset) for path in artifacts]
+    expected = {
+        predictor.metadata.version: [
+            predictor.score(request)
+            for request in tqdm(requests, "expected scores", unit="request", disable=None)
+        ]
+        for predictor in predictors
+    }
+    return predictors[0].metadata, expected
+
+
+def _serve(artifact: Path, config: ServerConfig) -> None:
+    quiet_libraries()
+    serve(artifact, config)
+
+
+class _Clients:
+    """The clients, each in a thread."""
+
+    def __init__(self, target: Target, config: EndpointBenchmarkConfig) -> None:
+        self._target = target
+        self._config = config
+        self._pool = ThreadPoolExecutor(config.num_clients + config.num_attackers)
+        self._is_over = threading.Event()
+
+    def start(
+        self,
+        bodies: Sequence[bytes],
+        expected: dict[str, list[np.ndarray]],
+        bad: Sequence[bytes],
+    ) -> None:
+        self._start = time.monotonic()
+        is_over = self._is_over.is_set
+        step = -(-len(bodies) // self._config.num_clients)
+        self._asking: list[Future[list[Exchange]]] = [
+            self._pool.submit(
+                ask, self._target, bodies, expected, first=n * step % len(bodies), is_over=is_over
+            )
+            for n in range(self._config.num_clients)
+        ]
+        self._attacking = [
+            self._pool.submit(attack, self._target, bad, is_over=is_over)
+            for _ in range(self._config.num_attackers)
+        ]
+
+    def wait_until(self, share: float) -> None:
+        remaining = self._start + share * self._config.duration_s - time.monotonic()
+        time.sleep(max(0.0, remaining))
+
+    def stop(self) -> tuple[list[Exchange], list[Exchange]]:
+        self._is_over.set()
+        asked = [exchange for client in self._asking for exchange in client.result()]
+        attacked = [exchange for client in self._attacking for exchange in client.result()]
+        self._pool.shutdown()
+        return asked, attacked
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def _wait_until_ready(target: Target, process: multiprocessing.process.BaseProcess) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline and process.is_alive():
+        try:
+            connection = http.client.HTTPConnection(target.host, target.port, timeout=10)
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise EndpointError("the server did not become ready; what it said is above")
+
+
+def _reload(target: Target) -> Reload:
+    start = time.monotonic()
+    connection = http.client.HTTPConnection(target.host, target.port, timeout=_PATIENCE_S)
+    connection.request("POST", f"/v2/repository/models/{_NAME}/load")
+    response = connection.getresponse()
+    return Reload(start, time.monotonic(), f"{response.status} {response.read().decode()}")

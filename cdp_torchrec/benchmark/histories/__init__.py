@@ -1,0 +1,1 @@
+"""Cost of interest modules against the length of the history."""

@@ -1,0 +1,1 @@
+"""What denoising adds to a request."""

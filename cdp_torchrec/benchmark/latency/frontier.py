@@ -1,0 +1,142 @@
+"""Quality against latency: one CDP run measured at every sampler and number of steps."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
+from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
+from cdp_torchrec.benchmark.latency.rounds import LatencyConfig, cdp_name, make_contestants, measure
+from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.diffusion.sampler import SamplingStep
+from cdp_torchrec.evaluation import EvaluationSettings, evaluate
+from cdp_torchrec.experiment import (
+    Experiment,
+    ExperimentConfig,
+    build_experiment,
+    make_checkpointer,
+)
+from cdp_torchrec.interest import CdpConfig, CdpInterest
+from cdp_torchrec.run.checkpoint import find_checkpoint
+
+_CLOSE_TO = 100
+
+
+class LatencyExperimentConfig(ExperimentConfig):
+    """A run, and what is measured of it."""
+
+    latency: LatencyConfig = LatencyConfig()
+    """The measurement."""
+
+
+def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> LatencyReport:
+    """Latency and quality of a CDP run.
+
+    Args:
+        path: run directory or checkpoint.
+        overrides: key=value over the run's configuration, and latency.key=value.
+        device: where to compute.
+
+    Raises:
+        ConfigError: it is no run of CDP with a sampler, or a number of steps is impossible.
+        CheckpointError: there is no checkpoint, or it does not fit the dataset.
+    """
+    checkpoint = find_checkpoint(path)
+    config = load_config(LatencyExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
+    latency = config.latency
+    _check(config)
+    experiment = build_experiment(config, device)
+    _load(experiment, checkpoint)
+    arch = experiment.model.ranking_arch
+    contestants = make_contestants(config, latency, arch, device)
+    with tempfile.TemporaryDirectory() as scratch:
+        timings = measure(contestants, latency, device, Path(scratch))
+    at = min(latency.candidates, key=lambda n: abs(n - _CLOSE_TO))
+    denoiser = _interest(experiment).denoiser
+    steps = {cdp_name(k): k for k in latency.num_inference_steps}
+    return LatencyReport(
+        device=_describe(device, latency.clock),
+        frontier_candidates=at,
+        timings=timings,
+        qualities=list(_qualities(experiment, checkpoint, latency)) if latency.quality else [],
+        steps=steps,
+        costs={
+            name: denoiser_cost(denoiser, num_candidates=at, num_inference_steps=k)
+            for name, k in steps.items()
+        },
+        rate=matrix_rate(denoiser, at, device),
+    )
+
+
+def _qualities(
+    experiment: Experiment, checkpoint: Path, latency: LatencyConfig
+) -> Iterator[Quality]:
+    """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
+    settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
+    measured: dict[tuple[SamplingStep, ...], Quality] = {}
+    for sampler, steps in tqdm(settings, "quality", unit="setting", disable=None, leave=False):
+        interest = _interest(experiment)
+        interest.set_sampling(sampler=sampler, num_inference_steps=steps)
+        # Samplers are the same thing where they take the same steps: with one call, for example.
+        if interest.steps not in measured:
+            measured[interest.steps] = _quality(experiment, sampler, steps)
+        yield replace(measured[interest.steps], name=sampler)
+    run_dir = checkpoint.parent.parent
+    student = latency.student or run_dir.with_name(f"{run_dir.name}-student")
+    if latency.student is not None or student.is_dir():
+        _load(experiment, find_checkpoint(student))
+        _interest(experiment).set_sampling(sampler=latency.samplers[0], num_inference_steps=1)
+        yield _quality(experiment, "student", 1)
+
+
+def _quality(experiment: Experiment, name: str, steps: int) -> Quality:
+    model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
+    report = evaluate(
+        model,
+        optimizer,
+        experiment.data.test,
+        EvaluationSettings(
+            experiment.device,
+            experiment.config.trainer.num_workers,
+            description=f"{name}, {steps} steps",
+        ),
+    )
+    return Quality(name, steps, report.auc, report.gauc)
+
+
+def _interest(experiment: Experiment) -> CdpInterest:
+    interest = experiment.model.ranking_arch.interest
+    assert isinstance(interest, CdpInterest)
+    return interest
+
+
+def _load(experiment: Experiment, checkpoint: Path) -> None:
+    make_checkpointer(experiment, checkpoint.parent.parent).load(
+        checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
+    )
+
+
+def _check(config: LatencyExperimentConfig) -> None:
+    interest = config.model.interest
+    if not isinstance(interest, CdpConfig) or interest.train_path == "unrolled":
+        raise ConfigError(
+            f"model.interest.kind = '{interest.kind}': only a run of 'cdp' that is trained with "
+            "train_path 'chain' or 'x0_onestep' has steps to measure"
+        )
+    for steps in config.latency.num_inference_steps:
+        if steps > interest.last_timestep:
+            raise ConfigError(
+                f"latency.num_inference_steps: found {steps}, but sampling starts at timestep "
+                f"{interest.last_timestep}; allowed is 1 to {interest.last_timestep}"
+            )
+
+
+def _describe(device: torch.device, clock: str) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}, {clock} clock"

@@ -1,0 +1,117 @@
+"""Requests of a test split with any number of candidates, as inputs of the dense part."""
+
+# B places of the batch, L behaviours, D embedding dim
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdp_torchrec.data.assemble import BatchAssembler
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.dataset import read_schema
+from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.layout import FeatureLayout, build_layout
+from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
+from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.serving.ranker import ranker_inputs
+
+# As an artifact's ranker gets them: index_sequences needs two places to put all sequences in one
+# block.
+_PLACES_OF_PADDING = 2
+_EXAMPLE_SIZE = 16
+
+
+class LatencyRequests:
+    """Some requests of the test split, each with its user's history."""
+
+    layout: FeatureLayout
+    """Keys and numbers as this model reads them."""
+    example_size = _EXAMPLE_SIZE
+    """Candidates of a request to compile with."""
+
+    def __init__(self, config: ExperimentConfig, count: int, device: torch.device) -> None:
+        """Read them.
+
+        Args:
+            config: dataset and model.
+            count: number of requests, spread evenly over the split.
+            device: where the inputs shall be.
+        """
+        data = config.data
+        schema = read_schema(data)
+        counts = config.model.interaction.history_counts
+        self.layout = build_layout(
+            data.dir,
+            schema,
+            vocabulary=data.vocabulary,
+            history=config.model.interest.history,
+            count_segments=data.history.count_segments if counts else None,
+        )
+        gate = schema.history.category_entity
+        self._store = HistoryStore(
+            data.dir / "history",
+            schema.history,
+            num_categories=schema.entities[gate].num_ids if gate else 0,
+        )
+        self.max_history_length = data.history.max_length
+        self._dim = config.model.embedding_dim
+        self._device = device
+        files = RequestFiles(data.dir, schema, "test")
+        order = ImpressionOrder(files, seed=None)
+        places = np.linspace(0, files.num_impressions - 1, count).astype(int)
+        # The request that an impression belongs to, as far as it lies beside the impression.
+        self._runs = [_around(order, int(place), files.num_impressions) for place in places]
+
+    def inputs(self, num_candidates: int) -> list[dict[str, Tensor]]:
+        """Inputs of RankerProgram for each request, its candidates repeated or cut to a number."""
+        assembler = BatchAssembler(
+            self.layout,
+            self._store,
+            batch_size=num_candidates + _PLACES_OF_PADDING,
+            max_history_length=self.max_history_length,
+            seed=0,
+            blocks="one",
+        )
+        found = []
+        for number, run in enumerate(self._runs):
+            batch = assembler.assemble(_resized(run, num_candidates), epoch=None)
+            embeddings = self._embeddings(batch, seed=number)
+            inputs = ranker_inputs(embeddings, batch)
+            found.append({name: tensor.to(self._device) for name, tensor in inputs.items()})
+        return found
+
+    def _embeddings(self, batch: Batch, *, seed: int) -> dict[str, Tensor]:
+        """Random ones: the time does not depend on their values."""
+        generator = torch.Generator().manual_seed(seed)
+        behaviours = {
+            slot: len(index.item_id)
+            for slot, index in (("gated", batch.gated), ("recent", batch.recent))
+            if index is not None
+        }
+        return {
+            f.key: 0.05
+            * torch.randn(behaviours.get(f.slot, len(batch.key)), self._dim, generator=generator)
+            for f in self.layout.features
+        }
+
+
+def _around(order: ImpressionOrder, place: int, total: int, reach: int = 50) -> Impressions:
+    run = order.take(0, max(place - reach, 0), min(place + reach, total))
+    owner = run.request_index[min(place, reach)]
+    rows = np.flatnonzero(run.request_index == owner)
+    return Impressions(
+        request={name: column[[owner]] for name, column in run.request.items()},
+        bags={name: bag.take(np.array([owner])) for name, bag in run.bags.items()},
+        candidate={name: column[rows] for name, column in run.candidate.items()},
+        request_index=np.zeros(len(rows), dtype=np.int64),
+    )
+
+
+def _resized(run: Impressions, num_candidates: int) -> Impressions:
+    rows = np.arange(num_candidates) % len(run.request_index)
+    return Impressions(
+        request=run.request,
+        bags=run.bags,
+        candidate={name: column[rows] for name, column in run.candidate.items()},
+        request_index=np.zeros(num_candidates, dtype=np.int64),
+    )

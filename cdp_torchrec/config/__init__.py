@@ -1,0 +1,12 @@
+"""Strict layered configuration: sections, layers, keys, errors and help."""
+
+from cdp_torchrec.config.load import (
+    Config,
+    ConfigConflicts,
+    ConfigError,
+    dump_toml,
+    load_config,
+    load_toml,
+)
+
+__all__ = ["Config", "ConfigConflicts", "ConfigError", "dump_toml", "load_config", "load_toml"]

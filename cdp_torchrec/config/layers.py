@@ -1,0 +1,218 @@
+"""Reading configuration: TOML files and `key=value`, merged, with the source of every key."""
+
+import copy
+import difflib
+import itertools
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cdp_torchrec.config.keys import KeyNode
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+
+KeyPath = tuple[str, ...]
+
+_OVERRIDE = re.compile(r"\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*=(.*)", re.DOTALL | re.ASCII)
+
+
+@dataclass
+class Layers:
+    """What all layers say together, and which of them said it."""
+
+    tree: KeyNode
+    """The keys that may be set; tells which tables are alternatives of each other."""
+    data: dict[str, Any] = field(default_factory=dict)
+    sources: dict[KeyPath, str] = field(default_factory=dict)
+    """File or command line that set a key last; tables included."""
+
+    def add(self, layer: Mapping[str, Any], source: str) -> None:
+        """Put a layer on top: tables merge, everything else replaces.
+
+        Where one of several tables is chosen by its `kind`, another kind replaces the old table.
+        """
+        self._merge(self.data, layer, source, (), self.tree)
+
+    def source(self, path: Sequence[str | int]) -> str | None:
+        """Where a key, or the list that an element stands in, was set; None if nowhere."""
+        keys = itertools.takewhile(lambda part: isinstance(part, str), path)
+        return self.sources.get(tuple(map(str, keys)))
+
+    def _merge(
+        self,
+        table: dict[str, Any],
+        layer: Mapping[str, Any],
+        source: str,
+        above: KeyPath,
+        node: KeyNode,
+    ) -> None:
+        for name, value in layer.items():
+            path = (*above, name)
+            old = table.get(name)
+            if isinstance(value, Mapping):
+                child = node.keys.get(name) or node.values or KeyNode()
+                if not isinstance(old, dict) or _changes_kind(old, value, child.tag):
+                    self._forget(path)
+                    table[name] = {}
+                kind = value.get(child.tag, table[name].get(child.tag))
+                self._merge(table[name], value, source, path, child.table(kind))
+            else:
+                self._forget(path)
+                table[name] = copy.deepcopy(value)
+            self.sources[path] = source
+
+    def _forget(self, path: KeyPath) -> None:
+        for key in [key for key in self.sources if key[: len(path)] == path]:
+            del self.sources[key]
+
+
+def read_layers(
+    arguments: Sequence[str],
+    tree: KeyNode,
+    *,
+    defaults: Mapping[str, Any],
+    default_layers: Sequence[Path] = (),
+) -> tuple[Layers, list[str]]:
+    """Merge all layers and overrides.
+
+    Args:
+        arguments: paths ending in `.toml`, and `section.key=value`, in any order.
+        tree: the keys that may be set.
+        defaults: lowest layer.
+        default_layers: files to read when the arguments name none.
+
+    Returns:
+        The merged layers, and everything that could not be read, one line each.
+    """
+    layers = Layers(tree)
+    layers.add(defaults, DEFAULT)
+    files: list[Path] = []
+    overrides: dict[KeyPath, Any] = {}
+    problems: list[str] = []
+    for argument in arguments:
+        if match := _OVERRIDE.fullmatch(argument):
+            key, text = match[1], match[2].strip()
+            if clashes := list(_clashes(key, overrides)):
+                problems += clashes
+                continue
+            try:
+                overrides[tuple(key.split("."))] = _parse_value(text)
+            except ValueError as error:
+                problems.append(f"{key} = {text}: {error} [{COMMAND_LINE}]")
+        elif not argument.endswith(".toml"):
+            problems.append(
+                f"'{argument}' is neither a layer (a path ending in .toml) nor an override "
+                "(section.key=value, without leading dashes)"
+            )
+        elif Path(argument) in files:
+            problems.append(f"{argument}: the layer is named twice")
+        else:
+            files.append(Path(argument))
+    seen: set[Path] = set()
+    for file in files or default_layers:
+        for label, layer in _read_file(file, (), seen, problems):
+            layers.add(layer, label)
+    # All at once, so that a changed `kind` undoes no other override.
+    layers.add(_nested(overrides), COMMAND_LINE)
+    return layers, problems
+
+
+def _changes_kind(old: Mapping[str, Any], new: Mapping[str, Any], tag: str) -> bool:
+    return bool(tag) and tag in old and tag in new and old[tag] != new[tag]
+
+
+def _nested(overrides: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    """The tables that dotted keys describe."""
+    root: dict[str, Any] = {}
+    for path, value in overrides.items():
+        table = root
+        for name in path[:-1]:
+            table = table.setdefault(name, {})
+        table[path[-1]] = value
+    return root
+
+
+def _clashes(key: str, overrides: Iterable[KeyPath]) -> Iterator[str]:
+    """Overrides of the key, of a table around it, or of a key in it: as in TOML, one is enough."""
+    for other in map(".".join, overrides):
+        if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+            also = "" if other == key else f", by '{other}=' too"
+            yield f"{key}: set twice on the {COMMAND_LINE}{also}"
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value, or a bare word, which is a string.
+
+    Raises:
+        ValueError: no value, or broken TOML.
+    """
+    if not text:
+        raise ValueError('no value; an empty string is ""')
+    try:
+        # Inside a table on one line, no second line, key or comment can hide in the value.
+        parsed = tomllib.loads(f"table = {{value = {text}}}")["table"]
+    except tomllib.TOMLDecodeError as error:
+        if text[0] in "[{\"'":
+            raise ValueError(f"not valid TOML: {str(error).partition(' (at ')[0]}") from error
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _read_file(
+    path: Path, below: tuple[Path, ...], seen: set[Path], problems: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """A layer with the layers that it extends, lowest first, each with its label.
+
+    A file that several layers extend counts once, where it comes first; otherwise it would undo
+    what the layers in between say.
+    """
+    file = path.resolve()
+    label = _label(file)
+    if file in below:
+        chain = " -> ".join(map(_label, (*below[below.index(file) :], file)))
+        problems.append(f"{label}: extends itself ({chain})")
+        return []
+    if below and file in seen:
+        return []
+    seen.add(file)
+    try:
+        layer = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{label}: no such file{_similar_file(file)}{_named_by(below)}")
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{label}: cannot be read: {error}{_named_by(below)}")
+        return []
+    except tomllib.TOMLDecodeError as error:
+        problems.append(f"{label}: not valid TOML: {error}")
+        return []
+    extends = layer.pop("extends", [])
+    names = [extends] if isinstance(extends, str) else extends
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        problems.append(f"{label}: extends = {extends!r}: must be a path or a list of paths")
+        return []
+    lower = [
+        found
+        for name in names
+        for found in _read_file(file.parent / name, (*below, file), seen, problems)
+    ]
+    return [*lower, (label, layer)]
+
+
+def _label(file: Path) -> str:
+    here = Path.cwd().resolve()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
+
+
+def _named_by(below: tuple[Path, ...]) -> str:
+    return f" [extended by {_label(below[-1])}]" if below else ""
+
+
+def _similar_file(file: Path) -> str:
+    siblings = [path.name for path in file.parent.glob("*.toml")]
+    close = difflib.get_close_matches(file.name, siblings, n=1)
+    return f" (did you mean '{_label(file.with_name(close[0]))}'?)" if close else ""

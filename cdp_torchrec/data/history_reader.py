@@ -1,0 +1,187 @@
+"""Histories of a run of impressions in every form that the model reads."""
+
+# B impressions, G gated histories, L behaviours, K recency segments
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import PositiveInt
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
+from cdp_torchrec.data.layout import POOL_KEY, FeatureLayout
+from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.sequence_index import SequenceColumns
+
+
+class HistoryConfig(Config):
+    """How much of the history a model sees."""
+
+    max_length: PositiveInt = 100
+    """Behaviours kept: the most recent ones of the user, and apart from them the most recent ones
+    in the target item's category. The paper's users have 2000 behaviours on average."""
+    count_segments: tuple[PositiveInt, ...] = ()
+    """Sizes of the most recent segments of the gated history in which the tower learns its counts
+    (model.interaction.history_counts); a last segment holds all older behaviours."""
+
+
+@dataclass(frozen=True)
+class JaggedCodes:
+    """Codes of one key, bag after bag, without empty bags at the end."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What the store says about some impressions."""
+
+    pool_index: np.ndarray
+    """Pooled history of each impression, [B]."""
+    counts: np.ndarray
+    """Behaviours in the category by segment, then those on the item itself, [B, 2 K]."""
+    bags: dict[str, JaggedCodes] = field(default_factory=dict)
+    """Codes of behaviours by key of the layout."""
+    gated: SequenceColumns | None = None
+    recent: SequenceColumns | None = None
+
+
+class HistoryReader:
+    """Looks histories up in the store."""
+
+    def __init__(
+        self,
+        store: BehaviourSource,
+        layout: FeatureLayout,
+        *,
+        max_length: int,
+        owner: str = "user_id",
+    ) -> None:
+        """Make a reader.
+
+        Args:
+            store: the behaviours.
+            layout: says which forms are wanted.
+            max_length: behaviours kept, the most recent ones.
+            owner: request column that says whose behaviours in the store count.
+        """
+        self._store = store
+        self._layout = layout
+        self._max_length = max_length
+        self._owner = owner
+
+    def read(self, impressions: Impressions) -> Histories:
+        """All wanted forms.
+
+        Raises:
+            DatasetError: the history is damaged.
+        """
+        lookup, segments = self._layout.history, self._layout.count_segments
+        count = len(impressions.request_index)
+        index = np.zeros(count, dtype=np.int64)
+        counts = np.zeros((count, 0 if segments is None else 2 * len(segments) + 2), np.float32)
+        bags: dict[str, JaggedCodes] = {}
+        gated, recent = None, None
+        if lookup.gated or lookup.pool_segments is not None or segments is not None:
+            index, group = self._gated(impressions)
+            if segments is not None:
+                counts = _counts(group, segments, index, impressions.candidate["item_id"])
+            if lookup.pool_segments is not None:
+                for k, part in enumerate(_by_recency(group.slices, lookup.pool_segments)):
+                    items = np.asarray(group.behaviours.item[part.rows()])
+                    bags[f"{POOL_KEY}_{k}"] = JaggedCodes(items, part.lengths)
+            if lookup.gated:
+                gated = self._sequence("gated", group, index, bags)
+        if lookup.recent:
+            group = self._recent(impressions)
+            recent = self._sequence("recent", group, impressions.request_index, bags)
+        return Histories(index, counts, bags, gated, recent)
+
+    def _gated(self, impressions: Impressions) -> tuple[np.ndarray, "_Group"]:
+        """Category gate (paper eq. 2) once per (request, category); group of each impression."""
+        request = impressions.request_index
+        category = np.zeros(len(request), dtype=np.int64)
+        if self._layout.category_key is not None:
+            category = impressions.candidate[self._layout.category_key].astype(np.int64)
+        span = int(category.max(initial=0)) + 1
+        groups, index = np.unique(request * span + category, return_inverse=True)
+        request, category = np.divmod(groups, span)
+        before = impressions.request["timestamp"][request]
+        behaviours, whole = self._store.gated(
+            impressions.request[self._owner][request], category, before
+        )
+        slices = whole.last(self._max_length)
+        behaviours.check(slices, before)
+        return index, _Group(behaviours, slices, before, category)
+
+    def _recent(self, impressions: Impressions) -> "_Group":
+        before = impressions.request["timestamp"]
+        behaviours, whole = self._store.recent(impressions.request[self._owner], before)
+        slices = whole.last(self._layout.history.longest_recent(self._max_length))
+        behaviours.check(slices, before)
+        return _Group(behaviours, slices, before, category=None)
+
+    def _sequence(
+        self, slot: str, group: "_Group", sequence: np.ndarray, bags: dict[str, JaggedCodes]
+    ) -> SequenceColumns:
+        """Columns of the sequences; adds their codes to `bags`."""
+        rows, lengths = group.slices.rows(), group.slices.lengths
+        item = np.asarray(group.behaviours.item[rows])
+        category = np.zeros(len(rows), dtype=np.int64)
+        if group.behaviours.category is not None:
+            category = np.asarray(group.behaviours.category[rows])
+        elif group.category is not None:
+            category = np.repeat(group.category, lengths)
+        bags[f"{slot}_item"] = JaggedCodes(item, lengths)
+        bags[f"{slot}_category"] = JaggedCodes(category, lengths)
+        if group.behaviours.action is not None:
+            bags[f"{slot}_action"] = JaggedCodes(np.asarray(group.behaviours.action[rows]), lengths)
+        age_ms = np.repeat(group.before, lengths) - np.asarray(group.behaviours.timestamp[rows])
+        return SequenceColumns(item, category, 1e-3 * age_ms, lengths, sequence)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Histories that were found."""
+
+    behaviours: Behaviours
+    slices: Slices
+    before: np.ndarray
+    """Moment of each history's request."""
+    category: np.ndarray | None
+    """Category of each history, if it is gated."""
+
+
+def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Iterator[Slices]:
+    """The most recent behaviours in segments of these sizes, then all older ones."""
+    skip = 0
+    for size in segments:
+        yield slices.last(size, skip=skip)
+        skip += size
+    yield Slices(slices.start, np.maximum(slices.stop - skip, slices.start))
+
+
+def _counts(
+    group: _Group, segments: tuple[int, ...], index: np.ndarray, item_id: np.ndarray
+) -> np.ndarray:
+    lengths, matches = [], []
+    for part in _by_recency(group.slices, segments):
+        items = np.asarray(group.behaviours.item[part.rows()])
+        owner = np.repeat(np.arange(len(part.lengths)), part.lengths)
+        lengths.append(part.lengths[index].astype(np.float32))
+        matches.append(_count_matches(owner, items, index, item_id))
+    return np.stack(lengths + matches, axis=1)
+
+
+def _count_matches(
+    owner: np.ndarray, items: np.ndarray, index: np.ndarray, item_id: np.ndarray
+) -> np.ndarray:
+    """Number of a history's items that equal each impression's item, float [B]."""
+    found, counts = np.unique((owner << 32) | items, return_counts=True)
+    wanted = (index << 32) | item_id
+    if not len(found):
+        return np.zeros(len(wanted), dtype=np.float32)
+    place = np.minimum(np.searchsorted(found, wanted), len(found) - 1)
+    return np.where(found[place] == wanted, counts[place], 0).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Sharding plans as such: searched, constrained, checked, kept in files."""

@@ -1,0 +1,107 @@
+"""What the encoders of a user's most recent behaviours share: order, last state, next behaviour."""
+
+# B impressions, S sequences, L behaviours, D width
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.interest.sequence import BehaviourSequence
+from cdp_torchrec.keyed_random import keyed_timesteps
+
+_NEGATIVE = 3
+"""Stream of the negatives of the next-behaviour loss."""
+
+
+def keep_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
+    """The same behaviours, of which blocks show the `length` most recent of each sequence.
+
+    In an exported graph for blocks of any length the others are hidden, not cut off: a cut would
+    split it into one for short and one for long blocks.
+    """
+    index, num_behaviours = sequence.index, sequence.item.shape[0]
+
+    def kept(behaviour: Tensor) -> Tensor:
+        width = behaviour.shape[1]
+        if torch.compiler.is_exporting() and isinstance(width, torch.SymInt):
+            column = torch.arange(width, device=behaviour.device)
+            return behaviour.masked_fill(column < width - length, num_behaviours)
+        return behaviour[:, -length:]
+
+    trimmed = replace(
+        index,
+        sequence_blocks=tuple(
+            replace(block, behaviour=kept(block.behaviour)) for block in index.sequence_blocks
+        ),
+        candidate_blocks=tuple(
+            replace(block, behaviour=kept(block.behaviour)) for block in index.candidate_blocks
+        ),
+    )
+    return replace(sequence, index=trimmed)
+
+
+def recency(index: SequenceIndex) -> Tensor:
+    """How many behaviours of the sequence are more recent, int64 [L]; 0 for the last one."""
+    ends = index.lengths.cumsum(0).index_select(0, index.owner)
+    return ends - 1 - torch.arange(index.owner.shape[0], device=ends.device)
+
+
+def last_state(states: Tensor, index: SequenceIndex) -> Tensor:
+    """State [L, D] at the last behaviour of each impression's sequence, [B, D]; zeros if empty."""
+    last = index.lengths.cumsum(0) - 1
+    last = last.where(index.lengths > 0, states.shape[0]).index_select(0, index.sequence)
+    return functional.pad(states, (0, 0, 0, 1)).index_select(0, last)
+
+
+@dataclass(frozen=True)
+class NextBehaviours:
+    """For each behaviour the one after it, and another user's behaviour to tell it from."""
+
+    positive: Tensor
+    """Place of the next behaviour, int64 [L]; any place where there is none."""
+    negative: Tensor
+    """Place of a behaviour of another sequence of the batch, int64 [L]."""
+    weight: Tensor
+    """1 where there is a next behaviour and the negative is another item, else 0; float [L]."""
+
+    def mean(self, losses: Tensor, index: SequenceIndex) -> Tensor:
+        """Mean of losses [L] over each impression's sequence, [B]; 0 without a next behaviour.
+
+        A sequence serves all impressions of its request, and each of them carries its loss: the
+        mean over impressions is that of a model that encodes the history once per impression.
+        """
+        both = torch.stack([losses * self.weight, self.weight], dim=1)
+        sums = both.new_zeros(index.lengths.shape[0], 2).index_add(0, index.owner, both)
+        return (sums[:, 0] / sums[:, 1].clamp(min=1.0)).index_select(0, index.sequence)
+
+
+def next_behaviours(index: SequenceIndex, *, key: Tensor, length: int) -> NextBehaviours:
+    """Positives and negatives of the next-behaviour loss of DIEN and SASRec.
+
+    Negatives are uniform over the behaviours of the other sequences of this rank's batch, since
+    modules own no embedding table: what is popular is drawn often. They follow from the batch
+    and its keys alone.
+
+    Args:
+        index: the behaviours.
+        key: of the impressions, int64 [B].
+        length: only the `length` most recent behaviours of a sequence count.
+    """
+    count = max(index.owner.shape[0], 1)
+    order = recency(index)
+    place = torch.arange(index.owner.shape[0], device=order.device)
+    own = index.lengths.index_select(0, index.owner)
+    request_key = key.index_select(0, index.first_impression).index_select(0, index.owner)
+    # Own behaviours end at place + order; a step of 1 .. others from there meets all the others.
+    draw = keyed_timesteps(request_key + order, 2**31, _NEGATIVE) - 1
+    step = 1 + ((draw * (count - own)) >> 31)
+    negative = (place + order + step) % count
+    positive = (place + 1).clamp(max=count - 1)
+    item = index.item_id
+    is_other = item.index_select(0, negative) != item.index_select(0, positive)
+    has_next = (order > 0) & (order < length)
+    weight = (has_next & is_other).to(index.age.dtype)
+    return NextBehaviours(positive=positive, negative=negative, weight=weight)

@@ -1,0 +1,162 @@
+"""Measured beside estimated: points for the fit, and the hardware that it finds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import ValidationError
+from torchrec.distributed.types import ShardingPlan
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.plans.hardware import HardwareConfig
+from cdp_torchrec.planning.estimate import PlanEstimate, TableEstimate
+from cdp_torchrec.planning.measured.fit import Fit, Point, fit, fit_by_others
+from cdp_torchrec.planning.measured.lookups import Piece
+from cdp_torchrec.planning.measured.rounds import MeasuredPlan
+from cdp_torchrec.planning.measured.setting import Setting, estimate
+
+ESTIMATES: Mapping[Piece, tuple[str, ...]] = {
+    "lookup": ("lookup_ms", "prefetch_ms"),
+    "output": ("forward_communication_ms",),
+    "gradient": ("backward_communication_ms",),
+    "update": ("backward_ms",),
+}
+"""The planner's estimate of each piece. It leaves the way of the ids out of its total."""
+_BUMP = 1.01
+_FITTED = " (fitted)"
+
+
+@dataclass(frozen=True)
+class ComparedPlan:
+    """A plan, measured and estimated."""
+
+    name: str
+    measured: MeasuredPlan
+    before: PlanEstimate
+    after: PlanEstimate
+    """With the fitted bandwidths."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All plans, and what the fit makes of them."""
+
+    setting: Setting
+    plans: tuple[ComparedPlan, ...]
+    points: tuple[Point, ...]
+    """Each sharding of a table once, however many plans share it."""
+    constants: tuple[str, ...]
+    """Keys of the hardware that were to be fitted."""
+    fit: Fit
+    by_others: Mapping[str, Fit]
+    """By sharding type: a fit that has not seen it."""
+    hardware: HardwareConfig
+    """With the fitted bandwidths."""
+
+
+def compare(setting: Setting, measured: Mapping[str, MeasuredPlan]) -> Comparison:
+    """Set measurements beside estimates, and fit the bandwidths.
+
+    Args:
+        setting: what was measured.
+        measured: by name of the plan.
+
+    Raises:
+        ConfigError: a fitted bandwidth is absurd.
+    """
+    memory = f"{'device' if setting.hardware.device == 'cuda' else 'host'}_bandwidth_gb_s"
+    constants = [memory, *(["intra_node_gb_s"] if setting.world_size > 1 else [])]
+    if setting.num_nodes > 1:
+        constants.append("inter_node_gb_s")
+    points = _points(setting, measured, constants)
+    found = fit(points, constants)
+    hardware = _fitted(setting.hardware, found)
+    return Comparison(
+        setting=setting,
+        plans=tuple(
+            ComparedPlan(
+                name=name,
+                measured=plan,
+                before=estimate(setting, plan.plan, setting.hardware),
+                after=estimate(setting, plan.plan, hardware),
+            )
+            for name, plan in measured.items()
+        ),
+        points=tuple(points),
+        constants=tuple(constants),
+        fit=found,
+        by_others=fit_by_others(points, constants),
+        hardware=hardware,
+    )
+
+
+def estimated_ms(table: TableEstimate, piece: Piece, world_size: int) -> np.ndarray:
+    """Estimate of a piece of the work with a table, [ranks]."""
+    by_rank = np.zeros(world_size)
+    for shard in table.shards:
+        by_rank[shard.rank] += sum(getattr(shard, name) for name in ESTIMATES[piece])
+    return by_rank
+
+
+def _points(
+    setting: Setting, measured: Mapping[str, MeasuredPlan], constants: Sequence[str]
+) -> list[Point]:
+    found: dict[tuple, Point] = {}
+    for name, plan in measured.items():
+        base, *bumped = _estimates(setting, plan.plan, constants)
+        for place, table in enumerate(base.tables):
+            costs = plan.tables[table.table.name]
+            for piece in ESTIMATES:
+                by_rank = estimated_ms(table, piece, setting.world_size)
+                rank = int(by_rank.argmax())
+                if by_rank[rank] == 0:
+                    continue
+                # A part in 1 / bandwidth shrinks to 1 / bump of itself.
+                parts = {
+                    constant: max(0.0, float(by_rank[rank] - less) * _BUMP / (_BUMP - 1))
+                    for constant, other in zip(constants, bumped, strict=True)
+                    for less in [estimated_ms(other.tables[place], piece, setting.world_size)[rank]]
+                }
+                parts["other"] = max(0.0, float(by_rank[rank]) - sum(parts.values()))
+                point = Point(
+                    table=table.table.name,
+                    sharding_type=table.sharding_type,
+                    compute_kernel=table.compute_kernel,
+                    plans=(name,),
+                    piece=piece,
+                    measured_ms=max(cost.ms[piece] for cost in costs),
+                    parts_ms=parts,
+                )
+                key = (point.table, point.sharding_type, point.piece, point.measured_ms)
+                if key in found:
+                    point = replace(point, plans=(*found[key].plans, name))
+                found[key] = point
+    return list(found.values())
+
+
+def _estimates(
+    setting: Setting, plan: ShardingPlan, constants: Sequence[str]
+) -> list[PlanEstimate]:
+    """As it is, and with each bandwidth a little higher."""
+    hardware = setting.hardware
+    faster = [
+        hardware.model_copy(update={name: getattr(hardware, name) * _BUMP}) for name in constants
+    ]
+    return [estimate(setting, plan, some) for some in [hardware, *faster]]
+
+
+def _fitted(hardware: HardwareConfig, found: Fit) -> HardwareConfig:
+    bandwidths = {
+        name: float(f"{getattr(hardware, name) / factor:.4g}")
+        for name, factor in found.slowdown.items()
+    }
+    name = f"{hardware.name.removesuffix(_FITTED)}{_FITTED}"
+    fields = hardware.model_dump(exclude_none=True) | bandwidths | {"name": name}
+    try:
+        return HardwareConfig.model_validate(fields)
+    except ValidationError as error:
+        reasons = "; ".join(mistake["msg"] for mistake in error.errors())
+        raise ConfigError(
+            f"the fitted bandwidths are absurd: {reasons}. The tables are too small to show them: "
+            "raise benchmark.rows, model.embedding_dim or trainer.global_batch_size"
+        ) from error

@@ -1,0 +1,202 @@
+"""The history benchmark measures what it says, and never hangs."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cdp_torchrec.benchmark.histories import table as history_table
+from cdp_torchrec.benchmark.histories.cell import (
+    Cell,
+    Cost,
+    HistoryBenchmarkConfig,
+    cap,
+    make_inputs,
+    measure,
+    uncapped,
+)
+from cdp_torchrec.benchmark.histories.isolated import (
+    Limits,
+    PassedLimit,
+    peak_memory_mib,
+    reset_peak_memory,
+    run_isolated,
+)
+from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
+from cdp_torchrec.config import Config, ConfigError, load_config
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.interest import (
+    DienConfig,
+    DinConfig,
+    InterestConfig,
+    InterestDims,
+    PooledConfig,
+)
+from cdp_torchrec.model.ranking import InteractionConfig
+from launch import benchmark
+from tests.paths import CONFIGS
+
+FILES = sorted((CONFIGS / "interest").glob("*.toml"))
+TINY = HistoryBenchmarkConfig(
+    lengths=(4, 8), batch_size=12, num_requests=3, embedding_dim=8, max_rounds=2
+)
+POOLED = PooledConfig(kind="pooled")
+DIEN = DienConfig(kind="dien")
+COST = Cost(
+    train_ms=1234.5,
+    score_ms=1.5,
+    train_ratio=3.25,
+    score_ratio=1.0,
+    train_mib=64.0,
+    score_mib=8.0,
+    num_rounds=5,
+)
+
+
+class _Model(Config):
+    interest: InterestConfig
+    interaction: InteractionConfig = InteractionConfig()
+
+
+class _Experiment(Config):
+    model: _Model
+
+
+def load_interest(path: Path) -> InterestConfig:
+    return load_config(_Experiment, [str(path)]).model.interest
+
+
+# --- one cell ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if f.stem not in ("none", "counts")], ids=lambda path: path.stem
+)
+def test_every_interest_module_can_be_measured(path: Path) -> None:
+    config = uncapped(load_interest(path), 12)
+    cost = measure(Cell(path.stem, 12, config, POOLED, TINY))
+    assert cost.train_ms > cost.score_ms > 0
+    assert cost.train_ratio > 0 and cost.score_ratio > 0
+    assert cost.num_rounds == 2
+
+
+def test_histories_are_between_half_of_the_length_and_all_of_it() -> None:
+    settings = HistoryBenchmarkConfig(batch_size=64, num_requests=16, embedding_dim=4)
+    dims = InterestDims(
+        user=4, query=4, item=4, item_attributes=8, context=8, scene=4, category=4, action=4
+    )
+    inputs = make_inputs(HistoryLookup(gated=True, recent=True), dims, 101, settings)
+    for sequence in (inputs.gated, inputs.recent):
+        assert sequence is not None
+        lengths = sequence.index.lengths[:16]
+        assert 51 <= lengths.min() < lengths.max() == 101
+        assert sequence.item.shape == (lengths.sum(), 4)
+        assert sequence.index.sequence.unique().tolist() == list(range(16))
+
+
+def test_a_module_that_reads_a_short_part_gets_no_more() -> None:
+    settings = HistoryBenchmarkConfig(batch_size=8, num_requests=2, embedding_dim=4)
+    dims = InterestDims(user=4, query=4, item=4, item_attributes=8, context=8, scene=4)
+    inputs = make_inputs(HistoryLookup(recent=True, recent_length=10), dims, 100, settings)
+    assert inputs.recent is not None
+    assert inputs.recent.index.lengths[:2].tolist() == [10, 10]
+
+
+def test_a_cap_in_the_file_is_raised_to_the_length() -> None:
+    assert cap(DIEN) == 50
+    assert uncapped(DIEN, 2000).history.recent_length == 2000
+
+
+def test_a_module_without_a_cap_is_left_as_it_is() -> None:
+    din = DinConfig(kind="din")
+    assert cap(din) is None
+    assert uncapped(din, 2000) == din
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def test_a_process_that_takes_too_long_is_ended() -> None:
+    started = time.monotonic()
+    assert run_isolated(time.sleep, 600, Limits(time_s=0.5, memory_gib=4)) is PassedLimit.TIME
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("allocate", [bytearray, torch.empty], ids=["python", "torch"])
+def test_a_process_that_needs_too_much_memory_is_told_apart_from_a_failure(allocate: Any) -> None:
+    limits = Limits(time_s=60, memory_gib=2)
+    assert run_isolated(allocate, 1 << 33, limits) is PassedLimit.MEMORY
+
+
+def test_a_failure_in_a_process_is_raised(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ChildProcessError, match="exit code 1"):
+        run_isolated(int, "three", Limits(time_s=60, memory_gib=4))
+    assert "invalid literal" in capfd.readouterr().err
+
+
+def test_the_peak_of_memory_outlives_what_was_freed() -> None:
+    before = reset_peak_memory()
+    torch.ones(1 << 24)
+    assert 60 < peak_memory_mib() - before < 80
+    assert reset_peak_memory() - before < 30
+
+
+# --- table ---------------------------------------------------------------------------------------
+
+
+def test_a_longer_history_is_not_run_after_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[tuple[str, int]] = []
+
+    def run_isolated(function: object, cell: Cell, limits: Limits) -> Cost | PassedLimit:
+        run.append((cell.row, cell.length))
+        return PassedLimit.TIME if cell.row == "dien" and cell.length >= 200 else COST
+
+    monkeypatch.setattr(history_table, "run_isolated", run_isolated)
+    settings = HistoryBenchmarkConfig(lengths=(50, 200, 1000))
+    table = run_history_benchmark({"dien": DIEN, "pooled": POOLED}, POOLED, settings)
+    assert ("dien", 200) in run and ("dien", 1000) not in run and ("pooled", 1000) in run
+    shown = as_markdown(table)
+    assert "| dien \\* | 1,234 (3.2x) | > 120 s | - |" in shown
+    assert "| pooled | 64 / 8 | 64 / 8 | 64 / 8 |" in shown
+    assert "shorter: dien (50)." in shown
+    assert [cell.get("passed_limit") for cell in as_json(table)["cells"][:3]] == [
+        None,
+        "time",
+        "not run",
+    ]
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "histories.json"
+    sizes = ["batch_size=12", "num_requests=3", "embedding_dim=8", "max_rounds=1"]
+    benchmark.main(["history", 'rows=["sasrec"]', "lengths=[4]", *sizes, "--output", str(output)])
+    assert "| sasrec \\* |" in capsys.readouterr().out
+    (cell,) = json.loads(output.read_text())["cells"]
+    assert (cell["row"], cell["length"], cell["cap_in_file"]) == ("sasrec", 4, 50)
+    assert cell["train_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected: benchmark.py train"),
+        (["history", 'rows=["dim"]'], "rows: found \\['dim'\\], expected some of"),
+        (["history", "lengths=[]"], "lengths"),
+        (["history", "--output"], "expected a file"),
+        (["history", "--output", "nowhere/table.json"], "directory nowhere does not exist"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        benchmark.main(arguments)
+
+
+def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["history", "--help"])
+    shown = capsys.readouterr().out
+    assert "time_limit_s" in shown and "--output FILE" in shown
