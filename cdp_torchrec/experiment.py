@@ -1,6 +1,5 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,7 +8,7 @@ import torch
 import torch.distributed as dist
 from pydantic import NonNegativeInt, model_validator
 
-from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, dump_toml, load_config
+from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, dump_toml
 from cdp_torchrec.data.dataset import (
     DataConfig,
     Dataset,
@@ -27,15 +26,13 @@ from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import ModelConfig, RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
-from cdp_torchrec.run.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
-from cdp_torchrec.run.directory import (
-    RunConfig,
-    open_run_directory,
-    write_json,
-    write_run_files,
-)
+from cdp_torchrec.run.checkpoint import Checkpointer
+from cdp_torchrec.run.directory import RunConfig, open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.records import Progress
+from cdp_torchrec.run.saved import find_checkpoint, saved_checkpoints
 from cdp_torchrec.trainer import Trainer, TrainerConfig
+from cdp_torchrec.whole_file import write_json
 
 
 class ExperimentConfig(Config):
@@ -166,35 +163,6 @@ def train_experiment(
         point = {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
         monitor.record("test", progress.step, point)
     return Trained(experiment, run_dir, progress, report)
-
-
-def evaluate_run(
-    path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> MetricReport:
-    """Measure a checkpoint, or the best one of a run, on the test split; collective.
-
-    Args:
-        path: run directory or checkpoint.
-        overrides: key=value over the run's configuration, such as another data.dir.
-        device: where this rank computes.
-        write_predictions: also write predictions.parquet beside evaluation.json.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it does not fit the dataset.
-    """
-    checkpoint = find_checkpoint(path)
-    run_dir = checkpoint.parent.parent
-    config = load_config(ExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
-    if not any(override.startswith("sharding.plan=") for override in overrides):
-        # The plan of the training need not fit the ranks of the evaluation.
-        sharding = config.sharding.model_copy(update={"plan": None})
-        config = config.model_copy(update={"sharding": sharding})
-    experiment = build_experiment(config, device)
-    make_checkpointer(experiment, run_dir).load(
-        checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
-    )
-    predictions = run_dir / "predictions.parquet" if write_predictions else None
-    return evaluate_test(experiment, run_dir, predictions=predictions)
 
 
 def evaluate_test(

@@ -11,8 +11,9 @@ from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
-from cdp_torchrec.experiment import ExperimentConfig, evaluate_run, train
-from cdp_torchrec.run.checkpoint import find_checkpoint
+from cdp_torchrec.experiment import ExperimentConfig, train
+from cdp_torchrec.run.saved import find_checkpoint
+from cdp_torchrec.stored_run import evaluate_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 
@@ -21,12 +22,13 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CPU = torch.device("cpu")
 
 
-def load_run(interest: str, dataset: Path, run_dir: Path) -> ExperimentConfig:
+def load_run(interest: str, dataset: Path, run_dir: Path, *overrides: str) -> ExperimentConfig:
     settings = [
         f"data.dir={dataset}",
         f"run.dir={run_dir}",
-        "trainer.max_steps=3",
         "trainer.global_batch_size=256",
+        "trainer.max_steps=3",
+        *overrides,
     ]
     layers = [CONFIGS / "quickstart.toml", CONFIGS / "interest" / f"{interest}.toml"]
     return load_config(ExperimentConfig, [*map(str, layers), *settings])
@@ -42,7 +44,10 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
-    train(load_run("cdp", dataset, folder / "run"), CPU)
+    """Of a run that was trained with a plan for two ranks."""
+    train(load_run("cdp", dataset, folder / "planned"), CPU)
+    plan = f"sharding.plan={folder / 'planned' / 'plan.json'}"
+    train(load_run("cdp", dataset, folder / "run", plan), CPU)
     settings = ["distill.max_steps=4", "distill.teacher_steps=6"]
     distilled = distill_run(folder / "run", settings, CPU)
     again = evaluate_run(folder / "run-student", [], CPU, write_predictions=False)
