@@ -22,17 +22,13 @@ from cdp_torchrec.config import Config, ConfigError, load_config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
 from cdp_torchrec.distributed.process_group import world_size
-from cdp_torchrec.experiment import (
-    Experiment,
-    ExperimentConfig,
-    build_experiment,
-    evaluate_test,
-    make_checkpointer,
-)
+from cdp_torchrec.experiment import Experiment, build_experiment, evaluate_test, make_checkpointer
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.run.checkpoint import Progress, find_checkpoint
-from cdp_torchrec.run.directory import RunConfig, open_run_directory, write_json, write_run_files
+from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 
 _LOG_EVERY_STEPS = 10

@@ -94,7 +94,8 @@ def show_help(arguments: list[str]) -> None:
 def benchmark_training(settings: list[str]) -> None:
     """Training speed of the sharded model."""
     from cdp_torchrec.benchmark.training import rounds as training
-    from cdp_torchrec.experiment import ExperimentConfig, build_experiment, prepare_synthetic
+    from cdp_torchrec.experiment import build_experiment, prepare_synthetic
+    from cdp_torchrec.experiment_config import ExperimentConfig
 
     if not any(setting.endswith(".toml") for setting in settings):
         settings = [SYNTHETIC, *settings]
@@ -159,7 +160,7 @@ def benchmark_histories(settings: list[str]) -> None:
     """Cost of every interest module against the length of the history."""
     from cdp_torchrec.benchmark.histories.cell import HistoryBenchmarkConfig
     from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
-    from cdp_torchrec.experiment import ExperimentConfig
+    from cdp_torchrec.experiment_config import ExperimentConfig
     from cdp_torchrec.interest import NoneConfig, PooledConfig
 
     settings, output = split_output(settings)

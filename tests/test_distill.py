@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.diffusion.denoiser import DenoiserConfig
+from cdp_torchrec.diffusion.config import DenoiserConfig
 from cdp_torchrec.distill import DistillConfig, train_student
 from cdp_torchrec.interest import CdpConfig, CdpInterest, GatedPool, InterestDims, InterestInput
 from cdp_torchrec.run.monitor import Monitor

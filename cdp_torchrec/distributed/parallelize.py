@@ -16,14 +16,10 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.config import OptimizerConfig, SparseOptimizerConfig
 from cdp_torchrec.distributed.initial_rows import initial_rows
 from cdp_torchrec.distributed.managed_collision import reset_evicted_rows
-from cdp_torchrec.distributed.optimizers import (
-    OptimizerConfig,
-    ScheduledOptimizer,
-    SparseOptimizerConfig,
-    apply_sparse_optimizer,
-)
+from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse_optimizer
 from cdp_torchrec.distributed.pipeline import check_prefetch
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan

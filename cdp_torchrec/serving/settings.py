@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import PositiveFloat, PositiveInt
 
 from cdp_torchrec.config import Config, load_toml
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving.artifact import TableStorage
 
 _TOLERANCE: dict[TableStorage, float] = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}

@@ -35,7 +35,7 @@ from cdp_torchrec.interest import (
     InterestDims,
     PooledConfig,
 )
-from cdp_torchrec.model.ranking import InteractionConfig
+from cdp_torchrec.model.config import InteractionConfig
 from launch import benchmark
 from tests.paths import CONFIGS
 

@@ -9,14 +9,13 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from cdp_torchrec.distributed.optimizers import (
+from cdp_torchrec.distributed.config import (
     DenseOptimizerConfig,
     OptimizerConfig,
     ScheduleConfig,
-    ScheduledOptimizer,
     SparseOptimizerConfig,
-    apply_sparse_optimizer,
 )
+from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse_optimizer
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.plans.config import ShardingConfig, TypeName
 from cdp_torchrec.distributed.plans.hardware import load_hardware

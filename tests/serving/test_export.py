@@ -10,7 +10,7 @@ import pytest
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.interest.cdp import CdpConfig
+from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
 from cdp_torchrec.serving.export import export_run, raw_test_requests

@@ -14,12 +14,8 @@ from cdp_torchrec.benchmark.latency.rounds import LatencyConfig, cdp_name, make_
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
-from cdp_torchrec.experiment import (
-    Experiment,
-    ExperimentConfig,
-    build_experiment,
-    make_checkpointer,
-)
+from cdp_torchrec.experiment import Experiment, build_experiment, make_checkpointer
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest
 from cdp_torchrec.run.checkpoint import find_checkpoint
 

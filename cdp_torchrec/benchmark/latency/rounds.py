@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from cdp_torchrec.benchmark.latency.requests import LatencyRequests
 from cdp_torchrec.config import Config
-from cdp_torchrec.diffusion.sampler import SamplerType
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.diffusion.config import SamplerType
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConfig
-from cdp_torchrec.interest.pooling import GatedHistoryConfig
+from cdp_torchrec.interest.config.gated import GatedHistoryConfig
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.ranker import Ranker, RankerProgram, export_ranker
 

@@ -21,7 +21,8 @@ from cdp_torchrec.distributed.plans.file import read_plan
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig, load_hardware, local_hardware
 from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
 from cdp_torchrec.distributed.plans.search import from_rank_zero, plan_sharding
-from cdp_torchrec.experiment import ExperimentConfig, check_against_data, open_data
+from cdp_torchrec.experiment import check_against_data, open_data
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.estimate import PlanEstimate
