@@ -20,11 +20,7 @@ from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.run.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
-from cdp_torchrec.run.directory import (
-    open_run_directory,
-    write_json,
-    write_run_files,
-)
+from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.trainer import Trainer
 

@@ -23,9 +23,11 @@ from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse
 from cdp_torchrec.distributed.pipeline import check_prefetch
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan
-from cdp_torchrec.distributed.plans.hardware import load_hardware, local_hardware
+from cdp_torchrec.distributed.plans.hardware import load_hardware
+from cdp_torchrec.distributed.plans.job import local_hardware
 from cdp_torchrec.distributed.plans.planner import find_tables, sharders
 from cdp_torchrec.distributed.plans.search import from_rank_zero, plan_sharding
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
@@ -135,7 +137,7 @@ def _choose_plan(
         task,
         sharding,
         optimizer,
-        topology=hardware.topology(ranks["world_size"]),
+        topology=make_topology(hardware, ranks["world_size"]),
         batch_size=batch_size,
         pooling_factors=pooling_factors,
     )

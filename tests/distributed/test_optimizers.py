@@ -21,6 +21,7 @@ from cdp_torchrec.distributed.plans.config import ShardingConfig, TypeName
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.planner import sharders
 from cdp_torchrec.distributed.plans.search import plan_sharding
+from cdp_torchrec.distributed.plans.topology import make_topology
 from tests.distributed.spawn import run_ranks
 
 ROWS = {"small": 7, "a": 40, "b": 53}
@@ -86,7 +87,7 @@ def sharded_tables(kind: str, strategy: TypeName) -> dict[str, Tensor]:
         model,
         ShardingConfig(strategy=strategy, small_table_rows=10),
         config.sparse,
-        topology=load_hardware("cpu").topology(world_size),
+        topology=make_topology(load_hardware("cpu"), world_size),
         batch_size=8,
         pooling_factors={},
     )
@@ -115,7 +116,7 @@ def clipped_gradient_norm() -> float:
         model,
         ShardingConfig(),
         settings.sparse,
-        topology=load_hardware("cpu").topology(2),
+        topology=make_topology(load_hardware("cpu"), 2),
         batch_size=8,
         pooling_factors={},
     )
