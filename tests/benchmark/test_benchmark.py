@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from cdp_torchrec.benchmark.histories import table as history_table
-from cdp_torchrec.benchmark.histories.cell import (
-    Cell,
-    Cost,
-    HistoryBenchmarkConfig,
-    cap,
-    make_inputs,
-    measure,
-    uncapped,
-)
+from cdp_torchrec.benchmark.histories.cell import Cell, Cost, cap, make_inputs, measure, uncapped
+from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
 from cdp_torchrec.benchmark.histories.isolated import (
     Limits,
     PassedLimit,
