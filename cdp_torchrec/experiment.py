@@ -19,7 +19,7 @@ from cdp_torchrec.data.dataset import (
 )
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
-from cdp_torchrec.distributed.optimizers import OptimizerConfig
+from cdp_torchrec.distributed.optimizer_config import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate

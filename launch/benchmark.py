@@ -80,7 +80,7 @@ def show_help(arguments: list[str]) -> None:
     from cdp_torchrec.benchmark.histories.cell import HistoryBenchmarkConfig
 
     if "plans" in arguments:
-        from cdp_torchrec.planning.measured.setting import PlansConfig
+        from cdp_torchrec.planning.measured.config import PlansConfig
 
         print(f"{__doc__}\n{describe(PlansConfig)}")
     elif "endpoint" in arguments:
@@ -130,9 +130,10 @@ def benchmark_plans(settings: list[str]) -> None:
     """Sharding plans, measured beside the planner's estimates."""
     from cdp_torchrec.experiment import prepare_synthetic
     from cdp_torchrec.planning.measured.comparison import compare
+    from cdp_torchrec.planning.measured.config import PlansConfig
     from cdp_torchrec.planning.measured.output import write_outputs
     from cdp_torchrec.planning.measured.rounds import measure_plans
-    from cdp_torchrec.planning.measured.setting import PlansConfig, make_plans, open_setting
+    from cdp_torchrec.planning.measured.setting import make_plans, open_setting
     from cdp_torchrec.planning.measured.table import as_markdown
 
     config = load_config(PlansConfig, settings, default_layers=[PLANS])

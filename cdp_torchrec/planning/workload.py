@@ -23,7 +23,8 @@ from cdp_torchrec.data.layout import (
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, apply_sparse_optimizer
+from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.experiment import open_data
 from cdp_torchrec.model.ranking import ModelConfig, RankingModel
 from cdp_torchrec.model.train_task import TrainTask

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from cdp_torchrec.distributed.managed_collision import managed_collision_conflicts
-from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
+from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.constraints import (
     COLUMN_TYPES,
     FOR_SEQUENCES,
