@@ -14,11 +14,11 @@ from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment import (
     Experiment,
-    ExperimentConfig,
     build_experiment,
     evaluate_test,
     make_checkpointer,
 )
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, CheckpointRecord, read_record

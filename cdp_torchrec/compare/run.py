@@ -27,7 +27,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
 from cdp_torchrec.reference_scorers import reference_reports
-from cdp_torchrec.run.directory import RunConfig
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import saved_checkpoints
 from cdp_torchrec.trainer import NonFiniteLossError
 from cdp_torchrec.whole_file import whole_directory

@@ -10,6 +10,7 @@ from cdp_torchrec.compare.choice import mean_validation
 from cdp_torchrec.compare.results import METRICS, Cost
 from cdp_torchrec.compare.statistics import Difference, Measured
 from cdp_torchrec.compare.summary import CONFIDENCE, DatasetSummary, Row
+from cdp_torchrec.text_table import markdown_table
 
 _MOST_SHOWN = 20
 
@@ -53,12 +54,11 @@ def _dataset(summary: DatasetSummary, *, reference: str, num_seeds: int) -> str:
     header += [f"GAUC - {summary.strongest}"] if summary.strongest else []
     header += ["gap to Bayes closed"] if with_gap else []
     header += ["dense", "sparse", "training s", "impressions/s", "latency ms", "grid point"]
-    lines = [_line(header), _line(["---"] + ["---:"] * (len(header) - 2) + ["---"])]
-    lines += [
-        _line(list(_cells(row, summary, num_seeds=num_seeds, with_gap=with_gap)))
-        for row in summary.rows
+    rows = [
+        list(_cells(row, summary, num_seeds=num_seeds, with_gap=with_gap)) for row in summary.rows
     ]
-    notes = [f"## {summary.dataset}", "\n".join(lines) if summary.rows else "No finished row."]
+    text = markdown_table(header, rows, left=(0, len(header) - 1)) if rows else "No finished row."
+    notes = [f"## {summary.dataset}", text]
     if summary.strongest is not None:
         floors = ", ".join(row.name for row in summary.rows if row.kind == "floor")
         notes.append(
@@ -69,10 +69,6 @@ def _dataset(summary: DatasetSummary, *, reference: str, num_seeds: int) -> str:
     if summary.missing:
         notes.append(_missing(summary))
     return "\n\n".join(notes)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cells(row: Row, summary: DatasetSummary, *, num_seeds: int, with_gap: bool) -> Iterator[str]:

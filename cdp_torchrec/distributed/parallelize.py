@@ -16,20 +16,18 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.config import OptimizerConfig, SparseOptimizerConfig
 from cdp_torchrec.distributed.initial_rows import initial_rows
 from cdp_torchrec.distributed.managed_collision import reset_evicted_rows
-from cdp_torchrec.distributed.optimizers import (
-    OptimizerConfig,
-    ScheduledOptimizer,
-    SparseOptimizerConfig,
-    apply_sparse_optimizer,
-)
+from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse_optimizer
 from cdp_torchrec.distributed.pipeline import check_prefetch
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan
-from cdp_torchrec.distributed.plans.hardware import load_hardware, local_hardware
+from cdp_torchrec.distributed.plans.hardware import load_hardware
+from cdp_torchrec.distributed.plans.job import local_hardware
 from cdp_torchrec.distributed.plans.planner import find_tables, sharders
 from cdp_torchrec.distributed.plans.search import plan_sharding
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from cdp_torchrec.model.sparse_arch import is_table
@@ -141,7 +139,7 @@ def _choose_plan(
         task,
         sharding,
         optimizer,
-        topology=hardware.topology(ranks["world_size"]),
+        topology=make_topology(hardware, ranks["world_size"]),
         batch_size=batch_size,
         pooling_factors=pooling_factors,
     )

@@ -14,6 +14,7 @@ from cdp_torchrec.metrics.bootstrap import percentile_interval
 from cdp_torchrec.metrics.rows import Stratification
 from cdp_torchrec.metrics.scores import AucOverall
 from cdp_torchrec.metrics.sums import ImpressionSums, SumsOverUsers
+from cdp_torchrec.text_table import aligned_table
 
 
 class Interval(NamedTuple):
@@ -107,10 +108,10 @@ class MetricReport(PointMetrics):
         cells = [
             (name, _number(value), _interval(bounds), note) for name, value, bounds, note in rows
         ]
-        lines = _aligned([header, *cells], left=(0, 3))
+        tables = [aligned_table([header, *cells], left=(0, 3))]
         if self.strata:
-            lines += ["", *_aligned(self._strata_rows(), left=(0, 1))]
-        return "\n".join(lines)
+            tables.append(aligned_table(self._strata_rows(), left=(0, 1)))
+        return "\n\n".join(tables)
 
     def _strata_rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [
@@ -218,15 +219,3 @@ def _interval(interval: Interval | None) -> str:
 
 def _kept(groups: str, kept: int, total: int, impression_coverage: float) -> str:
     return f"{kept:,} of {total:,} {groups}, {impression_coverage:.1%} of the impressions"
-
-
-def _aligned(rows: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = (
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
-    return lines

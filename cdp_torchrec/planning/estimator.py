@@ -10,7 +10,7 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
-from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig, TableShardingConfig
 from cdp_torchrec.distributed.plans.constraints import table_constraints
 from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
@@ -22,6 +22,7 @@ from cdp_torchrec.distributed.plans.planner import (
     sharders,
 )
 from cdp_torchrec.distributed.plans.search import search_plan
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 
 _FLOAT_BYTES = 4
@@ -58,7 +59,7 @@ def estimate_plan(
         model,
         config,
         optimizer,
-        topology=hardware.topology(world_size),
+        topology=make_topology(hardware, world_size),
         batch_size=batch_size,
         pooling_factors=pooling_factors,
     )
@@ -99,7 +100,7 @@ def estimate_given_plan(
         pooling_factors: mean number of ids per impression, by key; 1 where unknown.
     """
     tables = find_tables(model)
-    topology = hardware.topology(world_size)
+    topology = make_topology(hardware, world_size)
     constraints = table_constraints(
         tables,
         config.model_copy(update={"tables": {t.entity: _as_planned(t, plan) for t in tables}}),

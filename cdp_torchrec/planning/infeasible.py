@@ -8,7 +8,7 @@ import numpy as np
 from torchrec.distributed.planner.types import PartitionByType, ShardingOption
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig, TableShardingConfig
 from cdp_torchrec.distributed.plans.constraints import table_constraints
 from cdp_torchrec.distributed.plans.hardware import GB
@@ -18,6 +18,7 @@ from cdp_torchrec.distributed.plans.planner import (
     optimizer_state_sized,
     sharders,
 )
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.planning.cell import Cell
 from cdp_torchrec.planning.estimate import PlanEstimate
 from cdp_torchrec.planning.estimator import estimate_plan
@@ -69,7 +70,7 @@ def find_shortage(
         ConfigError: the strategy is wrong for a table.
     """
     model = workload.make_model(optimizer, cell.hardware.device)
-    topology = cell.hardware.topology(cell.world_size)
+    topology = make_topology(cell.hardware, cell.world_size)
     constraints = table_constraints(
         find_tables(model),
         cell.sharding,

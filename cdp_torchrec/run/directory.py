@@ -13,20 +13,12 @@ import torch.distributed as dist
 from cdp_torchrec.config import Config, ConfigError, dump_toml
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.environment import describe_environment
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, METRICS, saved_checkpoints
 from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
 
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-
-
-class RunConfig(Config):
-    """Where the results go."""
-
-    dir: Path | None = None
-    """Directory of the run; without it, a new one under runs/, named by the time."""
-    resume: bool = False
-    """Continue from the newest checkpoint in run.dir."""
 
 
 def open_run_directory(config: RunConfig) -> Path:

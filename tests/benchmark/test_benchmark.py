@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from cdp_torchrec.benchmark.histories import table as history_table
-from cdp_torchrec.benchmark.histories.cell import (
-    Cell,
-    Cost,
-    HistoryBenchmarkConfig,
-    cap,
-    make_inputs,
-    measure,
-    uncapped,
-)
+from cdp_torchrec.benchmark.histories.cell import Cell, Cost, cap, make_inputs, measure, uncapped
+from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
 from cdp_torchrec.benchmark.histories.isolated import (
     Limits,
     PassedLimit,
@@ -35,9 +28,10 @@ from cdp_torchrec.interest import (
     InterestDims,
     PooledConfig,
 )
-from cdp_torchrec.model.ranking import InteractionConfig
+from cdp_torchrec.model.config import InteractionConfig
 from launch import benchmark
 from tests.paths import CONFIGS
+from tests.squeeze import squeezed
 
 FILES = sorted((CONFIGS / "interest").glob("*.toml"))
 TINY = HistoryBenchmarkConfig(
@@ -158,7 +152,7 @@ def test_a_longer_history_is_not_run_after_a_limit(monkeypatch: pytest.MonkeyPat
     settings = HistoryBenchmarkConfig(lengths=(50, 200, 1000))
     table = run_history_benchmark({"dien": DIEN, "pooled": POOLED}, POOLED, settings)
     assert ("dien", 200) in run and ("dien", 1000) not in run and ("pooled", 1000) in run
-    shown = as_markdown(table)
+    shown = squeezed(as_markdown(table))
     assert "| dien \\* | 1,234 (3.2x) | > 120 s | - |" in shown
     assert "| pooled | 64 / 8 | 64 / 8 | 64 / 8 |" in shown
     assert "shorter: dien (50)." in shown
@@ -175,7 +169,7 @@ def test_the_command_prints_a_table_and_writes_json(
     output = tmp_path / "histories.json"
     sizes = ["batch_size=12", "num_requests=3", "embedding_dim=8", "max_rounds=1"]
     benchmark.main(["history", 'rows=["sasrec"]', "lengths=[4]", *sizes, "--output", str(output)])
-    assert "| sasrec \\* |" in capsys.readouterr().out
+    assert "| sasrec \\* |" in squeezed(capsys.readouterr().out)
     (cell,) = json.loads(output.read_text())["cells"]
     assert (cell["row"], cell["length"], cell["cap_in_file"]) == ("sasrec", 4, 50)
     assert cell["train_ms"] > 0

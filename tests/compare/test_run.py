@@ -17,11 +17,12 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import open_data, train
 from cdp_torchrec.model.ranking import RankingModel
-from cdp_torchrec.run.directory import RunConfig
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.monitor import Monitor
 from launch import compare
 from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file
 from tests.distributed.spawn import run_ranks
+from tests.squeeze import squeezed
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -152,7 +153,7 @@ def test_a_failing_cell_is_listed_and_does_not_stop_the_others(
     failed = table.tuning_cells("tiny", "broken")[0]
     assert "lower the learning rates" in (read_failure(failed.directory) or "")
     assert read_result(table.tuning_cells("tiny", "none")[0].directory) is not None
-    text = write_table(table)
+    text = squeezed(write_table(table))
     assert f"- {failed.name}: NonFiniteLossError" in text
     assert "| broken |" not in text
 
@@ -172,7 +173,7 @@ def test_the_command_fails_after_the_table_if_a_cell_has_failed(
     monkeypatch.setattr(run, "run_table", lambda table, device: {"tiny/none/x/seed-0": "it broke"})
     with pytest.raises(compare.FailedCellsError, match=r"1 cells failed:\n  tiny/none/x.*broke"):
         compare.main(arguments(*finished))
-    assert "| **pooled** |" in capsys.readouterr().out
+    assert "| **pooled** |" in squeezed(capsys.readouterr().out)
 
 
 def test_a_cell_leaves_the_terminal_to_the_bar_of_the_table(

@@ -12,6 +12,7 @@ from cdp_torchrec.compare.results import METRICS, Result, read_result, write_fai
 from cdp_torchrec.compare.summary import summarize
 from cdp_torchrec.config import ConfigError
 from tests.compare.conftest import MakeResult, MakeTable, finish
+from tests.squeeze import squeezed
 
 OTHERS = ("models.a=[]", "models.b=[]")
 
@@ -76,7 +77,7 @@ def test_the_strongest_baseline_is_chosen_on_validation_and_is_no_floor(
     assert rows["pooled"].to_strongest["gauc"].mean == pytest.approx(0.3)
     assert rows["b"].to_reference["gauc"].mean == pytest.approx(-0.1)
     assert rows["pooled"].to_reference == {}
-    text = write_table(table)
+    text = squeezed(write_table(table))
     assert "| **pooled** | 0.8000 +/- 0.0000 |" in text
     assert "| -0.1000 [-0.1000, -0.1000] * | +0.2000 [+0.2000, +0.2000] * |" in text
     assert "Strongest baseline: a, by the mean gauc on validation" in text
@@ -89,7 +90,7 @@ def test_a_partial_table_names_the_missing_cells_and_the_seeds_it_has(
     table = make_table()
     for cell in table.tuning_cells("tiny", "pooled"):
         finish(cell, make_result(gauc=0.7, validation=0.7))
-    text = write_table(table)
+    text = squeezed(write_table(table))
     missing = table.cell("tiny", "pooled", table.points[0], 1)
     assert "**pooled** (1 of 2 seeds)" in text
     assert f"- {missing.name}\n" in text
@@ -118,7 +119,7 @@ def test_untrained_scorers_close_the_gap_to_bayes(
     assert rows["pooled"].gap_closed == pytest.approx(1 / 3)
     assert rows["none"].gap_closed == 0.0
     assert rows["bayes"].to_reference["gauc"].mean == pytest.approx(0.2)
-    assert "| *bayes* | 0.9000 |" in write_table(table)
+    assert "| *bayes* | 0.9000 |" in squeezed(write_table(table))
 
 
 def test_results_of_different_test_splits_are_not_mixed(

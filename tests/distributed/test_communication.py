@@ -28,7 +28,8 @@ from cdp_torchrec.distributed.communication import (
     ScaledCodec,
     communication_codecs,
 )
-from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig, apply_sparse_optimizer
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
+from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.distributed.plans.config import (
@@ -42,6 +43,7 @@ from cdp_torchrec.distributed.plans.config import (
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.planner import sharders
 from cdp_torchrec.distributed.plans.search import plan_sharding, search_plan
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from tests.distributed.spawn import run_ranks
 
@@ -125,7 +127,7 @@ def sharded(
         model,
         config.model_copy(update={"prefetch": False}),
         optimizer,
-        topology=hardware.topology(world_size),
+        topology=make_topology(hardware, world_size),
         batch_size=4,
         pooling_factors={},
     )
@@ -215,7 +217,7 @@ def option(config: ShardingConfig, *, hardware: str = "h100") -> ShardingOption:
         name="t_item", embedding_dim=64, num_embeddings=10_000_000, feature_names=["item"]
     )
     model.tables = EmbeddingBagCollection(device=torch.device("meta"), tables=[table])
-    topology = load_hardware(hardware).topology(8)
+    topology = make_topology(load_hardware(hardware), 8)
     apply_sparse_optimizer(model, ADAM, torch.device(topology.compute_device))
     found = search_plan(
         model,

@@ -11,7 +11,8 @@ from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
-from cdp_torchrec.experiment import ExperimentConfig, train
+from cdp_torchrec.experiment import train
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import evaluate_run
 from tests.distributed.spawn import run_ranks

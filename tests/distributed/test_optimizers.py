@@ -9,19 +9,19 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from cdp_torchrec.distributed.optimizers import (
+from cdp_torchrec.distributed.config import (
     DenseOptimizerConfig,
     OptimizerConfig,
     ScheduleConfig,
-    ScheduledOptimizer,
     SparseOptimizerConfig,
-    apply_sparse_optimizer,
 )
+from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse_optimizer
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.plans.config import ShardingConfig, TypeName
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.planner import sharders
 from cdp_torchrec.distributed.plans.search import plan_sharding
+from cdp_torchrec.distributed.plans.topology import make_topology
 from tests.distributed.spawn import run_ranks
 
 ROWS = {"small": 7, "a": 40, "b": 53}
@@ -87,7 +87,7 @@ def sharded_tables(kind: str, strategy: TypeName) -> dict[str, Tensor]:
         model,
         ShardingConfig(strategy=strategy, small_table_rows=10),
         config.sparse,
-        topology=load_hardware("cpu").topology(world_size),
+        topology=make_topology(load_hardware("cpu"), world_size),
         batch_size=8,
         pooling_factors={},
     )
@@ -116,7 +116,7 @@ def clipped_gradient_norm() -> float:
         model,
         ShardingConfig(),
         settings.sparse,
-        topology=load_hardware("cpu").topology(2),
+        topology=make_topology(load_hardware("cpu"), 2),
         batch_size=8,
         pooling_factors={},
     )

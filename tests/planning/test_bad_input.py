@@ -6,12 +6,13 @@ import pytest
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.hardware import SKUS, hardware_names, load_hardware
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.planning.explore import explore
 
 
 def test_all_named_hardware_is_plausible() -> None:
     for name in hardware_names():
-        assert load_hardware(name).topology(2).world_size == 2
+        assert make_topology(load_hardware(name), 2).world_size == 2
 
 
 @pytest.mark.parametrize(

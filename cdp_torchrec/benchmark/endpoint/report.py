@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdp_torchrec.benchmark.endpoint.clients import Exchange
+from cdp_torchrec.text_table import markdown_table
 
 
 class EndpointError(RuntimeError):
@@ -75,8 +76,8 @@ class EndpointLoad:
                 f"{self.load_before:.1f}, {self.load_after:.1f} on {os.cpu_count()} cores"
             ),
         }
-        lines = [f"| {name} | {value} |" for name, value in rows.items()]
-        return "\n".join([f"| {seconds:.0f} s on loopback | |", "| --- | --- |", *lines])
+        header = (f"{seconds:.0f} s on loopback", "")
+        return markdown_table(header, list(rows.items()), left=(0, 1))
 
 
 def _milliseconds(exchanges: Sequence[Exchange]) -> str:

@@ -1,21 +1,16 @@
 """Runs the history benchmark cell by cell, and shows it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from cdp_torchrec.benchmark.histories.cell import (
-    Cell,
-    Cost,
-    HistoryBenchmarkConfig,
-    cap,
-    measure,
-    uncapped,
-)
+from cdp_torchrec.benchmark.histories.cell import Cell, Cost, cap, measure, uncapped
+from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
 from cdp_torchrec.benchmark.histories.isolated import Limits, PassedLimit, run_isolated
 from cdp_torchrec.interest import InterestConfig, PooledConfig
+from cdp_torchrec.text_table import markdown_table
 
 Outcome = Cost | PassedLimit | None
 """None: not run, because a shorter history passed a limit."""
@@ -105,12 +100,12 @@ def as_json(table: HistoryTable) -> dict[str, Any]:
 
 def _one_table(table: HistoryTable, title: str, show: Callable[[Cost], str]) -> str:
     lengths = sorted(table.settings.lengths)
-    lines = [_line([title, *map(str, lengths)]), _line(["---"] + ["---:"] * len(lengths))]
+    rows = []
     for row, shortened in table.caps.items():
         outcomes = [table.outcomes[row, length] for length in lengths]
         name = row if shortened is None else rf"{row} \*"
-        lines.append(_line([name, *(_shown(o, show, table.settings) for o in outcomes)]))
-    return "\n".join(lines)
+        rows.append([name, *(_shown(o, show, table.settings) for o in outcomes)])
+    return markdown_table([title, *map(str, lengths)], rows)
 
 
 def _shown(outcome: Outcome, show: Callable[[Cost], str], settings: HistoryBenchmarkConfig) -> str:
@@ -137,7 +132,3 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 def _ms(value: float) -> str:
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from cdp_torchrec.benchmark.latency.denoiser_cost import DenoiserCost, MatrixRate
 from cdp_torchrec.benchmark.latency.rounds import BASE, Timing
+from cdp_torchrec.text_table import markdown_table
 
 _PERCENTS = (50, 90, 99)
 _GAUC_MARGIN = 0.0005
@@ -84,49 +85,65 @@ def headline(report: LatencyReport) -> str:
 
 def as_markdown(report: LatencyReport) -> str:
     """Tables of latency, work and quality."""
-    lines = [
+    parts = [
         headline(report),
-        "",
         f"Milliseconds of the dense part for one request on {report.device}; added: median over "
         "alternating rounds.",
-        "",
-        "| model | form | candidates | p50 | p90 | p99 | fastest | added |",
-        "|---|---|---|---|---|---|---|---|",
+        _latency_table(report),
+        _work_table(report),
+        _rates(report),
     ]
-    for t in report.timings:
-        percentiles = " | ".join(f"{t.percentile_ms(percent):.3f}" for percent in _PERCENTS)
-        added = "" if t.name == BASE else f"{t.added_median_ms:+.3f}"
-        lines.append(
-            f"| {t.name} | {t.form} | {t.num_candidates} | {percentiles} | "
-            f"{t.times_ms.min():.3f} | {added} |"
-        )
-    lines += ["", *_work_lines(report)]
     if report.qualities:
-        lines += [
-            "",
+        parts += [
             "Test split, the same run at each setting; added as above.",
-            "",
-            "| sampler | steps | added ms | AUC | GAUC |",
-            "|---|---|---|---|---|",
+            _quality_table(report),
         ]
-        for q in report.qualities:
-            metrics = " | ".join("-" if m is None else f"{m:.5f}" for m in (q.auc, q.gauc))
-            added = report.added_ms(q.num_inference_steps)
-            shown = "" if added is None else f"{added:+.3f}"
-            lines.append(f"| {q.name} | {q.num_inference_steps} | {shown} | {metrics} |")
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
-def _work_lines(report: LatencyReport) -> list[str]:
-    lines = [
-        f"| denoiser, {report.frontier_candidates} candidates | MFLOP | kB |",
-        "|---|---|---|",
+def _latency_table(report: LatencyReport) -> str:
+    header = ["model", "form", "candidates", *(f"p{p}" for p in _PERCENTS), "fastest", "added"]
+    rows = [
+        [
+            t.name,
+            t.form,
+            str(t.num_candidates),
+            *(f"{t.percentile_ms(percent):.3f}" for percent in _PERCENTS),
+            f"{t.times_ms.min():.3f}",
+            "" if t.name == BASE else f"{t.added_median_ms:+.3f}",
+        ]
+        for t in report.timings
     ]
-    for name, cost in report.costs.items():
-        lines.append(f"| {name} | {cost.flops / 1e6:.2f} | {cost.bytes / 1e3:.1f} |")
+    return markdown_table(header, rows, left=(0, 1))
+
+
+def _work_table(report: LatencyReport) -> str:
+    header = [f"denoiser, {report.frontier_candidates} candidates", "MFLOP", "kB"]
+    rows = [
+        [name, f"{cost.flops / 1e6:.2f}", f"{cost.bytes / 1e3:.1f}"]
+        for name, cost in report.costs.items()
+    ]
+    return markdown_table(header, rows)
+
+
+def _quality_table(report: LatencyReport) -> str:
+    rows = []
+    for q in report.qualities:
+        added = report.added_ms(q.num_inference_steps)
+        rows.append(
+            [
+                q.name,
+                str(q.num_inference_steps),
+                "" if added is None else f"{added:+.3f}",
+                *("-" if m is None else f"{m:.5f}" for m in (q.auc, q.gauc)),
+            ]
+        )
+    return markdown_table(["sampler", "steps", "added ms", "AUC", "GAUC"], rows)
+
+
+def _rates(report: LatencyReport) -> str:
     rate = report.rate
-    lines += [
-        "",
+    lines = [
         f"torch.mm: {rate.same_shapes:.1f} GFLOP/s at the shapes of the denoiser, "
         f"{rate.large:.1f} GFLOP/s at 1024 x 1024 x 1024.",
     ]
@@ -137,7 +154,7 @@ def _work_lines(report: LatencyReport) -> list[str]:
             f"{loop:.1f} GFLOP/s, {loop / rate.same_shapes:.0%} of torch.mm at the same shapes, "
             f"{loop / rate.large:.0%} of the large one."
         )
-    return lines
+    return "\n".join(lines)
 
 
 def as_json(report: LatencyReport) -> dict[str, Any]:

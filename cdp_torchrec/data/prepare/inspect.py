@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.staging_checks import utc
 from cdp_torchrec.data.schema import DatasetError, Feature, Schema, load_schema
+from cdp_torchrec.text_table import aligned_table
 
 MINIMUM_COUNTS = (1, 2, 5, 10)
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -172,7 +173,7 @@ def _describe_splits(schema: Schema, splits: _Splits) -> list[str]:
                 utc(split.last_timestamp),
             ]
         )
-    return _aligned(rows)
+    return [aligned_table(rows)]
 
 
 def _describe_entities(counts: Mapping[str, np.ndarray]) -> list[str]:
@@ -180,7 +181,7 @@ def _describe_entities(counts: Mapping[str, np.ndarray]) -> list[str]:
     for name, count in counts.items():
         shares = [_percent((count < minimum).sum(), len(count)) for minimum in MINIMUM_COUNTS]
         rows.append([name, f"{len(count):,}", *shares])
-    return ["share of ids under a minimum count in training", *_aligned(rows)]
+    return ["share of ids under a minimum count in training", aligned_table(rows)]
 
 
 def _describe_features(schema: Schema, splits: _Splits) -> list[str]:
@@ -188,7 +189,7 @@ def _describe_features(schema: Schema, splits: _Splits) -> list[str]:
     for f in schema.features:
         rows.append([f.name, f.role, f.level, f.kind, *_feature_cells(f, splits["test"])])
     title = "test ids without a training count (unseen) and without a value (missing)"
-    return [title, *_aligned(rows)]
+    return [title, aligned_table(rows)]
 
 
 def _feature_cells(feature: Feature, test: _SplitStatistics) -> list[str]:
@@ -219,7 +220,7 @@ def _describe_history(schema: Schema, splits: _Splits) -> list[str]:
         f"{history.num_behaviours:,} behaviours of {history.num_users:,} users; "
         "behaviours before each request:"
     )
-    return [title, *_aligned(rows)]
+    return [title, aligned_table(rows)]
 
 
 def _describe_gate(splits: _Splits) -> list[str]:
@@ -231,20 +232,8 @@ def _describe_gate(splits: _Splits) -> list[str]:
     title = (
         "category gate of impressions with a history: share that passes, and how often none does"
     )
-    return [title, *_aligned(rows)]
+    return [title, aligned_table(rows)]
 
 
 def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.2f} %" if whole else "-"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of aligned columns, the first column to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]

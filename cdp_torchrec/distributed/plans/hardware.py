@@ -1,29 +1,16 @@
 """Hardware that a plan is made for: memory and bandwidths, by name or from a TOML file."""
 
-import os
 from pathlib import Path
 from typing import Literal, Self
 
-import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from torchrec.distributed.planner import Topology
-from torchrec.distributed.planner.types import (
-    HardwareConfig as TopologyHardware,
-)
-from torchrec.distributed.planner.types import (
-    KernelConfig,
-    TopologyFactory,
-    TrainerConfig,
-)
 
 from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, load_toml
-from cdp_torchrec.distributed.plans.bandwidths import CollectiveBandwidths
 
 SKUS = Path(__file__).parent / "skus"
 """One file for each hardware that has a name."""
 
 GB = 10**9
-_MS_PER_S = 1000
 
 
 class HardwareConfig(Config):
@@ -79,34 +66,6 @@ class HardwareConfig(Config):
         """Memory of one rank's device, where its tables live."""
         return self.device_memory_gb if self.device == "cuda" else self.host_memory_gb
 
-    def topology(self, world_size: int) -> Topology:
-        """The cluster of `world_size` ranks as TorchRec's planner knows it."""
-
-        def per_ms(gb_s: float | None) -> float | None:
-            return None if gb_s is None else gb_s * GB / _MS_PER_S
-
-        return TopologyFactory.create_topology(
-            trainer_config=TrainerConfig(
-                world_size=world_size, local_world_size=min(world_size, self.ranks_per_node)
-            ),
-            hardware_config=TopologyHardware(
-                hbm_cap_bytes=int(self.device_memory_gb * GB) or None,
-                ddr_cap_bytes=int(self.host_memory_gb * GB),
-                hbm_mem_bw=per_ms(self.device_bandwidth_gb_s),
-                ddr_mem_bw=per_ms(self.host_bandwidth_gb_s),
-                hbm_to_ddr_mem_bw=per_ms(self.host_to_device_gb_s),
-            ),
-            kernel_config=KernelConfig(
-                compute_device=self.device,
-                # Without it TorchRec plans with a V100's bandwidths, and does not say so.
-                use_hardware_based_bandwidth=True,
-                generalized_comms_bandwidths=CollectiveBandwidths(
-                    intra_node=self.intra_node_gb_s * GB / _MS_PER_S,
-                    inter_node=self.inter_node_gb_s * GB / _MS_PER_S,
-                ),
-            ),
-        )
-
 
 _PLAUSIBLE = {
     "device_memory_gb": (1, 2_000),
@@ -142,18 +101,3 @@ def load_hardware(name: str) -> HardwareConfig:
             "path ending in .toml"
         )
     return load_toml(HardwareConfig, SKUS / f"{name}.toml")
-
-
-def local_hardware(device: torch.device, local_world_size: int) -> HardwareConfig:
-    """The nearest named hardware, with the memory of this machine.
-
-    Args:
-        device: where this rank computes.
-        local_world_size: ranks on this machine, which share its memory.
-    """
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB / local_world_size
-    found = {"name": "local", "ranks_per_node": local_world_size, "host_memory_gb": host}
-    if device.type == "cpu":
-        return load_hardware("cpu").model_copy(update=found)
-    found["device_memory_gb"] = torch.cuda.get_device_properties(device).total_memory / GB
-    return load_hardware("a100-80").model_copy(update=found)

@@ -8,56 +8,32 @@ from typing import get_args
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, PositiveInt
 from torchrec.distributed.types import ShardingPlan
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from cdp_torchrec.config import Config, ConfigError
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.plans.config import TypeName
 from cdp_torchrec.distributed.plans.file import read_plan
-from cdp_torchrec.distributed.plans.hardware import HardwareConfig, load_hardware, local_hardware
+from cdp_torchrec.distributed.plans.hardware import HardwareConfig, load_hardware
+from cdp_torchrec.distributed.plans.job import local_hardware
 from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
 from cdp_torchrec.distributed.plans.search import plan_sharding
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
-from cdp_torchrec.experiment import ExperimentConfig, check_against_data, open_data
+from cdp_torchrec.experiment import check_against_data, open_data
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.estimate import PlanEstimate
 from cdp_torchrec.planning.estimator import estimate_given_plan
+from cdp_torchrec.planning.measured.config import PlanBenchmarkConfig, PlansConfig
 from cdp_torchrec.planning.measured.ids import draw_ids, resize_tables
 from cdp_torchrec.whole_file import why_unwritable
 
 STRATEGIES = ("auto", *get_args(TypeName))
 _DEFAULT = ("table_wise", "row_wise", "column_wise", "data_parallel", "auto")
-
-
-class PlanBenchmarkConfig(Config):
-    """Settings of `benchmark.py plans`."""
-
-    plans: tuple[str, ...] = ()
-    """Plans to run: strategies, as sharding.strategy, and plan files (.json). Without any:
-    table_wise, row_wise, column_wise (if the optimizer allows it), data_parallel and auto."""
-    rows: Mapping[str, PositiveInt] = {}
-    """Rows of tables, by entity, in place of the dataset's; their ids are drawn uniformly."""
-    rounds: PositiveInt = 3
-    """How often every plan has its turn. Medians are taken, so that a slow moment of the machine
-    does not count."""
-    steps: PositiveInt = 5
-    """Measured steps of each table in a round; fewer where they take more than a second."""
-    output: Path | None = None
-    """Directory for the table (plans.md), the figure (plans.png) and all numbers (plans.json)."""
-    output_hardware: Path | None = None
-    """File (.toml) for the hardware with fitted bandwidths, to be named by sharding.hardware."""
-
-
-class PlansConfig(ExperimentConfig):
-    """A run whose tables are measured under several plans."""
-
-    benchmark: PlanBenchmarkConfig = Field(default_factory=PlanBenchmarkConfig)
-    """What is measured."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +150,7 @@ def _plan(setting: Setting, name: str) -> ShardingPlan:
             setting.task,
             config,
             sparse,
-            topology=setting.hardware.topology(setting.world_size),
+            topology=make_topology(setting.hardware, setting.world_size),
             batch_size=setting.batch_size,
             pooling_factors=setting.pooling_factors,
         )

@@ -16,14 +16,16 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from cdp_torchrec.config import ConfigError, load_config
-from cdp_torchrec.distributed.optimizers import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan, write_plan
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
 from cdp_torchrec.distributed.plans.search import plan_sharding
+from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
-from cdp_torchrec.experiment import ExperimentConfig, train_experiment
+from cdp_torchrec.experiment import train_experiment
+from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 
@@ -87,7 +89,7 @@ class Job:
 
     @property
     def ranks(self) -> dict[str, Any]:
-        topology = load_hardware(self.hardware).topology(self.world_size)
+        topology = make_topology(load_hardware(self.hardware), self.world_size)
         return {
             "world_size": self.world_size,
             "local_world_size": topology.local_world_size,
@@ -99,7 +101,7 @@ class Job:
             self.model,
             ShardingConfig(small_table_rows=0, **settings),
             self.optimizer,
-            topology=load_hardware(self.hardware).topology(self.world_size),
+            topology=make_topology(load_hardware(self.hardware), self.world_size),
             batch_size=32,
             pooling_factors={},
         )

@@ -17,13 +17,13 @@ from cdp_torchrec.distributed.plans.file import write_plan
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.experiment import open_data
 from cdp_torchrec.planning.measured.comparison import compare
+from cdp_torchrec.planning.measured.config import PlansConfig
 from cdp_torchrec.planning.measured.fit import UNFITTED, Point, error, fit, fit_by_others
 from cdp_torchrec.planning.measured.ids import draw_ids, resize_tables
 from cdp_torchrec.planning.measured.lookups import PIECES, Piece, ShardedTables
 from cdp_torchrec.planning.measured.output import write_outputs
 from cdp_torchrec.planning.measured.rounds import measure_plans
 from cdp_torchrec.planning.measured.setting import (
-    PlansConfig,
     estimate,
     make_plans,
     open_setting,

@@ -1,8 +1,50 @@
-"""How fast collectives are on a cluster of nodes."""
+"""A cluster as TorchRec's planner knows it."""
 
-from torchrec.distributed.planner.types import CollectiveType, GeneralizedCommsBandwidth
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.types import (
+    CollectiveType,
+    GeneralizedCommsBandwidth,
+    KernelConfig,
+    TopologyFactory,
+    TrainerConfig,
+)
+from torchrec.distributed.planner.types import (
+    HardwareConfig as TopologyHardware,
+)
 
+from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
+
+_MS_PER_S = 1000
 _RINGS = (CollectiveType.REDUCE_SCATTER, CollectiveType.ALL_GATHER, CollectiveType.ALL_REDUCE)
+
+
+def make_topology(hardware: HardwareConfig, world_size: int) -> Topology:
+    """The cluster of `world_size` ranks on such hardware."""
+    return TopologyFactory.create_topology(
+        trainer_config=TrainerConfig(
+            world_size=world_size, local_world_size=min(world_size, hardware.ranks_per_node)
+        ),
+        hardware_config=TopologyHardware(
+            hbm_cap_bytes=int(hardware.device_memory_gb * GB) or None,
+            ddr_cap_bytes=int(hardware.host_memory_gb * GB),
+            hbm_mem_bw=_per_ms(hardware.device_bandwidth_gb_s),
+            ddr_mem_bw=_per_ms(hardware.host_bandwidth_gb_s),
+            hbm_to_ddr_mem_bw=_per_ms(hardware.host_to_device_gb_s),
+        ),
+        kernel_config=KernelConfig(
+            compute_device=hardware.device,
+            # Without it TorchRec plans with a V100's bandwidths, and does not say so.
+            use_hardware_based_bandwidth=True,
+            generalized_comms_bandwidths=CollectiveBandwidths(
+                intra_node=hardware.intra_node_gb_s * GB / _MS_PER_S,
+                inter_node=hardware.inter_node_gb_s * GB / _MS_PER_S,
+            ),
+        ),
+    )
+
+
+def _per_ms(gb_s: float | None) -> float | None:
+    return None if gb_s is None else gb_s * GB / _MS_PER_S
 
 
 class CollectiveBandwidths(GeneralizedCommsBandwidth):
