@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from tqdm import tqdm
 
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import EvaluationBatches, load
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
+from cdp_torchrec.progress import progress
 
 STRATA = {
     "history_length": ("0", "1-5", "6-20", "21+"),
@@ -37,7 +37,7 @@ class EvaluationSettings:
     predictions: Path | None = None
     """File for every prediction."""
     description: str = "evaluate"
-    """Label of the progress bar."""
+    """Name of the work in its progress."""
 
 
 def evaluate(
@@ -71,13 +71,8 @@ def evaluate(
     )
     writer = PredictionWriter(settings.predictions) if settings.predictions else None
     with torch.no_grad():
-        for _ in tqdm(
-            range(len(batches)),
-            desc=settings.description,
-            unit="batch",
-            disable=None if is_rank_zero() else True,  # None: only in a terminal, not in a log
-            leave=False,
-            delay=2,
+        for _ in progress(
+            range(len(batches)), settings.description, unit="batches", active=is_rank_zero()
         ):
             output = pipeline.progress(source)
             batch = pending.pop(0)

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
 from cdp_torchrec.data.schema import Schema, load_schema
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
+from cdp_torchrec.progress import progress
 
 _CHUNK = 65536
 _TRUTH = "click_probability"
@@ -87,7 +87,7 @@ def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, M
     order = ImpressionOrder(RequestFiles(dataset, schema, "test", extra_columns=extra), seed=None)
     metrics = {name: ImpressionMetrics(strata=STRATA) for name in names}
     starts = range(0, order.num_impressions, _CHUNK)[dist.get_rank() :: dist.get_world_size()]
-    for start in tqdm(starts, desc="test", unit="chunk", disable=not is_rank_zero(), leave=False):
+    for start in progress(starts, "untrained scorers", unit="chunks", active=is_rank_zero()):
         impressions = order.take(0, start, min(start + _CHUNK, order.num_impressions))
         request = {
             name: torch.from_numpy(column[impressions.request_index].astype(np.int64))

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.schema import Feature, Schema
 from cdp_torchrec.metrics import ImpressionMetrics
+from cdp_torchrec.progress import progress
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.encode import USER_ENTITY, USER_FEATURE
 from cdp_torchrec.serving.predictor import Predictor
@@ -106,10 +106,7 @@ def compare(predictor: Predictor, requests: list[Request], predictions: Path) ->
         predictions: what the trainer's path wrote for their impressions.
     """
     trainer = pq.read_table(predictions)
-    scores = [
-        predictor.score(request)
-        for request in tqdm(requests, "parity", unit="request", disable=None, leave=False, delay=2)
-    ]
+    scores = [predictor.score(request) for request in progress(requests, "parity", unit="requests")]
     artifact = np.concatenate(scores)
     expected = trainer["probability"].to_numpy()
     if len(artifact) != len(expected):
