@@ -77,14 +77,14 @@ def main(arguments: list[str]) -> None:
 
 def show_help(arguments: list[str]) -> None:
     """What the benchmarks do, and the settings of one."""
-    from cdp_torchrec.benchmark.histories.cell import HistoryBenchmarkConfig
+    from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
 
     if "plans" in arguments:
         from cdp_torchrec.planning.measured.config import PlansConfig
 
         print(f"{__doc__}\n{describe(PlansConfig)}")
     elif "endpoint" in arguments:
-        from cdp_torchrec.benchmark.endpoint.load import EndpointBenchmarkConfig
+        from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
 
         print(f"{__doc__}\n{describe(EndpointBenchmarkConfig)}")
     else:
@@ -94,7 +94,8 @@ def show_help(arguments: list[str]) -> None:
 def benchmark_training(settings: list[str]) -> None:
     """Training speed of the sharded model."""
     from cdp_torchrec.benchmark.training import rounds as training
-    from cdp_torchrec.experiment import ExperimentConfig, build_experiment, prepare_synthetic
+    from cdp_torchrec.experiment import build_experiment, prepare_synthetic
+    from cdp_torchrec.experiment_config import ExperimentConfig
 
     if not any(setting.endswith(".toml") for setting in settings):
         settings = [SYNTHETIC, *settings]
@@ -149,7 +150,8 @@ def benchmark_plans(settings: list[str]) -> None:
 
 def benchmark_endpoint(artifact: Path, settings: list[str]) -> None:
     """A server under load."""
-    from cdp_torchrec.benchmark.endpoint.load import EndpointBenchmarkConfig, measure_endpoint
+    from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
+    from cdp_torchrec.benchmark.endpoint.load import measure_endpoint
 
     load = measure_endpoint(artifact, load_config(EndpointBenchmarkConfig, settings))
     print(load.as_markdown())
@@ -158,9 +160,9 @@ def benchmark_endpoint(artifact: Path, settings: list[str]) -> None:
 
 def benchmark_histories(settings: list[str]) -> None:
     """Cost of every interest module against the length of the history."""
-    from cdp_torchrec.benchmark.histories.cell import HistoryBenchmarkConfig
+    from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
     from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
-    from cdp_torchrec.experiment import ExperimentConfig
+    from cdp_torchrec.experiment_config import ExperimentConfig
     from cdp_torchrec.interest import NoneConfig, PooledConfig
 
     settings, output = split_output(settings)

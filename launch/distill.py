@@ -18,7 +18,8 @@ from cdp_torchrec.distributed.process_group import init_process_group, is_rank_z
 
 def main(arguments: list[str]) -> None:
     """Distill one run."""
-    from cdp_torchrec.distill import DistillConfig, distill_run
+    from cdp_torchrec.distill import distill_run
+    from cdp_torchrec.distill_config import DistillConfig
 
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\n{describe(DistillConfig)}")

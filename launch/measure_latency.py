@@ -20,9 +20,9 @@ from cdp_torchrec.distributed.process_group import init_process_group, run_main
 
 def main(arguments: list[str]) -> None:
     """Measure one run."""
+    from cdp_torchrec.benchmark.latency.config import LatencyConfig
     from cdp_torchrec.benchmark.latency.frontier import measure_run
     from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
-    from cdp_torchrec.benchmark.latency.rounds import LatencyConfig
 
     parser = argparse.ArgumentParser(
         prog="measure_latency.py",

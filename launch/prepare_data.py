@@ -51,7 +51,7 @@ def prepare_ebnerd(options: argparse.Namespace) -> None:
 def prepare_synthetic(options: argparse.Namespace) -> None:
     from cdp_torchrec.config import load_config
     from cdp_torchrec.data.synthetic import make_synthetic
-    from cdp_torchrec.data.world import SyntheticConfig
+    from cdp_torchrec.data.synthetic_config import SyntheticConfig
 
     make_synthetic(load_config(SyntheticConfig, options.settings), options.output)
     print(f"{options.output} is ready; look at it with: launch/prepare_data.py inspect")

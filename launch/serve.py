@@ -30,8 +30,8 @@ from cdp_torchrec.distributed.process_group import run_main
 
 def main(arguments: list[str]) -> None:
     """Serve what the first argument names."""
+    from cdp_torchrec.serving.server.config import ServerConfig
     from cdp_torchrec.serving.server.run import serve
-    from cdp_torchrec.serving.server.settings import ServerConfig
 
     parser = argparse.ArgumentParser(
         prog="serve.py",

@@ -19,7 +19,7 @@ QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"
 
 def main(arguments: list[str]) -> None:
     """Print the configuration, or what is known of its keys."""
-    from cdp_torchrec.experiment import ExperimentConfig
+    from cdp_torchrec.experiment_config import ExperimentConfig
 
     if {"-h", "--help"} & set(arguments):
         text = f"{__doc__}\n{describe(ExperimentConfig)}"

@@ -19,7 +19,8 @@ QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"
 
 def main(arguments: list[str]) -> None:
     """Run one training."""
-    from cdp_torchrec.experiment import ExperimentConfig, train
+    from cdp_torchrec.experiment import train
+    from cdp_torchrec.experiment_config import ExperimentConfig
 
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\n{describe(ExperimentConfig)}")

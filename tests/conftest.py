@@ -16,7 +16,7 @@ quiet_libraries()
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 2,000 training requests of 8 candidates, of 300 users; do not write into it."""
     from cdp_torchrec.data.synthetic import make_synthetic
-    from cdp_torchrec.data.world import SyntheticConfig
+    from cdp_torchrec.data.synthetic_config import SyntheticConfig
 
     dataset = tmp_path_factory.mktemp("data") / "tiny"
     config = SyntheticConfig(

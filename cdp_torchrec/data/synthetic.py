@@ -24,7 +24,8 @@ from cdp_torchrec.data.simulation import (
     Requests,
     simulate,
 )
-from cdp_torchrec.data.world import Ints, SyntheticConfig, World, build_world
+from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.world import Ints, World, build_world
 from cdp_torchrec.metrics import auc, grouped_auc
 from cdp_torchrec.progress import progress
 

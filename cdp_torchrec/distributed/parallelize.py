@@ -16,9 +16,9 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.config import OptimizerConfig, SparseOptimizerConfig
 from cdp_torchrec.distributed.initial_rows import initial_rows
 from cdp_torchrec.distributed.managed_collision import reset_evicted_rows
-from cdp_torchrec.distributed.optimizer_config import OptimizerConfig, SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse_optimizer
 from cdp_torchrec.distributed.pipeline import check_prefetch
 from cdp_torchrec.distributed.plans.config import ShardingConfig

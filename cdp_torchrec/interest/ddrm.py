@@ -13,19 +13,15 @@ backbone; here all is trained together, so what a noised vector is compared with
 # B impressions, D embedding dim, T diffusion steps
 
 import logging
-from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
 from cdp_torchrec.diffusion.reverse import ReverseProcess
-from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
-from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig, layer_norm
+from cdp_torchrec.interest.config.generative import DdrmConfig
+from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.keyed_random import (
     START_NOISE,
     TRAINING_NOISE,
@@ -38,51 +34,6 @@ logger = logging.getLogger(__name__)
 
 # User and item share an impression's timestep, not its noise.
 _ITEM_STREAMS = 1 + max(START_NOISE, TRAINING_NOISE, TRAINING_TIMESTEP)
-
-
-class DdrmConfig(InterestVectorConfig):
-    """Settings of DDRM; defaults are those of its script for Yelp, but for the network's size."""
-
-    kind: Literal["ddrm"]
-    """Selects the module."""
-    reading: Literal["symmetric", "ideal_item"] = "symmetric"
-    """What is denoised. "symmetric": user and target item; the tower also receives the denoised
-    item, [D]. "ideal_item": the mean history into an ideal item; the tower also receives its inner
-    product with the target item (DDRM's score) and their cosine, [2]."""
-    history_filter: Literal["none", "category"] = "none"
-    """Which behaviours are averaged. DDRM: all, "none". "category": those in the target item's."""
-    latent_norm: Literal["none", "layernorm"] = "none"
-    """Scale of the vectors that are denoised. DDRM: "none", of a pre-trained backbone. Embeddings
-    that start small would vanish in the noise: "layernorm" gives them unit variance."""
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
-        num_train_timesteps=30,
-        beta_schedule="linear_var",
-        beta_start=1e-4,
-        beta_end=1e-2,
-        noise_scale=1e-4,
-        first_beta=1e-5,
-    )
-    """Forward process. Serving takes all its T steps; DDRM takes 1.25 T, where its code uses the
-    last step's coefficients for those beyond T."""
-    denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig(activation="relu")
-    """Network of each denoiser; user and item have weights of their own."""
-    start: Literal["clean", "noised"] = "noised"
-    """State where the chain starts. DDRM: after T steps of noise, here fixed per impression.
-    "clean": the vector itself."""
-    train_path: Literal["one_step", "chain"] = "one_step"
-    """What the click loss trains. "one_step": the prediction from one random timestep, as DDRM
-    does; serving still runs the chain. "chain": the chain of serving, with a call of its own for
-    the denoising loss."""
-    denoise_loss_weight: NonNegativeFloat = 0.1
-    """Weight of the squared error in the denoised vectors, a mean over dimensions. DDRM mixes
-    (1 - alpha) of its ranking loss with alpha of this; alpha = 0.1, or 0.3 on Yelp."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """All behaviours, or those in the target item's category, for their mean."""
-        if self.history_filter == "category":
-            return HistoryLookup(pool_segments=())
-        return HistoryLookup(recent=True)
 
 
 class DdrmInterest(InterestModule):

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.file import read_plan
 from cdp_torchrec.distributed.plans.hardware import GB, load_hardware
 from cdp_torchrec.distributed.plans.planner import find_tables

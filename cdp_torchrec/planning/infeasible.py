@@ -8,7 +8,7 @@ import numpy as np
 from torchrec.distributed.planner.types import PartitionByType, ShardingOption
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig, TableShardingConfig
 from cdp_torchrec.distributed.plans.constraints import table_constraints
 from cdp_torchrec.distributed.plans.hardware import GB

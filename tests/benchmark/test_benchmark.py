@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from cdp_torchrec.benchmark.histories import table as history_table
-from cdp_torchrec.benchmark.histories.cell import (
-    Cell,
-    Cost,
-    HistoryBenchmarkConfig,
-    cap,
-    make_inputs,
-    measure,
-    uncapped,
-)
+from cdp_torchrec.benchmark.histories.cell import Cell, Cost, cap, make_inputs, measure, uncapped
+from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
 from cdp_torchrec.benchmark.histories.isolated import (
     Limits,
     PassedLimit,
@@ -35,7 +28,7 @@ from cdp_torchrec.interest import (
     InterestDims,
     PooledConfig,
 )
-from cdp_torchrec.model.ranking import InteractionConfig
+from cdp_torchrec.model.config import InteractionConfig
 from launch import benchmark
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed

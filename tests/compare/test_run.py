@@ -17,7 +17,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import open_data, train
 from cdp_torchrec.model.ranking import RankingModel
-from cdp_torchrec.run.directory import RunConfig
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.monitor import Monitor
 from launch import compare
 from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file

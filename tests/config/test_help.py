@@ -139,7 +139,7 @@ CDP = str(ROOT / "configs/interest/cdp.toml")
 
 
 def test_every_key_of_an_experiment_is_documented() -> None:
-    from cdp_torchrec.experiment import ExperimentConfig
+    from cdp_torchrec.experiment_config import ExperimentConfig
 
     assert undocumented(ExperimentConfig) == []
 
@@ -154,7 +154,7 @@ LAYERS = sorted(
 
 @pytest.mark.parametrize("path", LAYERS, ids=lambda p: p.stem)
 def test_every_layer_of_the_repository_fits(path: Path) -> None:
-    from cdp_torchrec.experiment import ExperimentConfig
+    from cdp_torchrec.experiment_config import ExperimentConfig
 
     below = [layer for layer in (TRIVAGO, CDP) if layer != str(path)]
     config = load_config(ExperimentConfig, [*below, str(path)])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig, PredictionType
+from cdp_torchrec.diffusion.config import NoiseScheduleConfig, PredictionType
+from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.keyed_random import START_NOISE, keyed_normal
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)

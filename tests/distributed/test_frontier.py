@@ -11,7 +11,8 @@ from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
-from cdp_torchrec.experiment import ExperimentConfig, evaluate_run, train
+from cdp_torchrec.experiment import evaluate_run, train
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checkpoint import find_checkpoint
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdp_torchrec.interest.base import GatedPool, InterestInput
-from cdp_torchrec.interest.ddrm import DdrmConfig, DdrmInterest
+from cdp_torchrec.interest.config.generative import DdrmConfig
+from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.keyed_random import (
     START_NOISE,
     TRAINING_NOISE,

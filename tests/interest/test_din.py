@@ -12,13 +12,8 @@ from torch.nn import functional
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import din
 from cdp_torchrec.interest.base import InterestDims, InterestInput
-from cdp_torchrec.interest.din import (
-    ActivationUnit,
-    ActivationUnitConfig,
-    DinAttention,
-    DinConfig,
-    DinInterest,
-)
+from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
+from cdp_torchrec.interest.din import ActivationUnit, DinAttention, DinInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from tests.paths import GOLDEN
 

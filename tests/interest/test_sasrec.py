@@ -11,8 +11,9 @@ from torch import Tensor
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
+from cdp_torchrec.interest.config.sequential import SasrecConfig
 from cdp_torchrec.interest.recent_sequence import last_state, next_behaviours, recency
-from cdp_torchrec.interest.sasrec import SasrecConfig, SasrecInterest
+from cdp_torchrec.interest.sasrec import SasrecInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from tests.paths import GOLDEN
 

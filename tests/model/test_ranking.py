@@ -15,7 +15,7 @@ from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import load_schema
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.ranking import OverArch, RankingArch
 from cdp_torchrec.model.train_task import TrainLoss
 from tests.paths import CONFIGS, GOLDEN

@@ -12,14 +12,15 @@ import torch.distributed as dist
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.experiment import ExperimentConfig, train_experiment
+from cdp_torchrec.experiment import train_experiment
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving import compile
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.golden import stored_behaviours
 from cdp_torchrec.serving.parts import open_vocabularies
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
-from cdp_torchrec.serving.settings import ExportedConfig
 from tests.paths import CONFIGS
 
 CPU = torch.device("cpu")

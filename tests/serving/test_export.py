@@ -10,13 +10,13 @@ import pytest
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.interest.cdp import CdpConfig
+from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours
-from cdp_torchrec.serving.settings import ExportedConfig
 from tests.serving.conftest import CPU, export_untuned, one_rank, short_run
 
 # The first test trains and compiles.

@@ -11,15 +11,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
 from cdp_torchrec.benchmark.histories.isolated import peak_memory_mib, reset_peak_memory
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import (
@@ -41,27 +39,6 @@ _LONGEST_AGE_S = 1e7
 _EMBEDDING_STD = 0.05
 _POOLED_REPEATS = 5
 _WARM_UP_LENGTH = 8
-
-
-class HistoryBenchmarkConfig(Config):
-    """Settings of `benchmark.py history`."""
-
-    rows: tuple[str, ...] | None = None
-    """Names of files in configs/interest; without it, all that have something to measure."""
-    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 200, 1000, 2000, 10000)
-    """History lengths: the longest in the batch, the others are between half of it and all."""
-    batch_size: PositiveInt = 1024
-    """Impressions."""
-    num_requests: PositiveInt = 45
-    """Requests that the impressions belong to; those of a request share its history."""
-    embedding_dim: PositiveInt = 16
-    """Width D of every embedding."""
-    max_rounds: PositiveInt = 5
-    """Rounds to take medians of; fewer where they would take more than half of the time limit."""
-    time_limit_s: PositiveFloat = 120.0
-    """Wall-clock time for one row at one length, with the start of its process."""
-    memory_limit_gib: PositiveFloat = 8.0
-    """Memory of one row at one length."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cdp_torchrec.benchmark.histories.cell import (
-    Cell,
-    Cost,
-    HistoryBenchmarkConfig,
-    cap,
-    measure,
-    uncapped,
-)
+from cdp_torchrec.benchmark.histories.cell import Cell, Cost, cap, measure, uncapped
+from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
 from cdp_torchrec.benchmark.histories.isolated import Limits, PassedLimit, run_isolated
 from cdp_torchrec.interest import InterestConfig, PooledConfig
 from cdp_torchrec.text_table import markdown_table

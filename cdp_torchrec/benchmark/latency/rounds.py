@@ -9,65 +9,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
+from cdp_torchrec.benchmark.latency.config import Form, LatencyConfig
 from cdp_torchrec.benchmark.latency.requests import LatencyRequests
-from cdp_torchrec.config import Config
-from cdp_torchrec.diffusion.sampler import SamplerType
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConfig
-from cdp_torchrec.interest.pooling import GatedHistoryConfig
+from cdp_torchrec.interest.config.gated import GatedHistoryConfig
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.ranker import Ranker, RankerProgram, export_ranker
 
 BASE = "none"
 """The model that added milliseconds are counted from: the same tower without interest."""
 
-Form = Literal["eager", "compiled", "exported"]
+
 _WARM_UP = 3
 
 Scorer = Callable[[Mapping[str, Tensor]], Tensor]
-
-
-class LatencyConfig(Config):
-    """What is measured."""
-
-    candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16, 100, 500)
-    """Candidates of the request. The frontier is at the number closest to 100."""
-    num_inference_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
-        1,
-        2,
-        4,
-        8,
-        20,
-        100,
-    )
-    """Denoiser calls K of CDP."""
-    samplers: Annotated[tuple[SamplerType, ...], Field(min_length=1)] = ("ddim", "dpmpp_2m")
-    """Samplers of the frontier. Their latency is that of the first one: a call of the denoiser is
-    the same in each."""
-    forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("eager", "exported")
-    """"eager": PyTorch as it is. "compiled": torch.compile, on a GPU with CUDA graphs.
-    "exported": the program of an artifact (AOTInductor). Compiling takes about a minute for each
-    model, and longer for many steps."""
-    num_requests: PositiveInt = 20
-    """Requests of the test split that take turns, their candidate lists cut or repeated."""
-    num_rounds: PositiveInt = 200
-    """Timed calls of each model at each number of candidates."""
-    student: Path | None = None
-    """Run of launch/distill.py; without it RUN-student, if it is there."""
-    clock: Literal["wall", "thread"] = "wall"
-    """"wall": what a client waits. "thread": processor time of the calling thread, for one CPU
-    thread on a machine that others use, too."""
-    quality: bool = True
-    """Also score the test split at each setting."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.managed_collision import managed_collision_conflicts
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.constraints import (
     COLUMN_TYPES,
     FOR_SEQUENCES,

@@ -8,8 +8,8 @@ from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import CacheParams
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.managed_collision import managed_collision_conflicts
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import (
     KernelName,
     ShardingConfig,

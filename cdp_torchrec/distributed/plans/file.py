@@ -23,7 +23,7 @@ from torchrec.distributed.types import (
 )
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import needs_dense_gradients
 from cdp_torchrec.distributed.plans.checks import find_mismatches, find_mistakes
 from cdp_torchrec.distributed.plans.format import (

@@ -13,7 +13,7 @@ from torchrec.distributed.planner.types import PlannerError, ShardingOption
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import needs_dense_gradients
 from cdp_torchrec.distributed.pipeline import check_prefetch
 from cdp_torchrec.distributed.plans.config import ShardingConfig

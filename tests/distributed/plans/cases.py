@@ -20,9 +20,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import Share
-from cdp_torchrec.distributed.optimizer_config import OptimizerConfig
+from cdp_torchrec.distributed.config import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import initialize_table
-from cdp_torchrec.experiment import Experiment, ExperimentConfig, build_experiment, open_data
+from cdp_torchrec.experiment import Experiment, build_experiment, open_data
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.run.checkpoint import Checkpointer, Progress

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.constraints import _say_what_stands_in, table_constraints
 from cdp_torchrec.distributed.plans.planner import EmbeddingTable
