@@ -120,7 +120,7 @@ def train_experiment(
 
 def evaluate_run(
     path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> MetricReport:
+) -> Trained:
     """Measure a checkpoint, or the best one of a run, on the test split; collective.
 
     Args:
@@ -140,11 +140,12 @@ def evaluate_run(
         sharding = config.sharding.model_copy(update={"plan": None})
         config = config.model_copy(update={"sharding": sharding})
     experiment = build_experiment(config, device)
-    make_checkpointer(experiment, run_dir).load(
+    progress = make_checkpointer(experiment, run_dir).load(
         checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
     )
     file = experiment.prediction_file(run_dir / "predictions.parquet")
-    return evaluate_test(experiment, run_dir, predictions=file if write_predictions else None)
+    report = evaluate_test(experiment, run_dir, predictions=file if write_predictions else None)
+    return Trained(experiment, run_dir, progress, report)
 
 
 def evaluate_test(

@@ -19,16 +19,18 @@ QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"
 
 def main(arguments: list[str]) -> None:
     """Run one training."""
-    from cdp_torchrec.experiment import train
+    from cdp_torchrec.experiment import train_experiment
     from cdp_torchrec.experiment_config import ExperimentConfig
+    from cdp_torchrec.outcome import describe_outcome
 
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\n{describe(ExperimentConfig)}")
         return
     config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
-    report = train(config, init_process_group())
+    trained = train_experiment(config, init_process_group())
+    outcome = describe_outcome(trained)
     if is_rank_zero():
-        print(report.table())
+        print(trained.report.table(), outcome, sep="\n\n")
 
 
 if __name__ == "__main__":

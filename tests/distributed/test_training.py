@@ -113,7 +113,7 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     )
     with mock.patch.dict(os.environ, TORCHELASTIC_RESTART_COUNT="1"):
         found["restarted"] = train(config(dataset, run), CPU).auc
-    found["evaluated"] = evaluate_run(run, [], CPU, write_predictions=True).auc
+    found["evaluated"] = evaluate_run(run, [], CPU, write_predictions=True).report.auc
     mistakes = {
         "occupied": config(dataset, run),
         "nothing": config(dataset, folder / "empty", "run.resume=true"),
