@@ -3,9 +3,11 @@
     torchx run dist.ddp -j 1x4 launch/evaluate.py RUN_OR_CHECKPOINT [--predictions] [key=value ...]
     cdp_torchrec evaluate DATASET
 
-A run is measured at its best checkpoint. Prints one table and writes evaluation.json into the run
-(beside a checkpoint's run); --predictions also writes predictions.parquet. For a dataset directory
-the scorers position, last_touched, popularity and, for synthetic data, bayes are measured.
+A run is measured at its best checkpoint, beside the untrained scorers of its dataset, and what is
+wrong with it is said in words. evaluation.json is written into the run (beside a checkpoint's run);
+--predictions also writes predictions.parquet: request_id, user_id and item_id as the log has them,
+label and probability. For a dataset directory the scorers position, last_touched, popularity and,
+for synthetic data, bayes are measured.
 """
 
 import argparse
@@ -29,16 +31,17 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
 
     from cdp_torchrec.experiment import evaluate_run
+    from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
 
     device = init_process_group()
     if (options.path / "schema.toml").is_file():
         table = evaluate_references(options.path)
     else:
-        report = evaluate_run(
+        trained = evaluate_run(
             options.path, options.overrides, device, write_predictions=options.predictions
         )
-        table = report.table()
+        table = f"{trained.report.table()}\n\n{describe_outcome(trained)}"
     if is_rank_zero():
         print(table)
 

@@ -22,11 +22,13 @@ def main(arguments: list[str]) -> None:
         return
     config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
 
-    from cdp_torchrec.experiment import train
+    from cdp_torchrec.experiment import train_experiment
+    from cdp_torchrec.outcome import describe_outcome
 
-    report = train(config, init_process_group())
+    trained = train_experiment(config, init_process_group())
+    outcome = describe_outcome(trained)
     if is_rank_zero():
-        print(report.table())
+        print(trained.report.table(), outcome, sep="\n\n")
 
 
 if __name__ == "__main__":
