@@ -18,6 +18,7 @@ from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
+from cdp_torchrec.predictions import PredictionFile
 from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
@@ -43,6 +44,10 @@ class Experiment:
         task = self.parallelized.model.module
         assert isinstance(task, TrainTask)
         return task.model
+
+    def prediction_file(self, path: Path) -> PredictionFile:
+        """A file for predictions about this dataset."""
+        return PredictionFile(path, self.config.data.dir, self.data.schema)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def evaluate_test(
     run_dir: Path,
     *,
     num_bootstrap: int = 200,
-    predictions: Path | None = None,
+    predictions: PredictionFile | None = None,
 ) -> MetricReport:
     """Metrics of the test split with intervals, written to `<run_dir>/evaluation.json`."""
     report = evaluate(
@@ -155,8 +160,10 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     total_steps = trainer.max_epochs * data.steps_per_epoch
     total_steps = min(total_steps, trainer.max_steps or total_steps)
     torch.manual_seed(config.seed)
+    model = RankingModel(data.layout, config.model)
+    model.ranking_arch.over_arch.start_at(data.schema.splits["train"].click_rate)
     parallelized = parallelize(
-        TrainTask(RankingModel(data.layout, config.model)),
+        TrainTask(model),
         sharding=config.sharding,
         optimizer=config.optimizer,
         device=device,

@@ -14,12 +14,12 @@ from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment import (
     Experiment,
+    Trained,
     build_experiment,
     evaluate_test,
     make_checkpointer,
 )
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, CheckpointRecord, read_record
 from cdp_torchrec.run.saved import CONFIG, find_checkpoint
@@ -100,7 +100,7 @@ def load_checkpoint(experiment: Experiment, checkpoint: Path) -> None:
 
 def evaluate_run(
     path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> MetricReport:
+) -> Trained:
     """Measure a checkpoint, or the best one of a run, on the test split; collective.
 
     Args:
@@ -113,5 +113,9 @@ def evaluate_run(
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
     """
     run = open_run(path, overrides, ExperimentConfig)
-    predictions = run.directory / "predictions.parquet" if write_predictions else None
-    return evaluate_test(run.load(device), run.directory, predictions=predictions)
+    experiment = run.load(device)
+    file = experiment.prediction_file(run.directory / "predictions.parquet")
+    report = evaluate_test(
+        experiment, run.directory, predictions=file if write_predictions else None
+    )
+    return Trained(experiment, run.directory, run.record.progress, report)

@@ -179,7 +179,9 @@ def _score_by_trainer(
         experiment.parallelized.model,
         experiment.parallelized.optimizer,
         experiment.data.test.first(run.config.export.parity_impressions),
-        EvaluationSettings(device, predictions=predictions, description="trainer"),
+        EvaluationSettings(
+            device, predictions=experiment.prediction_file(predictions), description="trainer"
+        ),
     )
 
 
