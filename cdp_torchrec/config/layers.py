@@ -70,6 +70,16 @@ class Layers:
             del self.sources[key]
 
 
+def is_layer(argument: str) -> bool:
+    """Whether an argument names a layer."""
+    return argument.endswith(".toml") and not is_override(argument)
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument sets a key."""
+    return _OVERRIDE.fullmatch(argument) is not None
+
+
 def read_layers(
     arguments: Sequence[str],
     tree: KeyNode,
@@ -104,7 +114,7 @@ def read_layers(
                 overrides[tuple(key.split("."))] = _parse_value(text)
             except ValueError as error:
                 problems.append(f"{key} = {text}: {error} [{COMMAND_LINE}]")
-        elif not argument.endswith(".toml"):
+        elif not is_layer(argument):
             problems.append(
                 f"'{argument}' is neither a layer (a path ending in .toml) nor an override "
                 "(section.key=value, without leading dashes)"
