@@ -74,7 +74,7 @@ def _named(arguments: Sequence[str]) -> list[str]:
 
 def _section(name: str, tree: KeyNode, values: Mapping[str, Any]) -> str:
     """Help on a dotted section or key; a kind of a table counts as a part of the name."""
-    node, prefix, key = tree, "", ""
+    node, parent, prefix, key = tree, values, "", ""
     for part in name.split("."):
         if part in node.kinds:
             values = values if values.get(node.tag) == part else {}
