@@ -30,7 +30,7 @@ from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
-from cdp_torchrec.stored_run import open_run
+from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.whole_file import write_json
 
 _LOG_EVERY_STEPS = 10
@@ -68,22 +68,20 @@ class Distilled:
         return "\n".join([f"student: {self.run_dir}", *lines])
 
 
-def distill_run(path: Path, overrides: Sequence[str], device: torch.device) -> Distilled:
+def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -> Distilled:
     """Train the student of a run; collective.
 
     Writes a run directory: config, checkpoint, metrics.jsonl, evaluation.json as a training does,
     and distillation.json.
 
     Args:
-        path: run directory or checkpoint of the teacher.
-        overrides: key=value over the run's configuration, and distill.key=value.
+        run: the teacher's run, and its section `distill`.
         device: where this rank computes.
 
     Raises:
         ConfigError: the run has no chain to distill, or the student's directory is in use.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
     """
-    run = open_run(path, overrides, DistillExperimentConfig)
     config = run.config
     interest = _distillable(config.model.interest)
     teacher_steps = config.distill.teacher_steps or interest.num_inference_steps
@@ -117,7 +115,9 @@ def distill_run(path: Path, overrides: Sequence[str], device: torch.device) -> D
     student_report = evaluate_test(student_experiment, run_dir)
     distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)
     if dist.get_rank() == 0:
-        write_json(run_dir / "distillation.json", _as_json(distilled, path, config.distill))
+        write_json(
+            run_dir / "distillation.json", _as_json(distilled, run.directory, config.distill)
+        )
     return distilled
 
 

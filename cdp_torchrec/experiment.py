@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cdp_torchrec.config import ConfigError, dump_toml
+from cdp_torchrec.config import dump_toml
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset, read_schema
+from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
-from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
@@ -191,28 +191,6 @@ def open_data(config: ExperimentConfig, *, share: Share, global_batch_size: int)
         share=share,
         seed=config.seed,
     )
-
-
-def check_against_data(config: ExperimentConfig, world_size: int) -> None:
-    """Conflicts that only the dataset or the number of ranks reveals.
-
-    Raises:
-        ConfigError: names all of them.
-    """
-    problems = []
-    names = [feature.name for feature in read_schema(config.data).features]
-    for name in config.model.interaction.exclude:
-        if name not in names:
-            problems.append(
-                f"model.interaction.exclude: the dataset has no feature '{name}'; it has {names}"
-            )
-    if config.trainer.global_batch_size % world_size:
-        problems.append(
-            f"trainer.global_batch_size = {config.trainer.global_batch_size}: not a multiple of "
-            f"the {world_size} ranks"
-        )
-    if problems:
-        raise ConfigError.of(problems)
 
 
 def prepare_synthetic(config: DataConfig) -> None:

@@ -4,12 +4,15 @@ from typing import Self
 
 from pydantic import NonNegativeInt, model_validator
 
-from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.config import Config, ConfigConflicts, ConfigError
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.distributed.config import OptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
+from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.run.config import RunConfig, TrainerConfig
+from cdp_torchrec.run.saved import check_run_directory
 
 
 class ExperimentConfig(Config):
@@ -52,3 +55,41 @@ class ExperimentConfig(Config):
         if problems:
             raise ConfigConflicts(problems)
         return self
+
+
+def check_early(config: ExperimentConfig) -> None:
+    """What is wrong with a run, as far as it shows before torch is imported.
+
+    A synthetic dataset that is not there yet will be made.
+
+    Raises:
+        ConfigError: the configuration does not fit the dataset, the number of ranks or run.dir.
+        DatasetError: there is no readable dataset.
+        CheckpointError: there is nothing to resume.
+    """
+    if config.data.synthetic is None or config.data.dir.exists():
+        check_against_data(config, world_size())
+    if config.run.dir is not None:
+        check_run_directory(config.run.dir, resume=config.run.resume)
+
+
+def check_against_data(config: ExperimentConfig, world_size: int) -> None:
+    """Conflicts that only the dataset or the number of ranks reveals.
+
+    Raises:
+        ConfigError: names all of them.
+    """
+    problems = []
+    names = [feature.name for feature in read_schema(config.data).features]
+    for name in config.model.interaction.exclude:
+        if name not in names:
+            problems.append(
+                f"model.interaction.exclude: the dataset has no feature '{name}'; it has {names}"
+            )
+    if config.trainer.global_batch_size % world_size:
+        problems.append(
+            f"trainer.global_batch_size = {config.trainer.global_batch_size}: not a multiple of "
+            f"the {world_size} ranks"
+        )
+    if problems:
+        raise ConfigError.of(problems)

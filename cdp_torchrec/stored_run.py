@@ -1,28 +1,24 @@
 """A run found again: its checkpoint, its own configuration, and its trained model.
 
-Whatever evaluates, exports, distills or measures a run begins here.
+Whatever evaluates, exports, distills or measures a run begins here. A run is opened before torch is
+imported, so that what is wrong with its name or an override shows at once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.environment import release
-from cdp_torchrec.experiment import (
-    Experiment,
-    Trained,
-    build_experiment,
-    evaluate_test,
-    make_checkpointer,
-)
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, CheckpointRecord, read_record
 from cdp_torchrec.run.saved import CONFIG, find_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from cdp_torchrec.experiment import Experiment, Trained
 
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
 
@@ -38,7 +34,7 @@ class StoredRun(Generic[ConfigT]):
     config: ConfigT
     """The run's own, with overrides, without the plan that it was trained with."""
 
-    def load(self, device: torch.device, config: ExperimentConfig | None = None) -> Experiment:
+    def load(self, device: "torch.device", config: ExperimentConfig | None = None) -> "Experiment":
         """Build the experiment and load the checkpoint; collective.
 
         Args:
@@ -50,6 +46,8 @@ class StoredRun(Generic[ConfigT]):
             DatasetError: the dataset is missing, incomplete or damaged.
             CheckpointError: the checkpoint does not fit the dataset or the model.
         """
+        from cdp_torchrec.experiment import build_experiment
+
         experiment = build_experiment(config or self.config, device)
         load_checkpoint(experiment, self.checkpoint)
         return experiment
@@ -87,32 +85,34 @@ def open_run(
     return StoredRun(checkpoint, checkpoint.parent.parent, record, config)
 
 
-def load_checkpoint(experiment: Experiment, checkpoint: Path) -> None:
+def load_checkpoint(experiment: "Experiment", checkpoint: Path) -> None:
     """Load a checkpoint into an experiment; collective.
 
     Raises:
         CheckpointError: it belongs to another model or dataset.
     """
+    from cdp_torchrec.experiment import make_checkpointer
+
     parallelized = experiment.parallelized
-    checkpointer: Checkpointer = make_checkpointer(experiment, checkpoint.parent.parent)
+    checkpointer = make_checkpointer(experiment, checkpoint.parent.parent)
     checkpointer.load(checkpoint, parallelized.model, parallelized.optimizer)
 
 
 def evaluate_run(
-    path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> Trained:
-    """Measure a checkpoint, or the best one of a run, on the test split; collective.
+    run: StoredRun[ExperimentConfig], device: "torch.device", *, write_predictions: bool
+) -> "Trained":
+    """Measure the checkpoint of a run on the test split; collective.
 
     Args:
-        path: run directory or checkpoint.
-        overrides: key=value over the run's configuration, such as another data.dir.
+        run: the run.
         device: where this rank computes.
         write_predictions: also write predictions.parquet beside evaluation.json.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it does not fit the dataset.
+        CheckpointError: the checkpoint does not fit the dataset.
     """
-    run = open_run(path, overrides, ExperimentConfig)
+    from cdp_torchrec.experiment import Trained, evaluate_test
+
     experiment = run.load(device)
     file = experiment.prediction_file(run.directory / "predictions.parquet")
     report = evaluate_test(

@@ -5,8 +5,8 @@
     torchx run dist.ddp -j 1x2 launch/distill.py RUN
 
 The student is a run directory of its own (RUN-student), CDP with one denoiser call, which
-evaluate.py and export.py take like any other. Everything but the denoiser is the teacher's.
-key=value changes the run's configuration; the keys of the distillation:
+`evaluate` and `export` take like any other. Everything but the denoiser is the teacher's.
+key=value changes the run's configuration, distill.key=value the distillation.
 """
 
 from pathlib import Path
@@ -15,6 +15,8 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
+from cdp_torchrec.experiment_config import check_early
+from cdp_torchrec.stored_run import open_run
 
 
 def main(arguments: list[str]) -> None:
@@ -25,9 +27,12 @@ def main(arguments: list[str]) -> None:
     if not arguments or "=" in arguments[0]:
         raise ConfigError("expected: cdp_torchrec distill RUN [key=value ...], RUN a run directory")
 
+    run = open_run(Path(arguments[0]), arguments[1:], DistillExperimentConfig)
+    check_early(run.config)
+
     from cdp_torchrec.distill import distill_run
 
-    distilled = distill_run(Path(arguments[0]), arguments[1:], init_process_group())
+    distilled = distill_run(run, init_process_group())
     if is_rank_zero():
         print(distilled.table())
 

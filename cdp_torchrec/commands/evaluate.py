@@ -15,7 +15,8 @@ from pathlib import Path
 
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
-from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig, check_early
+from cdp_torchrec.stored_run import evaluate_run, open_run
 
 
 def main(arguments: list[str]) -> None:
@@ -36,17 +37,19 @@ def main(arguments: list[str]) -> None:
         return
     options = parser.parse_intermixed_args(arguments)
 
+    run = None
+    if not (options.path / "schema.toml").is_file():
+        run = open_run(options.path, options.overrides, ExperimentConfig)
+        check_early(run.config)
+
     from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
-    from cdp_torchrec.stored_run import evaluate_run
 
     device = init_process_group()
-    if (options.path / "schema.toml").is_file():
+    if run is None:
         table = evaluate_references(options.path)
     else:
-        trained = evaluate_run(
-            options.path, options.overrides, device, write_predictions=options.predictions
-        )
+        trained = evaluate_run(run, device, write_predictions=options.predictions)
         table = f"{trained.report.table()}\n\n{describe_outcome(trained)}"
     if is_rank_zero():
         print(table)

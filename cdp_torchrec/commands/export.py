@@ -16,7 +16,9 @@ from pathlib import Path
 
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
+from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.serving.config import ExportedConfig
+from cdp_torchrec.stored_run import open_run
 
 
 def main(arguments: list[str]) -> None:
@@ -35,12 +37,13 @@ def main(arguments: list[str]) -> None:
         return
     options = parser.parse_intermixed_args(arguments)
 
+    start = time.monotonic()
+    run = open_run(options.run, options.overrides, ExportedConfig)
+    check_early(run.config)
+
     from cdp_torchrec.serving.export import export_run
 
-    start = time.monotonic()
-    exported = export_run(
-        options.run, options.overrides, init_process_group(), output=options.output
-    )
+    exported = export_run(run, init_process_group(), output=options.output)
     size = sum(path.stat().st_size for path in exported.directory.rglob("*") if path.is_file())
     print(exported.parity.table())
     print(

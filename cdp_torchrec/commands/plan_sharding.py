@@ -14,6 +14,7 @@ from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import run_main
+from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 
 
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> None:
         print(help_text(__doc__, PlanningExperimentConfig, arguments))
         return
     config = load_config(PlanningExperimentConfig, arguments, default_layers=[QUICKSTART])
+    check_early(config)
 
     from cdp_torchrec.planning.explore import explore
     from cdp_torchrec.planning.output import write_exploration

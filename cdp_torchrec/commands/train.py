@@ -12,7 +12,7 @@ from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
-from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig, check_early
 
 
 def main(arguments: list[str]) -> None:
@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> None:
         print(help_text(__doc__, ExperimentConfig, arguments))
         return
     config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
+    check_early(config)
 
     from cdp_torchrec.experiment import train_experiment
     from cdp_torchrec.outcome import describe_outcome

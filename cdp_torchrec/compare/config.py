@@ -1,4 +1,4 @@
-"""What a comparison compares: the file behind `launch/compare.py configs/compare/table1.toml`."""
+"""What a comparison compares: the file behind `cdp_torchrec compare TABLE.toml`."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class CompareConfig(Config):
     """A table: one cell for each dataset, row and seed, at the row's best grid point.
 
     Lists of layers hold paths, relative to the table's file, and key=value as on the command line
-    of launch/train.py.
+    of `cdp_torchrec train`.
     """
 
     run_dir: Path | None = None

@@ -25,7 +25,8 @@ from cdp_torchrec.compare.results import (
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
-from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
+from cdp_torchrec.experiment import prepare_synthetic, train_experiment
+from cdp_torchrec.experiment_config import check_against_data
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import saved_checkpoints

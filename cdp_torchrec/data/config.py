@@ -75,7 +75,7 @@ class DataConfig(Config):
     """The dataset and how it is read."""
 
     dir: Path
-    """Dataset directory, made by launch/prepare_data.py."""
+    """Dataset directory, made by `cdp_torchrec prepare_data`."""
     synthetic: SyntheticConfig | None = None
     """Make this synthetic log at data.dir if nothing is there yet."""
     exclude_features: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
-from cdp_torchrec.data.schema import Schema, load_schema
+from cdp_torchrec.data.schema import Schema, read_schema
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,6 @@ def make_if_missing(config: DataConfig) -> None:
         from cdp_torchrec.data.synthetic import make_synthetic
 
         make_synthetic(config.synthetic, config.dir)
-
-
-def read_schema(config: DataConfig) -> Schema:
-    """The schema without the excluded features.
-
-    Raises:
-        ConfigError: an excluded feature is unknown or needed.
-        DatasetError: there is no readable dataset.
-    """
-    try:
-        return load_schema(config.dir).without(config.exclude_features)
-    except KeyError as error:
-        raise ConfigError.of([f"data.exclude_features: {error.args[0]}"]) from error
 
 
 def open_dataset(

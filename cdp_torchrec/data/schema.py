@@ -14,7 +14,9 @@ from typing import Literal
 import tomli_w
 from pydantic import ValidationError, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, ConfigError
+from cdp_torchrec.config.shipped import find_shipped
+from cdp_torchrec.data.config import DataConfig
 
 SCHEMA_VERSION = 1
 
@@ -172,8 +174,8 @@ def load_schema(dataset: Path) -> Schema:
     path = dataset / "schema.toml"
     if not path.is_file():
         raise DatasetError(
-            f"{dataset} is no dataset directory: {path.name} is missing. Make one with "
-            "launch/prepare_data.py"
+            f"{dataset} is no dataset directory: {path.name} is missing{_counted_from(dataset)}. "
+            "Make one with `cdp_torchrec prepare_data` (its --help says how), or name another one"
         )
     try:
         data = tomllib.loads(path.read_text())
@@ -182,10 +184,32 @@ def load_schema(dataset: Path) -> Schema:
     if data.get("version") != SCHEMA_VERSION:
         raise DatasetError(
             f"{path}: schema version {data.get('version')!r}, this release reads version "
-            f"{SCHEMA_VERSION}. Prepare the dataset again with launch/prepare_data.py"
+            f"{SCHEMA_VERSION}. Prepare the dataset again with "
+            "`cdp_torchrec prepare_data`"
         )
     try:
         # strict=False: TOML has arrays where the model has tuples.
         return Schema.model_validate(data, strict=False)
     except ValidationError as error:
         raise DatasetError(f"{path}: {error}") from error
+
+
+def _counted_from(dataset: Path) -> str:
+    if dataset.is_absolute() or dataset.is_dir():
+        return ""
+    return f" (a relative path counts from the working directory, {Path.cwd()})"
+
+
+def read_schema(config: DataConfig) -> Schema:
+    """The schema without the excluded features.
+
+    A schema alone, as some layers of the package have it for planning, is found by name.
+
+    Raises:
+        ConfigError: an excluded feature is unknown or needed.
+        DatasetError: there is no readable dataset.
+    """
+    try:
+        return load_schema(find_shipped(config.dir)).without(config.exclude_features)
+    except KeyError as error:
+        raise ConfigError.of([f"data.exclude_features: {error.args[0]}"]) from error

@@ -11,7 +11,6 @@ import torch
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.layout import (
     POOL_KEY,
     FeatureLayout,
@@ -22,7 +21,7 @@ from cdp_torchrec.data.layout import (
 )
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.schema import Schema, read_schema
 from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.experiment import open_data

@@ -14,11 +14,16 @@ from cdp_torchrec.config import Config, ConfigError, dump_toml
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.environment import describe_environment
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.records import CheckpointError
-from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, METRICS, saved_checkpoints
+from cdp_torchrec.run.saved import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    RESTARTS,
+    check_run_directory,
+    is_restarted,
+    saved_checkpoints,
+)
 from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
-
-_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def open_run_directory(config: RunConfig) -> Path:
@@ -39,15 +44,8 @@ def _directory(config: RunConfig) -> Path:
     run_dir = config.dir or _unnamed()
     if reason := why_unwritable(run_dir):
         raise ConfigError(f"run.dir = '{run_dir}': {reason}")
-    begun = (run_dir / METRICS).exists()
-    if begun and not (config.resume or _is_restarted()):
-        raise ConfigError(
-            f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
-            "another directory"
-        )
+    check_run_directory(run_dir, resume=config.resume)
     if not saved_checkpoints(run_dir / CHECKPOINTS):
-        if config.resume and not begun:
-            raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
         # An attempt that ended before its first checkpoint left nothing to continue from, so that
         # this one begins again, and so do its numbers.
         (run_dir / METRICS).unlink(missing_ok=True)
@@ -62,12 +60,12 @@ def _unnamed() -> Path:
     if job != "none":
         return parent / job
     mark = secrets.token_hex(3)
-    if _RESTARTS in os.environ:
+    if RESTARTS in os.environ:
         # A job of torchrun without an id: only the launcher itself outlives an attempt.
         launcher = f"{platform.node()} {os.getppid()}"
         mark = hashlib.sha256(launcher.encode()).hexdigest()[:6]
         former = sorted(parent.glob(f"*-{mark}"))
-        if former and _is_restarted():
+        if former and is_restarted():
             return former[-1]
     while True:
         run_dir = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
@@ -79,10 +77,6 @@ def _unnamed() -> Path:
         except OSError:
             pass  # the check of every directory tells why
         return run_dir
-
-
-def _is_restarted() -> bool:
-    return int(os.environ.get(_RESTARTS, "0")) > 0
 
 
 def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:

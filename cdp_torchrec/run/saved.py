@@ -1,7 +1,9 @@
-"""Finding the checkpoints of a run, and saying what a directory without one is instead."""
+"""What a run directory holds: its checkpoints, another run, or something else; needs no torch."""
 
+import os
 from pathlib import Path
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.records import (
     BEST,
     CHECKPOINT,
@@ -13,6 +15,9 @@ from cdp_torchrec.run.records import (
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
+
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Where the launcher says which attempt of an elastic job this is, from 0."""
 
 _FILES = (CHECKPOINT, CONFIG, ".metadata")
 _MOST_NAMES = 8
@@ -44,6 +49,28 @@ def find_checkpoint(path: Path) -> Path:
     if not found:
         raise CheckpointError(f"{path}: {_what_it_is(path)}")
     return _complete(found[-1])
+
+
+def check_run_directory(run_dir: Path, *, resume: bool) -> None:
+    """Whether a training may write there.
+
+    Raises:
+        ConfigError: it holds another run, which this one shall not continue.
+        CheckpointError: there is nothing to continue.
+    """
+    begun = (run_dir / METRICS).exists()
+    if begun and not (resume or is_restarted()):
+        raise ConfigError(
+            f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
+            "another directory"
+        )
+    if resume and not begun and not saved_checkpoints(run_dir / CHECKPOINTS):
+        raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
+
+
+def is_restarted() -> bool:
+    """Whether this is a later attempt of an elastic job."""
+    return int(os.environ.get(RESTARTS, "0")) > 0
 
 
 def _complete(checkpoint: Path) -> Path:

@@ -12,9 +12,8 @@ import torch.distributed as dist
 
 from cdp_torchrec import __version__
 from cdp_torchrec.config import ConfigError, dump_toml
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.schema import Schema, read_schema
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.artifact import (
@@ -42,7 +41,7 @@ from cdp_torchrec.serving.ranker import check_compiler, export_ranker
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.tables import write_tables
 from cdp_torchrec.serving.weights import load_weights
-from cdp_torchrec.stored_run import StoredRun, open_run
+from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable
 
 _EXAMPLE_REQUESTS = 3
@@ -58,13 +57,12 @@ class Exported:
 
 
 def export_run(
-    path: Path, overrides: Sequence[str], device: torch.device, *, output: Path | None = None
+    run: StoredRun[ExportedConfig], device: torch.device, *, output: Path | None = None
 ) -> Exported:
-    """Export a checkpoint, or the best one of a run, and prove that it scores alike.
+    """Export a checkpoint and prove that it scores alike.
 
     Args:
-        path: run directory or checkpoint.
-        overrides: key=value over the run's configuration and the section `export`.
+        run: the run, and its section `export`.
         device: where the artifact will compute.
         output: directory to make; `<run>/export` if not given.
 
@@ -73,7 +71,6 @@ def export_run(
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
         ArtifactError: it cannot be compiled, or scores differently; nothing is left behind.
     """
-    run = open_run(path, overrides, ExportedConfig)
     directory = output or run.directory / "export"
     config = run.config
     _check(config, directory)

@@ -79,7 +79,7 @@ class Predictor:
         """Load an artifact, verify it, and re-score its golden request.
 
         Args:
-            directory: written by launch/export.py.
+            directory: written by `cdp_torchrec export`.
             history_store: dataset directory whose `history/` answers for requests without
                 behaviours; it must have been prepared with the artifact's vocabularies. None: such
                 requests have an empty history.

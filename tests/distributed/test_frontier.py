@@ -14,6 +14,7 @@ from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
+from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run import checkpoint
@@ -21,6 +22,7 @@ from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import ArtifactError
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
@@ -58,8 +60,10 @@ def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     plan = f"sharding.plan={folder / 'planned' / 'plan.json'}"
     train(load_run("cdp", dataset, folder / "run", plan), CPU)
     settings = ["distill.max_steps=4", "distill.teacher_steps=6"]
-    distilled = distill_run(folder / "run", settings, CPU)
-    again = evaluate_run(folder / "run-student", [], CPU, write_predictions=False).report
+    distilled = distill_run(open_run(folder / "run", settings, DistillExperimentConfig), CPU)
+    again = evaluate_run(
+        open_run(folder / "run-student", [], ExperimentConfig), CPU, write_predictions=False
+    ).report
     return {"distilled": distilled, "again": again}
 
 
@@ -77,9 +81,13 @@ def measure_on_one_rank(folder: Path) -> Any:
 def mistake_on_one_rank(dataset: Path, folder: Path) -> list[str]:
     train(load_run("pooled", dataset, folder / "pooled"), CPU)
     said = []
-    for action in (distill_run, measure_run):
+    run = folder / "pooled"
+    for action in (
+        lambda: distill_run(open_run(run, [], DistillExperimentConfig), CPU),
+        lambda: measure_run(run, [], CPU),
+    ):
         try:
-            action(folder / "pooled", [], CPU)
+            action()
         except ConfigError as error:
             said.append(str(error))
     return said
@@ -150,8 +158,12 @@ def use_on_one_rank(folder: Path) -> dict[str, Any]:
     run = folder / "run"
     settings = ["distill.max_steps=1", f"distill.dir={folder / 'one-rank-student'}"]
     return {
-        "evaluated": evaluate_run(run, [], CPU, write_predictions=False).report.gauc,
-        "distilled": distill_run(run, settings, CPU).teacher.gauc,
+        "evaluated": evaluate_run(
+            open_run(run, [], ExperimentConfig), CPU, write_predictions=False
+        ).report.gauc,
+        "distilled": distill_run(
+            open_run(run, settings, DistillExperimentConfig), CPU
+        ).teacher.gauc,
         "exported": error_of(lambda: export_without_compiling(run)),
         "planned": error_of(lambda: evaluate_planned(run, folder / "planned" / "plan.json")),
         "other_keys": error_of(lambda: evaluate_with_other_keys(run)),
@@ -172,17 +184,20 @@ def export_without_compiling(run: Path) -> None:
         raise ArtifactError("arrived at the compiler")
 
     with mock.patch.object(export, "export_ranker", compiler):
-        export.export_run(run, ["export.parity_impressions=500"], CPU)
+        settings = ["export.parity_impressions=500"]
+        export.export_run(open_run(run, settings, ExportedConfig), CPU)
 
 
 def evaluate_planned(run: Path, plan: Path) -> None:
-    evaluate_run(run, [f"sharding.plan={plan}"], CPU, write_predictions=False)
+    evaluate_run(
+        open_run(run, [f"sharding.plan={plan}"], ExperimentConfig), CPU, write_predictions=False
+    )
 
 
 def evaluate_with_other_keys(run: Path) -> None:
     problems = ["not part of this model: model.scores.bias"]
     with mock.patch.object(checkpoint, "_key_problems", lambda *_: problems):
-        evaluate_run(run, [], CPU, write_predictions=False)
+        evaluate_run(open_run(run, [], ExperimentConfig), CPU, write_predictions=False)
 
 
 def of_other_format(run: Path) -> Path:

@@ -26,7 +26,7 @@ from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment import build_experiment, train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.records import CheckpointError
-from cdp_torchrec.stored_run import evaluate_run
+from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 
@@ -114,7 +114,9 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     )
     with mock.patch.dict(os.environ, TORCHELASTIC_RESTART_COUNT="1"):
         found["restarted"] = train(config(dataset, run), CPU).auc
-    found["evaluated"] = evaluate_run(run, [], CPU, write_predictions=True).report.auc
+    found["evaluated"] = evaluate_run(
+        open_run(run, [], ExperimentConfig), CPU, write_predictions=True
+    ).report.auc
     mistakes = {
         "occupied": config(dataset, run),
         "nothing": config(dataset, folder / "empty", "run.resume=true"),

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving import compile
@@ -21,6 +21,7 @@ from cdp_torchrec.serving.golden import stored_behaviours
 from cdp_torchrec.serving.parts import open_vocabularies
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
+from cdp_torchrec.stored_run import open_run
 from tests.conftest import MakeOnce
 from tests.paths import CONFIGS
 
@@ -70,7 +71,7 @@ def export_untuned(run_dir: Path, output: Path, *settings: str) -> Path:
     """Its artifact, compiled as fast as can be: without autotuning, which takes minutes."""
     with one_rank(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile, "_INDUCTOR_CPU", _INDUCTOR_FAST)
-        return export_run(run_dir, settings, CPU, output=output).directory
+        return export_run(open_run(run_dir, settings, ExportedConfig), CPU, output=output).directory
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.dataset import read_schema
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
@@ -17,6 +17,7 @@ from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours
+from cdp_torchrec.stored_run import open_run
 from tests.serving.conftest import CPU, export_untuned, one_rank, short_run
 
 # The first test trains and compiles.
@@ -66,7 +67,9 @@ def test_sharded_and_quantized_tables_say_how_far_scores_drift(
 ) -> None:
     settings = [f"export.tables={tables}", "export.table_shards=3"]
     with one_rank():
-        exported = export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+        exported = export_run(
+            open_run(trained_run, settings, ExportedConfig), CPU, output=tmp_path / "artifact"
+        )
     assert len(list((tmp_path / "artifact" / "tables").glob("item-*"))) == 3
     drift = exported.parity.max_difference
     assert (1e-6 < drift if tables != "float32" else 0 <= drift) and drift <= at_most
@@ -81,7 +84,9 @@ def test_a_difference_above_the_tolerance_leaves_nothing_behind(
 ) -> None:
     settings = ["export.tables=int8", "export.tolerance=1e-9", "export.parity_impressions=100"]
     with one_rank(), pytest.raises(ArtifactError, match="scores differently from the trainer"):
-        export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+        export_run(
+            open_run(trained_run, settings, ExportedConfig), CPU, output=tmp_path / "artifact"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,14 +97,18 @@ def test_a_ranker_of_other_sampler_settings_does_not_pass_the_gate(
     """The package in place makes 2 steps, the trainer's path 4."""
     settings = ["model.interest.num_inference_steps=4", "export.parity_impressions=100"]
     with one_rank(), pytest.raises(ArtifactError, match="scores differently from the trainer"):
-        export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+        export_run(
+            open_run(trained_run, settings, ExportedConfig), CPU, output=tmp_path / "artifact"
+        )
 
 
 @pytest.mark.slow
 def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: Path) -> None:
     settings = ["model.interest.num_inference_steps=4", "model.interest.sampler=dpmpp_2m"]
     with one_rank():
-        exported = export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+        exported = export_run(
+            open_run(trained_run, settings, ExportedConfig), CPU, output=tmp_path / "artifact"
+        )
     assert exported.parity.max_difference < 1e-6
     interest = ExportedConfig.read(tmp_path / "artifact").model.interest
     assert isinstance(interest, CdpConfig) and interest.sampler == "dpmpp_2m"
@@ -139,6 +148,6 @@ def test_an_existing_directory_and_an_unknown_key_are_refused(
 ) -> None:
     with one_rank():
         with pytest.raises(ConfigError, match="exists"):
-            export_run(trained_run, [], CPU, output=artifact)
+            export_run(open_run(trained_run, [], ExportedConfig), CPU, output=artifact)
         with pytest.raises(ConfigError, match=r"export\.tabels: unknown key"):
-            export_run(trained_run, ["export.tabels=int8"], CPU)
+            export_run(open_run(trained_run, ["export.tabels=int8"], ExportedConfig), CPU)

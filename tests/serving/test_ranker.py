@@ -9,10 +9,10 @@ from torch import Tensor
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.data.sequence_index import Blocks
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.config import ExportedConfig

@@ -25,7 +25,7 @@ from cdp_torchrec.benchmark.endpoint.clients import (
 )
 from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
 from cdp_torchrec.benchmark.endpoint.report import EndpointError, EndpointLoad, Reload
-from cdp_torchrec.data.dataset import read_schema
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.environment import quiet_libraries
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import raw_test_requests

@@ -38,7 +38,7 @@ class LatencyConfig(Config):
     num_rounds: PositiveInt = 200
     """Timed calls of each model at each number of candidates."""
     student: Path | None = None
-    """Run of launch/distill.py; without it RUN-student, if it is there."""
+    """Run of `cdp_torchrec distill`; without it RUN-student, if it is there."""
     clock: Literal["wall", "thread"] = "wall"
     """"wall": what a client waits. "thread": processor time of the calling thread, for one CPU
     thread on a machine that others use, too."""

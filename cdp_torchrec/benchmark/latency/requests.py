@@ -8,10 +8,10 @@ from torch import Tensor
 
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving.ranker import ranker_inputs
 

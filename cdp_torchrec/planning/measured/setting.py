@@ -23,7 +23,8 @@ from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
 from cdp_torchrec.distributed.plans.search import plan_sharding
 from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
-from cdp_torchrec.experiment import check_against_data, open_data
+from cdp_torchrec.experiment import open_data
+from cdp_torchrec.experiment_config import check_against_data
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.estimate import PlanEstimate
