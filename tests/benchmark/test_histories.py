@@ -29,6 +29,7 @@ from cdp_torchrec.benchmark.histories.isolated import (
     run_isolated,
 )
 from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
+from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import Config, ConfigError, load_config
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest import (
@@ -41,7 +42,6 @@ from cdp_torchrec.interest import (
 )
 from cdp_torchrec.model.config import InteractionConfig
 from cdp_torchrec.timer import Timer
-from launch import benchmark
 from tests.clock import Clock
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
@@ -232,7 +232,7 @@ def test_the_command_prints_a_table_and_writes_json(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected: benchmark.py train"),
+        ([], "expected: benchmark train"),
         (["history", 'rows=["dim"]'], "rows: found \\['dim'\\], expected some of"),
         (["history", "lengths=[]"], "lengths"),
         (["history", "--output"], "expected a file"),

@@ -47,7 +47,7 @@ def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     train(load_run("cdp", dataset, folder / "run"), CPU)
     settings = ["distill.max_steps=4", "distill.teacher_steps=6"]
     distilled = distill_run(folder / "run", settings, CPU)
-    again = evaluate_run(folder / "run-student", [], CPU, write_predictions=False)
+    again = evaluate_run(folder / "run-student", [], CPU, write_predictions=False).report
     return {"distilled": distilled, "again": again}
 
 
