@@ -47,7 +47,6 @@ def settings(dataset: Path, *more: str) -> list[str]:
         f"data.dir={dataset}",
         f"trainer.global_batch_size={BATCH}",
         "model.embedding_dim=8",
-        "model.interaction.over_arch_layer_sizes=[16]",
         *more,
     ]
 

@@ -53,11 +53,11 @@ def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
 
 def measure_on_one_rank(folder: Path) -> Any:
     settings = [
-        "latency.candidates=[1, 5]",
-        "latency.num_inference_steps=[1, 3]",
-        'latency.forms=["eager"]',
-        "latency.num_requests=2",
-        "latency.num_rounds=3",
+        "benchmark.candidates=[1, 5]",
+        "benchmark.num_inference_steps=[1, 3]",
+        'benchmark.forms=["eager"]',
+        "benchmark.num_requests=2",
+        "benchmark.num_rounds=3",
     ]
     return measure_run(folder / "run", settings, CPU)
 

@@ -1,7 +1,7 @@
-"""A server under load, with a reload half-way and clients that send malformed requests.
+r"""A server under load, with a reload half-way and clients that send malformed requests.
 
     cdp_torchrec benchmark endpoint ARTIFACT
-    cdp_torchrec benchmark endpoint RUN/export benchmark.reload=RUN/export-int8 \\
+    cdp_torchrec benchmark endpoint RUN/export benchmark.reload=RUN/export-int8 \
         benchmark.num_clients=16 server.num_workers=2
 
 ARTIFACT is a directory that `export` has written. Serves it on loopback, compares every answer with

@@ -143,9 +143,7 @@ def _rounds(case: HistoryCase, deadline: float) -> Iterator[int]:
             return
 
 
-def make_contestant(
-    config: InterestConfig, length: int, settings: HistorySettings
-) -> Contestant:
+def make_contestant(config: InterestConfig, length: int, settings: HistorySettings) -> Contestant:
     """A module with random inputs of its own.
 
     Args:

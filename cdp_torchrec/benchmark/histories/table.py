@@ -108,9 +108,7 @@ def _one_table(table: HistoryTable, title: str, show: Callable[[ModuleCost], str
     return markdown_table([title, *map(str, lengths)], rows)
 
 
-def _shown(
-    outcome: Outcome, show: Callable[[ModuleCost], str], settings: HistorySettings
-) -> str:
+def _shown(outcome: Outcome, show: Callable[[ModuleCost], str], settings: HistorySettings) -> str:
     match outcome:
         case ModuleCost():
             return show(outcome)

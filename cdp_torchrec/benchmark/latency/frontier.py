@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cdp_torchrec.benchmark.latency.config import LatencyConfig, LatencyExperimentConfig
+from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig, LatencySettings
 from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
 from cdp_torchrec.benchmark.latency.rounds import cdp_name, make_contestants, measure
@@ -27,7 +27,7 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
 
     Args:
         path: run directory or checkpoint.
-        overrides: key=value over the run's configuration, and latency.key=value.
+        overrides: key=value over the run's configuration, and benchmark.key=value.
         device: where to compute.
 
     Raises:
@@ -35,8 +35,8 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
     """
     checkpoint = find_checkpoint(path)
-    config = load_config(LatencyExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
-    latency = config.latency
+    config = load_config(LatencyBenchmarkConfig, [str(checkpoint / "config.toml"), *overrides])
+    latency = config.benchmark
     _check(config)
     experiment = build_experiment(config, device)
     _load(experiment, checkpoint)
@@ -62,7 +62,7 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
 
 
 def _qualities(
-    experiment: Experiment, checkpoint: Path, latency: LatencyConfig
+    experiment: Experiment, checkpoint: Path, latency: LatencySettings
 ) -> Iterator[Quality]:
     """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
@@ -109,17 +109,17 @@ def _load(experiment: Experiment, checkpoint: Path) -> None:
     )
 
 
-def _check(config: LatencyExperimentConfig) -> None:
+def _check(config: LatencyBenchmarkConfig) -> None:
     interest = config.model.interest
     if not isinstance(interest, CdpConfig) or interest.train_path == "unrolled":
         raise ConfigError(
             f"model.interest.kind = '{interest.kind}': only a run of 'cdp' that is trained with "
             "train_path 'chain' or 'x0_onestep' has steps to measure"
         )
-    for steps in config.latency.num_inference_steps:
+    for steps in config.benchmark.num_inference_steps:
         if steps > interest.last_timestep:
             raise ConfigError(
-                f"latency.num_inference_steps: found {steps}, but sampling starts at timestep "
+                f"benchmark.num_inference_steps: found {steps}, but sampling starts at timestep "
                 f"{interest.last_timestep}; allowed is 1 to {interest.last_timestep}"
             )
 

@@ -1,4 +1,4 @@
-"""The results of launch/measure_latency.py as Markdown, JSON and a figure."""
+"""Latency and quality of a run as Markdown, JSON and a figure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

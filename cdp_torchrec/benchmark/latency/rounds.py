@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cdp_torchrec.benchmark.latency.config import Form, LatencyConfig
+from cdp_torchrec.benchmark.latency.config import Form, LatencySettings
 from cdp_torchrec.benchmark.latency.requests import LatencyRequests
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConfig
@@ -61,7 +61,7 @@ def cdp_name(num_inference_steps: int) -> str:
 
 
 def make_contestants(
-    config: ExperimentConfig, latency: LatencyConfig, arch: RankingArch, device: torch.device
+    config: ExperimentConfig, latency: LatencySettings, arch: RankingArch, device: torch.device
 ) -> list[Contestant]:
     """No interest, pooled history, and CDP at each number of steps, behind the same tower.
 
@@ -99,7 +99,7 @@ def make_contestants(
 
 def measure(
     contestants: Sequence[Contestant],
-    latency: LatencyConfig,
+    latency: LatencySettings,
     device: torch.device,
     scratch: Path,
 ) -> list[Timing]:
