@@ -9,15 +9,17 @@ import torch
 from tqdm import tqdm
 
 from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig, LatencySettings
+from cdp_torchrec.benchmark.latency.contestants import cdp_name, make_contestants
 from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
-from cdp_torchrec.benchmark.latency.rounds import cdp_name, make_contestants, measure
+from cdp_torchrec.benchmark.latency.rounds import measure
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment, build_experiment, make_checkpointer
 from cdp_torchrec.interest import CdpConfig, CdpInterest
 from cdp_torchrec.run.checkpoint import find_checkpoint
+from cdp_torchrec.timer import device_timer
 
 _CLOSE_TO = 100
 
@@ -57,7 +59,7 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
             name: denoiser_cost(denoiser, num_candidates=at, num_inference_steps=k)
             for name, k in steps.items()
         },
-        rate=matrix_rate(denoiser, at, device),
+        rate=matrix_rate(denoiser, at, device, device_timer(device)),
     )
 
 

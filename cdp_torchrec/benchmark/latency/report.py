@@ -8,8 +8,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cdp_torchrec.benchmark.latency.contestants import BASE
 from cdp_torchrec.benchmark.latency.denoiser_cost import DenoiserCost, MatrixRate
-from cdp_torchrec.benchmark.latency.rounds import BASE, Timing
+from cdp_torchrec.benchmark.latency.rounds import Timing
 from cdp_torchrec.text_table import markdown_table
 
 _PERCENTS = (50, 90, 99)
