@@ -47,7 +47,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(found[1])
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
@@ -157,7 +157,7 @@ def test_malformed_bodies_differ_from_the_request_and_from_each_other() -> None:
 
 
 def exchange(start: float, stop: float, **fields: Any) -> Exchange:
-    return Exchange(start, stop, **({"outcome": "right", "version": "v1"} | fields))
+    return replace(Exchange(start, stop, "right", "v1"), **fields)
 
 
 LOAD = EndpointLoad(
