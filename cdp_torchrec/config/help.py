@@ -1,8 +1,7 @@
 """A configuration explained: help text, commented TOML, and a schema for editors."""
 
 import textwrap
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,23 +11,26 @@ from cdp_torchrec.config.keys import KeyNode, default_tables, key_tree, toml_key
 _WIDTH = 98
 
 
-def describe(
-    config_class: type[BaseModel],
-    config: BaseModel | None = None,
-    *,
-    without: Collection[str] = (),
-) -> str:
+def describe(config_class: type[BaseModel], config: BaseModel | None = None) -> str:
     """Help on every key: value, type, range and docstring, section by section.
 
     Args:
         config_class: the configuration to explain.
         config: shows its values instead of the defaults.
-        without: sections to leave out.
     """
     values = _dump(config) if config else default_tables(config_class)
-    tree = key_tree(config_class)
-    tree = replace(tree, keys={n: node for n, node in tree.keys.items() if n not in without})
-    return "\n".join(_describe(tree, values, "")).strip("\n") + "\n"
+    return describe_tables(key_tree(config_class), values)
+
+
+def describe_tables(tree: KeyNode, values: Mapping[str, Any], prefix: str = "") -> str:
+    """Help on the keys of a tree.
+
+    Args:
+        tree: the keys.
+        values: what is set, by key.
+        prefix: of all keys, with a dot at its end.
+    """
+    return "\n".join(_describe(tree, values, prefix)).strip("\n") + "\n"
 
 
 def commented_toml(config: BaseModel) -> str:
