@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdp_torchrec.benchmark.latency import denoiser_cost as denoiser_cost_module
 from cdp_torchrec.benchmark.latency.config import Form
 from cdp_torchrec.benchmark.latency.contestants import (
     Contestant,
@@ -213,6 +214,7 @@ def test_the_command_measures_every_setting_and_the_student(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cdp_torchrec.benchmark.latency.command.init_process_group", lambda: CPU)
+    monkeypatch.setattr(denoiser_cost_module, "_TRIALS", 1)
     output = f"benchmark.output={tmp_path / 'out'}"
     benchmark.main(["latency", str(run_dir), *SETTINGS, output])
     text = (tmp_path / "out" / "latency.md").read_text()
@@ -237,7 +239,7 @@ def test_the_command_measures_every_setting_and_the_student(
     assert quality[3]["gauc"] == pytest.approx(alone.gauc, abs=1e-9)
     assert quality[0]["gauc"] == quality[2]["gauc"]  # one step is one step, with every sampler
     assert quality[0]["gauc"] == quality[4]["gauc"]  # and the student is the same run
-    assert len({q["gauc"] for q in quality}) == 3
+    assert quality[0]["gauc"] != quality[1]["gauc"]
 
 
 def test_a_run_that_has_no_steps_to_measure_is_refused(

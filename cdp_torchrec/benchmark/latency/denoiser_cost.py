@@ -13,6 +13,7 @@ from cdp_torchrec.timer import Timer
 _BYTES = 4
 _LARGE = 1024
 _TRIALS = 50
+_FIRST_TRIALS = 3
 _TRIAL_S = 0.001
 
 
@@ -97,5 +98,5 @@ def _product_s(rows: int, inner: int, columns: int, device: torch.device, timer:
         return timer.ms(products) / count / 1e3
 
     # Trials short enough that some are not interrupted.
-    count = max(1, int(_TRIAL_S / min(run(3) for _ in range(_TRIALS))))
+    count = max(1, int(_TRIAL_S / min(run(3) for _ in range(_FIRST_TRIALS))))
     return min(run(count) for _ in range(_TRIALS))
