@@ -1,4 +1,4 @@
-"""Measure what training, scoring, serving and sharding plans cost on the machine at hand.
+"""Measure what training, scoring, serving and sharding cost on this machine.
 
     cdp_torchrec benchmark NAME [LAYER.toml ...] [key=value ...]
     torchx run dist.ddp -j 1x2 launch/benchmark.py NAME [LAYER.toml ...] [key=value ...]

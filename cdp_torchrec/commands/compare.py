@@ -1,4 +1,4 @@
-"""Compare models on datasets over several seeds: the paper's tables, with statistics.
+"""Compare models on datasets over several seeds: tables with statistics.
 
     cdp_torchrec compare configs/compare/table1.toml
     torchx run dist.ddp -j 1x4 launch/compare.py configs/compare/table1.toml
@@ -11,7 +11,9 @@ only shows what is finished. A cell that fails is listed at the end, and the com
 attempt takes it up again.
 """
 
+from cdp_torchrec.compare.cells import load_table
 from cdp_torchrec.compare.config import CompareConfig
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 
@@ -28,11 +30,13 @@ def main(arguments: list[str]) -> None:
         print(help_text(__doc__, CompareConfig, arguments))
         return
 
-    from cdp_torchrec.compare.cells import load_table
+    table = load_table(arguments)
+    if problems := list(table.missing_datasets()):
+        raise ConfigError.of(problems)
+
     from cdp_torchrec.compare.output import write_table
     from cdp_torchrec.compare.run import run_table
 
-    table = load_table(arguments)
     failures = run_table(table, init_process_group())
     if is_rank_zero():
         print(write_table(table))

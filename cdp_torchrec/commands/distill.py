@@ -1,4 +1,4 @@
-"""Train the one-step student of a CDP run, and compare it with its teacher on the test split.
+"""Train the one-step student of a CDP run, and compare it with its teacher.
 
     cdp_torchrec distill RUN
     cdp_torchrec distill RUN distill.teacher_steps=20 distill.dir=runs/student

@@ -1,4 +1,4 @@
-"""Measure a trained model, or a dataset's untrained reference scorers, on the test split.
+"""Measure a trained model, or a dataset's untrained scorers, on the test split.
 
     torchx run dist.ddp -j 1x4 launch/evaluate.py RUN_OR_CHECKPOINT [--predictions] [key=value ...]
     cdp_torchrec evaluate DATASET

@@ -1,4 +1,4 @@
-"""Export a trained model as an artifact to serve, and prove that it scores like the trainer.
+"""Export a trained model as an artifact that provably scores like the trainer.
 
     cdp_torchrec export RUN_OR_CHECKPOINT [--output DIR] [key=value ...]
     cdp_torchrec export runs/trivago-cdp export.tables=int8 model.interest.num_inference_steps=2

@@ -1,4 +1,4 @@
-r"""Explore sharding plans on hardware that need not be there: memory, time, cost, and why.
+r"""Explore sharding plans on hardware that need not be there: memory, time, cost.
 
     cdp_torchrec plan_sharding configs/planning/production.toml
     cdp_torchrec plan_sharding configs/data/trivago.toml configs/interest/cdp.toml \

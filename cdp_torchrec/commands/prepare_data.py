@@ -12,6 +12,9 @@ import argparse
 from datetime import date
 from pathlib import Path
 
+from cdp_torchrec.config import load_config
+from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import run_main
 
 TRIVAGO = """RecSys Challenge 2019 (trivago): hotel searches with impressions, clicks and prices.
@@ -20,13 +23,19 @@ DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.c
 EBNERD = """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
 the official train/ and validation/, each with behaviors.parquet and history.parquet, and, for
 categories and other attributes, articles.parquet. validation/ is the test split."""
+SYNTHETIC_USAGE = (
+    "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
+)
 SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its
-size, effects and noise (SyntheticConfig in cdp_torchrec/data/world.py), for example num_users=2000.
+size, effects and noise for example num_users=2000.
 """
 
 
 def main(arguments: list[str]) -> None:
     """Run one of the commands."""
+    if arguments[:1] == ["synthetic"] and asks_help(arguments):
+        print(help_text(f"{SYNTHETIC_USAGE}\n\n{SYNTHETIC}", SyntheticConfig, arguments))
+        return
     options = _parser().parse_args(arguments)
     options.run(options)
 
@@ -53,11 +62,11 @@ def prepare_ebnerd(options: argparse.Namespace) -> None:
 
 def prepare_synthetic(options: argparse.Namespace) -> None:
     """Dataset of a simulated log."""
-    from cdp_torchrec.config import load_config
-    from cdp_torchrec.data.synthetic import make_synthetic
-    from cdp_torchrec.data.synthetic_config import SyntheticConfig
+    config = load_config(SyntheticConfig, options.settings)
 
-    make_synthetic(load_config(SyntheticConfig, options.settings), options.output)
+    from cdp_torchrec.data.synthetic import make_synthetic
+
+    make_synthetic(config, options.output)
     print(f"{options.output} is ready; look at it with: cdp_torchrec prepare_data inspect")
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import run_main
+from cdp_torchrec.serving.artifact import check_is_artifact
 from cdp_torchrec.serving.server.config import ServerConfig
 
 
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
 
     config = load_config(ServerConfig, options.settings)
+    check_is_artifact(options.artifact)
 
     from cdp_torchrec.serving.server.run import serve
 

@@ -100,6 +100,13 @@ class Table:
         """Where the results of the untrained scorers lie."""
         return self.run_dir / dataset / UNTRAINED
 
+    def missing_datasets(self) -> Iterator[str]:
+        """What is wrong with selected datasets: not there, and not made on first use either."""
+        for dataset in self.selected_datasets:
+            data = self.any_config(dataset).data
+            if data.synthetic is None and not (data.dir / "schema.toml").is_file():
+                yield f"data.dir = '{data.dir}': there is no dataset (in {dataset})"
+
     def any_config(self, dataset: str) -> ExperimentConfig:
         """A configuration that names the dataset's directory."""
         return self.configs[dataset, self.config.reference, self.points[0]]

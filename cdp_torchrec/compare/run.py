@@ -145,7 +145,7 @@ def _measure_untrained(table: Table, dataset: str) -> None:
 
 
 def _check(table: Table) -> None:
-    if problems := _on_all_ranks(lambda: [*_missing_datasets(table), *_foreign_cells(table)]):
+    if problems := _on_all_ranks(lambda: [*table.missing_datasets(), *_foreign_cells(table)]):
         raise ConfigError.of(problems)
     for dataset in table.selected_datasets:
         prepare_synthetic(table.any_config(dataset).data)
@@ -159,13 +159,6 @@ def _check(table: Table) -> None:
                     problems.setdefault(f"{line.strip()} (in {dataset}/{model})")
     if problems:
         raise ConfigError.of(problems)
-
-
-def _missing_datasets(table: Table) -> Iterator[str]:
-    for dataset in table.selected_datasets:
-        data = table.any_config(dataset).data
-        if data.synthetic is None and not (data.dir / "schema.toml").is_file():
-            yield f"data.dir = '{data.dir}': there is no dataset (in {dataset})"
 
 
 def _foreign_cells(table: Table) -> Iterator[str]:

@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import ValidationError
 
 from cdp_torchrec.config import Config
@@ -61,6 +60,8 @@ class Manifest(Config):
 
 def base_version() -> str:
     """Version of torch without the part that names its build, such as "+cpu"."""
+    import torch
+
     return torch.__version__.split("+")[0]
 
 
@@ -74,13 +75,29 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     return complete
 
 
+def check_is_artifact(directory: Path) -> None:
+    """Whether there is an artifact, of whatever version; needs no torch.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    if not (directory / MANIFEST).is_file():
+        what = f"{MANIFEST} is missing" if directory.is_dir() else "no such directory"
+        raise ArtifactError(
+            f"{directory} is no artifact: {what}. Make one with `cdp_torchrec export RUN`"
+        )
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Read artifact.json and verify every file.
 
     Raises:
         ArtifactError: something is missing, altered, or of another version; names it.
     """
+    import torch
+
     path = directory / MANIFEST
+    check_is_artifact(directory)
     try:
         fields = json.loads(path.read_text())
         found = fields.get("format_version")

@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdp_torchrec.benchmark.latency import denoiser_cost as denoiser_cost_module
+from cdp_torchrec.benchmark.latency.command import open_cdp_run
 from cdp_torchrec.benchmark.latency.config import Form
 from cdp_torchrec.benchmark.latency.contestants import (
     Contestant,
@@ -24,7 +25,6 @@ from cdp_torchrec.benchmark.latency.denoiser_cost import (
     denoiser_cost,
     matrix_rate,
 )
-from cdp_torchrec.benchmark.latency.frontier import open_cdp_run
 from cdp_torchrec.benchmark.latency.report import (
     LatencyReport,
     Quality,
@@ -40,7 +40,7 @@ from cdp_torchrec.diffusion.denoiser import Denoiser
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpInterest
-from cdp_torchrec.stored_run import evaluate_run
+from cdp_torchrec.stored_run import evaluate_run, open_run
 from cdp_torchrec.timer import Timer, Times
 from tests.clock import Clock
 from tests.paths import CONFIGS
@@ -235,7 +235,8 @@ def test_the_command_measures_every_setting_and_the_student(
     of_run = [(sampler, steps) for sampler in ("ddim", "dpmpp_2m") for steps in (1, 3)]
     assert settings == [*of_run, ("student", 1)]
     sampling = ["model.interest.sampler=dpmpp_2m", "model.interest.num_inference_steps=3"]
-    alone = evaluate_run(run_dir, sampling, CPU, write_predictions=False).report
+    run = open_run(run_dir, sampling, ExperimentConfig)
+    alone = evaluate_run(run, CPU, write_predictions=False).report
     assert quality[3]["gauc"] == pytest.approx(alone.gauc, abs=1e-9)
     assert quality[0]["gauc"] == quality[2]["gauc"]  # one step is one step, with every sampler
     assert quality[0]["gauc"] == quality[4]["gauc"]  # and the student is the same run

@@ -10,7 +10,8 @@ from unittest import mock
 import pytest
 import torch
 
-from cdp_torchrec.benchmark.latency.frontier import measure_run, open_cdp_run
+from cdp_torchrec.benchmark.latency.command import open_cdp_run
+from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
 from cdp_torchrec.distill_config import DistillExperimentConfig

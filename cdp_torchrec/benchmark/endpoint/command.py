@@ -13,6 +13,7 @@ from pathlib import Path
 from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
 from cdp_torchrec.benchmark.output import check_output, write_output
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.serving.artifact import check_is_artifact
 
 CONFIG = EndpointBenchmarkConfig
 
@@ -29,6 +30,7 @@ def run(arguments: list[str]) -> None:
             "benchmark endpoint: name an artifact first: benchmark endpoint ARTIFACT [key=value]"
         )
     artifact, config = Path(arguments[0]), load_config(EndpointBenchmarkConfig, arguments[1:])
+    check_is_artifact(artifact)
     check_output(config.benchmark.output)
 
     from cdp_torchrec.benchmark.endpoint.load import measure_endpoint

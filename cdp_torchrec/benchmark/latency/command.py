@@ -10,12 +10,16 @@ exported; then scores the test split at each sampler and number of steps, and wi
 OMP_NUM_THREADS=1 for one thread. key=value also changes the run's own configuration.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig
 from cdp_torchrec.benchmark.output import check_output, write_output
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import init_process_group
+from cdp_torchrec.experiment_config import check_early
+from cdp_torchrec.interest.config.gated import CdpConfig
+from cdp_torchrec.stored_run import StoredRun, open_run
 
 CONFIG = LatencyBenchmarkConfig
 
@@ -30,15 +34,48 @@ def run(arguments: list[str]) -> None:
     if not arguments or "=" in arguments[0]:
         raise ConfigError("benchmark latency: name a run first: benchmark latency RUN [key=value]")
 
-    from cdp_torchrec.benchmark.latency.frontier import measure_run, open_cdp_run
-    from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
-
     cdp_run = open_cdp_run(Path(arguments[0]), arguments[1:])
+    check_early(cdp_run.config)
     output = cdp_run.config.benchmark.output or cdp_run.directory / "latency"
     check_output(output)
+
+    from cdp_torchrec.benchmark.latency.frontier import measure_run
+    from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
+
     report = measure_run(cdp_run, init_process_group())
     text = as_markdown(report)
     write_output(output, "latency", text=text, numbers=as_json(report))
     if report.qualities:
         draw_frontier(report, output / "frontier.png")
     print(text)
+
+
+def open_cdp_run(path: Path, overrides: Sequence[str]) -> StoredRun[LatencyBenchmarkConfig]:
+    """Find a run that can be measured.
+
+    Args:
+        path: run directory or checkpoint.
+        overrides: key=value over the run's configuration, and benchmark.key=value.
+
+    Raises:
+        ConfigError: it is no run of CDP with a sampler, or a number of steps is impossible.
+        CheckpointError: there is no checkpoint, or another release wrote it.
+    """
+    run = open_run(path, overrides, LatencyBenchmarkConfig)
+    _check(run.config)
+    return run
+
+
+def _check(config: LatencyBenchmarkConfig) -> None:
+    interest = config.model.interest
+    if not isinstance(interest, CdpConfig) or interest.train_path == "unrolled":
+        raise ConfigError(
+            f"model.interest.kind = '{interest.kind}': only a run of 'cdp' that is trained with "
+            "train_path 'chain' or 'x0_onestep' has steps to measure"
+        )
+    for steps in config.benchmark.num_inference_steps:
+        if steps > interest.last_timestep:
+            raise ConfigError(
+                f"benchmark.num_inference_steps: found {steps}, but sampling starts at timestep "
+                f"{interest.last_timestep}; allowed is 1 to {interest.last_timestep}"
+            )

@@ -1,7 +1,7 @@
 """Quality against latency: one CDP run measured at every sampler and number of steps."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,39 +13,22 @@ from cdp_torchrec.benchmark.latency.contestants import cdp_name, make_contestant
 from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
 from cdp_torchrec.benchmark.latency.rounds import measure
-from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
-from cdp_torchrec.interest import CdpConfig, CdpInterest
+from cdp_torchrec.interest import CdpInterest
 from cdp_torchrec.run.saved import find_checkpoint
-from cdp_torchrec.stored_run import StoredRun, load_checkpoint, open_run
+from cdp_torchrec.stored_run import StoredRun, load_checkpoint
 from cdp_torchrec.timer import device_timer
 
 _CLOSE_TO = 100
-
-
-def open_cdp_run(path: Path, overrides: Sequence[str]) -> StoredRun[LatencyBenchmarkConfig]:
-    """Find a run that can be measured.
-
-    Args:
-        path: run directory or checkpoint.
-        overrides: key=value over the run's configuration, and benchmark.key=value.
-
-    Raises:
-        ConfigError: it is no run of CDP with a sampler, or a number of steps is impossible.
-        CheckpointError: there is no checkpoint, or another release wrote it.
-    """
-    run = open_run(path, overrides, LatencyBenchmarkConfig)
-    _check(run.config)
-    return run
 
 
 def measure_run(run: StoredRun[LatencyBenchmarkConfig], device: torch.device) -> LatencyReport:
     """Latency and quality of a CDP run.
 
     Args:
-        run: as `open_cdp_run` gives it.
+        run: of CDP, as the command opens it.
         device: where to compute.
 
     Raises:
@@ -121,21 +104,6 @@ def _student(run_dir: Path, latency: LatencySettings) -> Path | None:
     if latency.student is None and not beside.is_dir():
         return None
     return find_checkpoint(latency.student or beside)
-
-
-def _check(config: LatencyBenchmarkConfig) -> None:
-    interest = config.model.interest
-    if not isinstance(interest, CdpConfig) or interest.train_path == "unrolled":
-        raise ConfigError(
-            f"model.interest.kind = '{interest.kind}': only a run of 'cdp' that is trained with "
-            "train_path 'chain' or 'x0_onestep' has steps to measure"
-        )
-    for steps in config.benchmark.num_inference_steps:
-        if steps > interest.last_timestep:
-            raise ConfigError(
-                f"benchmark.num_inference_steps: found {steps}, but sampling starts at timestep "
-                f"{interest.last_timestep}; allowed is 1 to {interest.last_timestep}"
-            )
 
 
 def _describe(device: torch.device, clock: str) -> str:

@@ -17,6 +17,7 @@ from cdp_torchrec.benchmark.rows import SYNTHETIC, row_files
 from cdp_torchrec.benchmark.training.config import TrainingBenchmarkConfig
 from cdp_torchrec.config import load_config
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero
+from cdp_torchrec.experiment_config import check_early
 
 CONFIG = TrainingBenchmarkConfig
 
@@ -30,6 +31,8 @@ def run(arguments: list[str]) -> None:
     rows = load_rows(arguments)
     output = next(iter(rows.values())).benchmark.output
     check_output(output)
+    for row in rows.values():
+        check_early(row)
 
     from cdp_torchrec.benchmark.training.report import as_json, as_markdown
     from cdp_torchrec.benchmark.training.rounds import measure_training

@@ -14,6 +14,7 @@ layer it is configs/benchmark/plans.toml.
 from cdp_torchrec.config import load_config
 from cdp_torchrec.config.shipped import SHIPPED
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero
+from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.planning.measured.config import PlansConfig
 
 CONFIG = PlansConfig
@@ -28,6 +29,7 @@ def run(arguments: list[str]) -> None:
         ConfigError: a setting is wrong.
     """
     config = load_config(PlansConfig, arguments, default_layers=[_DEFAULT])
+    check_early(config)
 
     from cdp_torchrec.experiment import prepare_synthetic
     from cdp_torchrec.planning.measured.comparison import compare
