@@ -25,8 +25,6 @@ from tests.distributed.spawn import run_ranks
 from tests.runs import recorded
 from tests.squeeze import squeezed
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def copied(finished: tuple[Path, Path], folder: Path) -> list[str]:
     """Arguments of a table with the same cells in another run directory."""

@@ -20,9 +20,6 @@ from cdp_torchrec.serving.request import Behaviours
 from tests.runs import one_rank
 from tests.serving.conftest import CPU, export_untuned, short_run
 
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture
 def compiled_before(monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
