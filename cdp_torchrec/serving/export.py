@@ -12,9 +12,7 @@ import torch.distributed as dist
 
 from cdp_torchrec import __version__
 from cdp_torchrec.config import ConfigError, dump_toml
-from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.reader import DatasetReader, read_schema
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.artifact import (
@@ -77,7 +75,7 @@ def export_run(
     directory = output or run.directory / "export"
     config = run.config
     _check(config, directory)
-    requests = raw_test_requests(config, read_schema(config.data))
+    requests = raw_test_requests(config)
     remove_leftovers(directory.parent, directory.name)
     with whole_directory(directory) as partial, tempfile.TemporaryDirectory() as scratch:
         predictions = Path(scratch, "predictions.parquet")
@@ -114,12 +112,13 @@ def _check(config: ExportedConfig, directory: Path) -> None:
     check_compiler()
 
 
-def raw_test_requests(config: ExportedConfig, schema: Schema) -> list[Request]:
+def raw_test_requests(config: ExportedConfig) -> list[Request]:
     """The first requests of the test split in raw ids, export.parity_impressions in all."""
-    order = ImpressionOrder(RequestFiles(config.data.dir, schema, "test"), seed=None)
+    reader = DatasetReader(config.data)
+    order = reader.impressions("test")
     stop = min(config.export.parity_impressions, order.num_impressions)
-    vocabularies = open_vocabularies(config.data.dir, schema)
-    return list(raw_requests(order.take(0, 0, stop), schema, vocabularies))
+    vocabularies = open_vocabularies(config.data.dir, reader.schema)
+    return list(raw_requests(order.take(0, 0, stop), reader.schema, vocabularies))
 
 
 def _write(
@@ -137,7 +136,7 @@ def _write(
     for entity in schema.entities:
         name = Path(VOCABULARY, f"{entity}.parquet")
         shutil.copyfile(config.data.dir / name, partial / name)
-    layout = open_layout(partial, schema, config)
+    layout = open_layout(partial, config)
     width = config.model.embedding_dim
     shapes = {entity: (table.num_embeddings, width) for entity, table in layout.tables.items()}
     weights = load_weights(run.checkpoint, shapes)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
@@ -123,7 +122,7 @@ def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
     predictor = Predictor.open(artifact, history_store=tiny_dataset)
     config = ExportedConfig.read(artifact)
     nothing = Behaviours(item=[], timestamp_ms=[], category=[], action=[])
-    for request in raw_test_requests(config, read_schema(config.data))[:5]:
+    for request in raw_test_requests(config)[:5]:
         for history in (None, nothing):
             eight = replace(request, history=history)
             scores = predictor.score(eight)
