@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cdp_torchrec.benchmark.latency.config import Form, LatencyConfig
 from cdp_torchrec.benchmark.latency.requests import LatencyRequests
@@ -20,6 +19,7 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConfig
 from cdp_torchrec.interest.config.gated import GatedHistoryConfig
 from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.progress import ProgressBar, progress
 from cdp_torchrec.serving.ranker import Ranker, RankerProgram, export_ranker
 from cdp_torchrec.timer import Timer, Times, alternate, device_timer, times
 
@@ -114,7 +114,7 @@ def measure(
     scorers = {
         (c.name, form): _scorer(c, form, scratch)
         for form in latency.forms
-        for c in tqdm(contestants, f"make {form}", unit="model", disable=None, leave=False)
+        for c in progress(contestants, f"make {form}", unit="models")
     }
     clock = time.perf_counter if latency.clock == "wall" else time.thread_time
     timer = device_timer(device, clock)
@@ -122,7 +122,7 @@ def measure(
     total = len(scorers) * len(latency.candidates)
     with (
         torch.inference_mode(),
-        tqdm(total=total, desc="measure", unit="model", disable=None, leave=False) as bar,
+        ProgressBar("measure", total=total, unit="models") as bar,
     ):
         for form in latency.forms:
             for size in latency.candidates:
@@ -133,7 +133,7 @@ def measure(
                     Timing(name, form, size, values, values.added_to(found[BASE]))
                     for name, values in found.items()
                 ]
-                bar.update(len(contestants))
+                bar.advance(len(contestants))
     return timings
 
 
