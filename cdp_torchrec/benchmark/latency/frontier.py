@@ -45,8 +45,8 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
     arch = experiment.model.ranking_arch
     contestants = make_contestants(config, latency, arch, device)
     stages.begin(
-        f"make {len(contestants)} models {' and '.join(latency.forms)}, and time "
-        f"{latency.num_rounds} calls of each at {', '.join(map(str, latency.candidates))} candidates"
+        f"make {len(contestants)} models {' and '.join(latency.forms)}, and time each "
+        f"{latency.num_rounds} times at {', '.join(map(str, latency.candidates))} candidates"
     )
     with tempfile.TemporaryDirectory() as scratch:
         timings = measure(contestants, latency, device, Path(scratch))
