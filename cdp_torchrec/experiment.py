@@ -19,6 +19,7 @@ from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
+from cdp_torchrec.predictions import PredictionFile
 from cdp_torchrec.run.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
 from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
 from cdp_torchrec.run.monitor import Monitor
@@ -41,6 +42,10 @@ class Experiment:
         task = self.parallelized.model.module
         assert isinstance(task, TrainTask)
         return task.model
+
+    def prediction_file(self, path: Path) -> PredictionFile:
+        """A file for predictions about this dataset."""
+        return PredictionFile(path, self.config.data.dir, self.data.schema)
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def train_experiment(
 
 def evaluate_run(
     path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> MetricReport:
+) -> Trained:
     """Measure a checkpoint, or the best one of a run, on the test split; collective.
 
     Args:
@@ -135,11 +140,12 @@ def evaluate_run(
         sharding = config.sharding.model_copy(update={"plan": None})
         config = config.model_copy(update={"sharding": sharding})
     experiment = build_experiment(config, device)
-    make_checkpointer(experiment, run_dir).load(
+    progress = make_checkpointer(experiment, run_dir).load(
         checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
     )
-    predictions = run_dir / "predictions.parquet" if write_predictions else None
-    return evaluate_test(experiment, run_dir, predictions=predictions)
+    file = experiment.prediction_file(run_dir / "predictions.parquet")
+    report = evaluate_test(experiment, run_dir, predictions=file if write_predictions else None)
+    return Trained(experiment, run_dir, progress, report)
 
 
 def evaluate_test(
@@ -147,7 +153,7 @@ def evaluate_test(
     run_dir: Path,
     *,
     num_bootstrap: int = 200,
-    predictions: Path | None = None,
+    predictions: PredictionFile | None = None,
 ) -> MetricReport:
     """Metrics of the test split with intervals, written to `<run_dir>/evaluation.json`."""
     report = evaluate(
@@ -182,8 +188,10 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     total_steps = trainer.max_epochs * data.steps_per_epoch
     total_steps = min(total_steps, trainer.max_steps or total_steps)
     torch.manual_seed(config.seed)
+    model = RankingModel(data.layout, config.model)
+    model.ranking_arch.over_arch.start_at(data.schema.splits["train"].click_rate)
     parallelized = parallelize(
-        TrainTask(RankingModel(data.layout, config.model)),
+        TrainTask(model),
         sharding=config.sharding,
         optimizer=config.optimizer,
         device=device,

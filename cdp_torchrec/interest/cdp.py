@@ -27,13 +27,7 @@ from cdp_torchrec.interest.pooling import (
     HistoryPooling,
     PooledHistory,
 )
-from cdp_torchrec.keyed_random import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 
 class CdpInterest(InterestModule):
@@ -142,9 +136,9 @@ class CdpInterest(InterestModule):
             case "clean_scaled":
                 return signal * x_0
             case "noised":
-                return signal * x_0 + sigma * keyed_normal(key, self.dim, START_NOISE)
+                return signal * x_0 + sigma * keyed_normal(key, self.dim, Stream.START_NOISE)
             case "gaussian":
-                return keyed_normal(key, self.dim, START_NOISE)
+                return keyed_normal(key, self.dim, Stream.START_NOISE)
 
     def _predict(self, x_t: Tensor, modulation: Tensor, timesteps: Tensor | int) -> Tensor:
         correction = self.denoiser(x_t, modulation)
@@ -162,8 +156,8 @@ class CdpInterest(InterestModule):
 
     def _one_step(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """x_0 as predicted at a random timestep [B, D], and its noise loss (eq. 11) [B]."""
-        timesteps = keyed_timesteps(key, self.last_timestep, TRAINING_TIMESTEP)
-        noise = keyed_normal(key, self.dim, TRAINING_NOISE)
+        timesteps = keyed_timesteps(key, self.last_timestep, Stream.TRAINING_TIMESTEP)
+        noise = keyed_normal(key, self.dim, Stream.TRAINING_NOISE)
         x_t = self.schedule.add_noise(x_0, noise, timesteps)
         prediction = self._predict(
             x_t, modulation + self.denoiser.time_modulation(timesteps), timesteps
@@ -183,7 +177,7 @@ class CdpInterest(InterestModule):
         for time_modulation in self.denoiser.time_modulation(self.grid).unbind():
             hidden = self.denoiser(hidden, modulation + time_modulation)
         predicted_noise = self.read_out(hidden)
-        noise = keyed_normal(key, self.dim, START_NOISE)
+        noise = keyed_normal(key, self.dim, Stream.START_NOISE)
         noise_loss = (predicted_noise - noise).square().mean(dim=1)
         return self.schedule.x_0_from(predicted_noise, x_t, self.last_timestep), noise_loss
 

@@ -22,18 +22,9 @@ from cdp_torchrec.diffusion.reverse import ReverseProcess
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
 from cdp_torchrec.interest.config.generative import DdrmConfig
 from cdp_torchrec.interest.output import InterestVector, layer_norm
-from cdp_torchrec.keyed_random import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 logger = logging.getLogger(__name__)
-
-# User and item share an impression's timestep, not its noise.
-_ITEM_STREAMS = 1 + max(START_NOISE, TRAINING_NOISE, TRAINING_TIMESTEP)
 
 
 class DdrmInterest(InterestModule):
@@ -82,8 +73,14 @@ class DdrmInterest(InterestModule):
         else:
             # The condition is the clean vector of the other side, in training and in serving.
             user_hat, user_loss = self._denoise(self.user_process, user, item, inputs.key)
+            # User and item share an impression's timestep, not its noise.
             item_hat, item_loss = self._denoise(
-                self.item_process, item, user, inputs.key, streams=_ITEM_STREAMS
+                self.item_process,
+                item,
+                user,
+                inputs.key,
+                training_noise=Stream.ITEM_TRAINING_NOISE,
+                start_noise=Stream.ITEM_START_NOISE,
             )
             loss = (user_loss + item_loss) / 2
             parts = [self.vector(user_hat, item_hat), item_hat]
@@ -113,18 +110,19 @@ class DdrmInterest(InterestModule):
         condition: Tensor,
         key: Tensor,
         *,
-        streams: int = 0,
+        training_noise: Stream = Stream.TRAINING_NOISE,
+        start_noise: Stream = Stream.START_NOISE,
     ) -> tuple[Tensor, Tensor]:
         """The denoised vector, [B, D], and the denoising loss, [B]; zeros outside of training."""
         loss = x_0.new_zeros(x_0.shape[0])
         if self.training:
             one_step = self.config.train_path == "one_step"
             timesteps = keyed_timesteps(
-                key, self.config.schedule.num_train_timesteps, TRAINING_TIMESTEP
+                key, self.config.schedule.num_train_timesteps, Stream.TRAINING_TIMESTEP
             )
             predicted = process.one_step(
                 x_0 if one_step else x_0.detach(),
-                noise=keyed_normal(key, x_0.shape[1], streams + TRAINING_NOISE),
+                noise=keyed_normal(key, x_0.shape[1], training_noise),
                 timesteps=timesteps,
                 condition=condition if one_step else condition.detach(),
             )
@@ -133,5 +131,5 @@ class DdrmInterest(InterestModule):
                 return predicted, loss
         start = x_0
         if self.config.start == "noised":
-            start = process.last_state(x_0, keyed_normal(key, x_0.shape[1], streams + START_NOISE))
+            start = process.last_state(x_0, keyed_normal(key, x_0.shape[1], start_noise))
         return process.chain(start, condition), loss

@@ -33,18 +33,9 @@ from cdp_torchrec.interest.cluster_autoencoder import (
 from cdp_torchrec.interest.config.generative import DiffRecConfig
 from cdp_torchrec.interest.distinct_histories import DistinctHistories, recency_weights
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.keyed_random import (
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 logger = logging.getLogger(__name__)
-
-
-# Stream of the encoder's draw, apart from those of the diffusion.
-_LATENT_NOISE = 3
 
 
 class DiffRecInterest(InterestModule):
@@ -144,11 +135,11 @@ class DiffRecInterest(InterestModule):
         x_0, losses = interactions, {}
         if codes is not None:
             mean, log_variance = codes
-            noise = keyed_normal(key, mean.shape[1], _LATENT_NOISE)
+            noise = keyed_normal(key, mean.shape[1], Stream.LATENT_NOISE)
             x_0 = mean + (0.5 * log_variance).exp() * noise
             losses["kl_loss"] = kl_loss(mean, log_variance)
-        timesteps = keyed_timesteps(key, len(self.process.steps), TRAINING_TIMESTEP)
-        noise = keyed_normal(key, x_0.shape[1], TRAINING_NOISE)
+        timesteps = keyed_timesteps(key, len(self.process.steps), Stream.TRAINING_TIMESTEP)
+        noise = keyed_normal(key, x_0.shape[1], Stream.TRAINING_NOISE)
         x_0_hat = self.process.one_step(x_0, noise=noise, timesteps=timesteps)
         error = (x_0_hat - x_0).square().mean(dim=1)
         losses["denoise_loss"] = self.timestep_weights[timesteps] * error

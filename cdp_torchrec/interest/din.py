@@ -134,6 +134,9 @@ class ActivationUnit(nn.Module):
             nn.Linear(width, next_width)
             for width, next_width in zip(sizes, [*sizes[1:], 1], strict=True)
         )
+        if config.normalise == "softmax":
+            # The same for all scores, it would cancel.
+            self.layers[-1].register_parameter("bias", None)
         self.activation = config.activation
         self.slopes = nn.ParameterList(
             torch.full((width,), 0.25) for width in sizes if config.activation == "prelu"

@@ -36,13 +36,11 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.config.attention import QinConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
-from cdp_torchrec.keyed_random import keyed_timesteps
+from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
 logger = logging.getLogger(__name__)
 
 _GATE_HIDDEN_DIM = 16
-_OTHER_BEHAVIOUR = 4
-"""Stream of the behaviours in the relevance loss."""
 _MAX_DRAW = 2**30
 
 
@@ -159,7 +157,8 @@ class QuerySearch(nn.Module):
         index = inputs.recent.index
         lengths = index.lengths.index_select(0, index.sequence)
         ends = index.lengths.cumsum(0).index_select(0, index.sequence)
-        draw = keyed_timesteps(inputs.key, _MAX_DRAW, _OTHER_BEHAVIOUR) % lengths.clamp(min=1)
+        draw = keyed_timesteps(inputs.key, _MAX_DRAW, Stream.RELEVANCE_NEGATIVE)
+        draw = draw % lengths.clamp(min=1)
         place = (ends - 1 - draw).where(lengths > 0, behaviours.shape[0])
         difference = target - gather(behaviours, place.unsqueeze(1)).squeeze(1)
         closer = (self.direction(inputs.query) * difference).sum(dim=1) / self.temperature

@@ -106,6 +106,10 @@ class _Block(nn.Module):
         self.attention_norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
+        # The keys' half of its bias b would add the same q . b to all scores of a query: it cancels
+        # in the softmax.
+        self.value_bias = nn.Parameter(self.key_value.bias.detach()[dim:].clone())
+        self.key_value.register_parameter("bias", None)
         self.feed_forward_norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
 
@@ -129,5 +133,7 @@ class _Block(nn.Module):
             weights = scores.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=3)
             return (weights @ value).transpose(1, 2).reshape(rows, length, dim)
 
-        x = self.feed_forward_norm(queries + recent.per_behaviour(attend))
+        # Weights sum to 1, so that a bias of the values is one of their mean.
+        attended = recent.per_behaviour(attend) + self.value_bias
+        x = self.feed_forward_norm(queries + attended)
         return x + self.feed_forward(x)

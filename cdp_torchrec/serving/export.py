@@ -187,7 +187,9 @@ def _score_by_trainer(
         model,
         optimizer,
         experiment.data.test.first(config.export.parity_impressions),
-        EvaluationSettings(device, predictions=predictions, description="trainer"),
+        EvaluationSettings(
+            device, predictions=experiment.prediction_file(predictions), description="trainer"
+        ),
     )
 
 

@@ -117,7 +117,8 @@ def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: P
 def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
     tiny_dataset: Path, tmp_path: Path, preset: str, setting: str
 ) -> None:
-    artifact = export_untuned(short_run(tiny_dataset, tmp_path / "run", preset, setting))
+    run_dir = short_run(tiny_dataset, tmp_path / "run", preset, setting)
+    artifact = export_untuned(run_dir, tmp_path / "artifact")
     assert read_manifest(artifact).parity["max_difference"] < 1e-6
     predictor = Predictor.open(artifact, history_store=tiny_dataset)
     config = ExportedConfig.read(artifact)

@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +21,7 @@ from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConf
 from cdp_torchrec.interest.config.gated import GatedHistoryConfig
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.ranker import Ranker, RankerProgram, export_ranker
+from cdp_torchrec.timer import Timer, Times, alternate, device_timer, times
 
 BASE = "none"
 """The model that added milliseconds are counted from: the same tower without interest."""
@@ -51,19 +50,9 @@ class Timing:
     name: str
     form: Form
     num_candidates: int
-    times_ms: NDArray[np.float64]
-    """Of each round."""
-    added_ms: NDArray[np.float64]
-    """Over the base model in the same round."""
-
-    def percentile_ms(self, percent: float) -> float:
-        """Of the rounds."""
-        return float(np.percentile(self.times_ms, percent))
-
-    @property
-    def added_median_ms(self) -> float:
-        """Median of what is added in each round."""
-        return float(np.median(self.added_ms))
+    times: Times
+    added_ms: float
+    """Over the base model in the same round, the median."""
 
 
 def cdp_name(num_inference_steps: int) -> str:
@@ -127,6 +116,8 @@ def measure(
         for form in latency.forms
         for c in tqdm(contestants, f"make {form}", unit="model", disable=None, leave=False)
     }
+    clock = time.perf_counter if latency.clock == "wall" else time.thread_time
+    timer = device_timer(device, clock)
     timings: list[Timing] = []
     total = len(scorers) * len(latency.candidates)
     with (
@@ -137,36 +128,37 @@ def measure(
             for size in latency.candidates:
                 inputs = {c.name: c.requests.inputs(size) for c in contestants}
                 own = {c.name: scorers[c.name, form] for c in contestants}
-                times = _rounds(own, inputs, latency, device)
+                found = time_rounds(own, inputs, timer, num_rounds=latency.num_rounds)
                 timings += [
-                    Timing(name, form, size, values, values - times[BASE])
-                    for name, values in times.items()
+                    Timing(name, form, size, values, values.added_to(found[BASE]))
+                    for name, values in found.items()
                 ]
                 bar.update(len(contestants))
     return timings
 
 
-def _rounds(
+def time_rounds(
     scorers: Mapping[str, Scorer],
     inputs: Mapping[str, Sequence[Mapping[str, Tensor]]],
-    latency: LatencyConfig,
-    device: torch.device,
-) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of each model in each round; a round asks all of them for the same request."""
-    clock = time.perf_counter if latency.clock == "wall" else time.thread_time
-    times = {name: np.zeros(latency.num_rounds) for name in scorers}
-    for name, scorer in scorers.items():
-        for request in inputs[name][:_WARM_UP]:
-            scorer(request)
-    for number in range(latency.num_rounds):
-        for name, scorer in scorers.items():
-            request = inputs[name][number % len(inputs[name])]
-            _finish(device)
-            started = clock()
-            scorer(request)
-            _finish(device)
-            times[name][number] = 1e3 * (clock() - started)
-    return times
+    timer: Timer,
+    *,
+    num_rounds: int,
+) -> dict[str, Times]:
+    """Times of each model; a round asks all of them for the same request.
+
+    Args:
+        scorers: the models.
+        inputs: of each model, the requests in the same order.
+        timer: measures a call.
+        num_rounds: rounds that count.
+    """
+
+    def contestant(name: str) -> Callable[[int], float]:
+        requests = inputs[name]
+        return lambda number: timer.ms(lambda: scorers[name](requests[number % len(requests)]))
+
+    rounds = range(-_WARM_UP, num_rounds)
+    return times(alternate({name: contestant(name) for name in scorers}, rounds, warm_up=_WARM_UP))
 
 
 def _scorer(contestant: Contestant, form: Form, scratch: Path) -> Scorer:
@@ -191,8 +183,3 @@ def _scorer(contestant: Contestant, form: Form, scratch: Path) -> Scorer:
                 max_history_length=contestant.requests.max_history_length,
             )
             return Ranker(package, list(example), num_runners=1)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -354,6 +354,7 @@ def train_plain(settings: ExperimentConfig, num_steps: int) -> Plain:
     )
     torch.manual_seed(settings.seed)
     task = TrainTask(RankingModel(batches.layout, settings.model))
+    task.model.ranking_arch.over_arch.start_at(batches.schema.splits["train"].click_rate)
     arch = task.model.sparse_arch
     bags, singles = arch.embedding_bag_collection, arch.embedding_collection
     assert bags is not None and singles is not None

@@ -10,6 +10,7 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.types import EmbeddingModuleShardingPlan
 
+from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.parallelize import initialize_table
@@ -29,7 +30,6 @@ from cdp_torchrec.planning.measured.setting import (
     open_setting,
 )
 from cdp_torchrec.planning.measured.table import as_markdown
-from launch import benchmark
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 
