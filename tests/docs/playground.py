@@ -39,7 +39,7 @@ class Playground:
         if not directory.exists():
             directory.mkdir(parents=True)
             for folder in ("cdp_torchrec", "configs", "launch", "tests"):
-                shutil.copytree(ROOT / folder, directory / folder)
+                shutil.copytree(ROOT / folder, directory / folder, symlinks=True)
             for name in (".torchxconfig", "pyproject.toml"):
                 shutil.copy(ROOT / name, directory / name)
         self._env = {

@@ -60,6 +60,9 @@ def check(words: list[str], *, made_here: set[str]) -> None:
             assert all((ROOT / path).exists() for path in paths), paths
         case ["curl", *_]:
             pass
+        case ["cdp_torchrec", command, *arguments]:
+            assert (ROOT / "launch" / f"{command}.py").is_file(), f"no command {command}"
+            _check_arguments(command, arguments, made_here)
         case ["python" | "torchx" | "torchrun", *arguments]:
             scripts = [a for a in arguments if _SCRIPT.fullmatch(a)]
             assert len(scripts) == 1, "expected one script of launch/"

@@ -36,7 +36,7 @@ def prepared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def playground(prepared: Path, tmp_path: Path) -> Iterator[Playground]:
     """A copy of its own for each page."""
-    copy = Playground(shutil.copytree(prepared, tmp_path / "checkout"))
+    copy = Playground(shutil.copytree(prepared, tmp_path / "checkout", symlinks=True))
     yield copy
     copy.close()
 
