@@ -36,9 +36,9 @@ def main(arguments: list[str]) -> None:
         return
     options = parser.parse_intermixed_args(arguments)
 
-    from cdp_torchrec.experiment import evaluate_run
     from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
+    from cdp_torchrec.stored_run import evaluate_run
 
     device = init_process_group()
     if (options.path / "schema.toml").is_file():

@@ -37,6 +37,14 @@ class Layers:
         """
         self._merge(self.data, layer, source, (), self.tree)
 
+    def unset(self, path: Sequence[str]) -> None:
+        """Forget a key of the layers so far, if one of them set it."""
+        table: Any = self.data
+        for name in path[:-1]:
+            table = table.get(name, {})
+        table.pop(path[-1], None)
+        self._forget(tuple(path))
+
     def source(self, path: Sequence[str | int]) -> str | None:
         """Where a key, or the list that an element stands in, was set; None if nowhere."""
         keys = itertools.takewhile(lambda part: isinstance(part, str), path)
@@ -86,6 +94,7 @@ def read_layers(
     *,
     defaults: Mapping[str, Any],
     default_layers: Sequence[Path] = (),
+    unset: Sequence[str] = (),
 ) -> tuple[Layers, list[str]]:
     """Merge all layers and overrides.
 
@@ -95,6 +104,7 @@ def read_layers(
         tree: the keys that may be set.
         defaults: lowest layer.
         default_layers: files to read when the arguments name none.
+        unset: dotted keys to forget before the overrides are applied.
 
     Returns:
         The merged layers, and everything that could not be read, one line each.
@@ -127,6 +137,8 @@ def read_layers(
     for file in files or default_layers:
         for label, layer in _read_file(file, (), seen, problems):
             layers.add(layer, label)
+    for key in unset:
+        layers.unset(key.split("."))
     # All at once, so that a changed `kind` undoes no other override.
     layers.add(_nested(overrides), COMMAND_LINE)
     return layers, problems
