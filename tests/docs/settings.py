@@ -3,16 +3,13 @@
 import re
 from pathlib import Path
 
-from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
-from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
-from cdp_torchrec.benchmark.latency.config import LatencyExperimentConfig
+from cdp_torchrec.commands.benchmark import BENCHMARKS
 from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.config import Config, load_config
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.planning.config import PlanningExperimentConfig
-from cdp_torchrec.planning.measured.config import PlansConfig
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.server.config import ServerConfig
 from tests.paths import CONFIGS, ROOT
@@ -26,15 +23,10 @@ SETTINGS: dict[str, type[Config]] = {
     "export": ExportedConfig,
     "serve": ServerConfig,
     "distill": DistillExperimentConfig,
-    "measure_latency": LatencyExperimentConfig,
     "prepare_data synthetic": SyntheticConfig,
-    "benchmark train": ExperimentConfig,
-    "benchmark plans": PlansConfig,
-    "benchmark history": HistoryBenchmarkConfig,
-    "benchmark endpoint": EndpointBenchmarkConfig,
+    **{f"benchmark {name}": benchmark.CONFIG for name, benchmark in BENCHMARKS.items()},
 }
 """What key=value of a command sets."""
-_OF_A_RUN = {ExperimentConfig, ExportedConfig, DistillExperimentConfig, LatencyExperimentConfig}
 _WITH_PARTS = ("benchmark", "prepare_data")
 _SCRIPT = re.compile(r"launch/(\w+)\.py")
 _SETTING = re.compile(r"[a-z_]+(\.[\w-]+)*=")
@@ -86,11 +78,7 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
         assert not layers and not settings, f"{command} takes no settings"
         return
     config = SETTINGS[command]
-    own = [] if layers or config not in _OF_A_RUN else [CONFIGS / "quickstart.toml"]
-    if config is PlanningExperimentConfig and not layers:
-        own = [CONFIGS / "quickstart.toml"]
-    if config is PlansConfig and not layers:
-        own = [CONFIGS / "benchmark" / "plans.toml"]
+    own = [CONFIGS / "quickstart.toml"] if issubclass(config, ExperimentConfig) else []
     load_config(config, [*(str(ROOT / layer) for layer in layers), *settings], default_layers=own)
 
 
@@ -103,5 +91,6 @@ def check_layer(text: str, command: str, folder: Path) -> None:
     (folder / "configs").symlink_to(CONFIGS)
     layer = folder / "layer.toml"
     layer.write_text(text)
-    own = [str(CONFIGS / "quickstart.toml")] if SETTINGS[command] in _OF_A_RUN else []
+    is_run = issubclass(SETTINGS[command], ExperimentConfig)
+    own = [str(CONFIGS / "quickstart.toml")] if is_run else []
     load_config(SETTINGS[command], [*own, str(layer)])
