@@ -22,6 +22,8 @@ from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.distributed.optimizer_config import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.config import ShardingConfig
+from cdp_torchrec.distributed.plans.job import pose_problem
+from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import ModelConfig, RankingModel
@@ -238,17 +240,30 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     total_steps = min(total_steps, trainer.max_steps or total_steps)
     torch.manual_seed(config.seed)
     parallelized = parallelize(
-        TrainTask(RankingModel(data.layout, config.model)),
-        sharding=config.sharding,
-        optimizer=config.optimizer,
+        plan_problem(config, data, device),
+        config.optimizer,
         device=device,
-        batch_size=trainer.global_batch_size // share.world_size,
-        pooling_factors=measure_pooling_factors(data.train),
         max_steps=total_steps,
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,
     )
     return Experiment(config, device, data, total_steps, parallelized)
+
+
+def plan_problem(config: ExperimentConfig, data: Dataset, device: torch.device) -> PlanProblem:
+    """The model of a configuration, and what its tables need a plan for; collective.
+
+    Raises:
+        ConfigError: the named hardware is unknown, or not what the ranks compute on.
+    """
+    return pose_problem(
+        TrainTask(RankingModel(data.layout, config.model)),
+        config.sharding,
+        config.optimizer.sparse,
+        device=device,
+        batch_size=config.trainer.global_batch_size // dist.get_world_size(),
+        pooling_factors=measure_pooling_factors(data.train),
+    )
 
 
 def open_data(config: ExperimentConfig, *, share: Share, global_batch_size: int) -> Dataset:
