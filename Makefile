@@ -1,4 +1,4 @@
-# make train | test | lint | install | clean | help. Each sets up its own virtual environment first.
+# make train | test | long | check | lint | install | clean | help. Each sets up its own virtual environment first.
 
 # Interpreter that the virtual environment is made from (3.11 or newer), and where it is made.
 PYTHON ?= python3
@@ -17,17 +17,27 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 STAMP := $(VENV)/.installed-$(DEVICE)
 WHEELS := $(VENV)/wheels
 
+# Tests run in a process per core, at most 4, because each holds torch and the ranks it starts. A
+# file stays in one process, so that what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
 # The pins live in pyproject.toml; $(call pinned,torch) is torch==2.13.0.
 pinned = $(shell sed -n 's/.*"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: train test lint install clean help
+.PHONY: train test long check lint install clean help
 
 train: $(STAMP)  ## train the quickstart on 4 ranks
 	$(BIN)/torchx run dist.ddp -j 1x4 launch/train.py
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+long: $(STAMP)  ## run the tests that take minutes, and no others
+	$(PYTEST) -m slow
+
+check: $(STAMP)  ## run all tests
+	$(PYTEST) -m '$(if $(filter cpu,$(DEVICE)),not gpu)'
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .

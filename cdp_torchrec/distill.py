@@ -15,49 +15,23 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from cdp_torchrec.config import Config, ConfigError, load_config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
+from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import world_size
-from cdp_torchrec.experiment import (
-    Experiment,
-    ExperimentConfig,
-    build_experiment,
-    evaluate_test,
-    make_checkpointer,
-)
+from cdp_torchrec.experiment import Experiment, build_experiment, evaluate_test, make_checkpointer
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.run.checkpoint import Progress, find_checkpoint
-from cdp_torchrec.run.directory import RunConfig, open_run_directory, write_json, write_run_files
+from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 
 _LOG_EVERY_STEPS = 10
-
-
-class DistillConfig(Config):
-    """How the student is trained."""
-
-    dir: Path | None = None
-    """Run directory of the student; without it that of the run, with "-student" behind its name."""
-    teacher_steps: PositiveInt | None = None
-    """K, denoiser calls of the teacher; without it those of the run. Paper: 20."""
-    max_steps: PositiveInt = 500
-    """Optimizer steps, each on trainer.global_batch_size impressions of the training split."""
-    lr: PositiveFloat = 3e-3
-    """Learning rate of Adam at the start; it falls to zero on half a cosine."""
-    num_validation_batches: PositiveInt = 20
-    """Batches of unseen impressions on which the relative error is measured."""
-
-
-class DistillExperimentConfig(ExperimentConfig):
-    """A run, and how it is distilled."""
-
-    distill: DistillConfig = DistillConfig()
-    """The distillation."""
 
 
 @dataclass(frozen=True)

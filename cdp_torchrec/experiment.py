@@ -3,83 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 import torch.distributed as dist
-from pydantic import NonNegativeInt, model_validator
 
-from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, dump_toml, load_config
-from cdp_torchrec.data.dataset import (
-    DataConfig,
-    Dataset,
-    make_if_missing,
-    open_dataset,
-    read_schema,
-)
+from cdp_torchrec.config import ConfigError, dump_toml, load_config
+from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset, read_schema
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
-from cdp_torchrec.distributed.optimizer_config import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
-from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import MetricReport
-from cdp_torchrec.model.ranking import ModelConfig, RankingModel
+from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
+from cdp_torchrec.predictions import PredictionFile
 from cdp_torchrec.run.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
-from cdp_torchrec.run.directory import (
-    RunConfig,
-    open_run_directory,
-    write_json,
-    write_run_files,
-)
+from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
 from cdp_torchrec.run.monitor import Monitor
-from cdp_torchrec.trainer import Trainer, TrainerConfig
-
-
-class ExperimentConfig(Config):
-    """Everything that decides a run."""
-
-    seed: NonNegativeInt = 0
-    """Seed of the initial parameters, the order of impressions and all noise."""
-    run: RunConfig = RunConfig()
-    """Where the results go."""
-    data: DataConfig
-    """The dataset and how it is read."""
-    model: ModelConfig
-    """The ranking model."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """Sparse and dense optimizer."""
-    sharding: ShardingConfig = ShardingConfig()
-    """Where the tables live."""
-    trainer: TrainerConfig = TrainerConfig()
-    """The training loop."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        history, kept = self.model.interest.history, self.data.history.max_length
-        problems = [
-            (key, f"must be below data.history.max_length = {kept}, found {found}")
-            for key, found in (
-                ("model.interest.recency_segments", sum(history.pool_segments or ())),
-                ("data.history.count_segments", sum(self.data.history.count_segments)),
-            )
-            if found >= kept
-        ]
-        if (history.recent_length or 0) > kept:
-            problems.append(
-                (
-                    "data.history.max_length",
-                    f"keeps {kept} behaviours, but model.interest reads the last "
-                    f"{history.recent_length}; raise it, or shorten the module's history",
-                )
-            )
-        if problems:
-            raise ConfigConflicts(problems)
-        return self
+from cdp_torchrec.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -98,6 +44,10 @@ class Experiment:
         task = self.parallelized.model.module
         assert isinstance(task, TrainTask)
         return task.model
+
+    def prediction_file(self, path: Path) -> PredictionFile:
+        """A file for predictions about this dataset."""
+        return PredictionFile(path, self.config.data.dir, self.data.schema)
 
 
 @dataclass(frozen=True)
@@ -172,7 +122,7 @@ def train_experiment(
 
 def evaluate_run(
     path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> MetricReport:
+) -> Trained:
     """Measure a checkpoint, or the best one of a run, on the test split; collective.
 
     Args:
@@ -192,11 +142,12 @@ def evaluate_run(
         sharding = config.sharding.model_copy(update={"plan": None})
         config = config.model_copy(update={"sharding": sharding})
     experiment = build_experiment(config, device)
-    make_checkpointer(experiment, run_dir).load(
+    progress = make_checkpointer(experiment, run_dir).load(
         checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
     )
-    predictions = run_dir / "predictions.parquet" if write_predictions else None
-    return evaluate_test(experiment, run_dir, predictions=predictions)
+    file = experiment.prediction_file(run_dir / "predictions.parquet")
+    report = evaluate_test(experiment, run_dir, predictions=file if write_predictions else None)
+    return Trained(experiment, run_dir, progress, report)
 
 
 def evaluate_test(
@@ -204,7 +155,7 @@ def evaluate_test(
     run_dir: Path,
     *,
     num_bootstrap: int = 200,
-    predictions: Path | None = None,
+    predictions: PredictionFile | None = None,
 ) -> MetricReport:
     """Metrics of the test split with intervals, written to `<run_dir>/evaluation.json`."""
     report = evaluate(
@@ -256,8 +207,10 @@ def plan_problem(config: ExperimentConfig, data: Dataset, device: torch.device) 
     Raises:
         ConfigError: the named hardware is unknown, or not what the ranks compute on.
     """
+    model = RankingModel(data.layout, config.model)
+    model.ranking_arch.over_arch.start_at(data.schema.splits["train"].click_rate)
     return pose_problem(
-        TrainTask(RankingModel(data.layout, config.model)),
+        TrainTask(model),
         config.sharding,
         config.optimizer.sparse,
         device=device,

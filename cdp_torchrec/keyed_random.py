@@ -1,32 +1,55 @@
-"""Randomness as a pure function of an impression's key.
+"""Randomness as a pure function of a key, such as an impression's.
 
 Every draw is a hash of (key, stream, counter), so it is bit-identical whatever else is in the
 batch, on any rank and in training, evaluation and serving alike. Only tensor operations are used:
 the functions compile and export.
 """
 
-# B impressions, D latent dim
+# B keys, D latent dim
 
 import math
+from enum import IntEnum, unique
 
 import torch
 from torch import Tensor
 
-START_NOISE = 0
-"""Stream of the noise in the state where sampling starts."""
-TRAINING_NOISE = 1
-"""Stream of the noise of the noise loss."""
-TRAINING_TIMESTEP = 2
-"""Stream of the timestep of the noise loss."""
+
+@unique
+class Stream(IntEnum):
+    """All streams of the project: what is drawn for one key in different streams is independent."""
+
+    INITIAL_ROWS = -1
+    """Initial embeddings; a key is a row of a table and the run's seed."""
+    START_NOISE = 0
+    """Noise of the state where sampling starts (CDP; the user of DDRM)."""
+    TRAINING_NOISE = 1
+    """Noise of the denoising loss (CDP, DiffRec; the user of DDRM)."""
+    TRAINING_TIMESTEP = 2
+    """Timestep of the denoising loss; DDRM's user and item share it."""
+    NEXT_BEHAVIOUR_NEGATIVE = 3
+    """What the next behaviour is told from (DIEN, SASRec); a key is a request's behaviour."""
+    ITEM_TRAINING_NOISE = 4
+    """Noise of the item in DDRM's denoising loss."""
+    ITEM_START_NOISE = 5
+    """Noise of the item where DDRM's sampling starts."""
+    LATENT_NOISE = 6
+    """Draw of L-DiffRec's encoder; a key is a history, as for all of DiffRec's draws."""
+    RELEVANCE_NEGATIVE = 7
+    """Own behaviour that the item shown for a query is told from (QIN)."""
 
 
-def keyed_normal(key: Tensor, dim: int, stream: int) -> Tensor:
+def seeded(key: Tensor, seed: int) -> Tensor:
+    """The keys [B] of a run: another seed, other keys."""
+    return key + _int64(_INCREMENT * (seed + 1))
+
+
+def keyed_normal(key: Tensor, dim: int, stream: Stream) -> Tensor:
     """Standard normal draws of each key (Box-Muller on SplitMix64 bits).
 
     Args:
         key: int64 [B]; equal keys give equal draws.
         dim: number of draws per key.
-        stream: independent sequence of the same key.
+        stream: what they are for.
 
     Returns:
         float32 [B, dim]; computed in float64 so that the last bits of log and cos do not matter.
@@ -38,7 +61,7 @@ def keyed_normal(key: Tensor, dim: int, stream: int) -> Tensor:
     return draws[:, :dim].float()
 
 
-def keyed_timesteps(key: Tensor, num_train_timesteps: int, stream: int) -> Tensor:
+def keyed_timesteps(key: Tensor, num_train_timesteps: int, stream: Stream) -> Tensor:
     """Uniform timestep in 1..num_train_timesteps of each key, int64 [B]."""
     bits = _random_bits(key, 1, stream).squeeze(1)
     return 1 + ((_shift_right(bits, 32) * num_train_timesteps) >> 32)
@@ -54,7 +77,7 @@ _MULTIPLIER_1 = _int64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = _int64(0x94D049BB133111EB)
 
 
-def _random_bits(key: Tensor, count: int, stream: int) -> Tensor:
+def _random_bits(key: Tensor, count: int, stream: Stream) -> Tensor:
     seed = _finalise(key + _int64(_INCREMENT * (stream + 1)))
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=key.device)
     return _finalise(seed.unsqueeze(1) + counter * _int64(_INCREMENT))

@@ -5,14 +5,11 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.dataset import Dataset
 from cdp_torchrec.data.loader import EvaluationBatches, load
 from cdp_torchrec.distributed.managed_collision import assign_counted_rows
@@ -21,34 +18,8 @@ from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.train_task import TrainOutput
 from cdp_torchrec.run.checkpoint import Checkpointer, Progress
+from cdp_torchrec.run.config import TrainerConfig
 from cdp_torchrec.run.monitor import Monitor, memory_gib
-
-ValidationMetric = Literal["gauc", "auc", "uauc", "log_loss"]
-
-
-class TrainerConfig(Config):
-    """The training loop."""
-
-    global_batch_size: PositiveInt = 4096
-    """Impressions per step over all ranks; 4 x 4096 in the paper."""
-    max_epochs: PositiveInt = 1
-    """Passes over the training impressions."""
-    max_steps: PositiveInt | None = None
-    """Stop after this many steps, even within the first epoch."""
-    log_every_steps: PositiveInt = 10
-    """Steps between two lines of metrics.jsonl."""
-    validate_every_steps: PositiveInt | None = None
-    """Steps between two validations; without it, one at the end of each epoch."""
-    validation_metric: ValidationMetric = "gauc"
-    """Decides which checkpoint is the best."""
-    patience: PositiveInt | None = None
-    """Stop after this many validations in a row without a better one; without it, never."""
-    checkpoint_every_steps: PositiveInt | None = None
-    """Steps between two checkpoints; without it, one at each validation and at the end."""
-    keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints kept, beside the best one."""
-    num_workers: NonNegativeInt = 0
-    """Processes per rank that prepare batches; 0: the training process itself."""
 
 
 class NonFiniteLossError(RuntimeError):

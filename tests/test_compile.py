@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import aoti_load_package
 
-from cdp_torchrec.diffusion.denoiser import DenoiserConfig
+from cdp_torchrec.diffusion.config import DenoiserConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestDims
 from cdp_torchrec.serving.compile import compile_ranker
 

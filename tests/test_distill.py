@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.diffusion.denoiser import DenoiserConfig
-from cdp_torchrec.distill import DistillConfig, train_student
+from cdp_torchrec.diffusion.config import DenoiserConfig
+from cdp_torchrec.distill import train_student
+from cdp_torchrec.distill_config import DistillConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, GatedPool, InterestDims, InterestInput
 from cdp_torchrec.run.monitor import Monitor
 

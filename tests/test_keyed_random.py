@@ -1,18 +1,13 @@
 """Noise is a pure function of (key, stream) and is distributed as claimed."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
 from scipy import stats
 
-from cdp_torchrec.keyed_random import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, seeded
 
 KEYS = torch.arange(20_000, dtype=torch.int64)
 EXTREME_KEYS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 123_456_789_012_345])
@@ -33,35 +28,35 @@ def reference_bits(key: int, index: int, stream: int) -> int:
 
 def test_draws_equal_a_reference_with_unbounded_integers():
     dim = 5
-    draws = keyed_normal(EXTREME_KEYS, dim, TRAINING_NOISE)
-    timesteps = keyed_timesteps(EXTREME_KEYS, 100, TRAINING_TIMESTEP)
+    draws = keyed_normal(EXTREME_KEYS, dim, Stream.TRAINING_NOISE)
+    timesteps = keyed_timesteps(EXTREME_KEYS, 100, Stream.TRAINING_TIMESTEP)
     for row, key in enumerate(EXTREME_KEYS.tolist()):
         cosines, sines = [], []
         for index in range(3):
-            bits = reference_bits(key, index, TRAINING_NOISE)
+            bits = reference_bits(key, index, Stream.TRAINING_NOISE)
             radius = math.sqrt(-2.0 * math.log(((bits >> 32) + 1) / 2**32))
             angle = 2.0 * math.pi * (bits & (2**32 - 1)) / 2**32
             cosines.append(radius * math.cos(angle))
             sines.append(radius * math.sin(angle))
         torch.testing.assert_close(draws[row], torch.tensor((cosines + sines)[:dim]))
-        bits = reference_bits(key, 0, TRAINING_TIMESTEP)
+        bits = reference_bits(key, 0, Stream.TRAINING_TIMESTEP)
         assert timesteps[row] == 1 + ((bits >> 32) * 100 >> 32)
 
 
 def test_draws_do_not_depend_on_the_rest_of_the_batch():
-    whole = keyed_normal(KEYS, 16, START_NOISE)
+    whole = keyed_normal(KEYS, 16, Stream.START_NOISE)
     order = torch.randperm(len(KEYS), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(keyed_normal(KEYS[order], 16, START_NOISE), whole[order])
+    assert torch.equal(keyed_normal(KEYS[order], 16, Stream.START_NOISE), whole[order])
     for rows in (slice(0, 1), slice(7, 10), slice(None, None, 3)):
-        assert torch.equal(keyed_normal(KEYS[rows], 16, START_NOISE), whole[rows])
-    timesteps = keyed_timesteps(KEYS, 100, TRAINING_TIMESTEP)
-    assert torch.equal(keyed_timesteps(KEYS[5:6], 100, TRAINING_TIMESTEP), timesteps[5:6])
+        assert torch.equal(keyed_normal(KEYS[rows], 16, Stream.START_NOISE), whole[rows])
+    timesteps = keyed_timesteps(KEYS, 100, Stream.TRAINING_TIMESTEP)
+    assert torch.equal(keyed_timesteps(KEYS[5:6], 100, Stream.TRAINING_TIMESTEP), timesteps[5:6])
 
 
 @pytest.mark.parametrize("first_key", [0, -(2**63), 10**15])
 @pytest.mark.parametrize("dim", [1, 16])
 def test_draws_are_standard_normal(first_key: int, dim: int):
-    draws = keyed_normal(KEYS + first_key, dim, START_NOISE).flatten().double()
+    draws = keyed_normal(KEYS + first_key, dim, Stream.START_NOISE).flatten().double()
     count = len(draws)
     assert abs(draws.mean()) < 5 / math.sqrt(count)
     assert abs(draws.var() - 1) < 5 * math.sqrt(2 / count)
@@ -69,8 +64,8 @@ def test_draws_are_standard_normal(first_key: int, dim: int):
 
 
 def test_keys_dimensions_and_streams_are_independent():
-    start = keyed_normal(KEYS, 8, START_NOISE).double()
-    training = keyed_normal(KEYS, 8, TRAINING_NOISE).double()
+    start = keyed_normal(KEYS, 8, Stream.START_NOISE).double()
+    training = keyed_normal(KEYS, 8, Stream.TRAINING_NOISE).double()
     next_key = start.roll(1, dims=0)
     columns = torch.cat([start, training, next_key], dim=1)
     # Squares too: uncorrelated draws could still share their size.
@@ -79,9 +74,20 @@ def test_keys_dimensions_and_streams_are_independent():
     assert correlations.abs().max() < 6 / math.sqrt(len(KEYS))
 
 
+def test_no_two_streams_and_no_two_seeds_draw_the_same():
+    """Fails where two streams have one number."""
+    assert len(Stream.__members__) == len(set(Stream)) == len(Stream)
+    by_stream = [keyed_timesteps(KEYS, 2**30, stream) for stream in Stream]
+    by_seed = [keyed_timesteps(seeded(KEYS, seed), 2**30, Stream.INITIAL_ROWS) for seed in range(4)]
+    for draws in (by_stream, by_seed):
+        for a, b in combinations(draws, 2):
+            # 20,000 pairs of independent draws in 2^30 hardly ever hold two equal ones.
+            assert (a == b).sum() < 3
+
+
 @pytest.mark.parametrize("num_train_timesteps", [1, 7, 100])
 def test_timesteps_are_uniform_from_1_to_t(num_train_timesteps: int):
-    timesteps = keyed_timesteps(KEYS, num_train_timesteps, TRAINING_TIMESTEP)
+    timesteps = keyed_timesteps(KEYS, num_train_timesteps, Stream.TRAINING_TIMESTEP)
     counts = torch.bincount(timesteps, minlength=num_train_timesteps + 1)
     assert len(counts) == num_train_timesteps + 1
     assert counts[0] == 0

@@ -10,8 +10,8 @@ from pathlib import Path
 from cdp_torchrec.compare.config import UNTRAINED, CompareConfig
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.keys import toml_value
-from cdp_torchrec.experiment import ExperimentConfig
-from cdp_torchrec.run.directory import RunConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.run.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.checkpoint import saved_checkpoints
-from cdp_torchrec.run.directory import RunConfig
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.trainer import NonFiniteLossError
 
 _Shared = TypeVar("_Shared")

@@ -1,39 +1,16 @@
 """A dataset directory opened for one rank: layout, and batches of every split."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
-from cdp_torchrec.config import Config, ConfigError
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.assemble import BatchAssembler
+from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_reader import HistoryConfig
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import FeatureLayout, VocabularyConfig, build_layout
+from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import Schema, load_schema
-from cdp_torchrec.data.world import SyntheticConfig
-
-
-class DataConfig(Config):
-    """The dataset and how it is read."""
-
-    dir: Path
-    """Dataset directory, made by launch/prepare_data.py."""
-    synthetic: SyntheticConfig | None = None
-    """Make this synthetic log at data.dir if nothing is there yet."""
-    exclude_features: tuple[str, ...] = ()
-    """Features that are not read at all, such as the weekday of a log of two days."""
-    vocabulary: Mapping[str, VocabularyConfig] = {}
-    """Handling of rare ids by entity; the defaults for all that are not named."""
-    history: HistoryConfig = HistoryConfig()
-    """How much of the history is read."""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training requests, the latest ones, held out for validation."""
 
 
 @dataclass(frozen=True)

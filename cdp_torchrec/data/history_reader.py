@@ -6,24 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from pydantic import PositiveInt
 
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import POOL_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
-
-
-class HistoryConfig(Config):
-    """How much of the history a model sees."""
-
-    max_length: PositiveInt = 100
-    """Behaviours kept: the most recent ones of the user, and apart from them the most recent ones
-    in the target item's category. The paper's users have 2000 behaviours on average."""
-    count_segments: tuple[PositiveInt, ...] = ()
-    """Sizes of the most recent segments of the gated history in which the tower learns its counts
-    (model.interaction.history_counts); a last segment holds all older behaviours."""
 
 
 @dataclass(frozen=True)

@@ -4,68 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import Field, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 
-EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
-"""TorchRec's eviction policies."""
 Slot = Literal["candidate", "request", "pool", "gated", "recent"]
 
 POOL_KEY = "history_item_id"
-
-
-class ManagedCollisionConfig(Config):
-    """Rows that ids win and lose during training: TorchRec's managed collision, ZCH."""
-
-    zch_size: PositiveInt
-    """Rows of the table, a multiple of buckets."""
-    buckets: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Parts of the table, each with the ids of one remainder, a map of its own, and one row that
-    its ids without a row of their own share. The number of ranks must divide it; nothing else
-    depends on the number of ranks."""
-    eviction_policy: EvictionPolicyName = "distance_lfu"
-    """Whose row a new id takes: the least frequent id's, the least recent one's, or that with the
-    lowest count per step since it was last seen; and only if the new id scores higher."""
-    eviction_interval: PositiveInt = 100
-    """Steps between two assignments of rows; there is one before each checkpoint, too. Until the
-    first one, all ids share their bucket's row."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.zch_size % self.buckets or self.zch_size < 2 * self.buckets:
-            raise ValueError(
-                f"zch_size = {self.zch_size} must be a multiple of buckets = {self.buckets}, with "
-                "at least 2 rows for each"
-            )
-        return self
-
-
-class VocabularyConfig(Config):
-    """Which ids of an entity get an embedding row of their own."""
-
-    min_count: PositiveInt = 1
-    """Ids seen fewer times than this in training share out-of-vocabulary rows."""
-    num_oov_rows: PositiveInt = 1
-    """Number of out-of-vocabulary rows; a rare id always falls on the same one. Many rows keep
-    rare ids apart, so that an unseen item still matches itself in the history."""
-    managed_collision: ManagedCollisionConfig | None = None
-    """Instead of that: rows are assigned during training, to the ids that deserve them then."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.managed_collision and (self.min_count, self.num_oov_rows) != (1, 1):
-            raise ValueError(
-                "managed_collision decides which ids have rows: it leaves nothing for min_count "
-                "and num_oov_rows"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging import build_dataset
@@ -25,8 +24,10 @@ from cdp_torchrec.data.simulation import (
     Requests,
     simulate,
 )
-from cdp_torchrec.data.world import Ints, SyntheticConfig, World, build_world
+from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.world import Ints, World, build_world
 from cdp_torchrec.metrics import auc, grouped_auc
+from cdp_torchrec.progress import progress
 
 _SOURCE = "simulated search log with known click probabilities, configuration: "
 _FEATURES = (
@@ -59,8 +60,7 @@ def write_synthetic_staging(config: SyntheticConfig, staging: Path) -> DatasetSp
     writer = _StagingWriter(world, staging)
     last = config.history_days + config.train_days
     bayes: dict[str, float] = {}
-    days = tqdm(simulate(world), "simulate", total=last + 1, unit="day", delay=2, disable=None)
-    for day in days:
+    for day in progress(simulate(world), "simulate", total=last + 1, unit="days"):
         writer.write(day)
         if day.number == last:
             bayes = _bayes_metrics(day.requests)

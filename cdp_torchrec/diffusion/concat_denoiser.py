@@ -4,28 +4,14 @@
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.diffusion.config import ConcatDenoiserConfig
 
 _MAX_PERIOD = 10_000.0
 _BIAS_STD = 0.001
-
-
-class ConcatDenoiserConfig(Config):
-    """Size of the network."""
-
-    hidden_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64,)
-    """Widths of the hidden layers. DiffRec: [1000], or [600, 200, 600] on ML-1M. DDRM:
-    [1000, 200, 1000]. Both are for thousands of items or a width of 64; 64 is our choice."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """After every hidden layer. DiffRec: tanh. DDRM's script for Yelp: relu."""
-    time_dim: Annotated[int, Field(ge=2, multiple_of=2)] = 10
-    """Width of the sinusoidal description of a timestep. DiffRec and DDRM: 10."""
 
 
 class ConcatDenoiser(nn.Module):

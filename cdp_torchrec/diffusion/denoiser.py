@@ -3,30 +3,15 @@
 # B impressions, D latent dim, H hidden width, M modulation width, N timesteps
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.diffusion.config import DenoiserConfig
 
 # Pairs of sine and cosine that describe a timestep.
 _NUM_FREQUENCIES = 16
-
-
-class DenoiserConfig(Config):
-    """Size of the network and the way the condition enters it (ambiguities a3 and a4)."""
-
-    condition_join: Literal["add", "film", "adaln_zero"] = "add"
-    """"add": state + condition + time enter the first layer, as Figure 1c draws. "film": they scale
-    and shift every hidden layer. "adaln_zero": they scale, shift and gate one normalised residual
-    block, whose gate starts at zero (DiT, arXiv 2212.09748): the network starts as the identity."""
-    hidden_multiple: PositiveInt = 4
-    """H / D. The paper says "multi-layer MLP" only."""
-    num_hidden_layers: PositiveInt = 2
-    """Hidden layers of width H; 2 gives the layers D -> H -> H -> D."""
 
 
 class ConditionedMlp(nn.Module):

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiser, ConcatDenoiserConfig
+from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiser
+from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.diffusion.sampler import SamplingStep, denoise
-from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig
+from cdp_torchrec.diffusion.schedule import NoiseSchedule
 
 
 class ReverseProcess(nn.Module):

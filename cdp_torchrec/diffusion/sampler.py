@@ -10,13 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from torch import Tensor
 
+from cdp_torchrec.diffusion.config import SamplerType
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
-
-SamplerType = Literal["ddim", "dpmpp_2m"]
 
 
 @dataclass(frozen=True)

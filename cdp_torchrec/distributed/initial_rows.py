@@ -4,7 +4,7 @@ import zlib
 
 from torch import Tensor
 
-from cdp_torchrec.keyed_random import keyed_normal
+from cdp_torchrec.keyed_random import Stream, keyed_normal, seeded
 
 
 def initial_rows(name: str, rows: Tensor, width: int, *, std: float, seed: int) -> Tensor:
@@ -19,4 +19,5 @@ def initial_rows(name: str, rows: Tensor, width: int, *, std: float, seed: int) 
         seed: another seed, other values.
     """
     digest = zlib.crc32(name.split(".")[-2].encode())
-    return std * keyed_normal(rows + (digest << 31), width, stream=seed)
+    key = seeded(rows + (digest << 31), seed)
+    return std * keyed_normal(key, width, Stream.INITIAL_ROWS)

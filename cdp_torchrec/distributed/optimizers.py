@@ -9,7 +9,7 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as InBackwardRowWiseAdagrad
 
-from cdp_torchrec.distributed.optimizer_config import OptimizerConfig, SparseOptimizerConfig
+from cdp_torchrec.distributed.config import OptimizerConfig, SparseOptimizerConfig
 from cdp_torchrec.distributed.row_optimizers import LazyAdam, RowWiseAdagrad
 from cdp_torchrec.model.sparse_arch import is_table
 

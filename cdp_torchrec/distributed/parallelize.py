@@ -13,9 +13,9 @@ from torchrec.distributed.model_parallel import (
 )
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
+from cdp_torchrec.distributed.config import OptimizerConfig
 from cdp_torchrec.distributed.initial_rows import initial_rows
 from cdp_torchrec.distributed.managed_collision import reset_evicted_rows
-from cdp_torchrec.distributed.optimizer_config import OptimizerConfig
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.distributed.plans.file import dump_plan
 from cdp_torchrec.distributed.plans.job import plan_job

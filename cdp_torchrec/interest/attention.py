@@ -10,52 +10,20 @@ per request; what is here relates it to candidates, block by block.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.base import InterestDims, InterestInput
-from cdp_torchrec.interest.output import InterestVectorConfig, layer_norm
+from cdp_torchrec.interest.config.base import AttentionConfig, EmbeddingNorm
+from cdp_torchrec.interest.output import layer_norm
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
-
-EmbeddingNorm = Literal["none", "layernorm"]
 
 # Up to this many times K, attending to all behaviours under a mask is cheaper than gathering the
 # K kept ones of each candidate.
 _DENSE_UP_TO = 4
-
-
-class AttentionConfig(Config):
-    """Sizes of an attention of the target item over behaviours."""
-
-    attention_dim: PositiveInt = 32
-    """Width of queries, keys and values over all heads. Ours."""
-    num_heads: PositiveInt = 4
-    """Heads; a divisor of attention_dim. TWIN: 4. The other papers state none."""
-    age_dim: PositiveInt = 8
-    """Width of the embedding of the time since a behaviour. Ours."""
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> "AttentionConfig":
-        if self.attention_dim % self.num_heads:
-            raise ValueError(
-                f"attention_dim = {self.attention_dim} is no multiple of "
-                f"num_heads = {self.num_heads}"
-            )
-        return self
-
-
-class TargetAttentionConfig(AttentionConfig, InterestVectorConfig):
-    """Settings of every module that attends to the behaviours that a search found."""
-
-    embedding_norm: EmbeddingNorm = "none"
-    """Layer norm of item, category and action embeddings on their way into search and attention.
-    Papers: none. Fresh embeddings are so small that attention starts slowly."""
 
 
 def target_features(inputs: InterestInput, *, category_dim: int, norm: EmbeddingNorm) -> Tensor:

@@ -9,13 +9,13 @@ much as it says about the target item. Everything behind z_0 is the same as for 
 from torch import Tensor
 
 from cdp_torchrec.interest.attention import (
-    AttentionConfig,
     TargetAttention,
     find_all,
     item_features,
     target_features,
 )
 from cdp_torchrec.interest.base import InterestDims, InterestInput
+from cdp_torchrec.interest.config.base import AttentionConfig
 
 
 class AttentivePooling(TargetAttention):

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from cdp_torchrec.config import Config
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest.sequence import BehaviourSequence
 
 
@@ -90,15 +88,6 @@ class InterestOutput:
     the labels is an auxiliary loss of this name: labels never enter a module."""
     monitors: Mapping[str, Tensor] = field(default_factory=dict)
     """Named detached scalars for the log (gate weights, latent scale ...); in training mode."""
-
-
-class InterestConfigBase(Config):
-    """What every interest module's configuration offers to the reader of data."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The forms of history that the module reads."""
-        return HistoryLookup()
 
 
 class InterestModule(nn.Module):

@@ -7,117 +7,27 @@ it states them; every reading of ours is a setting (a1 .. a18 number the ambigui
 
 # B impressions, D embedding dim, T diffusion steps, K sampled steps, M modulation width
 
-from typing import Literal
-
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from cdp_torchrec.diffusion.denoiser import Denoiser, DenoiserConfig
-from cdp_torchrec.diffusion.sampler import (
-    SamplerType,
-    denoise,
-    sampling_steps,
-)
-from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig, PredictionType
+from cdp_torchrec.diffusion.config import SamplerType
+from cdp_torchrec.diffusion.denoiser import Denoiser
+from cdp_torchrec.diffusion.sampler import denoise, sampling_steps
+from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.condition import ConditionConfig, build_condition
+from cdp_torchrec.interest.condition import build_condition
+from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.interest.pooling import (
     Emission,
-    GatedHistoryConfig,
     HistoryPooling,
     PooledHistory,
 )
-from cdp_torchrec.keyed_random import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
-
-
-class CdpConfig(GatedHistoryConfig):
-    """Paper eqs. 3-13."""
-
-    kind: Literal["cdp"]
-    """Selects the module."""
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
-    """Forward process (eq. 4, a9)."""
-    condition: ConditionConfig = ConditionConfig()
-    """Experts and their fusion (eqs. 5-8, a1, a2)."""
-    denoiser: DenoiserConfig = DenoiserConfig()
-    """Network of the denoiser (eqs. 9-10, a3, a4)."""
-    prediction_type: PredictionType = "epsilon"
-    """What the denoiser predicts. Paper: the noise, "epsilon" (eq. 10). "x0": the clean latent."""
-    start: Literal["noised", "clean_scaled", "clean", "gaussian"] = "noised"
-    """State where sampling starts (a7, a8). "noised": z_0 after the forward process, as Figure 1c
-    draws, with noise fixed per impression. "clean_scaled": the same without the noise. "clean": z_0
-    itself. "gaussian": pure noise, off-distribution here because x_T keeps 69 % of the signal."""
-    start_timestep: PositiveInt | None = None
-    """Noise level of the start state; T if not given. Training draws its timesteps up to here."""
-    sampler: SamplerType = "ddim"
-    """Deterministic solver of the reverse process (a6)."""
-    num_inference_steps: NonNegativeInt = 20
-    """K, denoiser calls per impression in serving (a6). Paper: 20. 0 needs start = "clean" and
-    leaves z_0 as it is."""
-    train_path: Literal["chain", "x0_onestep", "unrolled"] = "chain"
-    """How training makes the interest (a5). "chain": the chain of serving, with gradients through
-    all its steps, and one more call at a random timestep for the noise loss. "x0_onestep": that
-    one call serves both; serving still runs the chain. "unrolled": the literal reading R2 of eqs.
-    9-10, K recurrences without a sampler between them, in training and in serving."""
-    recon_detach: bool = False
-    """Noise loss trains the denoiser only, not the embeddings, the pooling or the experts (a11).
-    The paper is silent; without it the noise loss is minimised by collapsing z_0."""
-    noise_loss_weight: NonNegativeFloat = 1.0
-    """Lambda, weight of the noise loss beside the BCE (eqs. 11-13, a12); the loss is a mean over
-    dimensions. Paper: no factor shown. At 0 the noise loss is not computed."""
-    loss_weighting: Literal["uniform", "min_snr"] = "uniform"
-    """Weight of timesteps in the noise loss. Paper: uniform. "min_snr": arXiv 2303.09556."""
-    min_snr_gamma: PositiveFloat = 5.0
-    """Ceiling of the signal-to-noise ratio in "min_snr"."""
-
-    @property
-    def last_timestep(self) -> int:
-        """Noise level where sampling starts."""
-        return self.start_timestep or self.schedule.num_train_timesteps
-
-    @model_validator(mode="after")
-    def _check(self) -> "CdpConfig":
-        if self.last_timestep > self.schedule.num_train_timesteps:
-            raise ValueError(
-                f"start_timestep = {self.start_timestep} is above schedule.num_train_timesteps = "
-                f"{self.schedule.num_train_timesteps}"
-            )
-        if self.num_inference_steps > self.last_timestep:
-            raise ValueError(
-                f"num_inference_steps = {self.num_inference_steps} is more than the "
-                f"{self.last_timestep} timesteps that there are to sample"
-            )
-        if self.num_inference_steps == 0 and self.start != "clean":
-            raise ValueError(
-                f"num_inference_steps = 0 needs start = 'clean', found '{self.start}': "
-                "nothing would remove the noise or the scale"
-            )
-        if self.train_path != "chain" and self.recon_detach:
-            raise ValueError(
-                f"recon_detach needs train_path = 'chain', found '{self.train_path}', "
-                "where one denoiser call serves both losses"
-            )
-        if self.train_path == "unrolled":
-            found = (self.start, self.prediction_type, self.denoiser.condition_join)
-            if found != ("noised", "epsilon", "add") or self.num_inference_steps == 0:
-                raise ValueError(
-                    "train_path = 'unrolled' is the literal reading of eqs. 9-10: it needs "
-                    "start = 'noised', prediction_type = 'epsilon', denoiser.condition_join = 'add'"
-                    f" and num_inference_steps >= 1, found {found} and {self.num_inference_steps}"
-                )
-        return self
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 
 class CdpInterest(InterestModule):
@@ -226,9 +136,9 @@ class CdpInterest(InterestModule):
             case "clean_scaled":
                 return signal * x_0
             case "noised":
-                return signal * x_0 + sigma * keyed_normal(key, self.dim, START_NOISE)
+                return signal * x_0 + sigma * keyed_normal(key, self.dim, Stream.START_NOISE)
             case "gaussian":
-                return keyed_normal(key, self.dim, START_NOISE)
+                return keyed_normal(key, self.dim, Stream.START_NOISE)
 
     def _predict(self, x_t: Tensor, modulation: Tensor, timesteps: Tensor | int) -> Tensor:
         correction = self.denoiser(x_t, modulation)
@@ -246,8 +156,8 @@ class CdpInterest(InterestModule):
 
     def _one_step(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """x_0 as predicted at a random timestep [B, D], and its noise loss (eq. 11) [B]."""
-        timesteps = keyed_timesteps(key, self.last_timestep, TRAINING_TIMESTEP)
-        noise = keyed_normal(key, self.dim, TRAINING_NOISE)
+        timesteps = keyed_timesteps(key, self.last_timestep, Stream.TRAINING_TIMESTEP)
+        noise = keyed_normal(key, self.dim, Stream.TRAINING_NOISE)
         x_t = self.schedule.add_noise(x_0, noise, timesteps)
         prediction = self._predict(
             x_t, modulation + self.denoiser.time_modulation(timesteps), timesteps
@@ -267,7 +177,7 @@ class CdpInterest(InterestModule):
         for time_modulation in self.denoiser.time_modulation(self.grid).unbind():
             hidden = self.denoiser(hidden, modulation + time_modulation)
         predicted_noise = self.read_out(hidden)
-        noise = keyed_normal(key, self.dim, START_NOISE)
+        noise = keyed_normal(key, self.dim, Stream.START_NOISE)
         noise_loss = (predicted_noise - noise).square().mean(dim=1)
         return self.schedule.x_0_from(predicted_noise, x_t, self.last_timestep), noise_loss
 

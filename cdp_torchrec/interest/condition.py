@@ -4,45 +4,12 @@
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 import torch
-from pydantic import field_validator
 from torch import Tensor, nn
 
-from cdp_torchrec.config import Config
 from cdp_torchrec.interest.base import InterestDims, InterestInput
-
-Expert = Literal["collaborative", "context", "scene"]
-Interaction = Literal["hadamard", "bilinear", "hadamard_difference", "none"]
-
-
-class ConditionConfig(Config):
-    """Experts, their interactions, and how they are fused."""
-
-    experts: tuple[Expert, ...] = ("collaborative", "context", "scene")
-    """Experts in use. Paper: all three; the ablations of Table 2 leave some out, and the gate is
-    normalised over those left. [] is "no condition". An expert whose roles the dataset lacks is
-    left out as well."""
-    interaction: Interaction = "hadamard"
-    """Pairwise terms of eq. 5 beside the roles themselves (ambiguity a1). Paper: q.u, u.i and q.i.
-    "bilinear" is (W a).b with a matrix per pair; "hadamard_difference" adds a - b to each pair."""
-    fusion: Literal["moe", "mean", "sum", "concat_mlp"] = "moe"
-    """How experts become one condition (ambiguity a2). Paper: "moe", the gated sum of eq. 8. Its
-    "no MoE" ablation is not specified: "mean" here; "concat_mlp" is a 2-layer MLP on them all."""
-    gate: Literal["softmax", "sigmoid"] = "softmax"
-    """Gate of "moe" (eq. 7). Paper: softmax. "sigmoid" opens every expert independently."""
-
-    item_gradient: Literal["flow", "stop"] = "flow"
-    """Whether the condition trains the target item's embedding. Paper: end to end, "flow". "stop"
-    still reads it; on logs whose items are mostly new, "flow" learns training items by heart."""
-
-    @field_validator("experts")
-    @classmethod
-    def _experts_once(cls, experts: tuple[Expert, ...]) -> tuple[Expert, ...]:
-        if len(set(experts)) < len(experts):
-            raise ValueError("each expert can be named once only")
-        return experts
+from cdp_torchrec.interest.config.gated import ConditionConfig, Expert
 
 
 @dataclass(frozen=True)

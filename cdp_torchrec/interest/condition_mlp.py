@@ -3,28 +3,16 @@
 The row that tells what diffusion adds: same inputs, same condition, same network size.
 """
 
-from typing import Literal
-
-from cdp_torchrec.diffusion.denoiser import ConditionedMlp, DenoiserConfig
+from cdp_torchrec.diffusion.denoiser import ConditionedMlp
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.condition import ConditionConfig, build_condition
-from cdp_torchrec.interest.pooling import Emission, GatedHistoryConfig, HistoryPooling
-
-
-class ConditionMlpConfig(GatedHistoryConfig):
-    """Paper eqs. 2-3 and 5-8, and the denoiser's network called once."""
-
-    kind: Literal["condition_mlp"]
-    """Selects the module."""
-    condition: ConditionConfig = ConditionConfig()
-    """Experts and their fusion, as in cdp."""
-    network: DenoiserConfig = DenoiserConfig()
-    """Size of the network, as in cdp."""
+from cdp_torchrec.interest.condition import build_condition
+from cdp_torchrec.interest.config.gated import ConditionMlpConfig
+from cdp_torchrec.interest.pooling import Emission, HistoryPooling
 
 
 class ConditionMlpInterest(InterestModule):

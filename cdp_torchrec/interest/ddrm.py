@@ -13,76 +13,18 @@ backbone; here all is trained together, so what a noised vector is compared with
 # B impressions, D embedding dim, T diffusion steps
 
 import logging
-from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
 from cdp_torchrec.diffusion.reverse import ReverseProcess
-from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
-from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig, layer_norm
-from cdp_torchrec.keyed_random import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.interest.config.generative import DdrmConfig
+from cdp_torchrec.interest.output import InterestVector, layer_norm
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 logger = logging.getLogger(__name__)
-
-# User and item share an impression's timestep, not its noise.
-_ITEM_STREAMS = 1 + max(START_NOISE, TRAINING_NOISE, TRAINING_TIMESTEP)
-
-
-class DdrmConfig(InterestVectorConfig):
-    """Settings of DDRM; defaults are those of its script for Yelp, but for the network's size."""
-
-    kind: Literal["ddrm"]
-    """Selects the module."""
-    reading: Literal["symmetric", "ideal_item"] = "symmetric"
-    """What is denoised. "symmetric": user and target item; the tower also receives the denoised
-    item, [D]. "ideal_item": the mean history into an ideal item; the tower also receives its inner
-    product with the target item (DDRM's score) and their cosine, [2]."""
-    history_filter: Literal["none", "category"] = "none"
-    """Which behaviours are averaged. DDRM: all, "none". "category": those in the target item's."""
-    latent_norm: Literal["none", "layernorm"] = "none"
-    """Scale of the vectors that are denoised. DDRM: "none", of a pre-trained backbone. Embeddings
-    that start small would vanish in the noise: "layernorm" gives them unit variance."""
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
-        num_train_timesteps=30,
-        beta_schedule="linear_var",
-        beta_start=1e-4,
-        beta_end=1e-2,
-        noise_scale=1e-4,
-        first_beta=1e-5,
-    )
-    """Forward process. Serving takes all its T steps; DDRM takes 1.25 T, where its code uses the
-    last step's coefficients for those beyond T."""
-    denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig(activation="relu")
-    """Network of each denoiser; user and item have weights of their own."""
-    start: Literal["clean", "noised"] = "noised"
-    """State where the chain starts. DDRM: after T steps of noise, here fixed per impression.
-    "clean": the vector itself."""
-    train_path: Literal["one_step", "chain"] = "one_step"
-    """What the click loss trains. "one_step": the prediction from one random timestep, as DDRM
-    does; serving still runs the chain. "chain": the chain of serving, with a call of its own for
-    the denoising loss."""
-    denoise_loss_weight: NonNegativeFloat = 0.1
-    """Weight of the squared error in the denoised vectors, a mean over dimensions. DDRM mixes
-    (1 - alpha) of its ranking loss with alpha of this; alpha = 0.1, or 0.3 on Yelp."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """All behaviours, or those in the target item's category, for their mean."""
-        if self.history_filter == "category":
-            return HistoryLookup(pool_segments=())
-        return HistoryLookup(recent=True)
 
 
 class DdrmInterest(InterestModule):
@@ -131,8 +73,14 @@ class DdrmInterest(InterestModule):
         else:
             # The condition is the clean vector of the other side, in training and in serving.
             user_hat, user_loss = self._denoise(self.user_process, user, item, inputs.key)
+            # User and item share an impression's timestep, not its noise.
             item_hat, item_loss = self._denoise(
-                self.item_process, item, user, inputs.key, streams=_ITEM_STREAMS
+                self.item_process,
+                item,
+                user,
+                inputs.key,
+                training_noise=Stream.ITEM_TRAINING_NOISE,
+                start_noise=Stream.ITEM_START_NOISE,
             )
             loss = (user_loss + item_loss) / 2
             parts = [self.vector(user_hat, item_hat), item_hat]
@@ -162,18 +110,19 @@ class DdrmInterest(InterestModule):
         condition: Tensor,
         key: Tensor,
         *,
-        streams: int = 0,
+        training_noise: Stream = Stream.TRAINING_NOISE,
+        start_noise: Stream = Stream.START_NOISE,
     ) -> tuple[Tensor, Tensor]:
         """The denoised vector, [B, D], and the denoising loss, [B]; zeros outside of training."""
         loss = x_0.new_zeros(x_0.shape[0])
         if self.training:
             one_step = self.config.train_path == "one_step"
             timesteps = keyed_timesteps(
-                key, self.config.schedule.num_train_timesteps, TRAINING_TIMESTEP
+                key, self.config.schedule.num_train_timesteps, Stream.TRAINING_TIMESTEP
             )
             predicted = process.one_step(
                 x_0 if one_step else x_0.detach(),
-                noise=keyed_normal(key, x_0.shape[1], streams + TRAINING_NOISE),
+                noise=keyed_normal(key, x_0.shape[1], training_noise),
                 timesteps=timesteps,
                 condition=condition if one_step else condition.detach(),
             )
@@ -182,5 +131,5 @@ class DdrmInterest(InterestModule):
                 return predicted, loss
         start = x_0
         if self.config.start == "noised":
-            start = process.last_state(x_0, keyed_normal(key, x_0.shape[1], streams + START_NOISE))
+            start = process.last_state(x_0, keyed_normal(key, x_0.shape[1], start_noise))
         return process.chain(start, condition), loss

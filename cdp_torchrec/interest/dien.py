@@ -7,14 +7,10 @@ all that does not depend on its state (input gates, attention) is computed befor
 # B impressions, L behaviours, W rows of a block, N its length, C candidates in a row,
 # X width of a behaviour's input, H hidden width
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest.base import (
     InterestDims,
@@ -22,38 +18,10 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+from cdp_torchrec.interest.config.sequential import Augru, DienConfig
+from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import keep_recent, next_behaviours
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
-
-Augru = Literal["paper", "official"]
-
-
-class DienConfig(InterestVectorConfig):
-    """Sizes, the form of the AUGRU and the auxiliary loss."""
-
-    kind: Literal["dien"]
-    """Selects the module."""
-    max_length: PositiveInt = 50
-    """Most recent behaviours that are read. Authors: 100."""
-    hidden_dim: PositiveInt = 16
-    """Width H of both recurrent layers. Authors: 36, the width of item and category together."""
-    augru: Literal["paper", "official"] = "paper"
-    """"paper": the attention a scales how much the candidate state replaces the old one, so a = 0
-    keeps the state; the reset gate acts after its matrix (eqs. 2-5, 14-16). "official": the
-    authors' code, where u keeps the old state and becomes (1 - a) * u, so a = 0 is an ordinary GRU
-    step; the reset gate acts before its matrix."""
-    auxiliary_loss_weight: NonNegativeFloat = 1.0
-    """Weight of the auxiliary loss (eq. 7): each GRU state tells the next behaviour from another.
-    Paper: 1. At 0 it is not computed."""
-    auxiliary_layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (100, 50)
-    """Hidden layers of the network that scores a state and a behaviour; sigmoid, as the authors'.
-    They put a batch norm before it, which would tie a loss to its batch: left out."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The most recent behaviours of each request, with a step of the recurrence for each."""
-        return HistoryLookup(recent=True, recent_length=self.max_length, graph_changes_beyond=0)
 
 
 class DienInterest(InterestModule):

@@ -18,99 +18,24 @@ order of batches and on the number of ranks, the annealing of L-DiffRec's loss w
 # Z latent width of all clusters, D embedding dim, T diffusion steps
 
 import logging
-from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import SequenceIndex
-from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights
-from cdp_torchrec.diffusion.schedule import NoiseScheduleConfig
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
 from cdp_torchrec.interest.cluster_autoencoder import (
     ClusterAutoencoder,
     kl_loss,
     multinomial_loss,
 )
+from cdp_torchrec.interest.config.generative import DiffRecConfig
 from cdp_torchrec.interest.distinct_histories import DistinctHistories, recency_weights
-from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
-from cdp_torchrec.keyed_random import (
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.interest.output import InterestVector
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 logger = logging.getLogger(__name__)
-
-_MAX_BUCKETS = 4096
-# Stream of the encoder's draw, apart from those of the diffusion.
-_LATENT_NOISE = 3
-
-
-class DiffRecConfig(InterestVectorConfig):
-    """Settings of DiffRec; defaults are those of its scripts, but for the sizes."""
-
-    kind: Literal["diffrec"]
-    """Selects the module."""
-    space: Literal["vocabulary", "latent"] = "vocabulary"
-    """Where diffusion happens. DiffRec: "vocabulary", on the interactions themselves. L-DiffRec:
-    "latent", on their codes."""
-    interaction_weight: Literal["binary", "recency"] = "binary"
-    """What an interaction counts. DiffRec: 1, "binary". T-DiffRec: "recency", evenly from
-    `oldest_weight` to 1 in the order of time. An item met twice counts as its last time."""
-    oldest_weight: NonNegativeFloat = 0.1
-    """w_min of "recency". T-DiffRec: 0.1, or 0.5 on one of its datasets."""
-    history_filter: Literal["none", "category"] = "none"
-    """Which interactions enter. DiffRec: all, "none". "category": those in the target item's."""
-    num_clusters: PositiveInt = 16
-    """K: category code modulo K. L-DiffRec clusters items by k-means of embeddings, 2 to 4."""
-    buckets_per_cluster: PositiveInt = 64
-    """V / K: item code modulo V / K, within a cluster. DiffRec: a bucket for each item."""
-    latent_per_cluster: PositiveInt = 8
-    """Z / K, of "latent" only. L-DiffRec: 300 in all, shared out by the size of clusters."""
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
-        num_train_timesteps=5,
-        beta_schedule="linear_var",
-        beta_start=1e-4,
-        beta_end=0.02,
-        noise_scale=0.1,
-        first_beta=1e-5,
-    )
-    """Forward process. DiffRec: T of 5 to 100."""
-    denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig()
-    """Network of the denoiser."""
-    loss_weighting: Literal["elbo", "uniform"] = "elbo"
-    """Weight of timesteps in the denoising loss. DiffRec: "elbo", SNR(t - 1) - SNR(t), which are
-    thousands where noise is small."""
-    denoise_loss_weight: NonNegativeFloat = 1.0
-    """Weight of the denoising loss. DiffRec: its only loss. L-DiffRec: falls from 0.03 to 0.005."""
-    reconstruction_loss_weight: NonNegativeFloat = 1.0
-    """Weight of the multinomial loss of decoded interactions, of "latent" only; L-DiffRec: 1, of
-    their sum, here of their mean, so that long histories do not rule."""
-    kl_loss_weight: NonNegativeFloat = 0.3
-    """Weight of the divergence of codes from a standard normal, of "latent" only. L-DiffRec:
-    rises from 0 to 0.3."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "DiffRecConfig":
-        if self.num_clusters * self.buckets_per_cluster > _MAX_BUCKETS:
-            raise ValueError(
-                f"num_clusters * buckets_per_cluster = {self.num_clusters} * "
-                f"{self.buckets_per_cluster} is above {_MAX_BUCKETS}, the widest state"
-            )
-        if self.oldest_weight > 1.0:
-            raise ValueError(f"oldest_weight = {self.oldest_weight} is above 1, that of the newest")
-        return self
-
-    @property
-    def history(self) -> HistoryLookup:
-        """Behaviours of the request, or those in the target item's category."""
-        by_category = self.history_filter == "category"
-        return HistoryLookup(gated=by_category, recent=not by_category)
 
 
 class DiffRecInterest(InterestModule):
@@ -210,11 +135,11 @@ class DiffRecInterest(InterestModule):
         x_0, losses = interactions, {}
         if codes is not None:
             mean, log_variance = codes
-            noise = keyed_normal(key, mean.shape[1], _LATENT_NOISE)
+            noise = keyed_normal(key, mean.shape[1], Stream.LATENT_NOISE)
             x_0 = mean + (0.5 * log_variance).exp() * noise
             losses["kl_loss"] = kl_loss(mean, log_variance)
-        timesteps = keyed_timesteps(key, len(self.process.steps), TRAINING_TIMESTEP)
-        noise = keyed_normal(key, x_0.shape[1], TRAINING_NOISE)
+        timesteps = keyed_timesteps(key, len(self.process.steps), Stream.TRAINING_TIMESTEP)
+        noise = keyed_normal(key, x_0.shape[1], Stream.TRAINING_NOISE)
         x_0_hat = self.process.one_step(x_0, noise=noise, timesteps=timesteps)
         error = (x_0_hat - x_0).square().mean(dim=1)
         losses["denoise_loss"] = self.timestep_weights[timesteps] * error

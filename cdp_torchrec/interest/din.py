@@ -9,19 +9,13 @@ of its batch and on the number of ranks. PReLU is the paper's other choice.
 # D width of an item, F width of item and category, X width of a behaviour's own features,
 # H hidden units
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.config import Config
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
-    EmbeddingNorm,
     item_features,
     scaled,
     target_features,
@@ -32,48 +26,13 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
+from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
 
 _AGE_DIM = 8
 _PAIRS_AT_ONCE = 1 << 14
 """Pairs of a candidate and a behaviour; 4 MiB of 64 hidden units."""
-
-
-class ActivationUnitConfig(Config):
-    """How DIN weighs a behaviour for a target."""
-
-    layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (36,)
-    """Hidden widths of the attention MLP. Paper (Figure 2): one layer of 36. Its public code: 80
-    and 40."""
-    activation: Literal["prelu", "relu", "sigmoid"] = "prelu"
-    """After each hidden layer. Paper: PReLU or Dice. Its public code: sigmoid. "relu" is the
-    fastest."""
-    normalise: Literal["none", "softmax"] = "none"
-    """Paper: none, so that the interest grows with the number of relevant behaviours. Its public
-    code: softmax over the history."""
-    score_features: tuple[Literal["action", "age"], ...] = ()
-    """What else of a behaviour moves its weight: its action type (if the log has one), the time
-    since. Paper: nothing, only item and category, which the target has too."""
-    embedding_norm: EmbeddingNorm = "none"
-    """Layer norm of item, category and action embeddings on their way in. Paper: none. Fresh
-    embeddings are so small that attention starts slowly."""
-
-
-class DinConfig(InterestVectorConfig):
-    """Settings of DIN."""
-
-    kind: Literal["din"]
-    """Selects the module."""
-    attention: ActivationUnitConfig = ActivationUnitConfig()
-    """How a behaviour is weighed."""
-    recent_length: PositiveInt | None = None
-    """Behaviours read, if fewer than the history lookup keeps."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The whole history, not gated."""
-        return HistoryLookup(recent=True, recent_length=self.recent_length)
 
 
 class DinInterest(InterestModule):
@@ -175,6 +134,9 @@ class ActivationUnit(nn.Module):
             nn.Linear(width, next_width)
             for width, next_width in zip(sizes, [*sizes[1:], 1], strict=True)
         )
+        if config.normalise == "softmax":
+            # The same for all scores, it would cancel.
+            self.layers[-1].register_parameter("bias", None)
         self.activation = config.activation
         self.slopes = nn.ParameterList(
             torch.full((width,), 0.25) for width in sizes if config.activation == "prelu"

@@ -8,13 +8,9 @@ no softmax: pointwise SiLU scores are divided by a constant, never by a length o
 
 # B impressions, L behaviours, R rows of all blocks, P prefix tokens, D embedding dim
 
-from typing import Literal
-
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest.base import (
     InterestDims,
@@ -22,7 +18,8 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.hstu_layer import HstuLayer, HstuLayerConfig, HstuTokens
+from cdp_torchrec.interest.config.sequential import HstuConfig
+from cdp_torchrec.interest.hstu_layer import HstuLayer, HstuTokens
 from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent, recency
 from cdp_torchrec.interest.sequence import BehaviourSequence
@@ -30,20 +27,6 @@ from cdp_torchrec.interest.sequence import BehaviourSequence
 _PREFIX_ROLES = ("user", "query", "scene")
 _TABLE_STD = 0.02
 _TIME_BUCKETS = 2048
-
-
-class HstuConfig(HstuLayerConfig):
-    """Depth and the layers' settings; no dropout, as in every other module here."""
-
-    kind: Literal["hstu"]
-    """Selects the module."""
-    num_layers: PositiveInt = 2
-    """Authors: 2 in the base research model, 5 in DLRM-v3."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The most recent behaviours of each request."""
-        return HistoryLookup(recent=True, recent_length=self.max_length)
 
 
 class HstuInterest(InterestModule):

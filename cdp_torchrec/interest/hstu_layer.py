@@ -4,41 +4,20 @@
 # length, C candidates in a row, H heads, A / V width of a head's keys / values, D embedding dim
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
-from cdp_torchrec.interest.output import InterestVectorConfig
+from cdp_torchrec.interest.config.sequential import HstuLayerConfig, Variant
 from cdp_torchrec.interest.recent_sequence import recency
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
-
-Variant = Literal["research", "ranking"]
 
 _NORM_EPS = 1e-6
 _TABLE_STD = 0.02
 _TIME_BUCKETS = 128
-
-
-class HstuLayerConfig(InterestVectorConfig):
-    """Settings of a layer."""
-
-    variant: Literal["research", "ranking"] = "ranking"
-    """Which of the authors' two codes the layer equals. "research": SiLU on U, V, Q and K, a bias
-    of relative position and time inside the scores. "ranking" (DLRM-v3): SiLU on U only, scaled
-    scores, position and time embeddings added to the tokens instead of a bias, output projected
-    from [u, av, u * LN(av)]."""
-    max_length: PositiveInt = 50
-    """Most recent behaviours that are encoded. Authors: 200 (MovieLens), thousands in ranking."""
-    num_heads: PositiveInt = 1
-    """Authors: 1 in the base research model, 4 in DLRM-v3."""
-    attention_dim: PositiveInt = 16
-    """Width A of the queries and keys of a head. Authors: 50 of D = 50; 128 of D = 512."""
-    linear_dim: PositiveInt = 16
-    """Width V of the values and gates of a head. Authors: 50 of D = 50; 128 of D = 512."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,12 @@
 """No interest: the floor that shows what the history is worth at all."""
 
-from typing import Literal
-
 from cdp_torchrec.interest.base import (
-    InterestConfigBase,
     InterestDims,
     InterestInput,
     InterestModule,
     InterestOutput,
 )
-
-
-class NoneConfig(InterestConfigBase):
-    """The tower sees no history."""
-
-    kind: Literal["none"]
-    """Selects the module."""
+from cdp_torchrec.interest.config.gated import NoneConfig
 
 
 class NoInterest(InterestModule):

@@ -2,40 +2,15 @@
 
 # B impressions, D embedding dim
 
-from typing import Annotated, Literal, TypeVar
-
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.interest.base import InterestConfigBase
-
-Emit = Literal["interest", "interest_item"]
+from cdp_torchrec.interest.config.base import InterestVectorConfig
 
 # Embeddings start at a standard deviation of 0.001 to 0.1, and a mean of many is smaller still:
 # PyTorch's default of 1e-5 would drown their variance.
 NORM_EPS = 1e-8
-
-EmitT = TypeVar("EmitT", bound=str)
-
-
-def _once(emit: tuple[EmitT, ...]) -> tuple[EmitT, ...]:
-    if len(set(emit)) < len(emit):
-        raise ValueError("each part can be emitted once only")
-    return emit
-
-
-Emitted = Annotated[tuple[EmitT, ...], Field(min_length=1), AfterValidator(_once)]
-"""One or more parts, each of them once."""
-
-
-class InterestVectorConfig(InterestConfigBase):
-    """Settings of every module whose result is one vector as wide as the target item."""
-
-    emit: Emitted[Emit] = ("interest",)
-    """What the tower receives, in this order. "interest": the module's vector, [D].
-    "interest_item": its Hadamard product with the target item, both in layer norm, [D]."""
 
 
 class InterestVector(nn.Module):

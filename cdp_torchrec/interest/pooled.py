@@ -1,21 +1,13 @@
 """Pooled gated history without any denoising: the floor that every CDP run must beat (K = 0)."""
 
-from typing import Literal
-
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.pooling import Emission, GatedHistoryConfig, HistoryPooling
-
-
-class PooledConfig(GatedHistoryConfig):
-    """Paper eqs. 2-3 only."""
-
-    kind: Literal["pooled"]
-    """Selects the module."""
+from cdp_torchrec.interest.config.gated import PooledConfig
+from cdp_torchrec.interest.pooling import Emission, HistoryPooling
 
 
 class PooledInterest(InterestModule):

@@ -6,59 +6,18 @@ Shared by `pooled`, `condition_mlp` and `cdp`, so that a comparison of them comp
 # B impressions, D embedding dim, K recency segments (0 is the most recent)
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.interest.attention import AttentionConfig
 from cdp_torchrec.interest.attentive_pooling import AttentivePooling
 from cdp_torchrec.interest.base import (
     GatedPool,
-    InterestConfigBase,
     InterestDims,
     InterestInput,
 )
-from cdp_torchrec.interest.output import NORM_EPS, Emitted, layer_norm
-
-Emit = Literal["interest", "interest_item", "pooled"]
-LatentNorm = Literal["none", "layernorm", "l2"]
-
-
-class GatedHistoryConfig(InterestConfigBase):
-    """Settings of every module that works on the category-gated history."""
-
-    pooling: Literal["mean", "attention"] = "mean"
-    """How the gated behaviours become z_0 (ambiguity a17). Paper: "mean", eq. 3. "attention": of
-    the target item, over behaviours with category, action type and age."""
-    attention: AttentionConfig = AttentionConfig()
-    """Settings of pooling = "attention"."""
-
-    recency_segments: tuple[PositiveInt, ...] = ()
-    """Sizes of the most recent segments of the gated history; a last segment holds all older
-    behaviours. [1, 4, 16] makes K = 4; [] makes K = 1, the paper's plain mean. With K > 1 each
-    segment has a learned positive weight in the mean, 1 at the start (ambiguity a17)."""
-    latent_norm: LatentNorm = "none"
-    """Scale of z_0 (ambiguity a10). The paper is silent. "none" keeps the tiny scale of embeddings,
-    which noise of variance 0.5 erases; "layernorm" and "l2" give every latent unit variance."""
-    emit: Emitted[Emit] = ("interest",)
-    """What the tower receives (ambiguity a18), in this order. Paper: the interest alone.
-    "interest": the module's vector, [D]. "interest_item": its Hadamard product with the target
-    item, [D]. "pooled": z_0, [D]."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The gated history: pooled by recency, or as a sequence."""
-        if self.pooling == "attention":
-            return HistoryLookup(gated=True)
-        return HistoryLookup(pool_segments=self.recency_segments)
-
-    @property
-    def num_segments(self) -> int:
-        """K, the number of segments of the gated history."""
-        return len(self.recency_segments) + 1
+from cdp_torchrec.interest.config.gated import GatedHistoryConfig, LatentNorm
+from cdp_torchrec.interest.output import NORM_EPS, layer_norm
 
 
 @dataclass(frozen=True)

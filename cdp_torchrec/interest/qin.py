@@ -12,18 +12,14 @@ the current embeddings without gradient and a query projected among them by a re
 
 import logging
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
-    TargetAttentionConfig,
     attend,
     item_features,
     retrieve,
@@ -37,38 +33,15 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
+from cdp_torchrec.interest.config.attention import QinConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
-from cdp_torchrec.keyed_random import keyed_timesteps
+from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
 logger = logging.getLogger(__name__)
 
 _GATE_HIDDEN_DIM = 16
-_OTHER_BEHAVIOUR = 4
-"""Stream of the behaviours in the relevance loss."""
 _MAX_DRAW = 2**30
-
-
-class QinConfig(TargetAttentionConfig):
-    """Settings of QIN; all defaults are ours, since the paper's are not public."""
-
-    kind: Literal["qin"]
-    """Selects the module."""
-    num_query_kept: PositiveInt = 200
-    """k1, behaviours most relevant to the query that the first stage keeps."""
-    num_kept: PositiveInt = 50
-    """k2, behaviours closest to the target that the second stage keeps of those."""
-    relevance_loss_weight: PositiveFloat = 0.1
-    """Weight of the loss that projects queries next to the items shown for them. It trains that
-    projection alone."""
-    relevance_temperature: PositiveFloat = 0.2
-    """Divides the difference of two cosines in the relevance loss."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The whole history, not gated."""
-        kept = min(self.num_query_kept, self.num_kept)
-        return HistoryLookup(recent=True, graph_changes_beyond=kept)
 
 
 class QinInterest(InterestModule):
@@ -184,7 +157,8 @@ class QuerySearch(nn.Module):
         index = inputs.recent.index
         lengths = index.lengths.index_select(0, index.sequence)
         ends = index.lengths.cumsum(0).index_select(0, index.sequence)
-        draw = keyed_timesteps(inputs.key, _MAX_DRAW, _OTHER_BEHAVIOUR) % lengths.clamp(min=1)
+        draw = keyed_timesteps(inputs.key, _MAX_DRAW, Stream.RELEVANCE_NEGATIVE)
+        draw = draw % lengths.clamp(min=1)
         place = (ends - 1 - draw).where(lengths > 0, behaviours.shape[0])
         difference = target - gather(behaviours, place.unsqueeze(1)).squeeze(1)
         closer = (self.direction(inputs.query) * difference).sum(dim=1) / self.temperature

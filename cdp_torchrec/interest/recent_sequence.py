@@ -10,10 +10,7 @@ from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest.sequence import BehaviourSequence
-from cdp_torchrec.keyed_random import keyed_timesteps
-
-_NEGATIVE = 3
-"""Stream of the negatives of the next-behaviour loss."""
+from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
 
 def keep_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
@@ -96,7 +93,7 @@ def next_behaviours(index: SequenceIndex, *, key: Tensor, length: int) -> NextBe
     own = index.lengths.index_select(0, index.owner)
     request_key = key.index_select(0, index.first_impression).index_select(0, index.owner)
     # Own behaviours end at place + order; a step of 1 .. others from there meets all the others.
-    draw = keyed_timesteps(request_key + order, 2**31, _NEGATIVE) - 1
+    draw = keyed_timesteps(request_key + order, 2**31, Stream.NEXT_BEHAVIOUR_NEGATIVE) - 1
     step = 1 + ((draw * (count - own)) >> 31)
     negative = (place + order + step) % count
     positive = (place + 1).clamp(max=count - 1)

@@ -8,15 +8,12 @@ normalised query, item embeddings scaled by sqrt(D). No dropout, as in every oth
 # B impressions, L behaviours, W rows of a block, N its length, H heads, D embedding dim
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import SequenceBlock
 from cdp_torchrec.interest.base import (
     InterestDims,
@@ -24,7 +21,8 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.output import InterestVector, InterestVectorConfig
+from cdp_torchrec.interest.config.sequential import SasrecConfig
+from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import (
     keep_recent,
     last_state,
@@ -35,27 +33,6 @@ from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 
 _NORM_EPS = 1e-8
 _POSITION_STD = 0.02
-
-
-class SasrecConfig(InterestVectorConfig):
-    """Sizes and the auxiliary loss."""
-
-    kind: Literal["sasrec"]
-    """Selects the module."""
-    max_length: PositiveInt = 50
-    """Most recent behaviours that are encoded. Paper: 50 (200 on MovieLens)."""
-    num_layers: PositiveInt = 2
-    """Self-attention blocks. Paper: 2."""
-    num_heads: PositiveInt = 1
-    """Heads of each block; divides the embedding dim. Paper: 1."""
-    next_item_loss_weight: NonNegativeFloat = 0.0
-    """Weight of the paper's own loss (its eq. 7): each state scores the next item against one
-    negative. At 0, our default for click prediction, it is not computed."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The most recent behaviours of each request."""
-        return HistoryLookup(recent=True, recent_length=self.max_length)
 
 
 class SasrecInterest(InterestModule):
@@ -129,6 +106,10 @@ class _Block(nn.Module):
         self.attention_norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
+        # The keys' half of its bias b would add the same q . b to all scores of a query: it cancels
+        # in the softmax.
+        self.value_bias = nn.Parameter(self.key_value.bias.detach()[dim:].clone())
+        self.key_value.register_parameter("bias", None)
         self.feed_forward_norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
 
@@ -152,5 +133,7 @@ class _Block(nn.Module):
             weights = scores.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=3)
             return (weights @ value).transpose(1, 2).reshape(rows, length, dim)
 
-        x = self.feed_forward_norm(queries + recent.per_behaviour(attend))
+        # Weights sum to 1, so that a bias of the values is one of their mean.
+        attended = recent.per_behaviour(attend) + self.value_bias
+        x = self.feed_forward_norm(queries + attended)
         return x + self.feed_forward(x)

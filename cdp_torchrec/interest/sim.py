@@ -8,19 +8,15 @@ short history beside. Search is over the whole history; the paper keeps the rece
 # B impressions, L behaviours, F width of item and category
 
 import logging
-from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.attention import (
     Retrieved,
     Search,
     TargetAttention,
-    TargetAttentionConfig,
     find_all,
     item_features,
     retrieve,
@@ -32,43 +28,13 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.din import ActivationUnitConfig, DinAttention
+from cdp_torchrec.interest.config.attention import SimConfig
+from cdp_torchrec.interest.din import DinAttention
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 
 logger = logging.getLogger(__name__)
-
-
-class SimConfig(TargetAttentionConfig):
-    """Settings of SIM."""
-
-    kind: Literal["sim"]
-    """Selects the module."""
-    search: Literal["hard", "soft"] = "hard"
-    """The GSU (paper section 3.1). "hard": behaviours in the target's category, as in CDP's eq. 2.
-    "soft": behaviours with the highest learned relevance r_j."""
-    num_kept: PositiveInt = 50
-    """Behaviours that the search hands on. Its public code: 50. A hard search keeps the most recent
-    ones."""
-    short_length: PositiveInt = 10
-    """Most recent behaviours that the DIN beside reads. Its public code: 10."""
-    search_dim: PositiveInt = 16
-    """Width of W_a v and W_b e_j in the soft search."""
-    search_hidden_dim: PositiveInt = 64
-    """Hidden width of the click model that trains the soft search. Its public code: 200."""
-    search_loss_weight: NonNegativeFloat = 1.0
-    """Weight alpha of the soft search's own click loss; beta, of the click loss itself, is 1.
-    Paper: alpha = beta = 1; with hard search, alpha = 0."""
-    short: ActivationUnitConfig = ActivationUnitConfig()
-    """The DIN over the short history."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The gated history and a short recent one, or the whole history."""
-        if self.search == "hard":
-            return HistoryLookup(gated=True, recent=True, recent_length=self.short_length)
-        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
 class SimInterest(InterestModule):

@@ -9,18 +9,13 @@ on it and can be kept for the whole corpus.
 # B impressions, L behaviours, W rows of a block, C candidates in a row, N behaviours in a row,
 # H heads, A width of attention, F width of item and category, X cross features
 
-from typing import Literal
-
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
     Retrieved,
-    TargetAttentionConfig,
     attend,
     head_scores,
     item_features,
@@ -35,25 +30,9 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
+from cdp_torchrec.interest.config.attention import TwinConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
-
-
-class TwinConfig(TargetAttentionConfig):
-    """Settings of TWIN."""
-
-    kind: Literal["twin"]
-    """Selects the module."""
-    num_kept: PositiveInt = 100
-    """Behaviours with the highest scores that the attention reads. Paper: 100."""
-    kept_by: Literal["mean", "each_head"] = "mean"
-    """Whose scores choose the behaviours. "mean": the mean over heads, one choice for all heads.
-    "each_head": every head keeps its own; it needs memory for scores of all behaviours."""
-
-    @property
-    def history(self) -> HistoryLookup:
-        """The whole history, not gated."""
-        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
 class TwinInterest(InterestModule):

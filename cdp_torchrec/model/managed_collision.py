@@ -17,7 +17,7 @@ from torchrec.modules.mc_modules import (
 )
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from cdp_torchrec.data.layout import EvictionPolicyName, ManagedCollisionConfig
+from cdp_torchrec.data.config import EvictionPolicyName, ManagedCollisionConfig
 
 _ID_BITS = 40
 _FREE = (1 << _ID_BITS) - 1

@@ -2,21 +2,20 @@
 
 # B impressions, D embedding dim
 
+import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.mlp import MLP
 
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.layout import FeatureLayout, Slot
 from cdp_torchrec.data.schema import Role
 from cdp_torchrec.data.sequence_index import SequenceIndex
-from cdp_torchrec.interest import InterestConfig, build_interest
+from cdp_torchrec.interest import build_interest
 from cdp_torchrec.interest.base import (
     GatedPool,
     InterestDims,
@@ -25,47 +24,11 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.sequence import BehaviourSequence
+from cdp_torchrec.model.config import InteractionConfig, ModelConfig
 from cdp_torchrec.model.sparse_arch import SparseArch
 
 ITEM_KEY = "item_id"
 _ROLES: tuple[Role, ...] = ("user", "query", "item", "context", "scene")
-
-
-class InteractionConfig(Config):
-    """Parallel cross and deep layers over all features (paper Figure 1a)."""
-
-    num_cross_layers: NonNegativeInt = 2
-    """Low-rank cross layers (DCN-V2)."""
-    cross_rank: PositiveInt = 32
-    """Rank of each cross layer."""
-    deep_layer_sizes: tuple[PositiveInt, ...] = (128, 64)
-    """Widths of the deep layers."""
-    history_counts: bool = False
-    """Also tell the tower how many behaviours the gated history has, and how many of them are on
-    the target item itself, in log(1 + n) by segment of data.history.count_segments. Exact also for
-    items that training never saw, and the same for every interest module."""
-    exclude: tuple[str, ...] = ()
-    """Features that reach the tower only through the interest module, such as ids too rare to
-    generalise."""
-
-
-class ModelConfig(Config):
-    """The ranking model."""
-
-    embedding_dim: PositiveInt = 16
-    """Width of every embedding table."""
-    embedding_init_std: PositiveFloat = 0.05
-    """Standard deviation of the initial embeddings, the same under every sharding plan."""
-    interest: InterestConfig
-    """The interest module."""
-    interaction: InteractionConfig = InteractionConfig()
-    """Cross and deep layers."""
-    over_arch_layer_sizes: tuple[PositiveInt, ...] = (64, 32)
-    """Hidden widths of the final MLP over [cross, deep, interest] (paper eq. 1)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the dense part; parameters and losses stay float32."""
-    compile: bool = False
-    """Compile the dense part with torch.compile."""
 
 
 class DenseBatch(Protocol):
@@ -113,6 +76,16 @@ class OverArch(nn.Module):
         super().__init__()
         self.mlp = MLP(in_features, list(layer_sizes))
         self.output = nn.Linear(layer_sizes[-1], 1)
+
+    def start_at(self, click_rate: float) -> None:
+        """Set the output's bias so that the first probabilities lie around a click rate.
+
+        Otherwise a log with few clicks spends its first steps on learning that they are few.
+
+        Args:
+            click_rate: in (0, 1).
+        """
+        nn.init.constant_(self.output.bias, math.log(click_rate / (1 - click_rate)))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, in_features] -> [B]."""

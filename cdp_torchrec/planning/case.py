@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig
 from cdp_torchrec.planning.config import PlanningExperimentConfig, Strategy

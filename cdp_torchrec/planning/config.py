@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
 from cdp_torchrec.distributed.plans.config import TypeName
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
 
 Strategy = Literal["planner", "constraints", TypeName]
 

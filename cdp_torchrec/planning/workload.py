@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.layout import (
     POOL_KEY,
     FeatureLayout,
     SparseFeature,
     Table,
-    VocabularyConfig,
     build_layout,
     declare_layout,
 )
@@ -26,7 +26,8 @@ from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.experiment import open_data
-from cdp_torchrec.model.ranking import ModelConfig, RankingModel
+from cdp_torchrec.model.config import ModelConfig
+from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig

@@ -11,16 +11,8 @@ import torch.distributed as dist
 from cdp_torchrec.config import Config, ConfigError, dump_toml
 from cdp_torchrec.environment import describe_environment
 from cdp_torchrec.run.checkpoint import CheckpointError, saved_checkpoints
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.whole_file import write_whole
-
-
-class RunConfig(Config):
-    """Where the results go."""
-
-    dir: Path | None = None
-    """Directory of the run; without it, a new one under runs/."""
-    resume: bool = False
-    """Continue from the newest checkpoint in run.dir."""
 
 
 def open_run_directory(config: RunConfig) -> Path:

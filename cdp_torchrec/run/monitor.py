@@ -1,4 +1,4 @@
-"""Progress bar, metrics.jsonl and TensorBoard of a run; only rank 0 writes."""
+"""Progress, metrics.jsonl and TensorBoard of a run; only rank 0 writes."""
 
 import json
 import resource
@@ -10,9 +10,9 @@ from typing import Self, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from cdp_torchrec.distributed.process_group import is_rank_zero
+from cdp_torchrec.progress import ProgressBar
 
 
 class Monitor:
@@ -21,7 +21,7 @@ class Monitor:
     def __init__(
         self, run_dir: Path, *, total_steps: int, first_step: int, quiet: bool = False
     ) -> None:
-        """Open `<run_dir>/metrics.jsonl`, appending to it, and start the progress bar.
+        """Open `<run_dir>/metrics.jsonl`, appending to it, and start counting steps.
 
         Args:
             run_dir: directory of the run.
@@ -30,16 +30,15 @@ class Monitor:
             quiet: keep the numbers, and leave the terminal to a run of many runs.
         """
         self._active = is_rank_zero()
-        self._quiet = quiet or not self._active
         self._file: TextIO | None = None
         self._started = time.perf_counter()
-        self._bar = tqdm(
+        self._bar = ProgressBar(
+            "train",
             total=total_steps,
-            initial=first_step,
-            desc="train",
-            unit="step",
-            disable=self._quiet,
-            dynamic_ncols=True,
+            done=first_step,
+            unit="steps",
+            active=self._active and not quiet,
+            keep=True,
         )
         if self._active:
             self._file = (run_dir / "metrics.jsonl").open("a")
@@ -54,24 +53,22 @@ class Monitor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        self._bar.__exit__(kind, error, traceback)
         if self._file is not None:
             self._file.close()
             self._board.close()
 
     def advance(self) -> None:
         """One more step is done."""
-        self._bar.update()
+        self._bar.advance()
 
     def show(self, values: Mapping[str, float]) -> None:
-        """Put a few numbers beside the progress bar."""
-        shown = {name: f"{value:.4g}" for name, value in values.items()}
-        self._bar.set_postfix(shown, refresh=False)
+        """Put a few numbers beside the count of steps."""
+        self._bar.note(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def say(self, line: str) -> None:
-        """Print a line above the progress bar."""
-        if not self._quiet:
-            self._bar.write(line)
+        """Print a dated line above the progress bar."""
+        self._bar.say(line)
 
     def record(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
         """Append one line to metrics.jsonl and the same numbers to TensorBoard.

@@ -26,8 +26,6 @@ TABLES = "tables"
 VOCABULARY = "vocabulary"
 GOLDEN = "golden.json"
 
-TableStorage = Literal["float32", "float16", "int8"]
-
 
 class ArtifactError(RuntimeError):
     """An artifact, or the history store beside it, cannot be made or served."""

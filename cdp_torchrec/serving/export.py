@@ -30,6 +30,7 @@ from cdp_torchrec.serving.artifact import (
     base_version,
     write_manifest,
 )
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.golden import GoldenRequest, stored_behaviours
 from cdp_torchrec.serving.parity import Parity, compare, raw_requests
 from cdp_torchrec.serving.parts import (
@@ -42,7 +43,6 @@ from cdp_torchrec.serving.parts import (
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.ranker import export_ranker
 from cdp_torchrec.serving.request import Request
-from cdp_torchrec.serving.settings import ExportedConfig
 from cdp_torchrec.serving.tables import write_tables
 from cdp_torchrec.serving.weights import load_weights
 
@@ -187,7 +187,9 @@ def _score_by_trainer(
         model,
         optimizer,
         experiment.data.test.first(config.export.parity_impressions),
-        EvaluationSettings(device, predictions=predictions, description="trainer"),
+        EvaluationSettings(
+            device, predictions=experiment.prediction_file(predictions), description="trainer"
+        ),
     )
 
 

@@ -6,9 +6,9 @@ from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
 from cdp_torchrec.serving.artifact import TABLES, VOCABULARY, ArtifactError, file_digest
+from cdp_torchrec.serving.config import ExportConfig, ExportedConfig
 from cdp_torchrec.serving.encode import USER_ENTITY, RequestEncoder
 from cdp_torchrec.serving.inputs import InputBuilder
-from cdp_torchrec.serving.settings import ExportConfig, ExportedConfig
 from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import Vocabulary
 

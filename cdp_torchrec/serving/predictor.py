@@ -17,13 +17,13 @@ from cdp_torchrec.serving.artifact import (
     Manifest,
     read_manifest,
 )
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.encode import EncodedRequest, RequestEncoder
 from cdp_torchrec.serving.golden import GOLDEN_TOLERANCE, GoldenRequest
 from cdp_torchrec.serving.inputs import InputBuilder
 from cdp_torchrec.serving.parts import open_encoder, open_inputs
 from cdp_torchrec.serving.ranker import Ranker
 from cdp_torchrec.serving.request import Request
-from cdp_torchrec.serving.settings import ExportedConfig
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdp_torchrec.serving.artifact import ArtifactError, TableStorage
+from cdp_torchrec.serving.artifact import ArtifactError
+from cdp_torchrec.serving.config import TableStorage
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.uint8}
 

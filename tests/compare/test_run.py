@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 
+from cdp_torchrec.commands import compare
 from cdp_torchrec.compare import run
 from cdp_torchrec.compare.cells import load_table
 from cdp_torchrec.compare.output import write_table
@@ -17,9 +18,8 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import open_data, train
 from cdp_torchrec.model.ranking import RankingModel
-from cdp_torchrec.run.directory import RunConfig
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.monitor import Monitor
-from launch import compare
 from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file
 from tests.distributed.spawn import run_ranks
 from tests.squeeze import squeezed

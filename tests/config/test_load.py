@@ -209,7 +209,7 @@ def test_an_optional_key_must_default_to_none() -> None:
 def test_a_history_shorter_than_its_module_reads_is_refused(
     settings: list[str], message: str
 ) -> None:
-    from cdp_torchrec.experiment import ExperimentConfig
+    from cdp_torchrec.experiment_config import ExperimentConfig
 
     with pytest.raises(ConfigError, match=message):
         load_config(ExperimentConfig, ["data.dir=d", "data.history.max_length=50", *settings])

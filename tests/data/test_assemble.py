@@ -11,10 +11,11 @@ import torch
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.dataset import DataConfig, open_dataset
+from cdp_torchrec.data.config import DataConfig, VocabularyConfig
+from cdp_torchrec.data.dataset import open_dataset
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import Table, VocabularyConfig, build_layout
+from cdp_torchrec.data.layout import Table, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches, load
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import DatasetError, load_schema

@@ -11,7 +11,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.simulation import Day, simulate
 from cdp_torchrec.data.synthetic import make_synthetic, write_synthetic_staging
-from cdp_torchrec.data.world import SyntheticConfig, World, build_world
+from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.world import World, build_world
 
 TINY = SyntheticConfig(
     num_users=300,

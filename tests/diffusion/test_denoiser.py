@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cdp_torchrec.diffusion.denoiser import ConditionedMlp, Denoiser, DenoiserConfig
+from cdp_torchrec.diffusion.config import DenoiserConfig
+from cdp_torchrec.diffusion.denoiser import ConditionedMlp, Denoiser
 
 Join = Literal["add", "film", "adaln_zero"]
 JOINS: tuple[Join, ...] = ("add", "film", "adaln_zero")

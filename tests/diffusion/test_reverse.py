@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdp_torchrec.diffusion.concat_denoiser import ConcatDenoiserConfig
+from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights, posterior_mean_steps
 from cdp_torchrec.diffusion.sampler import denoise
-from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig
+from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from tests.paths import GOLDEN
 
 SYSTEMS = ["diffrec", "ldiffrec", "ddrm"]

@@ -6,13 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from cdp_torchrec.diffusion.sampler import (
-    SamplerType,
-    denoise,
-    sampling_steps,
-    trailing_timesteps,
-)
-from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig, PredictionType
+from cdp_torchrec.diffusion.config import NoiseScheduleConfig, PredictionType, SamplerType
+from cdp_torchrec.diffusion.sampler import denoise, sampling_steps, trailing_timesteps
+from cdp_torchrec.diffusion.schedule import NoiseSchedule
 
 SAMPLERS: tuple[SamplerType, ...] = get_args(SamplerType)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cdp_torchrec.diffusion.schedule import NoiseSchedule, NoiseScheduleConfig, PredictionType
-from cdp_torchrec.keyed_random import START_NOISE, keyed_normal
+from cdp_torchrec.diffusion.config import NoiseScheduleConfig, PredictionType
+from cdp_torchrec.diffusion.schedule import NoiseSchedule
+from cdp_torchrec.keyed_random import Stream, keyed_normal
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
 
@@ -61,7 +62,7 @@ def test_noise_grows_with_every_timestep():
 
 def test_noised_latent_has_the_closed_form_moments():
     schedule = make_schedule()
-    noise = keyed_normal(torch.arange(50_000), 4, START_NOISE)
+    noise = keyed_normal(torch.arange(50_000), 4, Stream.START_NOISE)
     x_0 = torch.full_like(noise, 2.0)
     for timestep in (1, 50, 100):
         x_t = schedule.add_noise(x_0, noise, torch.full((50_000,), timestep))

@@ -11,12 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+# Ranks are forked from a process that has imported what takes seconds and has done nothing else:
+# each case has new processes, and the imports are waited for once.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.distributed.preloaded"])
+
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Results of `function(*arguments)` on each rank; it must be importable."""
+    """Results of `function(*arguments)` on each rank; it must be importable.
+
+    Raises:
+        ProcessRaisedException: a rank failed; the message is its traceback.
+        ProcessExitedException: a rank ended without one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.start_processes(
-            _run, (world_size, folder, function, arguments), nprocs=world_size, start_method="spawn"
+            _run,
+            (world_size, folder, function, arguments),
+            nprocs=world_size,
+            start_method="forkserver",
         )
         return [
             pickle.loads((Path(folder) / f"result-{rank}").read_bytes())

@@ -29,7 +29,7 @@ from cdp_torchrec.distributed.communication import (
     ScaledCodec,
     communication_codecs,
 )
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.pipeline import train_pipeline

@@ -19,12 +19,12 @@ from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distributed.managed_collision import assign_counted_rows
 from cdp_torchrec.experiment import (
     Experiment,
-    ExperimentConfig,
     build_experiment,
     evaluate_test,
     train,
     train_experiment,
 )
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS

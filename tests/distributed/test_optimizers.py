@@ -9,7 +9,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from cdp_torchrec.distributed.optimizer_config import (
+from cdp_torchrec.distributed.config import (
     DenseOptimizerConfig,
     OptimizerConfig,
     ScheduleConfig,

@@ -17,7 +17,7 @@ from cdp_torchrec.interest import (
     InterestModule,
     build_interest,
 )
-from cdp_torchrec.model.ranking import InteractionConfig
+from cdp_torchrec.model.config import InteractionConfig
 from tests.paths import CONFIGS
 
 DIMS = InterestDims(

@@ -12,11 +12,18 @@ from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest import attention
 from cdp_torchrec.interest.attention import attend, retrieve, top_k
 from cdp_torchrec.interest.base import InterestInput, InterestModule, InterestOutput
-from cdp_torchrec.interest.din import ActivationUnitConfig, DinConfig, DinInterest
-from cdp_torchrec.interest.qin import QinConfig, QinInterest
+from cdp_torchrec.interest.config.attention import (
+    ActivationUnitConfig,
+    DinConfig,
+    QinConfig,
+    SimConfig,
+    TwinConfig,
+)
+from cdp_torchrec.interest.din import DinInterest
+from cdp_torchrec.interest.qin import QinInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
-from cdp_torchrec.interest.sim import SimConfig, SimInterest
-from cdp_torchrec.interest.twin import TwinConfig, TwinInterest
+from cdp_torchrec.interest.sim import SimInterest
+from cdp_torchrec.interest.twin import TwinInterest
 
 OURS: dict[str, Any] = {
     "emit": ("interest", "interest_item"),

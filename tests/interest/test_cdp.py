@@ -7,13 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from cdp_torchrec.interest import CdpConfig, InterestInput
-from cdp_torchrec.keyed_random import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 ROLES = ("user", "query", "item", "item_attributes", "context", "scene")
 CHAIN = ("interest/cdp_paper", 'emit=["interest"]')
@@ -88,8 +82,8 @@ def test_an_oracle_denoiser_has_no_noise_loss_and_finds_the_history(make_module,
 def test_the_noise_loss_is_eq_11_at_the_keyed_timestep(make_module, make_inputs):
     module, inputs = make_module(*CHAIN), make_inputs(num_segments=1)
     x_0 = module.pooling(inputs).latent
-    timesteps = keyed_timesteps(inputs.key, 100, TRAINING_TIMESTEP)
-    noise = keyed_normal(inputs.key, 8, TRAINING_NOISE)
+    timesteps = keyed_timesteps(inputs.key, 100, Stream.TRAINING_TIMESTEP)
+    noise = keyed_normal(inputs.key, 8, Stream.TRAINING_NOISE)
     x_t = module.schedule.add_noise(x_0, noise, timesteps)
     condition = module.condition(inputs).condition
     modulation = module.denoiser.modulation(condition) + module.denoiser.time_modulation(timesteps)
@@ -153,8 +147,8 @@ def test_one_step_training_predicts_from_the_noise_of_training(make_module, make
     module = make_module(*CHAIN, "train_path=x0_onestep")
     inputs = make_inputs(num_segments=1)
     trained = module(inputs)
-    timesteps = keyed_timesteps(inputs.key, 100, TRAINING_TIMESTEP)
-    noise = keyed_normal(inputs.key, 8, TRAINING_NOISE)
+    timesteps = keyed_timesteps(inputs.key, 100, Stream.TRAINING_TIMESTEP)
+    noise = keyed_normal(inputs.key, 8, Stream.TRAINING_NOISE)
     x_0 = module.pooling(inputs).latent
     x_t = module.schedule.add_noise(x_0, noise, timesteps)
     # x_t = signal * x_0 + sigma * noise holds for the predicted pair as well.
@@ -170,7 +164,7 @@ def test_unrolled_runs_the_recurrence_and_reads_the_noise_out_once(make_module, 
     module = make_module(*CHAIN, "train_path=unrolled", "num_inference_steps=3")
     inputs = make_inputs(num_segments=1)
     signal, sigma = module.schedule.scales(100)
-    noise = keyed_normal(inputs.key, 8, START_NOISE)
+    noise = keyed_normal(inputs.key, 8, Stream.START_NOISE)
     z_t = signal * module.pooling(inputs).latent + sigma * noise
     modulation = module.denoiser.modulation(module.condition(inputs).condition)
     hidden = z_t

@@ -8,13 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from cdp_torchrec.interest import InterestDims
-from cdp_torchrec.interest.condition import (
-    CollaborativeExpert,
-    Condition,
-    ConditionConfig,
-    Interaction,
-    build_condition,
-)
+from cdp_torchrec.interest.condition import CollaborativeExpert, Condition, build_condition
+from cdp_torchrec.interest.config.gated import ConditionConfig, Interaction
 
 
 def test_gate_weights_are_positive_and_sum_to_one(make_inputs, dims):

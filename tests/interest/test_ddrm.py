@@ -10,14 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdp_torchrec.interest.base import GatedPool, InterestInput
-from cdp_torchrec.interest.ddrm import DdrmConfig, DdrmInterest
-from cdp_torchrec.keyed_random import (
-    START_NOISE,
-    TRAINING_NOISE,
-    TRAINING_TIMESTEP,
-    keyed_normal,
-    keyed_timesteps,
-)
+from cdp_torchrec.interest.config.generative import DdrmConfig
+from cdp_torchrec.interest.ddrm import DdrmInterest
+from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 EMIT = ("interest", "interest_item")
 READINGS = ["symmetric", "ideal_item"]
@@ -85,13 +80,16 @@ def test_training_conditions_each_side_on_the_clean_other_one(make_ddrm, make_in
     """Fails where the condition is the noised vector, or where the two timesteps differ."""
     module, inputs = make_ddrm(), make_inputs()
     user, item = clean_sides(module, inputs)
-    timesteps = keyed_timesteps(inputs.key, 30, TRAINING_TIMESTEP)
+    timesteps = keyed_timesteps(inputs.key, 30, Stream.TRAINING_TIMESTEP)
     assert module.user_process is not None
     user_hat = module.user_process.one_step(
-        user, noise=keyed_normal(inputs.key, 8, TRAINING_NOISE), timesteps=timesteps, condition=item
+        user,
+        noise=keyed_normal(inputs.key, 8, Stream.TRAINING_NOISE),
+        timesteps=timesteps,
+        condition=item,
     )
     # The item's noise is another stream: the user's would tell it what to remove.
-    item_noise = keyed_normal(inputs.key, 8, 3 + TRAINING_NOISE)
+    item_noise = keyed_normal(inputs.key, 8, Stream.ITEM_TRAINING_NOISE)
     item_hat = module.item_process.one_step(
         item, noise=item_noise, timesteps=timesteps, condition=user
     )
@@ -110,7 +108,7 @@ def test_serving_runs_the_whole_chain_from_the_start_that_is_set(make_ddrm, make
         assert module.user_process is not None
         state = user
         if start == "noised":
-            noise = keyed_normal(inputs.key, 8, START_NOISE)
+            noise = keyed_normal(inputs.key, 8, Stream.START_NOISE)
             state = module.user_process.last_state(user, noise)
         assert len(module.user_process.steps) == 30
         expected = module.user_process.chain(state, item)

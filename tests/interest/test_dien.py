@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
-from cdp_torchrec.interest.dien import DienConfig, DienInterest, _Recurrence
+from cdp_torchrec.interest.config.sequential import DienConfig
+from cdp_torchrec.interest.dien import DienInterest, _Recurrence
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from tests.paths import GOLDEN
 

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestInput
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder, kl_loss, multinomial_loss
-from cdp_torchrec.interest.diffrec import DiffRecConfig, DiffRecInterest
+from cdp_torchrec.interest.config.generative import DiffRecConfig
+from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.distinct_histories import DistinctHistories, recency_weights
 from tests.paths import GOLDEN
 

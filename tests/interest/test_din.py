@@ -12,13 +12,8 @@ from torch.nn import functional
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import din
 from cdp_torchrec.interest.base import InterestDims, InterestInput
-from cdp_torchrec.interest.din import (
-    ActivationUnit,
-    ActivationUnitConfig,
-    DinAttention,
-    DinConfig,
-    DinInterest,
-)
+from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
+from cdp_torchrec.interest.din import ActivationUnit, DinAttention, DinInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from tests.paths import GOLDEN
 
@@ -83,7 +78,10 @@ def with_embeddings(
 
 
 def test_official_code_gives_the_same_interest(make_inputs):
-    """din_attention of github.com/mouna99/dien; golden vector made as the file tells."""
+    """din_attention of github.com/mouna99/dien; golden vector made as the file tells.
+
+    Its last layer has a bias as well, which cancels in the softmax: here there is none.
+    """
     golden = json.loads((GOLDEN / "din.json").read_text())
     random, dim, lengths = np.random.RandomState(golden["seed"]), golden["dim"], golden["lengths"]
     dims = InterestDims(
@@ -99,7 +97,9 @@ def test_official_code_gives_the_same_interest(make_inputs):
         bias = random.standard_normal(next_width) * 0.1
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(kernel.T))
-            layer.bias.copy_(torch.from_numpy(bias))
+            if layer.bias is not None:
+                layer.bias.copy_(torch.from_numpy(bias))
+    assert layers[-1].bias is None
     target = random.standard_normal((len(lengths), dim))
     facts = random.standard_normal((len(lengths), golden["num_behaviours"], dim))
     inputs = with_embeddings(make_inputs(dims, batch=len(lengths)), target, facts, lengths)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims, InterestInput
-from cdp_torchrec.interest.hstu import HstuConfig, HstuInterest
+from cdp_torchrec.interest.config.sequential import HstuConfig
+from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.hstu_layer import HstuLayer, HstuTokens
 from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from cdp_torchrec.interest.base import InterestDims
-from cdp_torchrec.interest.qin import QinConfig, QinInterest
+from cdp_torchrec.interest.config.attention import QinConfig
+from cdp_torchrec.interest.qin import QinInterest
 
 # Two dimensions: queries look along the first, targets along the second.
 PLANE = InterestDims(

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
+from cdp_torchrec.interest.config.attention import SimConfig
 from cdp_torchrec.interest.sequence import BehaviourSequence
-from cdp_torchrec.interest.sim import SimConfig, SimInterest
+from cdp_torchrec.interest.sim import SimInterest
 from tests.paths import GOLDEN
 
 

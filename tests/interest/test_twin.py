@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cdp_torchrec.interest import twin
 from cdp_torchrec.interest.base import InterestInput
-from cdp_torchrec.interest.twin import TwinConfig, TwinInterest
+from cdp_torchrec.interest.config.attention import TwinConfig
+from cdp_torchrec.interest.twin import TwinInterest
 
 
 @pytest.fixture

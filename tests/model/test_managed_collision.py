@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from cdp_torchrec.data.layout import EvictionPolicyName, ManagedCollisionConfig
+from cdp_torchrec.data.config import EvictionPolicyName, ManagedCollisionConfig
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule
 
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from cdp_torchrec.data.layout import build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.sequence_index import Blocks
 from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.lookup import look_up
 from cdp_torchrec.serving.ranker import RankerProgram, free_sizes, ranker_inputs
-from cdp_torchrec.serving.settings import ExportedConfig
 from cdp_torchrec.serving.tables import EmbeddingTables, write_tables
 from tests.paths import CONFIGS
 

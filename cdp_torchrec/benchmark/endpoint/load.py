@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
 from cdp_torchrec.benchmark.endpoint.clients import (
@@ -24,40 +23,20 @@ from cdp_torchrec.benchmark.endpoint.clients import (
     attack,
     malformed_bodies,
 )
+from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
 from cdp_torchrec.benchmark.endpoint.report import EndpointError, EndpointLoad, Reload
-from cdp_torchrec.config import Config
 from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.environment import quiet_libraries
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor, PredictorMetadata
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import serve
-from cdp_torchrec.serving.server.settings import ServerConfig
-from cdp_torchrec.serving.settings import ExportedConfig
 
 _NAME = "model"
 _PATIENCE_S = 300.0
-
-
-class EndpointBenchmarkConfig(Config):
-    """The load, and the server that bears it."""
-
-    dataset: Path | None = None
-    """Dataset whose test requests are sent, and whose history the server reads; the one that the
-    artifact was trained on if not given."""
-    reload: Path | None = None
-    """Artifact that takes over half-way; the same one again if not given."""
-    duration_s: PositiveFloat = 60.0
-    """How long clients ask."""
-    num_clients: PositiveInt = 8
-    """Clients that send valid requests, each the next one as soon as the last one is answered."""
-    num_attackers: NonNegativeInt = 2
-    """Clients that send malformed requests in the same way."""
-    num_requests: PositiveInt = 500
-    """Different requests."""
-    server: ServerConfig = ServerConfig()
-    """Settings of the server; its port is a free one."""
 
 
 def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> EndpointLoad:

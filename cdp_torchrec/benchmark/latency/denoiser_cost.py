@@ -2,13 +2,13 @@
 
 # B candidates, K denoiser calls
 
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from cdp_torchrec.diffusion.denoiser import Denoiser
+from cdp_torchrec.timer import device_timer
 
 _BYTES = 4
 _LARGE = 1024
@@ -80,19 +80,15 @@ def _product_s(rows: int, inner: int, columns: int, device: torch.device) -> flo
     right = torch.randn(inner, columns, device=device)
     result = torch.empty(rows, columns, device=device)
 
+    timer = device_timer(device)
+
     def run(count: int) -> float:
-        _finish(device)
-        started = time.perf_counter()
-        for _ in range(count):
-            torch.mm(left, right, out=result)
-        _finish(device)
-        return (time.perf_counter() - started) / count
+        def products() -> None:
+            for _ in range(count):
+                torch.mm(left, right, out=result)
+
+        return timer.ms(products) / count / 1e3
 
     # Trials short enough that some are not interrupted.
     count = max(1, int(_TRIAL_S / min(run(3) for _ in range(_TRIALS))))
     return min(run(count) for _ in range(_TRIALS))
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

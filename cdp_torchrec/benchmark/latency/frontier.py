@@ -8,29 +8,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from cdp_torchrec.benchmark.latency.config import LatencyConfig, LatencyExperimentConfig
 from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
-from cdp_torchrec.benchmark.latency.rounds import LatencyConfig, cdp_name, make_contestants, measure
+from cdp_torchrec.benchmark.latency.rounds import cdp_name, make_contestants, measure
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
-from cdp_torchrec.experiment import (
-    Experiment,
-    ExperimentConfig,
-    build_experiment,
-    make_checkpointer,
-)
+from cdp_torchrec.experiment import Experiment, build_experiment, make_checkpointer
 from cdp_torchrec.interest import CdpConfig, CdpInterest
 from cdp_torchrec.run.checkpoint import find_checkpoint
 
 _CLOSE_TO = 100
-
-
-class LatencyExperimentConfig(ExperimentConfig):
-    """A run, and what is measured of it."""
-
-    latency: LatencyConfig = LatencyConfig()
-    """The measurement."""
 
 
 def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> LatencyReport:

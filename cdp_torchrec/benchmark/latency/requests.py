@@ -12,7 +12,7 @@ from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving.ranker import ranker_inputs
 
 # As an artifact's ranker gets them: index_sequences needs two places to put all sequences in one

@@ -9,65 +9,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
+from cdp_torchrec.benchmark.latency.config import Form, LatencyConfig
 from cdp_torchrec.benchmark.latency.requests import LatencyRequests
-from cdp_torchrec.config import Config
-from cdp_torchrec.diffusion.sampler import SamplerType
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConfig
-from cdp_torchrec.interest.pooling import GatedHistoryConfig
+from cdp_torchrec.interest.config.gated import GatedHistoryConfig
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.ranker import Ranker, RankerProgram, export_ranker
+from cdp_torchrec.timer import Timer, Times, alternate, device_timer, times
 
 BASE = "none"
 """The model that added milliseconds are counted from: the same tower without interest."""
 
-Form = Literal["eager", "compiled", "exported"]
+
 _WARM_UP = 3
 
 Scorer = Callable[[Mapping[str, Tensor]], Tensor]
-
-
-class LatencyConfig(Config):
-    """What is measured."""
-
-    candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16, 100, 500)
-    """Candidates of the request. The frontier is at the number closest to 100."""
-    num_inference_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
-        1,
-        2,
-        4,
-        8,
-        20,
-        100,
-    )
-    """Denoiser calls K of CDP."""
-    samplers: Annotated[tuple[SamplerType, ...], Field(min_length=1)] = ("ddim", "dpmpp_2m")
-    """Samplers of the frontier. Their latency is that of the first one: a call of the denoiser is
-    the same in each."""
-    forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("eager", "exported")
-    """"eager": PyTorch as it is. "compiled": torch.compile, on a GPU with CUDA graphs.
-    "exported": the program of an artifact (AOTInductor). Compiling takes about a minute for each
-    model, and longer for many steps."""
-    num_requests: PositiveInt = 20
-    """Requests of the test split that take turns, their candidate lists cut or repeated."""
-    num_rounds: PositiveInt = 200
-    """Timed calls of each model at each number of candidates."""
-    student: Path | None = None
-    """Run of launch/distill.py; without it RUN-student, if it is there."""
-    clock: Literal["wall", "thread"] = "wall"
-    """"wall": what a client waits. "thread": processor time of the calling thread, for one CPU
-    thread on a machine that others use, too."""
-    quality: bool = True
-    """Also score the test split at each setting."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +50,9 @@ class Timing:
     name: str
     form: Form
     num_candidates: int
-    times_ms: NDArray[np.float64]
-    """Of each round."""
-    added_ms: NDArray[np.float64]
-    """Over the base model in the same round."""
-
-    def percentile_ms(self, percent: float) -> float:
-        """Of the rounds."""
-        return float(np.percentile(self.times_ms, percent))
-
-    @property
-    def added_median_ms(self) -> float:
-        """Median of what is added in each round."""
-        return float(np.median(self.added_ms))
+    times: Times
+    added_ms: float
+    """Over the base model in the same round, the median."""
 
 
 def cdp_name(num_inference_steps: int) -> str:
@@ -164,6 +116,8 @@ def measure(
         for form in latency.forms
         for c in tqdm(contestants, f"make {form}", unit="model", disable=None, leave=False)
     }
+    clock = time.perf_counter if latency.clock == "wall" else time.thread_time
+    timer = device_timer(device, clock)
     timings: list[Timing] = []
     total = len(scorers) * len(latency.candidates)
     with (
@@ -174,36 +128,37 @@ def measure(
             for size in latency.candidates:
                 inputs = {c.name: c.requests.inputs(size) for c in contestants}
                 own = {c.name: scorers[c.name, form] for c in contestants}
-                times = _rounds(own, inputs, latency, device)
+                found = time_rounds(own, inputs, timer, num_rounds=latency.num_rounds)
                 timings += [
-                    Timing(name, form, size, values, values - times[BASE])
-                    for name, values in times.items()
+                    Timing(name, form, size, values, values.added_to(found[BASE]))
+                    for name, values in found.items()
                 ]
                 bar.update(len(contestants))
     return timings
 
 
-def _rounds(
+def time_rounds(
     scorers: Mapping[str, Scorer],
     inputs: Mapping[str, Sequence[Mapping[str, Tensor]]],
-    latency: LatencyConfig,
-    device: torch.device,
-) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds of each model in each round; a round asks all of them for the same request."""
-    clock = time.perf_counter if latency.clock == "wall" else time.thread_time
-    times = {name: np.zeros(latency.num_rounds) for name in scorers}
-    for name, scorer in scorers.items():
-        for request in inputs[name][:_WARM_UP]:
-            scorer(request)
-    for number in range(latency.num_rounds):
-        for name, scorer in scorers.items():
-            request = inputs[name][number % len(inputs[name])]
-            _finish(device)
-            started = clock()
-            scorer(request)
-            _finish(device)
-            times[name][number] = 1e3 * (clock() - started)
-    return times
+    timer: Timer,
+    *,
+    num_rounds: int,
+) -> dict[str, Times]:
+    """Times of each model; a round asks all of them for the same request.
+
+    Args:
+        scorers: the models.
+        inputs: of each model, the requests in the same order.
+        timer: measures a call.
+        num_rounds: rounds that count.
+    """
+
+    def contestant(name: str) -> Callable[[int], float]:
+        requests = inputs[name]
+        return lambda number: timer.ms(lambda: scorers[name](requests[number % len(requests)]))
+
+    rounds = range(-_WARM_UP, num_rounds)
+    return times(alternate({name: contestant(name) for name in scorers}, rounds, warm_up=_WARM_UP))
 
 
 def _scorer(contestant: Contestant, form: Form, scratch: Path) -> Scorer:
@@ -228,8 +183,3 @@ def _scorer(contestant: Contestant, form: Form, scratch: Path) -> Scorer:
                 max_history_length=contestant.requests.max_history_length,
             )
             return Ranker(package, list(example), num_runners=1)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

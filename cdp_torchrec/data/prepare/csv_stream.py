@@ -12,9 +12,9 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from tqdm import tqdm
 
 from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.progress import ProgressBar
 
 ByteStream = IO[bytes] | gzip.GzipFile | lzma.LZMAFile
 
@@ -52,16 +52,15 @@ def stream_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         _reading(path),
         path.open("rb") as raw,
         _decompressed(raw, path) as data,
-        tqdm(
-            total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None
-        ) as progress,
+        ProgressBar(path.name, total=path.stat().st_size // 2**20, unit="MiB") as bar,
     ):
-        line = 2
+        line, read = 2, 0
         for batch in _open_reader(data, columns):
             numbers = pa.array(np.arange(line, line + batch.num_rows))
             yield batch.append_column("line", numbers)
             line += batch.num_rows
-            progress.update(raw.tell() - progress.n)
+            bar.advance(raw.tell() // 2**20 - read)
+            read = raw.tell() // 2**20
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
-from tqdm import tqdm
 
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, sql_string
 from cdp_torchrec.data.prepare.ebnerd_log import (
@@ -45,6 +44,7 @@ from cdp_torchrec.data.prepare.staging import (
     staging_beside,
 )
 from cdp_torchrec.data.schema import DatasetError, Feature, Kind, Level, Role, Schema
+from cdp_torchrec.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +134,12 @@ def prepare_ebnerd(source: Path, output: Path, *, limits: EngineLimits | None = 
     with engine_errors(source, output), staging_beside(output) as staging:
         with (
             open_database(staging / "work", limits) as connection,
-            tqdm(total=4, desc="ebnerd", unit="stage", disable=None) as progress,
+            ProgressBar("ebnerd", total=4, unit="stages") as bar,
         ):
 
             def stage(name: str) -> None:
-                progress.set_postfix_str(name)
-                progress.update()
+                bar.note(name)
+                bar.advance()
 
             stage("read")
             test_from = load_requests(connection, source)

@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import duckdb
-from tqdm import tqdm
 
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
@@ -27,6 +26,7 @@ from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import open_staging
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
 from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
+from cdp_torchrec.progress import ProgressBar
 
 __all__ = [
     "DatasetSpec",
@@ -142,11 +142,11 @@ def _check_new(output: Path) -> None:
 def _build(
     connection: duckdb.DuckDBPyConnection, staging: Path, output: Path, spec: DatasetSpec
 ) -> Schema:
-    with tqdm(total=6, desc="prepare", unit="stage", disable=None) as progress:
+    with ProgressBar("prepare", total=6, unit="stages") as bar:
 
         def stage(name: str) -> None:
-            progress.set_postfix_str(name)
-            progress.update()
+            bar.note(name)
+            bar.advance()
 
         stage("check")
         log = open_staging(connection, staging, spec)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
 
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.hardware import GB
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable

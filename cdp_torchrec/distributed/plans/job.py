@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torchrec.distributed.types import ShardingPlan
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig, load_hardware

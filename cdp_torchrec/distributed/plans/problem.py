@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import needs_dense_gradients
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig

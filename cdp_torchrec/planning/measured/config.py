@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, PositiveInt
 
 from cdp_torchrec.config import Config
-from cdp_torchrec.experiment import ExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
 
 
 class PlanBenchmarkConfig(Config):

@@ -26,6 +26,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request as RankingRequest
 from cdp_torchrec.serving.request import RequestError
 from cdp_torchrec.serving.server.batching import Batcher, QueueFullError, StoppingError
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.http_limits import BodyLimits, InferenceMetrics
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import (
@@ -35,7 +36,6 @@ from cdp_torchrec.serving.server.protocol import (
     to_request,
 )
 from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
-from cdp_torchrec.serving.server.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
-from cdp_torchrec.serving.server.settings import ServerConfig
 
 
 class QueueFullError(RuntimeError):

@@ -6,8 +6,8 @@ import time
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
-from cdp_torchrec.serving.server.settings import ServerConfig
 
 
 class _Refused(Exception):

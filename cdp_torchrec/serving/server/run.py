@@ -12,9 +12,9 @@ import uvicorn
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.serving.server.app import make_app
 from cdp_torchrec.serving.server.batching import Batcher
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.served_model import ServedModel
-from cdp_torchrec.serving.server.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from cdp_torchrec.serving.predictor import Predictor, PredictorMetadata
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import InputSpec, input_specs
-from cdp_torchrec.serving.server.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import Share
-from cdp_torchrec.distributed.optimizer_config import OptimizerConfig
+from cdp_torchrec.distributed.config import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import initialize_table
-from cdp_torchrec.experiment import Experiment, ExperimentConfig, build_experiment, open_data
+from cdp_torchrec.experiment import Experiment, build_experiment, open_data
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.run.checkpoint import Checkpointer, Progress
@@ -353,6 +354,7 @@ def train_plain(settings: ExperimentConfig, num_steps: int) -> Plain:
     )
     torch.manual_seed(settings.seed)
     task = TrainTask(RankingModel(batches.layout, settings.model))
+    task.model.ranking_arch.over_arch.start_at(batches.schema.splits["train"].click_rate)
     arch = task.model.sparse_arch
     bags, singles = arch.embedding_bag_collection, arch.embedding_collection
     assert bags is not None and singles is not None

@@ -9,7 +9,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from cdp_torchrec.distributed.optimizer_config import SparseOptimizerConfig
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.problem import PlanProblem

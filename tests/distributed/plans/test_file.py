@@ -17,7 +17,8 @@ from cdp_torchrec.distributed.plans.job import plan_job
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.search import choose_plan
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
-from cdp_torchrec.experiment import ExperimentConfig, train_experiment
+from cdp_torchrec.experiment import train_experiment
+from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.distributed.plans.problems import ADAGRAD, POOLED, Tables, on_nodes_of, problem
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
+from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.parallelize import initialize_table
@@ -27,7 +28,6 @@ from cdp_torchrec.planning.measured.measurement import measure_plans
 from cdp_torchrec.planning.measured.output import write_outputs
 from cdp_torchrec.planning.measured.sharded_tables import PIECES, Piece, ShardedTables
 from cdp_torchrec.planning.measured.text import as_markdown
-from launch import benchmark
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed

@@ -21,11 +21,11 @@ from cdp_torchrec.serving.golden import GoldenRequest
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.batching import Batcher
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import make_server
 from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
-from cdp_torchrec.serving.server.settings import ServerConfig
 
 NAME = "synthetic-cdp"
 

@@ -12,8 +12,8 @@ import pytest
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.batching import Batcher, QueueFullError, StoppingError
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
-from cdp_torchrec.serving.server.settings import ServerConfig
 
 TIMEOUT_S = 10.0
 

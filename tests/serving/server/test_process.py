@@ -16,9 +16,9 @@ import pytest
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import serve
-from cdp_torchrec.serving.server.settings import ServerConfig
 from tests.paths import ROOT
 
 from .conftest import NAME, probabilities

@@ -1,4 +1,4 @@
-"""Configuration of the optimizers; needs no torch, as every configuration."""
+"""Settings of the optimizers of sparse parameters (tables) and dense parameters (all others)."""
 
 import math
 from typing import Annotated, Literal

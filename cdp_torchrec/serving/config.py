@@ -1,13 +1,14 @@
 """Settings of an export."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from cdp_torchrec.config import Config, load_toml
-from cdp_torchrec.experiment import ExperimentConfig
-from cdp_torchrec.serving.artifact import TableStorage
+from cdp_torchrec.experiment_config import ExperimentConfig
 
+TableStorage = Literal["float32", "float16", "int8"]
 _TOLERANCE: dict[TableStorage, float] = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}
 _TOLERANCE_BFLOAT16 = 2e-2
 

@@ -1,0 +1,28 @@
+"""Settings of the endpoint benchmark."""
+
+from pathlib import Path
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.serving.server.config import ServerConfig
+
+
+class EndpointBenchmarkConfig(Config):
+    """The load, and the server that bears it."""
+
+    dataset: Path | None = None
+    """Dataset whose test requests are sent, and whose history the server reads; the one that the
+    artifact was trained on if not given."""
+    reload: Path | None = None
+    """Artifact that takes over half-way; the same one again if not given."""
+    duration_s: PositiveFloat = 60.0
+    """How long clients ask."""
+    num_clients: PositiveInt = 8
+    """Clients that send valid requests, each the next one as soon as the last one is answered."""
+    num_attackers: NonNegativeInt = 2
+    """Clients that send malformed requests in the same way."""
+    num_requests: PositiveInt = 500
+    """Different requests."""
+    server: ServerConfig = ServerConfig()
+    """Settings of the server; its port is a free one."""

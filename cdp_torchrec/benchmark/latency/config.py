@@ -1,0 +1,53 @@
+"""Settings of the latency benchmark."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.diffusion.config import SamplerType
+from cdp_torchrec.experiment_config import ExperimentConfig
+
+Form = Literal["eager", "compiled", "exported"]
+
+
+class LatencyConfig(Config):
+    """What is measured."""
+
+    candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16, 100, 500)
+    """Candidates of the request. The frontier is at the number closest to 100."""
+    num_inference_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
+        1,
+        2,
+        4,
+        8,
+        20,
+        100,
+    )
+    """Denoiser calls K of CDP."""
+    samplers: Annotated[tuple[SamplerType, ...], Field(min_length=1)] = ("ddim", "dpmpp_2m")
+    """Samplers of the frontier. Their latency is that of the first one: a call of the denoiser is
+    the same in each."""
+    forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("eager", "exported")
+    """"eager": PyTorch as it is. "compiled": torch.compile, on a GPU with CUDA graphs.
+    "exported": the program of an artifact (AOTInductor). Compiling takes about a minute for each
+    model, and longer for many steps."""
+    num_requests: PositiveInt = 20
+    """Requests of the test split that take turns, their candidate lists cut or repeated."""
+    num_rounds: PositiveInt = 200
+    """Timed calls of each model at each number of candidates."""
+    student: Path | None = None
+    """Run of launch/distill.py; without it RUN-student, if it is there."""
+    clock: Literal["wall", "thread"] = "wall"
+    """"wall": what a client waits. "thread": processor time of the calling thread, for one CPU
+    thread on a machine that others use, too."""
+    quality: bool = True
+    """Also score the test split at each setting."""
+
+
+class LatencyExperimentConfig(ExperimentConfig):
+    """A run, and what is measured of it."""
+
+    latency: LatencyConfig = LatencyConfig()
+    """The measurement."""

@@ -1,0 +1,88 @@
+"""Settings of the dataset and of how it is read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.synthetic_config import SyntheticConfig
+
+EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
+"""TorchRec's eviction policies."""
+
+
+class ManagedCollisionConfig(Config):
+    """Rows that ids win and lose during training: TorchRec's managed collision, ZCH."""
+
+    zch_size: PositiveInt
+    """Rows of the table, a multiple of buckets."""
+    buckets: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Parts of the table, each with the ids of one remainder, a map of its own, and one row that
+    its ids without a row of their own share. The number of ranks must divide it; nothing else
+    depends on the number of ranks."""
+    eviction_policy: EvictionPolicyName = "distance_lfu"
+    """Whose row a new id takes: the least frequent id's, the least recent one's, or that with the
+    lowest count per step since it was last seen; and only if the new id scores higher."""
+    eviction_interval: PositiveInt = 100
+    """Steps between two assignments of rows; there is one before each checkpoint, too. Until the
+    first one, all ids share their bucket's row."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.zch_size % self.buckets or self.zch_size < 2 * self.buckets:
+            raise ValueError(
+                f"zch_size = {self.zch_size} must be a multiple of buckets = {self.buckets}, with "
+                "at least 2 rows for each"
+            )
+        return self
+
+
+class VocabularyConfig(Config):
+    """Which ids of an entity get an embedding row of their own."""
+
+    min_count: PositiveInt = 1
+    """Ids seen fewer times than this in training share out-of-vocabulary rows."""
+    num_oov_rows: PositiveInt = 1
+    """Number of out-of-vocabulary rows; a rare id always falls on the same one. Many rows keep
+    rare ids apart, so that an unseen item still matches itself in the history."""
+    managed_collision: ManagedCollisionConfig | None = None
+    """Instead of that: rows are assigned during training, to the ids that deserve them then."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.managed_collision and (self.min_count, self.num_oov_rows) != (1, 1):
+            raise ValueError(
+                "managed_collision decides which ids have rows: it leaves nothing for min_count "
+                "and num_oov_rows"
+            )
+        return self
+
+
+class HistoryConfig(Config):
+    """How much of the history a model sees."""
+
+    max_length: PositiveInt = 100
+    """Behaviours kept: the most recent ones of the user, and apart from them the most recent ones
+    in the target item's category. The paper's users have 2000 behaviours on average."""
+    count_segments: tuple[PositiveInt, ...] = ()
+    """Sizes of the most recent segments of the gated history in which the tower learns its counts
+    (model.interaction.history_counts); a last segment holds all older behaviours."""
+
+
+class DataConfig(Config):
+    """The dataset and how it is read."""
+
+    dir: Path
+    """Dataset directory, made by launch/prepare_data.py."""
+    synthetic: SyntheticConfig | None = None
+    """Make this synthetic log at data.dir if nothing is there yet."""
+    exclude_features: tuple[str, ...] = ()
+    """Features that are not read at all, such as the weekday of a log of two days."""
+    vocabulary: Mapping[str, VocabularyConfig] = {}
+    """Handling of rare ids by entity; the defaults for all that are not named."""
+    history: HistoryConfig = HistoryConfig()
+    """How much of the history is read."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training requests, the latest ones, held out for validation."""

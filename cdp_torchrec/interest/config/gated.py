@@ -1,0 +1,200 @@
+"""Settings of CDP and of the floors beside it: none, pooled and condition_mlp.
+
+Defaults are the paper's (arXiv 2509.19876), as far as it states them; every reading of ours is a
+setting (a1 .. a18 number the ambiguities).
+"""
+
+# D embedding dim, K recency segments, T diffusion steps
+
+from typing import Literal
+
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.diffusion.config import (
+    DenoiserConfig,
+    NoiseScheduleConfig,
+    PredictionType,
+    SamplerType,
+)
+from cdp_torchrec.interest.config.base import AttentionConfig, Emitted, InterestConfigBase
+
+Expert = Literal["collaborative", "context", "scene"]
+Interaction = Literal["hadamard", "bilinear", "hadamard_difference", "none"]
+LatentNorm = Literal["none", "layernorm", "l2"]
+
+
+class NoneConfig(InterestConfigBase):
+    """The tower sees no history."""
+
+    kind: Literal["none"]
+    """Selects the module."""
+
+
+class GatedHistoryConfig(InterestConfigBase):
+    """Settings of every module that works on the category-gated history."""
+
+    pooling: Literal["mean", "attention"] = "mean"
+    """How the gated behaviours become z_0 (ambiguity a17). Paper: "mean", eq. 3. "attention": of
+    the target item, over behaviours with category, action type and age."""
+    attention: AttentionConfig = AttentionConfig()
+    """Settings of pooling = "attention"."""
+
+    recency_segments: tuple[PositiveInt, ...] = ()
+    """Sizes of the most recent segments of the gated history; a last segment holds all older
+    behaviours. [1, 4, 16] makes K = 4; [] makes K = 1, the paper's plain mean. With K > 1 each
+    segment has a learned positive weight in the mean, 1 at the start (ambiguity a17)."""
+    latent_norm: LatentNorm = "none"
+    """Scale of z_0 (ambiguity a10). The paper is silent. "none" keeps the tiny scale of embeddings,
+    which noise of variance 0.5 erases; "layernorm" and "l2" give every latent unit variance."""
+    emit: Emitted[Literal["interest", "interest_item", "pooled"]] = ("interest",)
+    """What the tower receives (ambiguity a18), in this order. Paper: the interest alone.
+    "interest": the module's vector, [D]. "interest_item": its Hadamard product with the target
+    item, [D]. "pooled": z_0, [D]."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The gated history: pooled by recency, or as a sequence."""
+        if self.pooling == "attention":
+            return HistoryLookup(gated=True)
+        return HistoryLookup(pool_segments=self.recency_segments)
+
+    @property
+    def num_segments(self) -> int:
+        """K, the number of segments of the gated history."""
+        return len(self.recency_segments) + 1
+
+
+class PooledConfig(GatedHistoryConfig):
+    """Paper eqs. 2-3 only."""
+
+    kind: Literal["pooled"]
+    """Selects the module."""
+
+
+class ConditionConfig(Config):
+    """Experts, their interactions, and how they are fused."""
+
+    experts: tuple[Expert, ...] = ("collaborative", "context", "scene")
+    """Experts in use. Paper: all three; the ablations of Table 2 leave some out, and the gate is
+    normalised over those left. [] is "no condition". An expert whose roles the dataset lacks is
+    left out as well."""
+    interaction: Interaction = "hadamard"
+    """Pairwise terms of eq. 5 beside the roles themselves (ambiguity a1). Paper: q.u, u.i and q.i.
+    "bilinear" is (W a).b with a matrix per pair; "hadamard_difference" adds a - b to each pair."""
+    fusion: Literal["moe", "mean", "sum", "concat_mlp"] = "moe"
+    """How experts become one condition (ambiguity a2). Paper: "moe", the gated sum of eq. 8. Its
+    "no MoE" ablation is not specified: "mean" here; "concat_mlp" is a 2-layer MLP on them all."""
+    gate: Literal["softmax", "sigmoid"] = "softmax"
+    """Gate of "moe" (eq. 7). Paper: softmax. "sigmoid" opens every expert independently."""
+
+    item_gradient: Literal["flow", "stop"] = "flow"
+    """Whether the condition trains the target item's embedding. Paper: end to end, "flow". "stop"
+    still reads it; on logs whose items are mostly new, "flow" learns training items by heart."""
+
+    @field_validator("experts")
+    @classmethod
+    def _experts_once(cls, experts: tuple[Expert, ...]) -> tuple[Expert, ...]:
+        if len(set(experts)) < len(experts):
+            raise ValueError("each expert can be named once only")
+        return experts
+
+
+class ConditionMlpConfig(GatedHistoryConfig):
+    """Paper eqs. 2-3 and 5-8, and the denoiser's network called once."""
+
+    kind: Literal["condition_mlp"]
+    """Selects the module."""
+    condition: ConditionConfig = ConditionConfig()
+    """Experts and their fusion, as in cdp."""
+    network: DenoiserConfig = DenoiserConfig()
+    """Size of the network, as in cdp."""
+
+
+class CdpConfig(GatedHistoryConfig):
+    """Paper eqs. 3-13."""
+
+    kind: Literal["cdp"]
+    """Selects the module."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    """Forward process (eq. 4, a9)."""
+    condition: ConditionConfig = ConditionConfig()
+    """Experts and their fusion (eqs. 5-8, a1, a2)."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    """Network of the denoiser (eqs. 9-10, a3, a4)."""
+    prediction_type: PredictionType = "epsilon"
+    """What the denoiser predicts. Paper: the noise, "epsilon" (eq. 10). "x0": the clean latent."""
+    start: Literal["noised", "clean_scaled", "clean", "gaussian"] = "noised"
+    """State where sampling starts (a7, a8). "noised": z_0 after the forward process, as Figure 1c
+    draws, with noise fixed per impression. "clean_scaled": the same without the noise. "clean": z_0
+    itself. "gaussian": pure noise, off-distribution here because x_T keeps 69 % of the signal."""
+    start_timestep: PositiveInt | None = None
+    """Noise level of the start state; T if not given. Training draws its timesteps up to here."""
+    sampler: SamplerType = "ddim"
+    """Deterministic solver of the reverse process (a6)."""
+    num_inference_steps: NonNegativeInt = 20
+    """K, denoiser calls per impression in serving (a6). Paper: 20. 0 needs start = "clean" and
+    leaves z_0 as it is."""
+    train_path: Literal["chain", "x0_onestep", "unrolled"] = "chain"
+    """How training makes the interest (a5). "chain": the chain of serving, with gradients through
+    all its steps, and one more call at a random timestep for the noise loss. "x0_onestep": that
+    one call serves both; serving still runs the chain. "unrolled": the literal reading R2 of eqs.
+    9-10, K recurrences without a sampler between them, in training and in serving."""
+    recon_detach: bool = False
+    """Noise loss trains the denoiser only, not the embeddings, the pooling or the experts (a11).
+    The paper is silent; without it the noise loss is minimised by collapsing z_0."""
+    noise_loss_weight: NonNegativeFloat = 1.0
+    """Lambda, weight of the noise loss beside the BCE (eqs. 11-13, a12); the loss is a mean over
+    dimensions. Paper: no factor shown. At 0 the noise loss is not computed."""
+    loss_weighting: Literal["uniform", "min_snr"] = "uniform"
+    """Weight of timesteps in the noise loss. Paper: uniform. "min_snr": arXiv 2303.09556."""
+    min_snr_gamma: PositiveFloat = 5.0
+    """Ceiling of the signal-to-noise ratio in "min_snr"."""
+
+    @property
+    def last_timestep(self) -> int:
+        """Noise level where sampling starts."""
+        return self.start_timestep or self.schedule.num_train_timesteps
+
+    @model_validator(mode="after")
+    def _check(self) -> "CdpConfig":
+        if self.last_timestep > self.schedule.num_train_timesteps:
+            raise ValueError(
+                f"start_timestep = {self.start_timestep} is above schedule.num_train_timesteps = "
+                f"{self.schedule.num_train_timesteps}"
+            )
+        if self.num_inference_steps > self.last_timestep:
+            raise ValueError(
+                f"num_inference_steps = {self.num_inference_steps} is more than the "
+                f"{self.last_timestep} timesteps that there are to sample"
+            )
+        if self.num_inference_steps == 0 and self.start != "clean":
+            raise ValueError(
+                f"num_inference_steps = 0 needs start = 'clean', found '{self.start}': "
+                "nothing would remove the noise or the scale"
+            )
+        if self.train_path != "chain" and self.recon_detach:
+            raise ValueError(
+                f"recon_detach needs train_path = 'chain', found '{self.train_path}', "
+                "where one denoiser call serves both losses"
+            )
+        if self.train_path == "unrolled":
+            found = (self.start, self.prediction_type, self.denoiser.condition_join)
+            if found != ("noised", "epsilon", "add") or self.num_inference_steps == 0:
+                raise ValueError(
+                    "train_path = 'unrolled' is the literal reading of eqs. 9-10: it needs "
+                    "start = 'noised', prediction_type = 'epsilon', denoiser.condition_join = 'add'"
+                    f" and num_inference_steps >= 1, found {found} and {self.num_inference_steps}"
+                )
+        return self
+
+
+GatedConfig = NoneConfig | PooledConfig | ConditionMlpConfig | CdpConfig

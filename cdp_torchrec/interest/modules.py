@@ -1,0 +1,101 @@
+"""All interest modules and their settings, and the one that a configuration names."""
+
+from collections.abc import Callable, Mapping
+
+from cdp_torchrec.interest.base import (
+    GatedPool,
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+)
+from cdp_torchrec.interest.cdp import CdpInterest
+from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
+from cdp_torchrec.interest.config import InterestConfig
+from cdp_torchrec.interest.config.attention import DinConfig, QinConfig, SimConfig, TwinConfig
+from cdp_torchrec.interest.config.gated import (
+    CdpConfig,
+    ConditionMlpConfig,
+    NoneConfig,
+    PooledConfig,
+)
+from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
+from cdp_torchrec.interest.config.sequential import DienConfig, HstuConfig, SasrecConfig
+from cdp_torchrec.interest.ddrm import DdrmInterest
+from cdp_torchrec.interest.dien import DienInterest
+from cdp_torchrec.interest.diffrec import DiffRecInterest
+from cdp_torchrec.interest.din import DinInterest
+from cdp_torchrec.interest.hstu import HstuInterest
+from cdp_torchrec.interest.none import NoInterest
+from cdp_torchrec.interest.pooled import PooledInterest
+from cdp_torchrec.interest.qin import QinInterest
+from cdp_torchrec.interest.sasrec import SasrecInterest
+from cdp_torchrec.interest.sequence import BehaviourSequence
+from cdp_torchrec.interest.sim import SimInterest
+from cdp_torchrec.interest.twin import TwinInterest
+
+__all__ = [
+    "BehaviourSequence",
+    "CdpConfig",
+    "CdpInterest",
+    "ConditionMlpConfig",
+    "ConditionMlpInterest",
+    "DdrmConfig",
+    "DdrmInterest",
+    "DienConfig",
+    "DienInterest",
+    "DiffRecConfig",
+    "DiffRecInterest",
+    "DinConfig",
+    "DinInterest",
+    "GatedPool",
+    "HstuConfig",
+    "HstuInterest",
+    "InterestConfig",
+    "InterestDims",
+    "InterestInput",
+    "InterestModule",
+    "InterestOutput",
+    "NoInterest",
+    "NoneConfig",
+    "PooledConfig",
+    "PooledInterest",
+    "QinConfig",
+    "QinInterest",
+    "SasrecConfig",
+    "SasrecInterest",
+    "SimConfig",
+    "SimInterest",
+    "TwinConfig",
+    "TwinInterest",
+    "build_interest",
+]
+
+_MODULES: Mapping[type, Callable[..., InterestModule]] = {
+    NoneConfig: NoInterest,
+    PooledConfig: PooledInterest,
+    ConditionMlpConfig: ConditionMlpInterest,
+    CdpConfig: CdpInterest,
+    DinConfig: DinInterest,
+    DienConfig: DienInterest,
+    SasrecConfig: SasrecInterest,
+    SimConfig: SimInterest,
+    QinConfig: QinInterest,
+    TwinConfig: TwinInterest,
+    HstuConfig: HstuInterest,
+    DdrmConfig: DdrmInterest,
+    DiffRecConfig: DiffRecInterest,
+}
+
+
+def build_interest(config: InterestConfig, dims: InterestDims) -> InterestModule:
+    """The interest module that a configuration names.
+
+    Args:
+        config: its section of the configuration.
+        dims: widths of the inputs that the dataset offers.
+
+    Raises:
+        ConfigError: the dataset lacks what the module cannot do without.
+    """
+    return _MODULES[type(config)](config, dims)

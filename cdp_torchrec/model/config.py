@@ -1,0 +1,45 @@
+"""Settings of the ranking model."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from cdp_torchrec.config import Config
+from cdp_torchrec.interest.config import InterestConfig
+
+
+class InteractionConfig(Config):
+    """Parallel cross and deep layers over all features (paper Figure 1a)."""
+
+    num_cross_layers: NonNegativeInt = 2
+    """Low-rank cross layers (DCN-V2)."""
+    cross_rank: PositiveInt = 32
+    """Rank of each cross layer."""
+    deep_layer_sizes: tuple[PositiveInt, ...] = (128, 64)
+    """Widths of the deep layers."""
+    history_counts: bool = False
+    """Also tell the tower how many behaviours the gated history has, and how many of them are on
+    the target item itself, in log(1 + n) by segment of data.history.count_segments. Exact also for
+    items that training never saw, and the same for every interest module."""
+    exclude: tuple[str, ...] = ()
+    """Features that reach the tower only through the interest module, such as ids too rare to
+    generalise."""
+
+
+class ModelConfig(Config):
+    """The ranking model."""
+
+    embedding_dim: PositiveInt = 16
+    """Width of every embedding table."""
+    embedding_init_std: PositiveFloat = 0.05
+    """Standard deviation of the initial embeddings, the same under every sharding plan."""
+    interest: InterestConfig
+    """The interest module."""
+    interaction: InteractionConfig = InteractionConfig()
+    """Cross and deep layers."""
+    over_arch_layer_sizes: tuple[PositiveInt, ...] = (64, 32)
+    """Hidden widths of the final MLP over [cross, deep, interest] (paper eq. 1)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the dense part; parameters and losses stay float32."""
+    compile: bool = False
+    """Compile the dense part with torch.compile."""

@@ -1,0 +1,95 @@
+"""Where work says how far it is: bars in terminals, lines in logs, nothing on other ranks."""
+
+import io
+import re
+from collections.abc import Callable
+
+import pytest
+
+from cdp_torchrec import progress as module
+from cdp_torchrec.progress import LINE_EVERY_S, WIDTH, ProgressBar, progress
+
+
+@pytest.fixture
+def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that only moves when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    return sleep
+
+
+class Terminal(io.StringIO):
+    """A standard error that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+DATED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+
+
+def test_a_log_gets_a_dated_line_every_few_seconds_without_carriage_returns(
+    sleep: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressBar("train", total=40, unit="steps", done=10) as bar:
+        bar.note("loss 0.25")
+        for _ in range(30):
+            sleep(LINE_EVERY_S / 10)
+            bar.advance()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\r" not in err
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(DATED + r"train: 20 of 40 steps, 50 %, 00:10 left, loss 0\.25", lines[0])
+
+
+def test_work_that_is_over_at_once_leaves_no_line(
+    sleep: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(progress("abc", "spell", unit="letters")) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_unknown_total_is_counted_without_an_end(
+    sleep: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in progress(iter("ab"), "read", unit="rows"):
+        sleep(LINE_EVERY_S)
+    assert [line[20:] for line in capsys.readouterr().err.splitlines()] == [
+        "read: 1 rows",
+        "read: 2 rows",
+    ]
+
+
+def test_other_ranks_say_nothing(
+    sleep: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressBar("train", total=2, unit="steps", active=False) as bar:
+        sleep(2 * LINE_EVERY_S)
+        bar.advance()
+        bar.say("validation")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_fits_its_width_on_a_wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "250")
+    with ProgressBar("train", total=2, unit="steps", keep=True) as bar:
+        bar._bar.delay = 0
+        bar.note("loss 0.2345, bce_loss 0.2345, noise_loss 0.2345, impressions/s 1.234e+04" * 2)
+        bar.advance(2)
+    drawn = [part for part in re.split(r"[\r\n]", terminal.getvalue()) if part]
+    assert drawn
+    assert max(map(len, drawn)) <= WIDTH
+
+
+def test_what_is_said_stands_dated_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar("train", total=2, unit="steps") as bar:
+        bar.say("step 1: fine")
+    assert re.fullmatch(DATED + "step 1: fine\n", capsys.readouterr().out)
