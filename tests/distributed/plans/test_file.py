@@ -56,10 +56,10 @@ def test_a_plan_comes_back_as_it_was(
 def test_the_plan_of_a_file_is_chosen_instead_of_a_search(tmp_path: Path) -> None:
     posed = problem(strategy="row_wise")
     write_plan(tmp_path / "plan.json", choose_plan(posed), posed)
-    given = choose_plan(problem(plan=str(tmp_path / "plan.json")))
+    given = choose_plan(problem(plan=tmp_path / "plan.json"))
     assert given.plan == choose_plan(posed).plan != choose_plan(problem()).plan
     with pytest.raises(ConfigError, match="prefetch = true: fills caches on GPUs"):
-        choose_plan(problem(plan=str(tmp_path / "plan.json"), prefetch=True))
+        choose_plan(problem(plan=tmp_path / "plan.json", prefetch=True))
 
 
 def test_the_cache_of_a_table_in_host_memory_comes_back(tmp_path: Path) -> None:
