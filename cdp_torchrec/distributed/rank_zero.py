@@ -1,4 +1,4 @@
-"""What one rank decides for all."""
+"""What one rank finds out for all of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ _Shared = TypeVar("_Shared")
 
 @dataclass(frozen=True)
 class _Failure:
-    """What rank 0 tells the others in place of a result."""
+    """An error of rank 0, on its way to the other ranks."""
 
     text: str
-    is_mistake: bool
-    """The user's."""
+    kind: type[Exception] | None
+    """Class of a user's mistake."""
 
 
-def from_rank_zero(what: str, make: Callable[[], _Shared]) -> _Shared:
-    """What rank 0 makes or reads, on all ranks; collective.
+def from_rank_zero(make: Callable[[], _Shared], *, purpose: str) -> _Shared:
+    """What rank 0 makes or reads, on all ranks, so that all take the same way; collective.
 
     Args:
-        what: its name, for errors.
-        make: called on rank 0 only.
+        make: called on rank 0 only; what it returns is pickled.
+        purpose: what it does, for the error of the other ranks, such as "read the directory".
 
     Raises:
-        ConfigError: rank 0 raised it; on all ranks.
+        Exception: a user's mistake that rank 0 raised; on all ranks.
         RuntimeError: on the other ranks, when anything else went wrong on rank 0, which raises
             what it was.
     """
@@ -39,13 +39,14 @@ def from_rank_zero(what: str, make: Callable[[], _Shared]) -> _Shared:
             shared[0] = make()
         except Exception as error:  # whatever it is: the other ranks are waiting
             raised = error
-            shared[0] = _Failure(str(error), isinstance(error, ConfigError))
+            is_mistake = isinstance(error, ConfigError) or getattr(error, "user_error", False)
+            shared[0] = _Failure(str(error), type(error) if is_mistake else None)
     dist.broadcast_object_list(shared)
     if raised is not None:
         raise raised
-    (result,) = shared
-    if isinstance(result, _Failure):
-        if result.is_mistake:
-            raise ConfigError(result.text)
-        raise RuntimeError(f"rank 0 could not make the {what}: {result.text}")
-    return result  # pyrefly: ignore[bad-return]
+    (found,) = shared
+    if isinstance(found, _Failure):
+        if found.kind is not None:
+            raise found.kind(found.text)
+        raise RuntimeError(f"rank 0 could not {purpose}: {found.text}")
+    return found  # pyrefly: ignore[bad-return]

@@ -14,7 +14,7 @@ from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan, PlanCase, P
 from cdp_torchrec.planning.dense import DenseCost, Operation
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 from cdp_torchrec.planning.workload import Workload
-from cdp_torchrec.run.directory import write_json
+from cdp_torchrec.whole_file import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
 _FORMAT = 5

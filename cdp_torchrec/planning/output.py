@@ -9,7 +9,7 @@ from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, PlanEstimat
 from cdp_torchrec.planning.explore import Exploration
 from cdp_torchrec.planning.figures import draw_plan, draw_scaling
 from cdp_torchrec.planning.text import render
-from cdp_torchrec.run.directory import write_json
+from cdp_torchrec.whole_file import whole_file, write_json, write_whole
 
 
 def write_exploration(exploration: Exploration) -> str:
@@ -19,15 +19,16 @@ def write_exploration(exploration: Exploration) -> str:
         The text.
     """
     directory = exploration.config.planning.output
-    directory.mkdir(parents=True, exist_ok=True)
     text = render(exploration)
-    (directory / "plans.txt").write_text(text)
+    write_whole(directory / "plans.txt", text)
     write_json(directory / "plans.json", {o.case.name: to_json(o) for o in exploration.outcomes})
     for result in exploration.feasible:
         name, found = result.case.name, result.estimate
         write_plan(directory / f"{name}.json", found.plan, found.problem)
-        draw_plan(result, directory / f"{name}.png")
-    draw_scaling(exploration, directory / "scaling.png")
+        with whole_file(directory / f"{name}.png") as partial:
+            draw_plan(result, partial)
+    with whole_file(directory / "scaling.png") as partial:
+        draw_scaling(exploration, partial)
     return text
 
 

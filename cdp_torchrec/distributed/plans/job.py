@@ -46,7 +46,9 @@ def pose_problem(
         model=task,
         sharding=sharding,
         optimizer=optimizer,
-        hardware=from_rank_zero("hardware", lambda: _hardware(sharding.hardware, device)),
+        hardware=from_rank_zero(
+            lambda: _hardware(sharding.hardware, device), purpose="read the hardware"
+        ),
         world_size=dist.get_world_size(),
         batch_size=batch_size,
         pooling_factors=pooling_factors,
@@ -61,7 +63,7 @@ def plan_job(problem: PlanProblem) -> ShardingPlan:
     Raises:
         ConfigError: no plan fits, or the given one does not; on all ranks.
     """
-    return from_rank_zero("plan", lambda: choose_plan(problem))
+    return from_rank_zero(lambda: choose_plan(problem), purpose="make the plan")
 
 
 def _hardware(name: str | None, device: torch.device) -> HardwareConfig:

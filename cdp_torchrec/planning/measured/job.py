@@ -1,6 +1,5 @@
 """A job that measures plans: the tables of a configuration, ids, and the plans to run."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from cdp_torchrec.experiment import check_against_data, open_data, plan_problem
 from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.config import PlanBenchmarkConfig, PlansConfig
 from cdp_torchrec.planning.measured.ids import draw_ids, resize_tables
+from cdp_torchrec.whole_file import why_unwritable
 
 STRATEGIES = ("auto", *get_args(TypeName))
 _DEFAULT = ("table_wise", "row_wise", "column_wise", "data_parallel", "auto")
@@ -89,7 +89,8 @@ def make_plans(job: MeasuredJob) -> dict[str, ShardingPlan]:
             f"{', '.join(STRATEGIES)}, or plan files (.json)"
         )
     return {
-        name: from_rank_zero("plan", lambda name=name: _plan(job.problem, name)) for name in names
+        name: from_rank_zero(lambda name=name: _plan(job.problem, name), purpose="make the plan")
+        for name in names
     }
 
 
@@ -106,23 +107,15 @@ def _plan(problem: PlanProblem, name: str) -> ShardingPlan:
 
 def _check_outputs(config: PlanBenchmarkConfig) -> None:
     problems = []
-    if config.output is not None:
-        problems += _unwritable("benchmark.output", config.output, config.output)
+    if config.output is not None and (reason := why_unwritable(config.output)):
+        problems.append(f"benchmark.output = '{config.output}': {reason}")
     if config.output_hardware is not None:
         file = config.output_hardware
         if file.suffix != ".toml" or file.is_dir():
             problems.append(
                 f"benchmark.output_hardware = '{file}': expected a file ending in .toml"
             )
-        problems += _unwritable("benchmark.output_hardware", file, file.parent)
+        if reason := why_unwritable(file.parent):
+            problems.append(f"benchmark.output_hardware = '{file}': {reason}")
     if problems:
         raise ConfigError.of(problems)
-
-
-def _unwritable(key: str, value: Path, directory: Path) -> list[str]:
-    """What keeps a directory from being made or written to."""
-    parents = (directory, *directory.absolute().parents)
-    there = next(path for path in parents if path.exists())
-    if there.is_dir() and os.access(there, os.W_OK):
-        return []
-    return [f"{key} = '{value}': {there} is not a writable directory"]

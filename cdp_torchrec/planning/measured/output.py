@@ -10,19 +10,18 @@ from cdp_torchrec.planning.measured.figure import draw_estimates
 from cdp_torchrec.planning.measured.measurement import MeasuredStep
 from cdp_torchrec.planning.measured.sharded_tables import PIECES
 from cdp_torchrec.planning.measured.text import as_markdown
-from cdp_torchrec.run.directory import write_json
+from cdp_torchrec.whole_file import whole_file, write_json, write_whole
 
 
 def write_outputs(comparison: Comparison) -> None:
     """Write the files that the configuration asks for; on one rank."""
     config = comparison.job.config.benchmark
     if config.output is not None:
-        config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "plans.md").write_text(as_markdown(comparison) + "\n")
+        write_whole(config.output / "plans.md", as_markdown(comparison) + "\n")
         write_json(config.output / "plans.json", as_json(comparison))
-        draw_estimates(comparison, config.output / "plans.png")
+        with whole_file(config.output / "plans.png") as partial:
+            draw_estimates(comparison, partial)
     if config.output_hardware is not None:
-        config.output_hardware.parent.mkdir(parents=True, exist_ok=True)
         write_hardware(comparison, config.output_hardware)
 
 
@@ -42,7 +41,7 @@ def write_hardware(comparison: Comparison, path: Path) -> None:
         f"{problem.optimizer.kind}. The rest is not measured.\n"
     )
     values = comparison.hardware.model_dump(mode="json", exclude_none=True)
-    path.write_text(origin + tomli_w.dumps(values))
+    write_whole(path, origin + tomli_w.dumps(values))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -283,7 +283,7 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, str]:
         "missing": lambda: train("other", "sharding.plan=nowhere.json"),
         "other_device": lambda: train("other", "sharding.hardware=h100"),
         "too_large": lambda: plan_job(TOO_LARGE),
-        "bug": lambda: from_rank_zero("plan", fail),
+        "bug": lambda: from_rank_zero(fail, purpose="make the plan"),
     }
     found = {}
     for name, mistake in mistakes.items():
