@@ -2,12 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -17,6 +13,7 @@ from cdp_torchrec.data.loader import EvaluationBatches, load
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
+from cdp_torchrec.predictions import PredictionFile, PredictionWriter
 from cdp_torchrec.progress import progress
 
 STRATA = {
@@ -34,8 +31,8 @@ class EvaluationSettings:
     num_workers: int = 0
     num_bootstrap: int = 0
     """Replicates of the user bootstrap; 0: no intervals."""
-    predictions: Path | None = None
-    """File for every prediction."""
+    predictions: PredictionFile | None = None
+    """Where every prediction is written."""
     description: str = "evaluate"
     """Name of the work in its progress."""
 
@@ -124,48 +121,3 @@ def _remembering(source: Iterator[Batch], pending: list[Batch]) -> Iterator[Batc
     for batch in source:
         pending.append(batch)
         yield batch
-
-
-class PredictionWriter:
-    """Writes request_id, user_id, item_id, label, probability of every impression to one file.
-
-    Each rank writes a part; the file appears, whole, when the last part is closed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: pq.ParquetWriter | None = None
-
-    def _part(self, rank: int) -> Path:
-        return self._path.with_name(f".{self._path.name}.{rank}.partial")
-
-    def write(self, batch: Batch, probability: Tensor) -> None:
-        """Add the impressions of a batch, without its padding."""
-        kept = batch.weights.cpu().numpy() > 0
-        columns = {
-            "request_id": batch.request_id,
-            "user_id": batch.user_id,
-            "item_id": batch.item_id,
-            "label": batch.labels.to(torch.int8),
-            "probability": probability.float(),
-        }
-        table = pa.table({name: c.cpu().numpy()[kept] for name, c in columns.items()})
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._part(dist.get_rank()), table.schema)
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """Join the parts of all ranks; collective."""
-        if self._writer is not None:
-            self._writer.close()
-        dist.barrier()
-        if dist.get_rank() == 0:
-            parts = [self._part(rank) for rank in range(dist.get_world_size())]
-            whole = self._path.with_name(f".{self._path.name}.partial")
-            with pq.ParquetWriter(whole, pq.read_schema(parts[0])) as writer:
-                for part in parts:
-                    for group in pq.ParquetFile(part).iter_batches():
-                        writer.write_batch(group)
-                    part.unlink()
-            whole.rename(self._path)
-        dist.barrier()

@@ -1,28 +1,33 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from cdp_torchrec.config import ConfigError, dump_toml, load_config
+from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset, read_schema
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
+from cdp_torchrec.distributed.plans.job import pose_problem
+from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
-from cdp_torchrec.run.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
-from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
+from cdp_torchrec.predictions import PredictionFile
+from cdp_torchrec.run.checkpoint import Checkpointer
+from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.records import Progress
+from cdp_torchrec.run.saved import find_checkpoint, saved_checkpoints
 from cdp_torchrec.trainer import Trainer
+from cdp_torchrec.whole_file import write_json
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class Experiment:
         task = self.parallelized.model.module
         assert isinstance(task, TrainTask)
         return task.model
+
+    def prediction_file(self, path: Path) -> PredictionFile:
+        """A file for predictions about this dataset."""
+        return PredictionFile(path, self.config.data.dir, self.data.schema)
 
 
 @dataclass(frozen=True)
@@ -113,41 +122,12 @@ def train_experiment(
     return Trained(experiment, run_dir, progress, report)
 
 
-def evaluate_run(
-    path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> MetricReport:
-    """Measure a checkpoint, or the best one of a run, on the test split; collective.
-
-    Args:
-        path: run directory or checkpoint.
-        overrides: key=value over the run's configuration, such as another data.dir.
-        device: where this rank computes.
-        write_predictions: also write predictions.parquet beside evaluation.json.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it does not fit the dataset.
-    """
-    checkpoint = find_checkpoint(path)
-    run_dir = checkpoint.parent.parent
-    config = load_config(ExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
-    if not any(override.startswith("sharding.plan=") for override in overrides):
-        # The plan of the training need not fit the ranks of the evaluation.
-        sharding = config.sharding.model_copy(update={"plan": None})
-        config = config.model_copy(update={"sharding": sharding})
-    experiment = build_experiment(config, device)
-    make_checkpointer(experiment, run_dir).load(
-        checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
-    )
-    predictions = run_dir / "predictions.parquet" if write_predictions else None
-    return evaluate_test(experiment, run_dir, predictions=predictions)
-
-
 def evaluate_test(
     experiment: Experiment,
     run_dir: Path,
     *,
     num_bootstrap: int = 200,
-    predictions: Path | None = None,
+    predictions: PredictionFile | None = None,
 ) -> MetricReport:
     """Metrics of the test split with intervals, written to `<run_dir>/evaluation.json`."""
     report = evaluate(
@@ -183,17 +163,32 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     total_steps = min(total_steps, trainer.max_steps or total_steps)
     torch.manual_seed(config.seed)
     parallelized = parallelize(
-        TrainTask(RankingModel(data.layout, config.model)),
-        sharding=config.sharding,
-        optimizer=config.optimizer,
+        plan_problem(config, data, device),
+        config.optimizer,
         device=device,
-        batch_size=trainer.global_batch_size // share.world_size,
-        pooling_factors=measure_pooling_factors(data.train),
         max_steps=total_steps,
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,
     )
     return Experiment(config, device, data, total_steps, parallelized)
+
+
+def plan_problem(config: ExperimentConfig, data: Dataset, device: torch.device) -> PlanProblem:
+    """The model of a configuration, and what its tables need a plan for; collective.
+
+    Raises:
+        ConfigError: the named hardware is unknown, or not what the ranks compute on.
+    """
+    model = RankingModel(data.layout, config.model)
+    model.ranking_arch.over_arch.start_at(data.schema.splits["train"].click_rate)
+    return pose_problem(
+        TrainTask(model),
+        config.sharding,
+        config.optimizer.sparse,
+        device=device,
+        batch_size=config.trainer.global_batch_size // dist.get_world_size(),
+        pooling_factors=measure_pooling_factors(data.train),
+    )
 
 
 def open_data(config: ExperimentConfig, *, share: Share, global_batch_size: int) -> Dataset:

@@ -5,17 +5,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 
-from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
+from cdp_torchrec.coverage import own_chunks
+from cdp_torchrec.data.requests import Impressions, RequestFiles
 from cdp_torchrec.data.schema import Schema, load_schema
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
 from cdp_torchrec.progress import progress
 
-_CHUNK = 65536
-_TRUTH = "click_probability"
+TRUTH = "bayes"
+"""Name of the scorer that knows the true click probabilities, where the log has them."""
+_TRUTH_COLUMN = "click_probability"
 
 
 class ReferenceScorers:
@@ -45,7 +46,7 @@ class ReferenceScorers:
                 first = columns["history_rank"] == 0
                 return 0.5 * (first + self._position[columns["position"]])
             case _:
-                return columns[_TRUTH]
+                return columns[_TRUTH_COLUMN]
 
 
 def evaluate_references(dataset: Path) -> str:
@@ -81,14 +82,13 @@ def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, M
     scorers = ReferenceScorers(dataset, schema)
     names, extra = list(scorers.names), []
     part = next(iter(sorted((dataset / "test").glob("*.parquet"))), None)
-    if part is not None and _TRUTH in pq.read_schema(part).names:
-        names.append("bayes")
-        extra.append(_TRUTH)
-    order = ImpressionOrder(RequestFiles(dataset, schema, "test", extra_columns=extra), seed=None)
+    if part is not None and _TRUTH_COLUMN in pq.read_schema(part).names:
+        names.append(TRUTH)
+        extra.append(_TRUTH_COLUMN)
+    files = RequestFiles(dataset, schema, "test", extra_columns=extra)
     metrics = {name: ImpressionMetrics(strata=STRATA) for name in names}
-    starts = range(0, order.num_impressions, _CHUNK)[dist.get_rank() :: dist.get_world_size()]
-    for start in progress(starts, "untrained scorers", unit="chunks", active=is_rank_zero()):
-        impressions = order.take(0, start, min(start + _CHUNK, order.num_impressions))
+    chunks = own_chunks(files)
+    for impressions in progress(chunks, "untrained scorers", unit="chunks", active=is_rank_zero()):
         request = {
             name: torch.from_numpy(column[impressions.request_index].astype(np.int64))
             for name, column in impressions.request.items()

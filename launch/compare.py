@@ -1,45 +1,7 @@
-"""Compare models on datasets over several seeds: the paper's tables, with statistics.
+"""`cdp_torchrec compare` from the checkout."""
 
-    python launch/compare.py configs/compare/table1.toml
-    torchx run dist.ddp -j 1x4 launch/compare.py configs/compare/table1.toml
-    python launch/compare.py configs/compare/table1.toml 'select.models=["din", "sasrec"]'
-
-Trains every cell that is not finished, each in a run directory of its own, and writes table.md,
-table.json and gauc.png into run_dir. An interrupted table goes on where it stopped. Processes with
-disjoint selections may share one run_dir, as soon as the datasets are there; select.datasets=[]
-only shows what is finished. A cell that fails is listed at the end, and the command fails; the next
-attempt takes it up again.
-"""
-
-from cdp_torchrec.compare.config import CompareConfig
-from cdp_torchrec.config.help import describe
-from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
-
-
-class FailedCellsError(RuntimeError):
-    """Some cells of the table failed."""
-
-    user_error = True
-
-
-def main(arguments: list[str]) -> None:
-    """Run a table and show it."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{describe(CompareConfig)}")
-        return
-
-    from cdp_torchrec.compare.cells import load_table
-    from cdp_torchrec.compare.output import write_table
-    from cdp_torchrec.compare.run import run_table
-
-    table = load_table(arguments)
-    failures = run_table(table, init_process_group())
-    if is_rank_zero():
-        print(write_table(table))
-    if failures:
-        listed = "\n  ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise FailedCellsError(f"{len(failures)} cells failed:\n  {listed}")
-
+from cdp_torchrec.commands.compare import main
+from cdp_torchrec.distributed.process_group import run_main
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,45 +1,7 @@
-"""Measure a trained model, or a dataset's untrained reference scorers, on the test split.
+"""`cdp_torchrec evaluate` from the checkout."""
 
-    torchx run dist.ddp -j 1x4 launch/evaluate.py RUN_OR_CHECKPOINT [--predictions] [key=value ...]
-    python launch/evaluate.py DATASET
-
-A run is measured at its best checkpoint. Prints one table and writes evaluation.json into the run
-(beside a checkpoint's run); --predictions also writes predictions.parquet. For a dataset directory
-the scorers position, last_touched, popularity and, for synthetic data, bayes are measured.
-"""
-
-import argparse
-from pathlib import Path
-
-from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
-
-
-def main(arguments: list[str]) -> None:
-    """Measure what the first argument names."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("path", type=Path, help="run directory, checkpoint or dataset directory")
-    parser.add_argument("overrides", nargs="*", help="key=value over the run's configuration")
-    parser.add_argument(
-        "--predictions", action="store_true", help="write predictions.parquet beside the result"
-    )
-    options = parser.parse_intermixed_args(arguments)
-
-    from cdp_torchrec.experiment import evaluate_run
-    from cdp_torchrec.reference_scorers import evaluate_references
-
-    device = init_process_group()
-    if (options.path / "schema.toml").is_file():
-        table = evaluate_references(options.path)
-    else:
-        report = evaluate_run(
-            options.path, options.overrides, device, write_predictions=options.predictions
-        )
-        table = report.table()
-    if is_rank_zero():
-        print(table)
-
+from cdp_torchrec.commands.evaluate import main
+from cdp_torchrec.distributed.process_group import run_main
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,39 +1,7 @@
-r"""Explore sharding plans on hardware that need not be there: memory, time, cost, and why.
+"""`cdp_torchrec plan_sharding` from the checkout."""
 
-    python launch/plan_sharding.py configs/planning/production.toml
-    python launch/plan_sharding.py configs/data/trivago.toml configs/interest/cdp.toml \
-        'planning.hardware=["h100","a10"]' 'planning.world_sizes=[4,8,16]' \
-        'planning.strategies=["planner","row_wise"]' planning.impressions_per_day=300000000
-
-Takes the layers and key=value of launch/train.py and a section `planning`; without a layer, plans
-configs/quickstart.toml. Writes plans.txt, plans.json, figures, and a plan file for each plan into
-planning.output; `sharding.plan=FILE` trains with one. Needs no GPU and no process group.
-"""
-
-from pathlib import Path
-
-from cdp_torchrec.config import load_config
-from cdp_torchrec.config.help import describe
+from cdp_torchrec.commands.plan_sharding import main
 from cdp_torchrec.distributed.process_group import run_main
-
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"
-
-
-def main(arguments: list[str]) -> None:
-    """Explore, write, and show the text."""
-    from cdp_torchrec.planning.config import PlanningExperimentConfig
-
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{describe(PlanningExperimentConfig)}")
-        return
-
-    from cdp_torchrec.planning.explore import explore
-    from cdp_torchrec.planning.output import write_exploration
-
-    config = load_config(PlanningExperimentConfig, arguments, default_layers=[QUICKSTART])
-    print(write_exploration(explore(config)))
-    print(f"in {config.planning.output}: plans.txt, plans.json, plan files, figures")
-
 
 if __name__ == "__main__":
     run_main(main)

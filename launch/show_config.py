@@ -1,36 +1,7 @@
-"""Show the configuration that a launch line resolves to, each key explained.
+"""`cdp_torchrec show_config` from the checkout."""
 
-    python launch/show_config.py configs/data/trivago.toml configs/interest/cdp.toml seed=1
-    python launch/show_config.py > mine.toml             a layer to edit and to train from
-    python launch/show_config.py --json-schema           for completion in editors
-
-Takes the layers and key=value of launch/train.py; without a layer, shows configs/quickstart.toml.
-"""
-
-import json
-from pathlib import Path
-
-from cdp_torchrec.config import load_config
-from cdp_torchrec.config.help import commented_toml, describe, layer_schema
-from cdp_torchrec.distributed.process_group import is_rank_zero, run_main
-
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.toml"
-
-
-def main(arguments: list[str]) -> None:
-    """Print the configuration, or what is known of its keys."""
-    from cdp_torchrec.experiment_config import ExperimentConfig
-
-    if {"-h", "--help"} & set(arguments):
-        text = f"{__doc__}\n{describe(ExperimentConfig)}"
-    elif "--json-schema" in arguments:
-        text = json.dumps(layer_schema(ExperimentConfig), indent=2)
-    else:
-        config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
-        text = commented_toml(config)
-    if is_rank_zero():
-        print(text.rstrip())
-
+from cdp_torchrec.commands.show_config import main
+from cdp_torchrec.distributed.process_group import run_main
 
 if __name__ == "__main__":
     run_main(main)

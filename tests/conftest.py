@@ -1,24 +1,60 @@
 """One thread per process, so that tests and ranks share the cores; and one small dataset."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the first import of torch
+# A pool of compilers imports torch in each of its processes, which takes longer than what it saves.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 from cdp_torchrec.environment import quiet_libraries
 
 quiet_libraries()
 
 
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    """This process is a rank, the only one."""
+    from tests import runs
+
+    with runs.one_rank():
+        yield
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """A directory by name, filled by the first of the session's processes that asks for it.
+
+    The others wait until it is whole.
+    """
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, whole = session / name, session / f"{name}.whole"
+        with FileLock(session / f"{name}.lock"):
+            if not whole.exists():
+                fill(folder)
+                whole.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(make_once: MakeOnce) -> Path:
     """About 2,000 training requests of 8 candidates, of 300 users; do not write into it."""
     from cdp_torchrec.data.synthetic import make_synthetic
-    from cdp_torchrec.data.synthetic_config import SyntheticConfig
+    from cdp_torchrec.data.world import SyntheticConfig
 
-    dataset = tmp_path_factory.mktemp("data") / "tiny"
     config = SyntheticConfig(
         num_users=300,
         num_categories=4,
@@ -27,5 +63,4 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_days=7,
         num_candidates=8,
     )
-    make_synthetic(config, dataset)
-    return dataset
+    return make_once("tiny", lambda folder: make_synthetic(config, folder))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec import __version__
+from cdp_torchrec.commands import doctor
 from cdp_torchrec.environment import (
     FBGEMM_VERSION,
     TORCH_VERSION,
@@ -22,7 +23,6 @@ from cdp_torchrec.environment import (
     describe_environment,
     quiet_libraries,
 )
-from launch import doctor
 from tests.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -138,14 +138,14 @@ def test_the_description_holds_every_version_that_a_result_depends_on() -> None:
 
 
 def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main() == 0, capsys.readouterr().out
+    assert doctor.diagnose() == 0, capsys.readouterr().out
 
 
 def test_doctor_fails_and_names_a_mismatch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend_installed(monkeypatch, CPU_VERSIONS | {"torchrec": "1.7.0"})
-    assert doctor.main() == 1
+    assert doctor.diagnose() == 1
     assert "PROBLEM: torchrec: found 1.7.0, expected 1.8.0" in capsys.readouterr().out
 
 

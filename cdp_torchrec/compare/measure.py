@@ -4,7 +4,6 @@
 
 import json
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from cdp_torchrec.compare.results import Cost, Latency
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import Experiment, Trained, make_checkpointer, open_data
 from cdp_torchrec.model.sparse_arch import is_table
+from cdp_torchrec.timer import device_timer
 
 _TIMED_REQUESTS = 100
 _WARM_UP_REQUESTS = 10
@@ -94,14 +94,11 @@ def measure_latency(experiment: Experiment) -> Latency:
     test = open_data(experiment.config, share=Share(0, 1), global_batch_size=size).test
     batches = [test[int(step)].to(experiment.device) for step in steps]
     model, times = experiment.parallelized.model, []
+    timer = device_timer(experiment.device)
     training = model.training
     model.eval()
     for batch in [*batches[:_WARM_UP_REQUESTS], *batches]:
-        _finish(experiment.device)
-        started = time.perf_counter()
-        model(batch)
-        _finish(experiment.device)
-        times.append(1e3 * (time.perf_counter() - started))
+        times.append(timer.ms(lambda batch=batch: model(batch)))
     model.train(training)
     median, p90 = np.quantile(times[-len(batches) :], [0.5, 0.9])
     return Latency(
@@ -134,8 +131,3 @@ def _candidates_per_request(split: Path) -> NDArray[np.int64]:
     labels = (pq.read_table(path, columns=["label"])["label"] for path in sorted(split.glob("*")))
     lengths = [column.combine_chunks().value_lengths().to_numpy() for column in labels]
     return np.concatenate(lengths).astype(np.int64)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -87,6 +87,12 @@ class Split(Config):
     last_timestamp: int
     """Milliseconds since the epoch."""
 
+    @property
+    def click_rate(self) -> float:
+        """Clicks per impression, in (0, 1): half a click if there is none, or nothing else."""
+        clicks = min(max(self.clicks, 0.5), self.impressions - 0.5)
+        return clicks / self.impressions
+
 
 class Schema(Config):
     """The whole of `schema.toml`."""

@@ -2,6 +2,7 @@
 
 # B impressions, D embedding dim
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,6 +76,16 @@ class OverArch(nn.Module):
         super().__init__()
         self.mlp = MLP(in_features, list(layer_sizes))
         self.output = nn.Linear(layer_sizes[-1], 1)
+
+    def start_at(self, click_rate: float) -> None:
+        """Set the output's bias so that the first probabilities lie around a click rate.
+
+        Otherwise a log with few clicks spends its first steps on learning that they are few.
+
+        Args:
+            click_rate: in (0, 1).
+        """
+        nn.init.constant_(self.output.bias, math.log(click_rate / (1 - click_rate)))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, in_features] -> [B]."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -111,18 +112,16 @@ def compare(predictor: Predictor, requests: list[Request], predictions: Path) ->
     expected = trainer["probability"].to_numpy()
     if len(artifact) != len(expected):
         raise ArtifactError(f"{len(artifact)} scores for {len(expected)} impressions")
-    columns = {
-        name: torch.from_numpy(trainer[name].to_numpy().astype(np.int64))
-        for name in ("label", "user_id", "request_id")
-    }
+    labels = torch.from_numpy(trainer["label"].to_numpy().astype(np.float32))
+    groups = {name: _numbered(trainer[name]) for name in ("user_id", "request_id")}
     metrics = {}
     for side, probability in (("trainer", expected), ("artifact", artifact)):
         measured = ImpressionMetrics(strata={})
         measured.update(
             probability=torch.from_numpy(probability.copy()),
-            labels=columns["label"].float(),
-            user_id=columns["user_id"],
-            request_id=columns["request_id"],
+            labels=labels,
+            user_id=groups["user_id"],
+            request_id=groups["request_id"],
             weights=torch.ones(len(probability)),
             strata={},
         )
@@ -135,3 +134,9 @@ def compare(predictor: Predictor, requests: list[Request], predictions: Path) ->
         mean_difference=float(difference.mean()),
         **metrics,
     )
+
+
+def _numbered(ids: pa.ChunkedArray) -> torch.Tensor:
+    """A number for each distinct id, int64; a missing one counts as an id."""
+    codes = ids.combine_chunks().dictionary_encode(null_encoding="encode").indices
+    return torch.from_numpy(codes.to_numpy().astype(np.int64))

@@ -1,7 +1,6 @@
 """Claims about what is written of a configuration: files, help and the editor schema."""
 
 import re
-import runpy
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from cdp_torchrec.commands import show_config
 from cdp_torchrec.config import Config, ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.help import commented_toml, describe, layer_schema
 from cdp_torchrec.config.keys import undocumented
@@ -172,7 +172,7 @@ def test_layers_of_other_scripts_fit_them() -> None:
 
 
 def test_show_config_prints_a_layer_that_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    main = runpy.run_path(str(ROOT / "launch/show_config.py"))["main"]
+    main = show_config.main
     main([TRIVAGO, CDP, "seed=7"])
     shown = capsys.readouterr().out
     main([layer("saved.toml", shown)])

@@ -40,6 +40,12 @@ def test_a_schema_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert load_schema(tmp_path) == schema
 
 
+@pytest.mark.parametrize(("clicks", "rate"), [(2, 0.1), (0, 0.025), (20, 0.975)])
+def test_a_click_rate_lies_between_none_and_all(clicks: int, rate: float) -> None:
+    split = Split(requests=1, impressions=20, clicks=clicks, first_timestamp=0, last_timestamp=9)
+    assert split.click_rate == pytest.approx(rate)
+
+
 def test_another_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
     make_schema().save(tmp_path)
     path = tmp_path / "schema.toml"

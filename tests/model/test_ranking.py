@@ -16,7 +16,7 @@ from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.model.ranking import OverArch, RankingArch
 from cdp_torchrec.model.train_task import TrainLoss
 from tests.gradients import idle_parameters, in_float64
 from tests.paths import CONFIGS, GOLDEN
@@ -166,6 +166,15 @@ def first_losses(dataset: Path, preset: str) -> list[float]:
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("click_rate", [0.001, 0.04, 0.5, 0.999])
+def test_the_output_starts_at_the_click_rate(click_rate: float) -> None:
+    arch = OverArch(4, (8, 3))
+    arch.start_at(click_rate)
+    nn.init.zeros_(arch.output.weight)
+    expected = torch.full((5,), click_rate)
+    torch.testing.assert_close(torch.sigmoid(arch(torch.randn(5, 4))), expected)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,13 +1,10 @@
 """One trained run and its artifact, for all tests of serving."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.dataset import read_schema
@@ -21,19 +18,17 @@ from cdp_torchrec.serving.golden import stored_behaviours
 from cdp_torchrec.serving.parts import open_vocabularies
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
+from tests.conftest import MakeOnce
 from tests.paths import CONFIGS
+from tests.runs import one_rank
 
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+_INDUCTOR_FAST = {
+    "freezing": True,
+    "cpp.threads": 1,
+    "aot_inductor.precompile_headers": False,  # pays off from the second artifact on
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+}
 
 
 def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path:
@@ -59,24 +54,25 @@ def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path
     return run_dir
 
 
-def export_untuned(run_dir: Path, *settings: str) -> Path:
-    """Its artifact, without autotuning, which takes minutes."""
+def export_untuned(run_dir: Path, output: Path, *settings: str) -> Path:
+    """Its artifact, compiled as fast as can be: without autotuning, which takes minutes."""
     with one_rank(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compile, "_INDUCTOR_CPU", {"freezing": True, "cpp.threads": 1})
-        return export_run(run_dir, settings, CPU).directory
+        patch.setattr(compile, "_INDUCTOR_CPU", _INDUCTOR_FAST)
+        return export_run(run_dir, settings, CPU, output=output).directory
 
 
 @pytest.fixture(scope="session")
-def trained_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_run(tiny_dataset: Path, make_once: MakeOnce) -> Path:
     """A short run of CDP."""
-    run_dir = tmp_path_factory.mktemp("runs") / "cdp"
-    return short_run(tiny_dataset, run_dir, "cdp", "model.interest.num_inference_steps=2")
+    steps = "model.interest.num_inference_steps=2"
+    return make_once("cdp", lambda folder: short_run(tiny_dataset, folder, "cdp", steps))
 
 
 @pytest.fixture(scope="session")
-def artifact(trained_run: Path) -> Path:
+def artifact(trained_run: Path, make_once: MakeOnce) -> Path:
     """Its export; do not write into it."""
-    return export_untuned(trained_run, "export.max_candidates=50")
+    candidates = "export.max_candidates=50"
+    return make_once("artifact", lambda folder: export_untuned(trained_run, folder, candidates))
 
 
 @pytest.fixture

@@ -17,10 +17,8 @@ from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours
-from tests.serving.conftest import CPU, export_untuned, one_rank, short_run
-
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
+from tests.runs import one_rank
+from tests.serving.conftest import CPU, export_untuned, short_run
 
 
 @pytest.fixture
@@ -117,7 +115,8 @@ def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: P
 def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
     tiny_dataset: Path, tmp_path: Path, preset: str, setting: str
 ) -> None:
-    artifact = export_untuned(short_run(tiny_dataset, tmp_path / "run", preset, setting))
+    run_dir = short_run(tiny_dataset, tmp_path / "run", preset, setting)
+    artifact = export_untuned(run_dir, tmp_path / "artifact")
     assert read_manifest(artifact).parity["max_difference"] < 1e-6
     predictor = Predictor.open(artifact, history_store=tiny_dataset)
     config = ExportedConfig.read(artifact)

@@ -1,4 +1,4 @@
-"""Runs the history benchmark cell by cell, and shows it."""
+"""Runs the history benchmark case by case, and shows it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -6,13 +6,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cdp_torchrec.benchmark.histories.cell import Cell, Cost, cap, measure, uncapped
-from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
+from cdp_torchrec.benchmark.histories.case import HistoryCase, ModuleCost, cap, measure, uncapped
+from cdp_torchrec.benchmark.histories.config import HistorySettings
 from cdp_torchrec.benchmark.histories.isolated import Limits, PassedLimit, run_isolated
 from cdp_torchrec.interest import InterestConfig, PooledConfig
 from cdp_torchrec.text_table import markdown_table
 
-Outcome = Cost | PassedLimit | None
+Outcome = ModuleCost | PassedLimit | None
 """None: not run, because a shorter history passed a limit."""
 
 
@@ -20,7 +20,7 @@ Outcome = Cost | PassedLimit | None
 class HistoryTable:
     """Costs of all rows at all lengths."""
 
-    settings: HistoryBenchmarkConfig
+    settings: HistorySettings
     caps: Mapping[str, int | None]
     """By row: history length that the row's file asks for; the benchmark raised it."""
     outcomes: Mapping[tuple[str, int], Outcome]
@@ -28,7 +28,7 @@ class HistoryTable:
 
 
 def run_history_benchmark(
-    rows: Mapping[str, InterestConfig], pooled: PooledConfig, settings: HistoryBenchmarkConfig
+    rows: Mapping[str, InterestConfig], pooled: PooledConfig, settings: HistorySettings
 ) -> HistoryTable:
     """Measure every row at every length, each in a fresh process.
 
@@ -39,16 +39,16 @@ def run_history_benchmark(
     """
     limits = Limits(time_s=settings.time_limit_s, memory_gib=settings.memory_limit_gib)
     outcomes: dict[tuple[str, int], Outcome] = {}
-    with tqdm(total=len(rows) * len(settings.lengths), desc="benchmark", unit="cell") as bar:
+    with tqdm(total=len(rows) * len(settings.lengths), desc="benchmark", unit="case") as bar:
         for row, config in rows.items():
             affordable = True
             for length in sorted(settings.lengths):
                 bar.set_postfix_str(f"{row}, {length} behaviours")
                 outcome = None
                 if affordable:
-                    cell = Cell(row, length, uncapped(config, length), pooled, settings)
-                    outcome = run_isolated(measure, cell, limits)
-                affordable = isinstance(outcome, Cost)
+                    case = HistoryCase(row, length, uncapped(config, length), pooled, settings)
+                    outcome = run_isolated(measure, case, limits)
+                affordable = isinstance(outcome, ModuleCost)
                 outcomes[row, length] = outcome
                 bar.update()
     return HistoryTable(settings, {name: cap(c) for name, c in rows.items()}, outcomes)
@@ -88,7 +88,7 @@ def as_markdown(table: HistoryTable) -> str:
 
 
 def as_json(table: HistoryTable) -> dict[str, Any]:
-    """Settings and one entry for each cell."""
+    """Settings and one entry for each case."""
     return {
         "settings": table.settings.model_dump(mode="json"),
         "cells": [
@@ -98,7 +98,7 @@ def as_json(table: HistoryTable) -> dict[str, Any]:
     }
 
 
-def _one_table(table: HistoryTable, title: str, show: Callable[[Cost], str]) -> str:
+def _one_table(table: HistoryTable, title: str, show: Callable[[ModuleCost], str]) -> str:
     lengths = sorted(table.settings.lengths)
     rows = []
     for row, shortened in table.caps.items():
@@ -108,9 +108,9 @@ def _one_table(table: HistoryTable, title: str, show: Callable[[Cost], str]) -> 
     return markdown_table([title, *map(str, lengths)], rows)
 
 
-def _shown(outcome: Outcome, show: Callable[[Cost], str], settings: HistoryBenchmarkConfig) -> str:
+def _shown(outcome: Outcome, show: Callable[[ModuleCost], str], settings: HistorySettings) -> str:
     match outcome:
-        case Cost():
+        case ModuleCost():
             return show(outcome)
         case PassedLimit.TIME:
             return f"> {settings.time_limit_s:g} s"
@@ -122,7 +122,7 @@ def _shown(outcome: Outcome, show: Callable[[Cost], str], settings: HistoryBench
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:
     match outcome:
-        case Cost():
+        case ModuleCost():
             return asdict(outcome)
         case PassedLimit():
             return {"passed_limit": outcome.value}

@@ -1,4 +1,4 @@
-"""The results of launch/measure_latency.py as Markdown, JSON and a figure."""
+"""Latency and quality of a run as Markdown, JSON and a figure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,8 +8,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cdp_torchrec.benchmark.latency.contestants import BASE
 from cdp_torchrec.benchmark.latency.denoiser_cost import DenoiserCost, MatrixRate
-from cdp_torchrec.benchmark.latency.rounds import BASE, Timing
+from cdp_torchrec.benchmark.latency.rounds import Timing
 from cdp_torchrec.text_table import markdown_table
 
 _PERCENTS = (50, 90, 99)
@@ -47,13 +48,13 @@ class LatencyReport:
         """What CDP adds at a number of steps, in the last form measured."""
         names = [name for name, steps in self.steps.items() if steps == num_inference_steps]
         found = [t for t in self._of_frontier() if t.name in names]
-        return found[-1].added_median_ms if found else None
+        return found[-1].added_ms if found else None
 
     def call_ms(self) -> float | None:
         """One denoiser call inside the loop: what each further step adds to the fastest round."""
         form = self.timings[-1].form
         fastest = {
-            self.steps[t.name]: float(t.times_ms.min())
+            self.steps[t.name]: t.times.fastest
             for t in self._of_frontier()
             if t.name in self.steps and t.form == form
         }
@@ -108,9 +109,9 @@ def _latency_table(report: LatencyReport) -> str:
             t.name,
             t.form,
             str(t.num_candidates),
-            *(f"{t.percentile_ms(percent):.3f}" for percent in _PERCENTS),
-            f"{t.times_ms.min():.3f}",
-            "" if t.name == BASE else f"{t.added_median_ms:+.3f}",
+            *(f"{t.times.percentile(percent):.3f}" for percent in _PERCENTS),
+            f"{t.times.fastest:.3f}",
+            "" if t.name == BASE else f"{t.added_ms:+.3f}",
         ]
         for t in report.timings
     ]
@@ -164,8 +165,8 @@ def as_json(report: LatencyReport) -> dict[str, Any]:
         "headline": headline(report),
         "latency": [
             {"model": t.name, "form": t.form, "candidates": t.num_candidates}
-            | {f"p{percent}_ms": t.percentile_ms(percent) for percent in _PERCENTS}
-            | {"fastest_ms": float(t.times_ms.min()), "added_ms": t.added_median_ms}
+            | {f"p{percent}_ms": t.times.percentile(percent) for percent in _PERCENTS}
+            | {"fastest_ms": t.times.fastest, "added_ms": t.added_ms}
             for t in report.timings
         ],
         "denoiser": {

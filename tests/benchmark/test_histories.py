@@ -9,8 +9,18 @@ import pytest
 import torch
 
 from cdp_torchrec.benchmark.histories import table as history_table
-from cdp_torchrec.benchmark.histories.cell import Cell, Cost, cap, make_inputs, measure, uncapped
-from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
+from cdp_torchrec.benchmark.histories.case import (
+    Contestant,
+    HistoryCase,
+    ModuleCost,
+    cap,
+    make_contestant,
+    measure,
+    time_rounds,
+    uncapped,
+)
+from cdp_torchrec.benchmark.histories.config import HistorySettings
+from cdp_torchrec.benchmark.histories.inputs import make_inputs
 from cdp_torchrec.benchmark.histories.isolated import (
     Limits,
     PassedLimit,
@@ -19,7 +29,8 @@ from cdp_torchrec.benchmark.histories.isolated import (
     run_isolated,
 )
 from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
-from cdp_torchrec.config import Config, ConfigError, load_config
+from cdp_torchrec.commands import benchmark
+from cdp_torchrec.config import Config, load_config
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest import (
     DienConfig,
@@ -27,19 +38,22 @@ from cdp_torchrec.interest import (
     InterestConfig,
     InterestDims,
     PooledConfig,
+    build_interest,
 )
 from cdp_torchrec.model.config import InteractionConfig
-from launch import benchmark
+from cdp_torchrec.timer import Timer
+from tests.clock import Clock
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
 
 FILES = sorted((CONFIGS / "interest").glob("*.toml"))
-TINY = HistoryBenchmarkConfig(
-    lengths=(4, 8), batch_size=12, num_requests=3, embedding_dim=8, max_rounds=2
-)
+TINY = HistorySettings(lengths=(4, 8), batch_size=12, num_requests=3, embedding_dim=8, max_rounds=2)
 POOLED = PooledConfig(kind="pooled")
 DIEN = DienConfig(kind="dien")
-COST = Cost(
+DIMS = InterestDims(
+    user=4, query=4, item=4, item_attributes=8, context=8, scene=4, category=4, action=4
+)
+COST = ModuleCost(
     train_ms=1234.5,
     score_ms=1.5,
     train_ratio=3.25,
@@ -63,7 +77,7 @@ def load_interest(path: Path) -> InterestConfig:
     return load_config(_Experiment, [str(path)]).model.interest
 
 
-# --- one cell ------------------------------------------------------------------------------------
+# --- one case ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -71,18 +85,55 @@ def load_interest(path: Path) -> InterestConfig:
 )
 def test_every_interest_module_can_be_measured(path: Path) -> None:
     config = uncapped(load_interest(path), 12)
-    cost = measure(Cell(path.stem, 12, config, POOLED, TINY))
+    cost = measure(HistoryCase(path.stem, 12, config, POOLED, TINY))
     assert cost.train_ms > cost.score_ms > 0
     assert cost.train_ratio > 0 and cost.score_ratio > 0
     assert cost.num_rounds == 2
 
 
+def test_scoring_and_training_alternate_and_are_compared_within_rounds() -> None:
+    clock = Clock()
+    pooled = Contestant(train=clock.passing(0.002), score=clock.passing(0.001))
+    # The machine is slower in the second round, and for pooled's single batches, too.
+    row = Contestant(train=clock.passing(0.02, 0.2, 0.03), score=clock.passing(0.01, 0.01, 0.04))
+    found = time_rounds(pooled, row, Timer(clock=clock), range(3))
+    assert list(found) == ["pooled_score", "score", "pooled_train", "train"]
+    assert found["train"].ms == pytest.approx([20, 200, 30])
+    assert found["train"].ratio_to(found["pooled_train"]) == pytest.approx(15)
+    assert found["score"].ratio_to(found["pooled_score"]) == pytest.approx(10)
+
+
+def test_a_round_takes_the_median_of_several_batches_of_pooled() -> None:
+    clock = Clock()
+    pooled = Contestant(train=clock.passing(1.0, 2.0, 90.0, 3.0, 4.0), score=clock.passing(0.5))
+    row = Contestant(train=clock.passing(6.0), score=clock.passing(6.0))
+    found = time_rounds(pooled, row, Timer(clock=clock), range(2))
+    assert found["pooled_train"].ms == pytest.approx([3000, 3000])
+
+
+def test_training_reaches_the_module_and_the_embeddings_and_scoring_neither(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted: list[int] = []
+    gradients = torch.autograd.grad
+
+    def grad(total: torch.Tensor, leaves: list[torch.Tensor], **options: Any) -> Any:
+        found = gradients(total, leaves, **options)
+        wanted.append(sum(g is not None for g in found))
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    contestant = make_contestant(DinConfig(kind="din"), 4, TINY)
+    contestant.score()
+    assert wanted == []
+    contestant.train()
+    parameters = len(list(build_interest(DinConfig(kind="din"), DIMS).parameters()))
+    assert wanted[0] > parameters  # and embeddings
+
+
 def test_histories_are_between_half_of_the_length_and_all_of_it() -> None:
-    settings = HistoryBenchmarkConfig(batch_size=64, num_requests=16, embedding_dim=4)
-    dims = InterestDims(
-        user=4, query=4, item=4, item_attributes=8, context=8, scene=4, category=4, action=4
-    )
-    inputs = make_inputs(HistoryLookup(gated=True, recent=True), dims, 101, settings)
+    settings = HistorySettings(batch_size=64, num_requests=16, embedding_dim=4)
+    inputs = make_inputs(HistoryLookup(gated=True, recent=True), DIMS, 101, settings)
     for sequence in (inputs.gated, inputs.recent):
         assert sequence is not None
         lengths = sequence.index.lengths[:16]
@@ -92,9 +143,8 @@ def test_histories_are_between_half_of_the_length_and_all_of_it() -> None:
 
 
 def test_a_module_that_reads_a_short_part_gets_no_more() -> None:
-    settings = HistoryBenchmarkConfig(batch_size=8, num_requests=2, embedding_dim=4)
-    dims = InterestDims(user=4, query=4, item=4, item_attributes=8, context=8, scene=4)
-    inputs = make_inputs(HistoryLookup(recent=True, recent_length=10), dims, 100, settings)
+    settings = HistorySettings(batch_size=8, num_requests=2, embedding_dim=4)
+    inputs = make_inputs(HistoryLookup(recent=True, recent_length=10), DIMS, 100, settings)
     assert inputs.recent is not None
     assert inputs.recent.index.lengths[:2].tolist() == [10, 10]
 
@@ -144,12 +194,14 @@ def test_the_peak_of_memory_outlives_what_was_freed() -> None:
 def test_a_longer_history_is_not_run_after_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[tuple[str, int]] = []
 
-    def run_isolated(function: object, cell: Cell, limits: Limits) -> Cost | PassedLimit:
-        run.append((cell.row, cell.length))
-        return PassedLimit.TIME if cell.row == "dien" and cell.length >= 200 else COST
+    def run_isolated(
+        function: object, case: HistoryCase, limits: Limits
+    ) -> ModuleCost | PassedLimit:
+        run.append((case.row, case.length))
+        return PassedLimit.TIME if case.row == "dien" and case.length >= 200 else COST
 
     monkeypatch.setattr(history_table, "run_isolated", run_isolated)
-    settings = HistoryBenchmarkConfig(lengths=(50, 200, 1000))
+    settings = HistorySettings(lengths=(50, 200, 1000))
     table = run_history_benchmark({"dien": DIEN, "pooled": POOLED}, POOLED, settings)
     assert ("dien", 200) in run and ("dien", 1000) not in run and ("pooled", 1000) in run
     shown = squeezed(as_markdown(table))
@@ -163,34 +215,15 @@ def test_a_longer_history_is_not_run_after_a_limit(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_the_command_prints_a_table_and_writes_json(
+def test_the_command_prints_tables_and_writes_them_with_all_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "histories.json"
-    sizes = ["batch_size=12", "num_requests=3", "embedding_dim=8", "max_rounds=1"]
-    benchmark.main(["history", 'rows=["sasrec"]', "lengths=[4]", *sizes, "--output", str(output)])
-    assert "| sasrec \\* |" in squeezed(capsys.readouterr().out)
-    (cell,) = json.loads(output.read_text())["cells"]
+    sizes = ["batch_size=12", "num_requests=3", "embedding_dim=8", "max_rounds=1", "lengths=[4]"]
+    chosen = ['rows=["sasrec"]', f"output={tmp_path / 'out'}"]
+    benchmark.main(["history", *(f"benchmark.{setting}" for setting in [*sizes, *chosen])])
+    shown = capsys.readouterr().out
+    assert "| sasrec \\* |" in squeezed(shown)
+    assert (tmp_path / "out" / "history.md").read_text() == shown
+    (cell,) = json.loads((tmp_path / "out" / "history.json").read_text())["cells"]
     assert (cell["row"], cell["length"], cell["cap_in_file"]) == ("sasrec", 4, 50)
     assert cell["train_ms"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "expected: benchmark.py train"),
-        (["history", 'rows=["dim"]'], "rows: found \\['dim'\\], expected some of"),
-        (["history", "lengths=[]"], "lengths"),
-        (["history", "--output"], "expected a file"),
-        (["history", "--output", "nowhere/table.json"], "directory nowhere does not exist"),
-    ],
-)
-def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        benchmark.main(arguments)
-
-
-def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.main(["history", "--help"])
-    shown = capsys.readouterr().out
-    assert "time_limit_s" in shown and "--output FILE" in shown

@@ -1,0 +1,36 @@
+"""Train the one-step student of a CDP run, and compare it with its teacher on the test split.
+
+    cdp_torchrec distill RUN
+    cdp_torchrec distill RUN distill.teacher_steps=20 distill.dir=runs/student
+    torchx run dist.ddp -j 1x2 launch/distill.py RUN
+
+The student is a run directory of its own (RUN-student), CDP with one denoiser call, which
+evaluate.py and export.py take like any other. Everything but the denoiser is the teacher's.
+key=value changes the run's configuration; the keys of the distillation:
+"""
+
+from pathlib import Path
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.distill_config import DistillExperimentConfig
+from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
+
+
+def main(arguments: list[str]) -> None:
+    """Distill one run."""
+    if asks_help(arguments):
+        print(help_text(__doc__, DistillExperimentConfig, arguments, sections=["distill"]))
+        return
+    if not arguments or "=" in arguments[0]:
+        raise ConfigError("expected: cdp_torchrec distill RUN [key=value ...], RUN a run directory")
+
+    from cdp_torchrec.distill import distill_run
+
+    distilled = distill_run(Path(arguments[0]), arguments[1:], init_process_group())
+    if is_rank_zero():
+        print(distilled.table())
+
+
+if __name__ == "__main__":
+    run_main(main)

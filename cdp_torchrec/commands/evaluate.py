@@ -1,0 +1,56 @@
+"""Measure a trained model, or a dataset's untrained reference scorers, on the test split.
+
+    torchx run dist.ddp -j 1x4 launch/evaluate.py RUN_OR_CHECKPOINT [--predictions] [key=value ...]
+    cdp_torchrec evaluate DATASET
+
+A run is measured at its best checkpoint, beside the untrained scorers of its dataset, and what is
+wrong with it is said in words. evaluation.json is written into the run (beside a checkpoint's run);
+--predictions also writes predictions.parquet: request_id, user_id and item_id as the log has them,
+label and probability. For a dataset directory the scorers position, last_touched, popularity and,
+for synthetic data, bayes are measured.
+"""
+
+import argparse
+from pathlib import Path
+
+from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
+from cdp_torchrec.experiment_config import ExperimentConfig
+
+
+def main(arguments: list[str]) -> None:
+    """Measure what the first argument names."""
+    parser = argparse.ArgumentParser(
+        prog="cdp_torchrec evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("path", type=Path, help="run directory, checkpoint or dataset directory")
+    parser.add_argument("overrides", nargs="*", help="key=value over the run's configuration")
+    parser.add_argument(
+        "--predictions", action="store_true", help="write predictions.parquet beside the result"
+    )
+    if asks_help(arguments):
+        print(help_text(parser.format_help(), ExperimentConfig, arguments, sections=[]))
+        return
+    options = parser.parse_intermixed_args(arguments)
+
+    from cdp_torchrec.outcome import describe_outcome
+    from cdp_torchrec.reference_scorers import evaluate_references
+    from cdp_torchrec.stored_run import evaluate_run
+
+    device = init_process_group()
+    if (options.path / "schema.toml").is_file():
+        table = evaluate_references(options.path)
+    else:
+        trained = evaluate_run(
+            options.path, options.overrides, device, write_predictions=options.predictions
+        )
+        table = f"{trained.report.table()}\n\n{describe_outcome(trained)}"
+    if is_rank_zero():
+        print(table)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,116 @@
+"""Make a dataset directory, or show what one holds.
+
+    cdp_torchrec prepare_data trivago --input DIR --output DIR [--test-from 2018-11-08]
+    cdp_torchrec prepare_data ebnerd --input DIR --output DIR
+    cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
+    cdp_torchrec prepare_data inspect DIR
+
+A dataset is written whole or not at all. Each command has a --help of its own.
+"""
+
+import argparse
+from datetime import date
+from pathlib import Path
+
+from cdp_torchrec.distributed.process_group import run_main
+
+TRIVAGO = """RecSys Challenge 2019 (trivago): hotel searches with impressions, clicks and prices.
+DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.csv; plain, .gz or
+.xz. Requests of the last day are the test split, those before it the training split."""
+EBNERD = """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
+the official train/ and validation/, each with behaviors.parquet and history.parquet, and, for
+categories and other attributes, articles.parquet. validation/ is the test split."""
+SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its
+size, effects and noise (SyntheticConfig in cdp_torchrec/data/world.py), for example num_users=2000.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Run one of the commands."""
+    options = _parser().parse_args(arguments)
+    options.run(options)
+
+
+def prepare_trivago(options: argparse.Namespace) -> None:
+    """Dataset of the trivago log."""
+    from cdp_torchrec.data.prepare.staging import EngineLimits
+    from cdp_torchrec.data.prepare.trivago import prepare_trivago
+
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    prepare_trivago(options.input, options.output, test_from=options.test_from, limits=limits)
+    print(f"{options.output} is ready; look at it with: cdp_torchrec prepare_data inspect")
+
+
+def prepare_ebnerd(options: argparse.Namespace) -> None:
+    """Dataset of the EB-NeRD log."""
+    from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
+    from cdp_torchrec.data.prepare.staging import EngineLimits
+
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    prepare_ebnerd(options.input, options.output, limits=limits)
+    print(f"{options.output} is ready; look at it with: cdp_torchrec prepare_data inspect")
+
+
+def prepare_synthetic(options: argparse.Namespace) -> None:
+    """Dataset of a simulated log."""
+    from cdp_torchrec.config import load_config
+    from cdp_torchrec.data.synthetic import make_synthetic
+    from cdp_torchrec.data.synthetic_config import SyntheticConfig
+
+    make_synthetic(load_config(SyntheticConfig, options.settings), options.output)
+    print(f"{options.output} is ready; look at it with: cdp_torchrec prepare_data inspect")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """What a dataset holds."""
+    from cdp_torchrec.data.prepare.inspect import describe_dataset
+
+    print(describe_dataset(options.dataset))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cdp_torchrec prepare_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    trivago = commands.add_parser("trivago", help="a real hotel search log", description=TRIVAGO)
+    trivago.add_argument(
+        "--test-from",
+        type=date.fromisoformat,
+        metavar="DATE",
+        help="first day (UTC) of the test split, such as 2018-11-08; default: the last day",
+    )
+    trivago.set_defaults(run=prepare_trivago)
+
+    ebnerd = commands.add_parser("ebnerd", help="a real news log", description=EBNERD)
+    ebnerd.set_defaults(run=prepare_ebnerd)
+    for command in (trivago, ebnerd):
+        command.add_argument(
+            "--input", type=Path, required=True, metavar="DIR", help="official files"
+        )
+        command.add_argument(
+            "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
+        )
+        command.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
+
+    synthetic = commands.add_parser(
+        "synthetic", help="a simulated search log", description=SYNTHETIC
+    )
+    synthetic.add_argument("settings", nargs="*", metavar="SETTING", help="layer or key=value")
+    synthetic.set_defaults(run=prepare_synthetic)
+    for command in (trivago, ebnerd, synthetic):
+        command.add_argument(
+            "--output", type=Path, required=True, metavar="DIR", help="directory to make"
+        )
+
+    inspection = commands.add_parser("inspect", help="counts, time spans, history, gate")
+    inspection.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    inspection.set_defaults(run=inspect)
+    return parser
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,100 @@
+"""How much of the test split a model can know: histories, the category gate, ids with a row."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cdp_torchrec.data.dataset import Dataset
+from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.layout import FeatureLayout, Table
+from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
+
+CHUNK = 65536
+"""Impressions that are read at once."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Shares of the impressions of the test split."""
+
+    with_history: float
+    """Whose user has a behaviour before the request."""
+    with_gated_history: float
+    """Whose user has one in the category of the candidate, too."""
+    has_gate: bool
+    """Whether the log has categories at all."""
+    own_rows: Mapping[str, float]
+    """By feature: with an id that has an embedding row of its own."""
+
+
+def own_chunks(files: RequestFiles) -> Iterator[Impressions]:
+    """This rank's share of all impressions, in chunks that are the same for any number of ranks."""
+    order = ImpressionOrder(files, seed=None)
+    for start in range(0, order.num_impressions, CHUNK)[dist.get_rank() :: dist.get_world_size()]:
+        yield order.take(0, start, min(start + CHUNK, order.num_impressions))
+
+
+def measure_coverage(dataset: Path, data: Dataset) -> Coverage:
+    """Coverage of the test split, the same on every rank; collective.
+
+    Args:
+        dataset: its directory.
+        data: the same, opened for a model.
+
+    Raises:
+        DatasetError: the dataset is damaged.
+    """
+    schema, layout = data.schema, data.layout
+    features = [f for f in layout.features if f.slot in ("candidate", "request")]
+    gate = schema.history.category_entity
+    num_categories = schema.entities[gate].num_ids if gate else 0
+    store = HistoryStore(dataset / "history", schema.history, num_categories=num_categories)
+    counts = np.zeros(3 + len(features))
+    for impressions in own_chunks(RequestFiles(dataset, schema, "test")):
+        gated = _gated_lengths(impressions, store, layout)
+        history = impressions.request["history_length"][impressions.request_index]
+        rows = [_with_own_row(impressions, f.key, layout.tables[f.table]) for f in features]
+        counts += np.array([len(gated), *(int(x.sum()) for x in (history > 0, gated > 0, *rows))])
+    summed = torch.from_numpy(counts)
+    dist.all_reduce(summed)
+    shares = (summed[1:] / summed[0]).tolist()
+    return Coverage(
+        with_history=shares[0],
+        with_gated_history=shares[1],
+        has_gate=layout.category_key is not None,
+        own_rows={f.key: share for f, share in zip(features, shares[2:], strict=True)},
+    )
+
+
+def _gated_lengths(
+    impressions: Impressions, store: HistoryStore, layout: FeatureLayout
+) -> np.ndarray:
+    index = impressions.request_index
+    category = np.zeros(len(index), dtype=np.int64)
+    if layout.category_key is not None:
+        category = impressions.candidate[layout.category_key].astype(np.int64)
+    user, before = (impressions.request[name][index] for name in ("user_id", "timestamp"))
+    _, slices = store.gated(user, category, before)
+    return slices.lengths
+
+
+def _with_own_row(impressions: Impressions, key: str, table: Table) -> np.ndarray:
+    """Whether the id of each impression, or any id of its bag, has a row of its own, [B]."""
+
+    def own(codes: np.ndarray) -> np.ndarray:
+        if table.managed_collision is not None:
+            return codes > 0
+        return (codes > 0) & (codes <= table.num_kept)
+
+    if key in impressions.candidate:
+        return own(impressions.candidate[key])
+    if key in impressions.request:
+        return own(impressions.request[key])[impressions.request_index]
+    bag = impressions.bags[key]
+    bag_of = np.repeat(np.arange(len(bag.offsets) - 1), np.diff(bag.offsets))
+    found = np.bincount(bag_of[own(bag.values)], minlength=len(bag.offsets) - 1) > 0
+    return found[impressions.request_index]

@@ -1,0 +1,204 @@
+"""What a training reached, in words: beside scorers that learnt nothing, and what is wrong."""
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cdp_torchrec.coverage import Coverage, measure_coverage
+from cdp_torchrec.experiment import Trained
+from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.metrics import MetricReport
+from cdp_torchrec.reference_scorers import TRUTH, reference_reports
+from cdp_torchrec.text_table import aligned_table
+
+FEW_STEPS = 100
+"""Trainings with fewer steps have hardly begun."""
+CALIBRATED = (0.8, 1.25)
+"""Predicted clicks per click that need no words."""
+_PROBABILITIES = (("log loss", "log_loss"), ("NE", "ne"), ("calibration", "calibration"))
+
+
+def describe_outcome(trained: Trained) -> str:
+    """The last lines of a training or an evaluation; collective.
+
+    Args:
+        trained: the finished run.
+
+    Returns:
+        Test metrics beside the untrained scorers and, where known, the true probabilities; in
+        words, whether the run beats them and what is wrong with it; commands for what comes next.
+
+    Raises:
+        DatasetError: the dataset is damaged.
+    """
+    config, data = trained.experiment.config, trained.experiment.data
+    references = reference_reports(config.data.dir, num_bootstrap=0)
+    coverage = measure_coverage(config.data.dir, data)
+    problems = [
+        *weak_metrics(trained.report, references),
+        *blind_spots(coverage, config),
+        *idle_settings(config, has_validation=data.validation is not None),
+    ]
+    if problems and trained.progress.step < FEW_STEPS:
+        problems.append(_few_steps(trained, data.schema.splits["train"].impressions))
+    lines = [_comparison(trained.report, references), ""]
+    if problems:
+        lines += ["SOMETHING IS WRONG:", *(f"* {problem}" for problem in problems)]
+        if not (config.data.dir / "starter.toml").is_file():
+            lines.append(
+                "A layer with settings that fit the log: "
+                f"python launch/prepare_data.py starter {_quoted(config.data.dir)}"
+            )
+    else:
+        lines.append(_success(trained.report, references))
+    return "\n".join([*lines, "", *_next_steps(trained.run_dir, config.data.dir)])
+
+
+def weak_metrics(report: MetricReport, references: Mapping[str, MetricReport]) -> Iterator[str]:
+    """What the test metrics of a model say against it.
+
+    Args:
+        report: of the model.
+        references: of the untrained scorers, by name.
+    """
+    if report.ne >= 1:
+        yield (
+            f"NE {report.ne:.3f} is not below 1: the probabilities are worse than the click rate "
+            f"{report.ctr:.4f} for every impression."
+        )
+    if not CALIBRATED[0] <= report.calibration <= CALIBRATED[1]:
+        yield (
+            f"calibration {report.calibration:.2f}: the model predicts {report.calibration:.2f} "
+            "clicks for every click that happened."
+        )
+    for name in ("auc", "uauc", "gauc"):
+        value = getattr(report, name)
+        if value <= 0.5:
+            yield f"{name.upper()} {value:.4f} is not above 0.5, which any random order reaches."
+    if math.isnan(report.gauc):
+        yield (
+            "GAUC is undefined: no test request has candidates with and without a click. Use AUC "
+            "and UAUC, and for the choice of the checkpoint trainer.validation_metric=auc."
+        )
+    metric = _ranking_metric(report)
+    for name, reference in references.items():
+        value, bar = getattr(report, metric), getattr(reference, metric)
+        if name != TRUTH and value <= bar:
+            yield (
+                f"{metric.upper()} {value:.4f} is no better than {bar:.4f} of the untrained scorer "
+                f"{name}."
+            )
+
+
+def blind_spots(coverage: Coverage, config: ExperimentConfig) -> Iterator[str]:
+    """What never matches in the test split.
+
+    Args:
+        coverage: of the test split.
+        config: of the run.
+    """
+    lookup = config.model.interest.history
+    reads_pool = lookup.gated or lookup.pool_segments is not None
+    readers = (
+        [f"model.interest.kind = {config.model.interest.kind}"]
+        if (reads_pool or lookup.recent)
+        else []
+    )
+    if config.model.interaction.history_counts:
+        readers.append("model.interaction.history_counts")
+    if readers and not coverage.with_history:
+        yield (
+            "no test request has a single behaviour before it, so there is nothing to read for "
+            f"{' and '.join(readers)}: compare user_id and timestamp (milliseconds) of the "
+            "requests with those of the behaviours."
+        )
+    elif readers and coverage.has_gate and not coverage.with_gated_history:
+        yield (
+            "the category gate never passes a behaviour, so there is nothing to read for "
+            f"{' and '.join(readers)}: the categories of the behaviours are written otherwise than "
+            "those of the candidates."
+        )
+    for feature, share in coverage.own_rows.items():
+        if not share and feature not in config.model.interaction.exclude:
+            yield (
+                f"no {feature} of the test split has an embedding row of its own: its ids never "
+                "occur in training, or too rarely (data.vocabulary.<entity>.min_count). Leave it "
+                f'out of the tower (model.interaction.exclude=["{feature}"]) or altogether '
+                f'(data.exclude_features=["{feature}"]).'
+            )
+
+
+def idle_settings(config: ExperimentConfig, *, has_validation: bool) -> Iterator[str]:
+    """Settings that had no effect.
+
+    Args:
+        config: of the run.
+        has_validation: whether requests were held out for validation.
+    """
+    if config.trainer.patience is not None and not has_validation:
+        yield (
+            f"trainer.patience = {config.trainer.patience} had no effect: "
+            f"data.validation_fraction = {config.data.validation_fraction} holds out no request."
+        )
+
+
+def _few_steps(trained: Trained, impressions: int) -> str:
+    size = trained.experiment.config.trainer.global_batch_size
+    return (
+        f"the training took {trained.progress.step} steps only (trainer.global_batch_size = "
+        f"{size:,}, {impressions:,} training impressions): take smaller batches, more passes "
+        "(trainer.max_epochs) or higher learning rates."
+    )
+
+
+def _success(report: MetricReport, references: Mapping[str, MetricReport]) -> str:
+    metric = _ranking_metric(report)
+    values = {n: getattr(r, metric) for n, r in references.items() if n != TRUTH}
+    best = max(values, key=lambda name: values[name])
+    return (
+        f"{metric.upper()} {getattr(report, metric):.4f} beats every untrained scorer; the best of "
+        f"them, {best}, has {values[best]:.4f}."
+    )
+
+
+def _ranking_metric(report: MetricReport) -> str:
+    return "auc" if math.isnan(report.gauc) else "gauc"
+
+
+def _comparison(report: MetricReport, references: Mapping[str, MetricReport]) -> str:
+    """Scores of untrained scorers are no probabilities, so only their order is measured."""
+    ranking = ("auc", "uauc", "gauc")
+    rows = [["test split", *(name.upper() for name in ranking), *(n for n, _ in _PROBABILITIES)]]
+    for name, found in {"this run": report, **references}.items():
+        is_probability = name in ("this run", TRUTH)
+        rows.append(
+            [
+                {TRUTH: "true probabilities"}.get(name, name),
+                *(_number(getattr(found, metric)) for metric in ranking),
+                *(
+                    _number(getattr(found, metric)) if is_probability else "-"
+                    for _, metric in _PROBABILITIES
+                ),
+            ]
+        )
+    return aligned_table(rows)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _next_steps(run_dir: Path, dataset: Path) -> list[str]:
+    run, store = _quoted(run_dir), _quoted(dataset)
+    return [
+        "Where to look next:",
+        f"  tensorboard --logdir {_quoted(run_dir / 'tensorboard')}",
+        f"  python launch/evaluate.py {run} --predictions     # every prediction, in the log's ids",
+        f"  python launch/export.py {run}                     # the artifact that serves it",
+        f"  python launch/serve.py {_quoted(run_dir / 'export')} history_store={store}",
+    ]
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

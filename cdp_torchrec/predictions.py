@@ -1,0 +1,124 @@
+"""One file with the prediction for every impression of a split, in the raw ids of the log."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.whole_file import whole_file
+
+_ROW_GROUP = 65536
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """Where predictions go, and whose ids they are about."""
+
+    path: Path
+    dataset: Path
+    """Its vocabularies have the raw ids."""
+    schema: Schema
+
+
+class PredictionWriter:
+    """Writes request_id, user_id, item_id, label and probability of every impression.
+
+    Each rank writes a part; the file appears, whole, when the last part is closed. Its rows stand
+    in the order of the split, whatever the number of ranks.
+    """
+
+    def __init__(self, file: PredictionFile) -> None:
+        """Args: the file, which replaces one that is there."""
+        self._file = file
+        self._writer: pq.ParquetWriter | None = None
+
+    def _part(self, rank: int) -> Path:
+        return self._file.path.with_name(f".{self._file.path.name}.{rank}.partial")
+
+    def write(self, batch: Batch, probability: Tensor) -> None:
+        """Add the impressions of a global batch's share, without its padding."""
+        kept = batch.weights.cpu().numpy() > 0
+        columns = {
+            "request_id": batch.request_id,
+            "user_id": batch.user_id,
+            "item_id": batch.item_id,
+            "label": batch.labels.to(torch.int8),
+            "probability": probability.float(),
+        }
+        table = pa.table({name: c.cpu().numpy()[kept] for name, c in columns.items()})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._part(dist.get_rank()), table.schema)
+        if len(table):
+            self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Join the parts of all ranks; collective."""
+        if self._writer is not None:
+            self._writer.close()
+        dist.barrier()
+        if dist.get_rank() == 0:
+            self._join([self._part(rank) for rank in range(dist.get_world_size())])
+        dist.barrier()
+
+    def _join(self, parts: list[Path]) -> None:
+        raw = _RawIds(self._file.dataset, self._file.schema)
+        files = [pq.ParquetFile(part) for part in parts]
+        # Row group s of a part is that rank's share of global batch s.
+        shares = [
+            (file, step)
+            for step in range(max(file.num_row_groups for file in files))
+            for file in files
+            if step < file.num_row_groups
+        ]
+        waiting: list[pa.Table] = []
+        with whole_file(self._file.path) as path, pq.ParquetWriter(path, raw.schema) as writer:
+            for number, (file, step) in enumerate(shares, start=1):
+                waiting.append(file.read_row_group(step))
+                if sum(map(len, waiting)) >= _ROW_GROUP or number == len(shares):
+                    writer.write_table(raw.of(pa.concat_tables(waiting)))
+                    waiting = []
+        for part in parts:
+            part.unlink()
+
+
+class _RawIds:
+    """The ids of the log by code."""
+
+    schema = pa.schema(
+        [
+            ("request_id", pa.string()),
+            ("user_id", pa.string()),
+            ("item_id", pa.string()),
+            ("label", pa.int8()),
+            ("probability", pa.float32()),
+        ]
+    )
+
+    def __init__(self, dataset: Path, schema: Schema) -> None:
+        def read(entity: str | None) -> pa.ChunkedArray:
+            path = dataset / "vocabulary" / f"{entity}.parquet"
+            return pq.read_table(path, columns=["raw"])["raw"]
+
+        # Requests are numbered from 0; of the others 0 is a missing id.
+        missing = pa.chunked_array([pa.nulls(1, pa.string())])
+        self._by_code = {"request_id": read("request")} | {
+            name: pa.chunked_array([*missing.chunks, *read(entity).chunks])
+            for name, entity in (
+                ("user_id", "user"),
+                ("item_id", schema.feature("item_id").entity),
+            )
+        }
+
+    def of(self, coded: pa.Table) -> pa.Table:
+        """The table with raw ids in the place of codes."""
+        columns = {
+            name: self._by_code[name].take(coded[name]) if name in self._by_code else coded[name]
+            for name in self.schema.names
+        }
+        return pa.table(columns, schema=self.schema)

@@ -1,0 +1,157 @@
+"""The end of a training says what was reached, and in words what is wrong."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cdp_torchrec.config import load_config
+from cdp_torchrec.coverage import Coverage, measure_coverage
+from cdp_torchrec.data.loader import Share
+from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
+from cdp_torchrec.experiment import open_data, train_experiment
+from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
+from cdp_torchrec.outcome import blind_spots, describe_outcome, idle_settings, weak_metrics
+from tests.paths import CONFIGS
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
+def config_of(dataset: Path, *settings: str, interest: str = "cdp") -> ExperimentConfig:
+    layers = [str(CONFIGS / "interest" / f"{interest}.toml"), f"data.dir={dataset}"]
+    return load_config(ExperimentConfig, [*layers, *settings])
+
+
+@pytest.fixture(scope="module")
+def report() -> MetricReport:
+    """Of a model that ranks well and is calibrated."""
+    labels = torch.tensor([1.0, 0, 0, 0] * 50)
+    metrics = ImpressionMetrics(strata={})
+    metrics.update(
+        probability=torch.where(labels > 0, 0.7, 0.1),
+        labels=labels,
+        user_id=torch.arange(200) // 8,
+        request_id=torch.arange(200) // 4,
+        weights=torch.ones(200),
+        strata={},
+    )
+    return metrics.compute(num_bootstrap=0)
+
+
+COVERED = Coverage(
+    with_history=0.9, with_gated_history=0.5, has_gate=True, own_rows={"item_id": 0.4}
+)
+
+
+def test_a_good_training_gets_no_words_of_warning(report: MetricReport, tmp_path: Path) -> None:
+    assert list(weak_metrics(report, {"position": replace(report, gauc=0.6)})) == []
+    assert list(blind_spots(COVERED, config_of(tmp_path))) == []
+    assert list(idle_settings(config_of(tmp_path), has_validation=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ne": 4.1}, "NE 4.100 is not below 1: the probabilities are worse than the click rate"),
+        ({"calibration": 12.8}, "calibration 12.80: the model predicts 12.80 clicks for every"),
+        ({"calibration": 0.1}, "calibration 0.10"),
+        ({"gauc": 0.45}, "GAUC 0.4500 is not above 0.5, which any random order reaches"),
+        ({"auc": 0.5}, "AUC 0.5000 is not above 0.5"),
+        ({"gauc": math.nan}, "GAUC is undefined: no test request has candidates with and without"),
+        ({"gauc": 0.7}, "GAUC 0.7000 is no better than 0.7000 of the untrained scorer position"),
+    ],
+)
+def test_a_weak_metric_is_named_in_words(
+    report: MetricReport, change: dict[str, Any], words: str
+) -> None:
+    references = {"position": replace(report, gauc=0.7), "bayes": replace(report, gauc=0.99)}
+    found = "\n".join(weak_metrics(replace(report, **change), references))
+    assert words in found
+    assert "bayes" not in found
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "words"),
+    [
+        ({"with_history": 0.0}, [], "no test request has a single behaviour before it, so there"),
+        ({"with_history": 0.0}, [], "model.interest.kind = cdp: compare user_id and timestamp"),
+        (
+            {"with_history": 0.0},
+            ["model.interaction.history_counts=true", "data.history.count_segments=[1]"],
+            "cdp and model.interaction.history_counts",
+        ),
+        ({"with_gated_history": 0.0}, [], "the category gate never passes a behaviour"),
+        ({"own_rows": {"query_id": 0.0}}, [], 'data.exclude_features=["query_id"]'),
+    ],
+)
+def test_what_never_matches_is_named_in_words(
+    tmp_path: Path, change: dict[str, Any], settings: list[str], words: str
+) -> None:
+    assert words in "\n".join(
+        blind_spots(replace(COVERED, **change), config_of(tmp_path, *settings))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "interest"),
+    [
+        ({"with_history": 0.0}, [], "none"),
+        ({"with_gated_history": 0.0, "has_gate": False}, [], "cdp"),
+        ({"own_rows": {"item_id": 0.0}}, ['model.interaction.exclude=["item_id"]'], "cdp"),
+    ],
+)
+def test_what_nobody_reads_may_be_empty(
+    tmp_path: Path, change: dict[str, Any], settings: list[str], interest: str
+) -> None:
+    config = config_of(tmp_path, *settings, interest=interest)
+    assert list(blind_spots(replace(COVERED, **change), config)) == []
+
+
+def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "trainer.patience=2", "data.validation_fraction=0")
+    words = "trainer.patience = 2 had no effect: data.validation_fraction = 0.0 holds out no"
+    assert words in "\n".join(idle_settings(config, has_validation=False))
+
+
+def test_coverage_counts_histories_and_rows(tiny_dataset: Path) -> None:
+    config = config_of(tiny_dataset, "data.vocabulary.item.min_count=60")
+    data = open_data(config, share=Share(0, 1), global_batch_size=256)
+    found = measure_coverage(tiny_dataset, data)
+    order = ImpressionOrder(RequestFiles(tiny_dataset, data.schema, "test"), seed=None)
+    impressions = order.take(0, 0, order.num_impressions)
+    history = impressions.request["history_length"][impressions.request_index]
+    touched = impressions.candidate["history_rank"] >= 0
+    assert found.with_history == pytest.approx(np.mean(history > 0))
+    assert found.has_gate
+    assert np.mean(touched) < found.with_gated_history < found.with_history
+    kept = impressions.candidate["item_id"] <= data.layout.tables["item"].num_kept
+    assert 0 < kept.mean() < 1
+    assert found.own_rows["item_id"] == pytest.approx(kept.mean())
+    assert all(0 < share <= 1 for share in found.own_rows.values())
+
+
+def test_a_failed_training_says_so_in_its_last_lines(tiny_dataset: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_dataset, f"run.dir={tmp_path / 'a run'}", "trainer.max_steps=1")
+    trained = train_experiment(config, torch.device("cpu"), num_bootstrap=0, quiet=True)
+    table, words, following = describe_outcome(trained).split("\n\n")
+    rows = {line.split("  ")[0] for line in table.splitlines()}
+    assert rows == {
+        "test split",
+        "this run",
+        "position",
+        "last_touched",
+        "popularity",
+        "true probabilities",
+    }
+    lines = words.splitlines()
+    assert lines[0] == "SOMETHING IS WRONG:"
+    assert any("no better than" in line and "last_touched" in line for line in lines)
+    assert any("the training took 1 steps only" in line for line in lines)
+    assert lines[-1].endswith(f"python launch/prepare_data.py starter {tiny_dataset}")
+    assert f"python launch/export.py '{tmp_path}/a run'" in following
+    assert f"tensorboard --logdir '{tmp_path}/a run/tensorboard'" in following
