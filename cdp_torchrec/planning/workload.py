@@ -22,12 +22,13 @@ from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
+from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.experiment import open_data
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
+from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 
 _HISTORY_KEY = re.compile(rf"{POOL_KEY}_\d+|(gated|recent)_(item|category|action)")
@@ -39,18 +40,29 @@ class Workload:
 
     layout: FeatureLayout
     model: ModelConfig
+    batch_size: int
+    """Impressions per rank and step."""
     pooling_factors: Mapping[str, float]
     """Mean number of ids per impression, by key."""
     impressions_per_request: float
     pooling_source: str
     """Where the pooling factors come from, in words."""
 
-    def make_model(self, optimizer: SparseOptimizerConfig, device: str) -> TrainTask:
-        """The model without memory, its tables marked with their optimizer as planners expect."""
+    def problem(self, case: PlanCase) -> PlanProblem:
+        """What a case needs a plan for; its model takes no memory."""
         with torch.device("meta"):
             task = TrainTask(RankingModel(self.layout, self.model))
-        apply_sparse_optimizer(task.model.sparse_arch, optimizer, torch.device(device))
-        return task
+        device = torch.device(case.hardware.device)
+        apply_sparse_optimizer(task.model.sparse_arch, case.optimizer, device)
+        return PlanProblem(
+            model=task,
+            sharding=case.sharding,
+            optimizer=case.optimizer,
+            hardware=case.hardware,
+            world_size=case.world_size,
+            batch_size=self.batch_size,
+            pooling_factors=self.pooling_factors,
+        )
 
 
 def read_workload(config: PlanningExperimentConfig) -> Workload:
@@ -73,6 +85,7 @@ def read_workload(config: PlanningExperimentConfig) -> Workload:
     return Workload(
         layout=layout,
         model=config.model,
+        batch_size=config.planning.batch_size,
         pooling_factors={
             f.key: declared.get(f.key, found.get(f.key, 0.0)) for f in layout.features
         },
