@@ -1,6 +1,5 @@
 """A checkpoint of any plan and number of ranks continues under any other."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,11 +24,10 @@ from tests.distributed.plans.cases import (
     train_until,
     whole_state,
 )
+from tests.whole_matrix import WHOLE_MATRIX
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3600)]
 
-ALL_PAIRS = "CDP_ALL_PAIRS" in os.environ
-"""Whether every case continues every other, which takes six times as long, or a sample."""
 SAVED_AT = 3
 TOLERANCE = 1e-6
 FEW = {
@@ -113,7 +111,7 @@ def sources(target: Case, chosen: Sequence[Case]) -> list[Case]:
     Cases are listed by layout, so the sample has every case as source and as target, and every
     layout continued by every layout.
     """
-    if ALL_PAIRS or len(chosen) < 4:
+    if WHOLE_MATRIX or len(chosen) < 4:
         return [*chosen]
     place, quarter = chosen.index(target), len(chosen) // 4
     return [chosen[(place + step * quarter) % len(chosen)] for step in range(4)]
