@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import run_main
 
@@ -72,6 +73,8 @@ def prepare_synthetic(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """What a dataset holds."""
+    load_schema(options.dataset)  # says what is wrong, before torch is imported
+
     from cdp_torchrec.data.prepare.inspect import describe_dataset
 
     print(describe_dataset(options.dataset))
