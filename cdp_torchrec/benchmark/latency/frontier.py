@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig, LatencySettings
 from cdp_torchrec.benchmark.latency.contestants import cdp_name, make_contestants
@@ -18,6 +17,7 @@ from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.interest import CdpConfig, CdpInterest
+from cdp_torchrec.progress import progress
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import StoredRun, load_checkpoint, open_run
 from cdp_torchrec.timer import device_timer
@@ -81,7 +81,7 @@ def _qualities(
     """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
     measured: dict[tuple[SamplingStep, ...], Quality] = {}
-    for sampler, steps in tqdm(settings, "quality", unit="setting", disable=None, leave=False):
+    for sampler, steps in progress(settings, "quality", unit="settings"):
         interest = _interest(experiment)
         interest.set_sampling(sampler=sampler, num_inference_steps=steps)
         # Samplers are the same thing where they take the same steps: with one call, for example.
