@@ -1,17 +1,13 @@
 """One trained run and its artifact, for all tests of serving."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving import compile
@@ -23,6 +19,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
 from tests.conftest import MakeOnce
 from tests.paths import CONFIGS
+from tests.runs import one_rank
 
 CPU = torch.device("cpu")
 _INDUCTOR_FAST = {
@@ -31,16 +28,6 @@ _INDUCTOR_FAST = {
     "aot_inductor.precompile_headers": False,  # pays off from the second artifact on
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
-
-
-@contextmanager
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path:
@@ -102,20 +89,15 @@ def predictor(artifact: Path, tiny_dataset: Path) -> Predictor:
 def requests(artifact: Path) -> list[Request]:
     """Requests of the test split, without behaviours."""
     config = ExportedConfig.read(artifact)
-    return raw_test_requests(config, read_schema(config.data))[:60]
+    return raw_test_requests(config)[:60]
 
 
 @pytest.fixture(scope="session")
 def behaviours(artifact: Path, tiny_dataset: Path, requests: list[Request]) -> list[Behaviours]:
     """What the store knows about the user of each request."""
-    schema = read_schema(ExportedConfig.read(artifact).data)
-    store = HistoryStore(
-        tiny_dataset / "history",
-        schema.history,
-        num_categories=schema.entities["category"].num_ids,
-    )
-    vocabularies = open_vocabularies(artifact, schema)
+    reader = DatasetReader(ExportedConfig.read(artifact).data)
+    vocabularies = open_vocabularies(artifact, reader.schema)
     return [
-        stored_behaviours(request, store, schema.history, vocabularies, at_most=1000)
+        stored_behaviours(request, reader.store, reader.schema.history, vocabularies, at_most=1000)
         for request in requests
     ]

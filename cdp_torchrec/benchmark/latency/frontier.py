@@ -17,7 +17,7 @@ from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.interest import CdpConfig, CdpInterest
-from cdp_torchrec.progress import progress
+from cdp_torchrec.progress import Stages, progress
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import StoredRun, load_checkpoint, open_run
 from cdp_torchrec.timer import device_timer
@@ -53,14 +53,22 @@ def measure_run(run: StoredRun[LatencyBenchmarkConfig], device: torch.device) ->
     """
     config, latency = run.config, run.config.benchmark
     student = _student(run.directory, latency)
+    stages = Stages("latency", total=3 if latency.quality else 2)
+    stages.begin(f"read {run.checkpoint} and its test requests")
     experiment = run.load(device)
     arch = experiment.model.ranking_arch
     contestants = make_contestants(config, latency, arch, device)
+    stages.begin(
+        f"make {len(contestants)} models {' and '.join(latency.forms)}, and time each "
+        f"{latency.num_rounds} times at {', '.join(map(str, latency.candidates))} candidates"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         timings = measure(contestants, latency, device, Path(scratch))
     at = min(latency.candidates, key=lambda n: abs(n - _CLOSE_TO))
     denoiser = _interest(experiment).denoiser
     steps = {cdp_name(k): k for k in latency.num_inference_steps}
+    if latency.quality:
+        stages.begin("score the test split at each setting")
     return LatencyReport(
         device=_describe(device, latency.clock),
         frontier_candidates=at,
