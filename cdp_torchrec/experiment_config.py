@@ -12,7 +12,6 @@ from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.run.config import RunConfig, TrainerConfig
-from cdp_torchrec.run.saved import check_run_directory
 
 
 class ExperimentConfig(Config):
@@ -63,14 +62,11 @@ def check_early(config: ExperimentConfig) -> None:
     A synthetic dataset that is not there yet will be made.
 
     Raises:
-        ConfigError: the configuration does not fit the dataset, the number of ranks or run.dir.
+        ConfigError: the configuration does not fit the dataset or the number of ranks.
         DatasetError: there is no readable dataset.
-        CheckpointError: there is nothing to resume.
     """
     if config.data.synthetic is None or config.data.dir.exists():
         check_against_data(config, world_size())
-    if config.run.dir is not None:
-        check_run_directory(config.run.dir, resume=config.run.resume)
 
 
 def check_against_data(config: ExperimentConfig, world_size: int) -> None:

@@ -13,6 +13,7 @@ from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig, check_early
+from cdp_torchrec.run.saved import check_run_directory
 
 
 def main(arguments: list[str]) -> None:
@@ -22,6 +23,8 @@ def main(arguments: list[str]) -> None:
         return
     config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
     check_early(config)
+    if config.run.dir is not None:
+        check_run_directory(config.run.dir, resume=config.run.resume)
 
     from cdp_torchrec.experiment import train_experiment
     from cdp_torchrec.outcome import describe_outcome
