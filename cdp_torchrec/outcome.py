@@ -48,7 +48,7 @@ def describe_outcome(trained: Trained) -> str:
         if not (config.data.dir / "starter.toml").is_file():
             lines.append(
                 "A layer with settings that fit the log: "
-                f"python launch/prepare_data.py starter {_quoted(config.data.dir)}"
+                f"cdp_torchrec prepare_data starter {_quoted(config.data.dir)}"
             )
     else:
         lines.append(_success(trained.report, references))
@@ -194,9 +194,9 @@ def _next_steps(run_dir: Path, dataset: Path) -> list[str]:
     return [
         "Where to look next:",
         f"  tensorboard --logdir {_quoted(run_dir / 'tensorboard')}",
-        f"  python launch/evaluate.py {run} --predictions     # every prediction, in the log's ids",
-        f"  python launch/export.py {run}                     # the artifact that serves it",
-        f"  python launch/serve.py {_quoted(run_dir / 'export')} history_store={store}",
+        f"  cdp_torchrec evaluate {run} --predictions     # every prediction, in the log's ids",
+        f"  cdp_torchrec export {run}                     # the artifact that serves it",
+        f"  cdp_torchrec serve {_quoted(run_dir / 'export')} history_store={store}",
     ]
 
 

@@ -159,6 +159,6 @@ def test_a_failed_training_says_so_in_its_last_lines(tiny_dataset: Path, tmp_pat
     assert lines[0] == "SOMETHING IS WRONG:"
     assert any("no better than" in line and "last_touched" in line for line in lines)
     assert any("the training took 1 steps only" in line for line in lines)
-    assert lines[-1].endswith(f"python launch/prepare_data.py starter {tiny_dataset}")
-    assert f"python launch/export.py '{tmp_path}/a run'" in following
+    assert lines[-1].endswith(f"cdp_torchrec prepare_data starter {tiny_dataset}")
+    assert f"cdp_torchrec export '{tmp_path}/a run'" in following
     assert f"tensorboard --logdir '{tmp_path}/a run/tensorboard'" in following
