@@ -17,19 +17,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cdp_torchrec.config import Config, ConfigError, load_config
+from cdp_torchrec.config import Config, ConfigError
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import world_size
-from cdp_torchrec.experiment import Experiment, build_experiment, evaluate_test, make_checkpointer
+from cdp_torchrec.experiment import Experiment, evaluate_test, make_checkpointer
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
 from cdp_torchrec.metrics import MetricReport
-from cdp_torchrec.run.checkpoint import Progress, find_checkpoint
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
+from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.records import Progress
+from cdp_torchrec.stored_run import open_run
+from cdp_torchrec.whole_file import write_json
 
 _LOG_EVERY_STEPS = 10
 
@@ -81,19 +83,16 @@ def distill_run(path: Path, overrides: Sequence[str], device: torch.device) -> D
         ConfigError: the run has no chain to distill, or the student's directory is in use.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
     """
-    checkpoint = find_checkpoint(path)
-    config = load_config(DistillExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
+    run = open_run(path, overrides, DistillExperimentConfig)
+    config = run.config
     interest = _distillable(config.model.interest)
     teacher_steps = config.distill.teacher_steps or interest.num_inference_steps
-    student_dir = config.distill.dir or _beside(checkpoint.parent.parent)
+    student_dir = config.distill.dir or _beside(run.directory)
     teacher_config = _with_steps(config, teacher_steps)
     student_config = _with_steps(config, 1, run=RunConfig(dir=student_dir))
-    experiment = build_experiment(teacher_config, device)
     run_dir = open_run_directory(student_config.run)
+    experiment = run.load(device, teacher_config)
     parallelized = experiment.parallelized
-    progress = make_checkpointer(experiment, run_dir).load(
-        checkpoint, parallelized.model, parallelized.optimizer
-    )
     student_experiment = Experiment(
         student_config, device, experiment.data, config.distill.max_steps, parallelized
     )
@@ -111,7 +110,9 @@ def distill_run(path: Path, overrides: Sequence[str], device: torch.device) -> D
     teacher.denoiser.load_state_dict(student.denoiser.state_dict())
     teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
     make_checkpointer(student_experiment, run_dir).save(
-        Progress(progress.step, progress.position), parallelized.model, parallelized.optimizer
+        Progress(run.record.progress.step, run.record.progress.position),
+        parallelized.model,
+        parallelized.optimizer,
     )
     student_report = evaluate_test(student_experiment, run_dir)
     distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)

@@ -5,6 +5,7 @@ symbol or a missing shared object deep inside an import, so it is looked up in t
 installed distributions before any of them is imported.
 """
 
+import functools
 import importlib.metadata as metadata
 import logging
 import os
@@ -13,6 +14,8 @@ import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
+
+from cdp_torchrec import __version__
 
 TORCH_VERSION = "2.13.0"
 TORCHREC_VERSION = "1.8.0"
@@ -134,6 +137,13 @@ def describe_environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "versions": {name: installed_version(name) for name in names} | installed_fbgemm(),
     }
+
+
+@functools.cache
+def release() -> str:
+    """Version of this package, and its commit in a checkout, as checkpoints record it."""
+    commit = git_commit()
+    return f"{__version__} (commit {commit})" if commit else __version__
 
 
 def git_commit() -> str | None:

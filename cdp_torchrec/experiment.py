@@ -1,13 +1,12 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from cdp_torchrec.config import ConfigError, dump_toml, load_config
+from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset, read_schema
 from cdp_torchrec.data.loader import Share
@@ -20,10 +19,13 @@ from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.predictions import PredictionFile
-from cdp_torchrec.run.checkpoint import Checkpointer, Progress, find_checkpoint, saved_checkpoints
-from cdp_torchrec.run.directory import open_run_directory, write_json, write_run_files
+from cdp_torchrec.run.checkpoint import Checkpointer
+from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.records import Progress
+from cdp_torchrec.run.saved import find_checkpoint, saved_checkpoints
 from cdp_torchrec.trainer import Trainer
+from cdp_torchrec.whole_file import write_json
 
 
 @dataclass(frozen=True)
@@ -115,36 +117,6 @@ def train_experiment(
         report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
         point = {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
         monitor.record("test", progress.step, point)
-    return Trained(experiment, run_dir, progress, report)
-
-
-def evaluate_run(
-    path: Path, overrides: Sequence[str], device: torch.device, *, write_predictions: bool
-) -> Trained:
-    """Measure a checkpoint, or the best one of a run, on the test split; collective.
-
-    Args:
-        path: run directory or checkpoint.
-        overrides: key=value over the run's configuration, such as another data.dir.
-        device: where this rank computes.
-        write_predictions: also write predictions.parquet beside evaluation.json.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it does not fit the dataset.
-    """
-    checkpoint = find_checkpoint(path)
-    run_dir = checkpoint.parent.parent
-    config = load_config(ExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
-    if not any(override.startswith("sharding.plan=") for override in overrides):
-        # The plan of the training need not fit the ranks of the evaluation.
-        sharding = config.sharding.model_copy(update={"plan": None})
-        config = config.model_copy(update={"sharding": sharding})
-    experiment = build_experiment(config, device)
-    progress = make_checkpointer(experiment, run_dir).load(
-        checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
-    )
-    file = experiment.prediction_file(run_dir / "predictions.parquet")
-    report = evaluate_test(experiment, run_dir, predictions=file if write_predictions else None)
     return Trained(experiment, run_dir, progress, report)
 
 

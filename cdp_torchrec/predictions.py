@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.whole_file import whole_file
 
 _ROW_GROUP = 65536
 
@@ -67,7 +68,6 @@ class PredictionWriter:
 
     def _join(self, parts: list[Path]) -> None:
         raw = _RawIds(self._file.dataset, self._file.schema)
-        whole = self._file.path.with_name(f".{self._file.path.name}.partial")
         files = [pq.ParquetFile(part) for part in parts]
         # Row group s of a part is that rank's share of global batch s.
         shares = [
@@ -77,7 +77,7 @@ class PredictionWriter:
             if step < file.num_row_groups
         ]
         waiting: list[pa.Table] = []
-        with pq.ParquetWriter(whole, raw.schema) as writer:
+        with whole_file(self._file.path) as path, pq.ParquetWriter(path, raw.schema) as writer:
             for number, (file, step) in enumerate(shares, start=1):
                 waiting.append(file.read_row_group(step))
                 if sum(map(len, waiting)) >= _ROW_GROUP or number == len(shares):
@@ -85,7 +85,6 @@ class PredictionWriter:
                     waiting = []
         for part in parts:
             part.unlink()
-        whole.rename(self._file.path)
 
 
 class _RawIds:

@@ -17,9 +17,10 @@ from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.train_task import TrainOutput
-from cdp_torchrec.run.checkpoint import Checkpointer, Progress
+from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.config import TrainerConfig
 from cdp_torchrec.run.monitor import Monitor, memory_gib
+from cdp_torchrec.run.records import Progress
 
 
 class NonFiniteLossError(RuntimeError):

@@ -1,10 +1,100 @@
-"""Files that are whole whenever they are there."""
+"""Files and directories that are whole whenever they are there.
 
+Everything is written beside its place under a name of its own, brought to the disk, and gets its
+place by one rename. An error leaves nothing behind; what was there before stays.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+_MARK = ".partial-"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, or replace one, by one rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.rename(path)
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, or replace one; directories around it are made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """As `write_whole`, for what JSON can say."""
+    write_whole(path, json.dumps(content, indent=2))
+
+
+@contextmanager
+def whole_file(path: Path) -> Generator[Path]:
+    """A path to write to; the file there replaces `path` at the end, or vanishes on any error."""
+    partial = _beside(path)
+    try:
+        yield partial
+        _bring_to_disk(partial)
+        partial.replace(path)
+        _bring_to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Generator[Path]:
+    """A directory to fill that becomes `path` at the end, or vanishes on any error.
+
+    Raises:
+        OSError: it cannot be made, or `path` is a directory that is not empty.
+    """
+    partial = _beside(path)
+    partial.mkdir()
+    try:
+        yield partial
+        for inner in [*partial.rglob("*"), partial]:
+            _bring_to_disk(inner)
+        partial.rename(path)
+        _bring_to_disk(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path, name: str) -> None:
+    """Remove what processes that were killed left half-written.
+
+    Args:
+        directory: where they wrote.
+        name: of the file or directory that one process at a time writes, or a pattern of names.
+    """
+    for partial in directory.glob(f".{name}{_MARK}*"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def why_unwritable(path: Path) -> str | None:
+    """What keeps a file or directory from being made or written to; None: nothing."""
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if there.is_dir() and os.access(there, os.W_OK):
+        return None
+    return f"{there} is not a writable directory"
+
+
+def _beside(path: Path) -> Path:
+    """A name of its own: processes that share a directory may write the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}{_MARK}{secrets.token_hex(4)}")
+
+
+def _bring_to_disk(path: Path) -> None:
+    """A rename outlives a crash of the machine only if what it names does."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,7 +12,7 @@ attempt takes it up again.
 """
 
 from cdp_torchrec.compare.config import CompareConfig
-from cdp_torchrec.config.help import describe
+from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 
 
@@ -24,8 +24,8 @@ class FailedCellsError(RuntimeError):
 
 def main(arguments: list[str]) -> None:
     """Run a table and show it."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{describe(CompareConfig)}")
+    if asks_help(arguments):
+        print(help_text(__doc__, CompareConfig, arguments))
         return
 
     from cdp_torchrec.compare.cells import load_table

@@ -12,15 +12,15 @@ key=value changes the run's configuration; the keys of the distillation:
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.config.help import describe
-from cdp_torchrec.distill_config import DistillConfig
+from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 
 
 def main(arguments: list[str]) -> None:
     """Distill one run."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{describe(DistillConfig)}")
+    if asks_help(arguments):
+        print(help_text(__doc__, DistillExperimentConfig, arguments, sections=["distill"]))
         return
     if not arguments or "=" in arguments[0]:
         raise ConfigError("expected: cdp_torchrec distill RUN [key=value ...], RUN a run directory")

@@ -13,7 +13,9 @@ for synthetic data, bayes are measured.
 import argparse
 from pathlib import Path
 
+from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
+from cdp_torchrec.experiment_config import ExperimentConfig
 
 
 def main(arguments: list[str]) -> None:
@@ -22,17 +24,21 @@ def main(arguments: list[str]) -> None:
         prog="cdp_torchrec evaluate",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
+        add_help=False,
     )
     parser.add_argument("path", type=Path, help="run directory, checkpoint or dataset directory")
     parser.add_argument("overrides", nargs="*", help="key=value over the run's configuration")
     parser.add_argument(
         "--predictions", action="store_true", help="write predictions.parquet beside the result"
     )
+    if asks_help(arguments):
+        print(help_text(parser.format_help(), ExperimentConfig, arguments, sections=[]))
+        return
     options = parser.parse_intermixed_args(arguments)
 
-    from cdp_torchrec.experiment import evaluate_run
     from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
+    from cdp_torchrec.stored_run import evaluate_run
 
     device = init_process_group()
     if (options.path / "schema.toml").is_file():

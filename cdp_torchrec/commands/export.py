@@ -14,7 +14,9 @@ import argparse
 import time
 from pathlib import Path
 
+from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
+from cdp_torchrec.serving.config import ExportedConfig
 
 
 def main(arguments: list[str]) -> None:
@@ -23,10 +25,14 @@ def main(arguments: list[str]) -> None:
         prog="cdp_torchrec export",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
+        add_help=False,
     )
     parser.add_argument("run", type=Path, help="run directory or checkpoint")
     parser.add_argument("overrides", nargs="*", help="key=value over the run's configuration")
     parser.add_argument("--output", type=Path, help="directory to make; RUN/export by default")
+    if asks_help(arguments):
+        print(help_text(parser.format_help(), ExportedConfig, arguments, sections=["export"]))
+        return
     options = parser.parse_intermixed_args(arguments)
 
     from cdp_torchrec.serving.export import export_run

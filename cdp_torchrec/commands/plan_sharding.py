@@ -11,7 +11,7 @@ into planning.output; `sharding.plan=FILE` trains with one. Needs no GPU and no 
 """
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config.help import describe
+from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import run_main
 from cdp_torchrec.planning.config import PlanningExperimentConfig
@@ -19,8 +19,8 @@ from cdp_torchrec.planning.config import PlanningExperimentConfig
 
 def main(arguments: list[str]) -> None:
     """Explore, write, and show the text."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{describe(PlanningExperimentConfig)}")
+    if asks_help(arguments):
+        print(help_text(__doc__, PlanningExperimentConfig, arguments))
         return
     config = load_config(PlanningExperimentConfig, arguments, default_layers=[QUICKSTART])
 

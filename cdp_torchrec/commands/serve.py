@@ -16,7 +16,7 @@ files of an artifact in service. SIGTERM: what was accepted is answered, then th
             {"name": "candidates.category_id", "datatype": "BYTES", "shape": [2],
              "data": ["Rome, Italy", "Rome, Italy"]}]}'
 
-Health: /v2/health/live and /v2/health/ready; Prometheus: /metrics. Settings:
+Health: /v2/health/live and /v2/health/ready; Prometheus: /metrics.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import logging
 from pathlib import Path
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config.help import describe
+from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import run_main
 from cdp_torchrec.serving.server.config import ServerConfig
 
@@ -33,11 +33,15 @@ def main(arguments: list[str]) -> None:
     """Serve what the first argument names."""
     parser = argparse.ArgumentParser(
         prog="cdp_torchrec serve",
-        description=f"{__doc__}\n{describe(ServerConfig)}",
+        description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
+        add_help=False,
     )
     parser.add_argument("artifact", type=Path, help="directory of an artifact, or a link to one")
     parser.add_argument("settings", nargs="*", help="key=value, or a TOML file of settings")
+    if asks_help(arguments):
+        print(help_text(parser.format_help(), ServerConfig, arguments))
+        return
     options = parser.parse_intermixed_args(arguments)
 
     config = load_config(ServerConfig, options.settings)

@@ -11,7 +11,8 @@ configs/quickstart.toml.
 import json
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config.help import commented_toml, describe, layer_schema
+from cdp_torchrec.config.help import commented_toml, layer_schema
+from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -19,8 +20,8 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 
 def main(arguments: list[str]) -> None:
     """Print the configuration, or what is known of its keys."""
-    if {"-h", "--help"} & set(arguments):
-        text = f"{__doc__}\n{describe(ExperimentConfig)}"
+    if asks_help(arguments):
+        text = help_text(__doc__, ExperimentConfig, arguments)
     elif "--json-schema" in arguments:
         text = json.dumps(layer_schema(ExperimentConfig), indent=2)
     else:

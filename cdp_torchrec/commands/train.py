@@ -9,7 +9,7 @@ them. Without a layer, configs/quickstart.toml is trained.
 """
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config.help import describe
+from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -17,8 +17,8 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 
 def main(arguments: list[str]) -> None:
     """Run one training."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{describe(ExperimentConfig)}")
+    if asks_help(arguments):
+        print(help_text(__doc__, ExperimentConfig, arguments))
         return
     config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
 

@@ -1,12 +1,10 @@
 """Writes a table beside its cells: table.md, table.json, gauc.png."""
 
-import json
-import os
-
 from cdp_torchrec.compare.cells import Table
 from cdp_torchrec.compare.figure import draw_gauc
 from cdp_torchrec.compare.summary import summarize
 from cdp_torchrec.compare.tables import as_json, markdown
+from cdp_torchrec.whole_file import whole_file, write_json, write_whole
 
 
 def write_table(table: Table) -> str:
@@ -25,14 +23,10 @@ def write_table(table: Table) -> str:
         num_seeds=len(table.config.seeds),
         caption=table.config.caption,
     )
-    table.run_dir.mkdir(parents=True, exist_ok=True)
-    # Processes that share the work write the same files: each its own, then one rename.
-    partial = table.run_dir / f".table.partial-{os.getpid()}"
-    partial.write_text(text)
-    partial.rename(table.run_dir / "table.md")
-    partial.write_text(json.dumps(as_json(summaries), indent=2))
-    partial.rename(table.run_dir / "table.json")
+    # Processes that share the work write the same files.
+    write_whole(table.run_dir / "table.md", text)
+    write_json(table.run_dir / "table.json", as_json(summaries))
     if any(summary.rows for summary in summaries):
-        draw_gauc(summaries, partial)
-        partial.rename(table.run_dir / "gauc.png")
+        with whole_file(table.run_dir / "gauc.png") as partial:
+            draw_gauc(summaries, partial)
     return text

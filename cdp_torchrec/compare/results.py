@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdp_torchrec.metrics import MetricReport
-from cdp_torchrec.run.directory import write_json
+from cdp_torchrec.whole_file import whole_file, write_json
 
 METRICS = ("auc", "uauc", "gauc")
 """The metrics that are compared."""
@@ -79,11 +79,8 @@ def result_of(report: MetricReport, cost: Cost | None) -> Result:
 
 def write_result(directory: Path, result: Result) -> None:
     """Write a result; cell.json comes last, so that where it is everything is."""
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".{_REPLICATES}.partial"
-    with partial.open("wb") as file:
+    with whole_file(directory / _REPLICATES) as partial, partial.open("wb") as file:
         np.save(file, np.stack([result.replicates[name] for name in METRICS]))
-    partial.rename(directory / _REPLICATES)
     cost = asdict(result.cost) if result.cost else None
     write_json(directory / _RESULT, {"metrics": result.metrics, "cost": cost})
 
@@ -105,7 +102,6 @@ def read_result(directory: Path) -> Result | None:
 
 def write_failure(directory: Path, reason: str, traceback: str) -> None:
     """Remember why a cell failed; its next attempt begins with forgetting it."""
-    directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / _FAILURE, {"reason": reason, "traceback": traceback})
 
 

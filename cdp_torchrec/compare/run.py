@@ -1,7 +1,6 @@
 """Runs the cells of a table that are selected and not finished; collective on all ranks."""
 
 import gc
-import os
 import shutil
 import tomllib
 import traceback
@@ -25,11 +24,13 @@ from cdp_torchrec.compare.results import (
 )
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import is_rank_zero
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
 from cdp_torchrec.reference_scorers import reference_reports
-from cdp_torchrec.run.checkpoint import saved_checkpoints
 from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.saved import saved_checkpoints
 from cdp_torchrec.trainer import NonFiniteLossError
+from cdp_torchrec.whole_file import whole_directory
 
 _Shared = TypeVar("_Shared")
 
@@ -54,7 +55,7 @@ def run_table(table: Table, device: torch.device) -> dict[str, str]:
     total = len(table.selected_datasets) * len(table.selected_models) * columns
     with tqdm(total=total, unit="cell", disable=not is_rank_zero(), dynamic_ncols=True) as bar:
         for cell in _schedule(table):
-            if cell is None or _from_rank_zero(lambda cell=cell: _is_finished(cell)):
+            if cell is None or _on_all_ranks(lambda cell=cell: _is_finished(cell)):
                 bar.initial += 1  # costs no time, so it must not enter the estimate
             else:
                 bar.set_description(cell.name)
@@ -78,13 +79,13 @@ def _schedule(table: Table) -> Iterator[Cell | None]:
         for seed in table.config.seeds[1:]:
             for model in table.selected_models:
                 chosen = (table, dataset, model)
-                point = _from_rank_zero(lambda chosen=chosen: best_point(*chosen))
+                point = _on_all_ranks(lambda chosen=chosen: best_point(*chosen))
                 yield None if point is None else table.cell(dataset, model, point, seed)
 
 
 def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | None:
     """Train and measure a cell; returns why it failed, if it did."""
-    resume = _from_rank_zero(lambda: _prepare(cell.directory))
+    resume = _on_all_ranks(lambda: _prepare(cell.directory))
     run = RunConfig(dir=cell.directory, resume=resume)
     try:
         trained = train_experiment(
@@ -124,26 +125,26 @@ def _is_finished(cell: Cell) -> bool:
 
 def _measure_untrained(table: Table, dataset: str) -> None:
     directory = table.untrained_directory(dataset)
-    if _from_rank_zero(directory.is_dir):
+    if _on_all_ranks(directory.is_dir):
         return
     reports = reference_reports(
         table.any_config(dataset).data.dir, num_bootstrap=table.config.num_bootstrap
     )
     if is_rank_zero():
-        partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-        for name, report in reports.items():
-            write_result(partial / name, result_of(report, None))
         try:
-            partial.rename(directory)
-        except OSError:  # a process beside this one was first
-            shutil.rmtree(partial)
+            with whole_directory(directory) as partial:
+                for name, report in reports.items():
+                    write_result(partial / name, result_of(report, None))
+        except OSError:
+            if not directory.is_dir():  # else a process beside this one was first
+                raise
 
 
 # --- checks before the first cell ----------------------------------------------------------------
 
 
 def _check(table: Table) -> None:
-    if problems := _from_rank_zero(lambda: [*_missing_datasets(table), *_foreign_cells(table)]):
+    if problems := _on_all_ranks(lambda: [*_missing_datasets(table), *_foreign_cells(table)]):
         raise ConfigError.of(problems)
     for dataset in table.selected_datasets:
         prepare_synthetic(table.any_config(dataset).data)
@@ -194,8 +195,6 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _from_rank_zero(make: Callable[[], _Shared]) -> _Shared:
-    """What rank 0 finds on disk, on all ranks, so that all take the same way; collective."""
-    shared: list[Any] = [make() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(shared)
-    return shared[0]
+def _on_all_ranks(find: Callable[[], _Shared]) -> _Shared:
+    """What rank 0 finds on disk, so that all ranks take the same way; collective."""
+    return from_rank_zero(find, purpose="read the table's directory")

@@ -19,7 +19,18 @@ def describe(config_class: type[BaseModel], config: BaseModel | None = None) -> 
         config: shows its values instead of the defaults.
     """
     values = _dump(config) if config else default_tables(config_class)
-    return "\n".join(_describe(key_tree(config_class), values, "")).strip("\n") + "\n"
+    return describe_tables(key_tree(config_class), values)
+
+
+def describe_tables(tree: KeyNode, values: Mapping[str, Any], prefix: str = "") -> str:
+    """Help on the keys of a tree.
+
+    Args:
+        tree: the keys.
+        values: what is set, by key.
+        prefix: of all keys, with a dot at its end.
+    """
+    return "\n".join(_describe(tree, values, prefix)).strip("\n") + "\n"
 
 
 def commented_toml(config: BaseModel) -> str:

@@ -1,7 +1,6 @@
 """Reading configuration: TOML files and `key=value`, merged, with the source of every key."""
 
 import copy
-import difflib
 import itertools
 import re
 import tomllib
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config.keys import KeyNode
+from cdp_torchrec.config.shipped import SHIPPED, find_shipped, similar_layers
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -36,6 +36,14 @@ class Layers:
         Where one of several tables is chosen by its `kind`, another kind replaces the old table.
         """
         self._merge(self.data, layer, source, (), self.tree)
+
+    def unset(self, path: Sequence[str]) -> None:
+        """Forget a key of the layers so far, if one of them set it."""
+        table: Any = self.data
+        for name in path[:-1]:
+            table = table.get(name, {})
+        table.pop(path[-1], None)
+        self._forget(tuple(path))
 
     def source(self, path: Sequence[str | int]) -> str | None:
         """Where a key, or the list that an element stands in, was set; None if nowhere."""
@@ -70,20 +78,33 @@ class Layers:
             del self.sources[key]
 
 
+def is_layer(argument: str) -> bool:
+    """Whether an argument names a layer."""
+    return argument.endswith(".toml") and not is_override(argument)
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument sets a key."""
+    return _OVERRIDE.fullmatch(argument) is not None
+
+
 def read_layers(
     arguments: Sequence[str],
     tree: KeyNode,
     *,
     defaults: Mapping[str, Any],
     default_layers: Sequence[Path] = (),
+    unset: Sequence[str] = (),
 ) -> tuple[Layers, list[str]]:
     """Merge all layers and overrides.
 
     Args:
-        arguments: paths ending in `.toml`, and `section.key=value`, in any order.
+        arguments: paths ending in `.toml`, and `section.key=value`, in any order. A layer that is
+            not there may be one that comes with the package, from any working directory.
         tree: the keys that may be set.
         defaults: lowest layer.
         default_layers: files to read when the arguments name none.
+        unset: dotted keys to forget before the overrides are applied.
 
     Returns:
         The merged layers, and everything that could not be read, one line each.
@@ -103,19 +124,21 @@ def read_layers(
                 overrides[tuple(key.split("."))] = _parse_value(text)
             except ValueError as error:
                 problems.append(f"{key} = {text}: {error} [{COMMAND_LINE}]")
-        elif not argument.endswith(".toml"):
+        elif not is_layer(argument):
             problems.append(
                 f"'{argument}' is neither a layer (a path ending in .toml) nor an override "
                 "(section.key=value, without leading dashes)"
             )
-        elif Path(argument) in files:
+        elif (file := find_shipped(Path(argument))) in files:
             problems.append(f"{argument}: the layer is named twice")
         else:
-            files.append(Path(argument))
+            files.append(file)
     seen: set[Path] = set()
     for file in files or default_layers:
         for label, layer in _read_file(file, (), seen, problems):
             layers.add(layer, label)
+    for key in unset:
+        layers.unset(key.split("."))
     # All at once, so that a changed `kind` undoes no other override.
     layers.add(_nested(overrides), COMMAND_LINE)
     return layers, problems
@@ -182,7 +205,7 @@ def _read_file(
     try:
         layer = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        problems.append(f"{label}: no such file{_similar_file(file)}{_named_by(below)}")
+        problems.append(f"{label}: no such file{similar_layers(Path(label))}{_named_by(below)}")
         return []
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{label}: cannot be read: {error}{_named_by(below)}")
@@ -198,21 +221,23 @@ def _read_file(
     lower = [
         found
         for name in names
-        for found in _read_file(file.parent / name, (*below, file), seen, problems)
+        for found in _read_file(_extended(file, name), (*below, file), seen, problems)
     ]
     return [*lower, (label, layer)]
 
 
+def _extended(file: Path, name: str) -> Path:
+    """A layer that another one names: beside it, or else one that comes with the package."""
+    beside, shipped = file.parent / name, find_shipped(Path(name))
+    return shipped if not beside.exists() and shipped.is_relative_to(SHIPPED) else beside
+
+
 def _label(file: Path) -> str:
-    here = Path.cwd().resolve()
+    here, shipped = Path.cwd().resolve(), SHIPPED.resolve()
+    if file.is_relative_to(shipped) and not file.is_relative_to(here):
+        return f"configs/{file.relative_to(shipped)}"
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def _named_by(below: tuple[Path, ...]) -> str:
     return f" [extended by {_label(below[-1])}]" if below else ""
-
-
-def _similar_file(file: Path) -> str:
-    siblings = [path.name for path in file.parent.glob("*.toml")]
-    close = difflib.get_close_matches(file.name, siblings, n=1)
-    return f" (did you mean '{_label(file.with_name(close[0]))}'?)" if close else ""

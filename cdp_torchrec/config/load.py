@@ -49,7 +49,11 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def load_config(
-    config_class: type[ConfigT], arguments: Sequence[str], *, default_layers: Sequence[Path] = ()
+    config_class: type[ConfigT],
+    arguments: Sequence[str],
+    *,
+    default_layers: Sequence[Path] = (),
+    unset: Sequence[str] = (),
 ) -> ConfigT:
     """Read, merge and check a configuration.
 
@@ -58,6 +62,7 @@ def load_config(
         arguments: paths ending in `.toml` (layers, merged left to right) and `section.key=value`
             (a TOML value, or a bare word as a string; applied last wherever they stand).
         default_layers: layers to read when the arguments name none.
+        unset: dotted keys that no layer sets, only an override.
 
     Raises:
         ConfigError: every mistake found, each with the file or command line that it stands in.
@@ -67,6 +72,7 @@ def load_config(
         key_tree(config_class),
         defaults=default_tables(config_class),
         default_layers=default_layers,
+        unset=unset,
     )
     if unreadable:
         raise ConfigError.of(unreadable)

@@ -26,8 +26,9 @@ from cdp_torchrec.distributed.plans.file import dump_plan, read_plan
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.job import local_hardware
 from cdp_torchrec.distributed.plans.planner import find_tables, sharders
-from cdp_torchrec.distributed.plans.search import from_rank_zero, plan_sharding
+from cdp_torchrec.distributed.plans.search import plan_sharding
 from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
@@ -88,7 +89,8 @@ def parallelize(
             device=device,
             batch_size=batch_size,
             pooling_factors=pooling_factors,
-        )
+        ),
+        purpose="make the plan",
     )
     plan_json = dump_plan(plan, find_tables(task), **_ranks(), device=device.type)
     if sharding.prefetch:

@@ -14,6 +14,7 @@ import faulthandler
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -140,7 +141,19 @@ def run_main(main: Callable[[list[str]], None]) -> None:
             _record_for_launcher(message, message)
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():  # by `... | head`
+            _exit(0)
         _fail(error)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads what is printed; if so, what is left of it goes nowhere."""
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)
+    is_closed = any(event & select.POLLERR for _, event in stdout.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_closed
 
 
 def _leave_process_group() -> None:

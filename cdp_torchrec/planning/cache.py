@@ -16,7 +16,7 @@ from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.dense import DenseCost, Operation
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 from cdp_torchrec.planning.workload import Workload
-from cdp_torchrec.run.directory import write_json
+from cdp_torchrec.whole_file import write_json, write_whole
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
 _FORMAT = 4
@@ -85,7 +85,7 @@ class ResultCache:
         result = plan()
         write_json(path, self._dump(result))
         if isinstance(result, FeasibleCell):
-            path.with_suffix(".plan").write_text(self._plan_text(result))
+            write_whole(path.with_suffix(".plan"), self._plan_text(result))
         return result
 
     def _path(self, key: dict[str, Any]) -> Path:

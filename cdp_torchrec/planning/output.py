@@ -9,7 +9,7 @@ from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS
 from cdp_torchrec.planning.explore import CellResult, Exploration
 from cdp_torchrec.planning.figures import draw_plan, draw_scaling
 from cdp_torchrec.planning.text import render
-from cdp_torchrec.run.directory import write_json
+from cdp_torchrec.whole_file import whole_file, write_json, write_whole
 
 
 def write_exploration(exploration: Exploration) -> str:
@@ -19,9 +19,8 @@ def write_exploration(exploration: Exploration) -> str:
         The text.
     """
     directory = exploration.config.output
-    directory.mkdir(parents=True, exist_ok=True)
     text = render(exploration)
-    (directory / "plans.txt").write_text(text)
+    write_whole(directory / "plans.txt", text)
     write_json(directory / "plans.json", {r.cell.name: to_json(r) for r in exploration.results})
     for result in exploration.feasible:
         write_plan(
@@ -32,8 +31,10 @@ def write_exploration(exploration: Exploration) -> str:
             local_world_size=result.plan.local_world_size,
             device=result.cell.hardware.device,
         )
-        draw_plan(result, directory / f"{result.cell.name}.png")
-    draw_scaling(exploration, directory / "scaling.png")
+        with whole_file(directory / f"{result.cell.name}.png") as partial:
+            draw_plan(result, partial)
+    with whole_file(directory / "scaling.png") as partial:
+        draw_scaling(exploration, partial)
     return text
 
 

@@ -5,11 +5,10 @@ model and optimizers (torch.distributed.checkpoint), the resolved config, the sh
 `checkpoint.json` with step, data position and the digest of the dataset's schema.
 """
 
-import json
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +20,19 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
-
-FORMAT_VERSION = 1
-
-_BEST = "best.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, found, or loaded into this model."""
-
-    user_error = True
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a training stands."""
-
-    step: int
-    """Optimizer steps done."""
-    position: int
-    """Data position: impressions consumed, over all epochs."""
-    validations_without_gain: int = 0
-    """Validations in a row that were not the best, for early stopping."""
-
-
-@dataclass(frozen=True)
-class _Header:
-    """Contents of `checkpoint.json`."""
-
-    format_version: int
-    progress: Progress
-    schema_fingerprint: str
-    world_size: int
+from cdp_torchrec.environment import release
+from cdp_torchrec.run.records import (
+    BEST,
+    CHECKPOINT,
+    FORMAT_VERSION,
+    BestRecord,
+    CheckpointError,
+    CheckpointRecord,
+    Progress,
+    read_record,
+)
+from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
+from cdp_torchrec.whole_file import remove_leftovers, whole_directory, write_whole
 
 
 class Checkpointer:
@@ -76,7 +56,7 @@ class Checkpointer:
             plan_json: the sharding plan as a plan file has it, written into every checkpoint.
             keep_last: number of newest checkpoints kept, beside the best one.
         """
-        self.directory = run_dir / "checkpoints"
+        self.directory = run_dir / CHECKPOINTS
         self._schema_fingerprint = schema_fingerprint
         self._config_toml = config_toml
         self._plan_json = plan_json
@@ -91,27 +71,24 @@ class Checkpointer:
             CheckpointError: it could not be written; nothing is left behind, older ones stay.
         """
         final = self.directory / f"step-{progress.step:08d}"
-        partial = self.directory / f".{final.name}.partial"
         leader = dist.get_rank() == 0
+        record = CheckpointRecord(
+            format_version=FORMAT_VERSION,
+            release=release(),
+            progress=progress,
+            schema_fingerprint=self._schema_fingerprint,
+            world_size=dist.get_world_size(),
+        )
         try:
-            if leader:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            dist.barrier()
-            state = _state(model, optimizer)
-            state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
-            dcp.save(state, checkpoint_id=partial)
-            if leader:
-                header = _Header(
-                    FORMAT_VERSION, progress, self._schema_fingerprint, dist.get_world_size()
-                )
-                (partial / "checkpoint.json").write_text(json.dumps(asdict(header), indent=2))
-                (partial / "config.toml").write_text(self._config_toml)
-                (partial / "plan.json").write_text(self._plan_json)
-                partial.rename(final)
+            with _whole_on_all_ranks(final) as partial:
+                state = _state(model, optimizer)
+                state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
+                dcp.save(state, checkpoint_id=partial)
+                if leader:
+                    write_whole(partial / CHECKPOINT, record.model_dump_json(indent=2))
+                    write_whole(partial / CONFIG, self._config_toml)
+                    write_whole(partial / "plan.json", self._plan_json)
         except (Exception, CheckpointException) as error:
-            if leader:
-                shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"{final}: cannot write the checkpoint: {_reason(error)}"
             ) from error
@@ -123,24 +100,26 @@ class Checkpointer:
     def mark_best(self, checkpoint: Path, metric: str, value: float) -> None:
         """Remember the best checkpoint by validation, which is never pruned; collective."""
         if dist.get_rank() == 0:
-            record = {"checkpoint": checkpoint.name, "metric": metric, "value": value}
-            partial = self.directory / f".{_BEST}.partial"
-            partial.write_text(json.dumps(record))
-            partial.rename(self.directory / _BEST)
+            record = BestRecord(checkpoint=checkpoint.name, metric=metric, value=value)
+            write_whole(self.directory / BEST, record.model_dump_json(indent=2))
             self._prune()  # the former best may go
         # Without it another rank may still read the former best, and load that one.
         dist.barrier()
 
     def best_value(self) -> float | None:
         """Metric of the best checkpoint so far, if one is marked."""
-        path = self.directory / _BEST
-        return json.loads(path.read_text())["value"] if path.is_file() else None
+        best = self._best()
+        return None if best is None else best.value
+
+    def _best(self) -> BestRecord | None:
+        path = self.directory / BEST
+        return read_record(BestRecord, path) if path.is_file() else None
 
     def _prune(self) -> None:
         keep = {path.name for path in saved_checkpoints(self.directory)[-self._keep_last :]}
-        best = self.directory / _BEST
-        if best.is_file():
-            keep.add(json.loads(best.read_text())["checkpoint"])
+        best = self._best()
+        if best is not None:
+            keep.add(best.checkpoint)
         for path in saved_checkpoints(self.directory):
             if path.name not in keep:
                 shutil.rmtree(path)
@@ -155,73 +134,48 @@ class Checkpointer:
         Raises:
             CheckpointError: it belongs to another model or schema; names every difference.
         """
-        header = read_header(checkpoint)
-        if header.schema_fingerprint != self._schema_fingerprint:
+        record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
+        if record.schema_fingerprint != self._schema_fingerprint:
             raise CheckpointError(
-                f"{checkpoint}: trained on a dataset with schema {header.schema_fingerprint}, "
+                f"{checkpoint}: trained on a dataset with schema {record.schema_fingerprint}, "
                 f"this one has {self._schema_fingerprint}: features, entities or history differ"
             )
         state = _state(model, optimizer)
-        same_ranks = header.world_size == dist.get_world_size()
+        same_ranks = record.world_size == dist.get_world_size()
         if same_ranks:
             state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
         problems = _key_problems(checkpoint, state)
         if problems:
             different = _config_differences(checkpoint, self._config_toml)
-            raise CheckpointError(
-                f"{checkpoint} is of another model:" + _listed(different + problems)
-            )
+            why = "is of another model"
+            if not different:
+                why = (
+                    f"was written by {record.writer}, whose model has other parameters than that "
+                    f"of this release, {release()}; use that release, or train again"
+                )
+            raise CheckpointError(f"{checkpoint} {why}:" + _listed(different + problems))
         try:
             dcp.load(state, checkpoint_id=checkpoint)
         except CheckpointException as error:
             raise CheckpointError(f"{checkpoint}: cannot read it: {_reason(error)}") from error
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        optimizer.set_optimizer_step(header.progress.step)
+        optimizer.set_optimizer_step(record.progress.step)
         if same_ranks:
             torch.set_rng_state(state["rng"][str(dist.get_rank())])
-        return header.progress
+        return record.progress
 
 
-def saved_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(directory.glob("step-*"))
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint itself, or the best (else the newest) one of a run directory.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if (path / "checkpoint.json").is_file():
-        return path
-    directory = path / "checkpoints"
-    if (directory / _BEST).is_file():
-        return directory / json.loads((directory / _BEST).read_text())["checkpoint"]
-    found = saved_checkpoints(directory)
-    if not found:
-        raise CheckpointError(f"{path}: neither a checkpoint nor a run directory with one")
-    return found[-1]
-
-
-def read_header(checkpoint: Path) -> _Header:
-    """Step, position and schema of a checkpoint.
-
-    Raises:
-        CheckpointError: no checkpoint there, or written by another release.
-    """
-    path = checkpoint / "checkpoint.json"
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot read the checkpoint: {error}") from error
-    if fields.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {fields.get('format_version')}, this release reads "
-            f"{FORMAT_VERSION}"
-        )
-    return _Header(**fields | {"progress": Progress(**fields["progress"])})
+@contextmanager
+def _whole_on_all_ranks(final: Path) -> Generator[Path]:
+    """whole_directory of the first rank, to be filled by all; collective."""
+    leader = dist.get_rank() == 0
+    if leader:
+        remove_leftovers(final.parent, "step-*")
+    with whole_directory(final) if leader else nullcontext(final) as partial:
+        shared = [partial]
+        dist.broadcast_object_list(shared)
+        yield shared[0]
 
 
 def _state(model: DistributedModelParallel, optimizer: ScheduledOptimizer) -> dict[str, Any]:
@@ -257,7 +211,7 @@ def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
 
 def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
     """Keys of the model and its tables that differ from the checkpoint's configuration."""
-    theirs = dict(_flatten(tomllib.loads((checkpoint / "config.toml").read_text())))
+    theirs = dict(_flatten(tomllib.loads((checkpoint / CONFIG).read_text())))
     ours = dict(_flatten(tomllib.loads(config_toml)))
     return [
         f"{key} = {ours.get(key, 'unset')}, in the checkpoint {theirs.get(key, 'unset')}"

@@ -14,7 +14,7 @@ class RunConfig(Config):
     """Where the results go."""
 
     dir: Path | None = None
-    """Directory of the run; without it, a new one under runs/."""
+    """Directory of the run; without it, a new one under runs/, named by the time."""
     resume: bool = False
     """Continue from the newest checkpoint in run.dir."""
 

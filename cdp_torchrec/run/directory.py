@@ -1,44 +1,88 @@
 """The directory of a run: who may write there, and what lies beside the checkpoints."""
 
-import json
+import hashlib
 import os
+import platform
+import secrets
+import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from cdp_torchrec.config import Config, ConfigError, dump_toml
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.environment import describe_environment
-from cdp_torchrec.run.checkpoint import CheckpointError, saved_checkpoints
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.whole_file import write_whole
+from cdp_torchrec.run.records import CheckpointError
+from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, METRICS, saved_checkpoints
+from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
+
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def open_run_directory(config: RunConfig) -> Path:
     """Directory of this run, the same on all ranks; collective.
 
+    A run that nobody named gets a new directory, whatever other runs start at the same moment; a
+    restarted attempt of an elastic job finds that of the attempts before it.
+
     Raises:
-        ConfigError: it holds another run, and this one shall not continue it.
+        ConfigError: it holds another run, which this one shall not continue, or cannot be written.
         CheckpointError: there is nothing to continue.
     """
-    # A restarted attempt of an elastic job has the same id, so it finds its own checkpoints.
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    name = job if job != "none" else time.strftime("%Y%m%d-%H%M%S")
-    shared = [str(config.dir or Path("runs") / name)]
-    dist.broadcast_object_list(shared)
-    run_dir = Path(shared[0])
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if (run_dir / "metrics.jsonl").exists() and not (config.resume or restarted):
+    return from_rank_zero(lambda: _directory(config), purpose="open the run's directory")
+
+
+def _directory(config: RunConfig) -> Path:
+    """As `open_run_directory`, on one rank."""
+    run_dir = config.dir or _unnamed()
+    if reason := why_unwritable(run_dir):
+        raise ConfigError(f"run.dir = '{run_dir}': {reason}")
+    begun = (run_dir / METRICS).exists()
+    if begun and not (config.resume or _is_restarted()):
         raise ConfigError(
             f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
             "another directory"
         )
-    if config.resume and not saved_checkpoints(run_dir / "checkpoints"):
-        raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
-    # No rank may find what the first one writes next.
-    dist.barrier()
+    if not saved_checkpoints(run_dir / CHECKPOINTS):
+        if config.resume and not begun:
+            raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
+        # An attempt that ended before its first checkpoint left nothing to continue from, so that
+        # this one begins again, and so do its numbers.
+        (run_dir / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
     return run_dir
+
+
+def _unnamed() -> Path:
+    """A directory under runs/: that of the launcher's job, or a new one."""
+    parent = Path("runs")
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if job != "none":
+        return parent / job
+    mark = secrets.token_hex(3)
+    if _RESTARTS in os.environ:
+        # A job of torchrun without an id: only the launcher itself outlives an attempt.
+        launcher = f"{platform.node()} {os.getppid()}"
+        mark = hashlib.sha256(launcher.encode()).hexdigest()[:6]
+        former = sorted(parent.glob(f"*-{mark}"))
+        if former and _is_restarted():
+            return former[-1]
+    while True:
+        run_dir = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            time.sleep(0.1)  # until another second has begun
+            continue
+        except OSError:
+            pass  # the check of every directory tells why
+        return run_dir
+
+
+def _is_restarted() -> bool:
+    return int(os.environ.get(_RESTARTS, "0")) > 0
 
 
 def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:
@@ -51,12 +95,6 @@ def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:
     """
     if dist.get_rank() != 0:
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.toml").write_text(dump_toml(config))
+    write_whole(run_dir / CONFIG, dump_toml(config))
     write_whole(run_dir / "plan.json", plan_json)
     write_json(run_dir / "environment.json", describe_environment())
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is whole whenever it is there."""
-    write_whole(path, json.dumps(content, indent=2))

@@ -3,8 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +11,12 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec import __version__
-from cdp_torchrec.config import ConfigError, dump_toml, load_config
+from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
-from cdp_torchrec.experiment import build_experiment, make_checkpointer
 from cdp_torchrec.model.ranking import RankingArch
-from cdp_torchrec.run.checkpoint import find_checkpoint
 from cdp_torchrec.serving.artifact import (
     GOLDEN,
     RANKER,
@@ -41,10 +38,12 @@ from cdp_torchrec.serving.parts import (
     open_vocabularies,
 )
 from cdp_torchrec.serving.predictor import Predictor
-from cdp_torchrec.serving.ranker import export_ranker
+from cdp_torchrec.serving.ranker import check_compiler, export_ranker
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.tables import write_tables
 from cdp_torchrec.serving.weights import load_weights
+from cdp_torchrec.stored_run import StoredRun, open_run
+from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable
 
 _EXAMPLE_REQUESTS = 3
 
@@ -59,12 +58,12 @@ class Exported:
 
 
 def export_run(
-    run: Path, overrides: Sequence[str], device: torch.device, *, output: Path | None = None
+    path: Path, overrides: Sequence[str], device: torch.device, *, output: Path | None = None
 ) -> Exported:
     """Export a checkpoint, or the best one of a run, and prove that it scores alike.
 
     Args:
-        run: run directory or checkpoint.
+        path: run directory or checkpoint.
         overrides: key=value over the run's configuration and the section `export`.
         device: where the artifact will compute.
         output: directory to make; `<run>/export` if not given.
@@ -74,28 +73,19 @@ def export_run(
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
         ArtifactError: it cannot be compiled, or scores differently; nothing is left behind.
     """
-    checkpoint = find_checkpoint(run)
-    directory = output or checkpoint.parent.parent / "export"
-    config = load_config(ExportedConfig, [str(checkpoint / "config.toml"), *overrides])
-    if dist.get_world_size() > 1:
-        raise ConfigError(f"export runs on one rank, found {dist.get_world_size()}")
-    for entity, vocabulary in config.data.vocabulary.items():
-        if vocabulary.managed_collision is not None:
-            raise ConfigError(
-                f"data.vocabulary.{entity}.managed_collision: a model that assigns the rows of a "
-                "table in training cannot be exported"
-            )
-    if directory.exists():
-        raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
-    schema = read_schema(config.data)
-    with _made_whole(directory) as partial:
-        requests = raw_test_requests(config, schema)
-        manifest = _write(partial, config, checkpoint, requests[:_EXAMPLE_REQUESTS], device)
+    run = open_run(path, overrides, ExportedConfig)
+    directory = output or run.directory / "export"
+    config = run.config
+    _check(config, directory)
+    requests = raw_test_requests(config, read_schema(config.data))
+    remove_leftovers(directory.parent, directory.name)
+    with whole_directory(directory) as partial, tempfile.TemporaryDirectory() as scratch:
+        predictions = Path(scratch, "predictions.parquet")
+        # First: what does not fit together shows itself before the minutes of compiling.
+        _score_by_trainer(run, device, predictions)
+        manifest = _write(partial, run, requests[:_EXAMPLE_REQUESTS], device)
         predictor = Predictor.load(partial, manifest, history_store=config.data.dir)
-        with tempfile.TemporaryDirectory() as scratch:
-            predictions = Path(scratch, "predictions.parquet")
-            _score_by_trainer(config, checkpoint, device, predictions)
-            parity = compare(predictor, requests, predictions)
+        parity = compare(predictor, requests, predictions)
         if not parity.max_difference <= config.tolerance:
             raise ArtifactError(
                 "the artifact scores differently from the trainer, nothing was exported "
@@ -107,17 +97,21 @@ def export_run(
     return Exported(directory, manifest, parity)
 
 
-@contextmanager
-def _made_whole(directory: Path) -> Iterator[Path]:
-    """A directory to write into, which gets its name when all went well, else vanishes."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _check(config: ExportedConfig, directory: Path) -> None:
+    """What can be known to fail before anything is read or built."""
+    if dist.get_world_size() > 1:
+        raise ConfigError(f"export runs on one rank, found {dist.get_world_size()}")
+    for entity, vocabulary in config.data.vocabulary.items():
+        if vocabulary.managed_collision is not None:
+            raise ConfigError(
+                f"data.vocabulary.{entity}.managed_collision: a model that assigns the rows of a "
+                "table in training cannot be exported"
+            )
+    if directory.exists():
+        raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
+    if reason := why_unwritable(directory):
+        raise ConfigError(f"{directory}: cannot be made: {reason}")
+    check_compiler()
 
 
 def raw_test_requests(config: ExportedConfig, schema: Schema) -> list[Request]:
@@ -130,12 +124,12 @@ def raw_test_requests(config: ExportedConfig, schema: Schema) -> list[Request]:
 
 def _write(
     partial: Path,
-    config: ExportedConfig,
-    checkpoint: Path,
+    run: StoredRun[ExportedConfig],
     examples: Sequence[Request],
     device: torch.device,
 ) -> Manifest:
     """Everything but the golden request; the manifest is not yet complete."""
+    config = run.config
     schema = read_schema(config.data)
     (partial / "config.toml").write_text(dump_toml(config))
     schema.save(partial)
@@ -146,7 +140,7 @@ def _write(
     layout = open_layout(partial, schema, config)
     width = config.model.embedding_dim
     shapes = {entity: (table.num_embeddings, width) for entity, table in layout.tables.items()}
-    weights = load_weights(checkpoint, shapes)
+    weights = load_weights(run.checkpoint, shapes)
     write_tables(
         partial / TABLES,
         weights.tables,
@@ -177,16 +171,14 @@ def _write(
 
 
 def _score_by_trainer(
-    config: ExportedConfig, checkpoint: Path, device: torch.device, predictions: Path
+    run: StoredRun[ExportedConfig], device: torch.device, predictions: Path
 ) -> None:
     """Score the first test impressions the way that training measures them."""
-    experiment = build_experiment(config, device)
-    model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
-    make_checkpointer(experiment, checkpoint.parent.parent).load(checkpoint, model, optimizer)
+    experiment = run.load(device)
     evaluate(
-        model,
-        optimizer,
-        experiment.data.test.first(config.export.parity_impressions),
+        experiment.parallelized.model,
+        experiment.parallelized.optimizer,
+        experiment.data.test.first(run.config.export.parity_impressions),
         EvaluationSettings(
             device, predictions=experiment.prediction_file(predictions), description="trainer"
         ),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
+from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch._inductor.package import load_package
 from torch.export import Dim
@@ -172,10 +173,26 @@ def export_ranker(
             f"the model cannot be exported: its graph depends on the sizes of a request: {error}"
         ) from error
     except (InvalidCxxCompiler, CppCompileError) as error:
-        raise ArtifactError(
-            "the model cannot be compiled: AOTInductor needs a C++17 compiler with OpenMP, named "
-            f"by CXX or found as g++: {error}"
-        ) from error
+        raise _no_compiler(error) from error
+
+
+def check_compiler() -> None:
+    """Find out in a moment what compiling would find out later.
+
+    Raises:
+        ArtifactError: there is no C++ compiler.
+    """
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise _no_compiler(error) from error
+
+
+def _no_compiler(error: Exception) -> ArtifactError:
+    return ArtifactError(
+        "the model cannot be compiled: AOTInductor needs a C++17 compiler with OpenMP, named by "
+        f"CXX or found as g++: {error}"
+    )
 
 
 def free_sizes(

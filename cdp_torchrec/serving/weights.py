@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from cdp_torchrec.model.sparse_arch import TABLE_MARKS, is_table, table_name
-from cdp_torchrec.run.checkpoint import CheckpointError
+from cdp_torchrec.run.records import CheckpointError
 
 _MODEL = "model"
 _DENSE = ".ranking_arch."

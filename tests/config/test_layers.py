@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 
 from cdp_torchrec.config import Config, load_config
+from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.config.sample import Cdp, Experiment, Model, Optimizer, Twin, layer, lines, load
 
 
@@ -90,7 +91,8 @@ def test_bad_extends_are_named() -> None:
     assert lines("a.toml", "c.toml", "d.toml") == [
         "a.toml: extends itself (a.toml -> b.toml -> a.toml)",
         "c.toml: extends = 3: must be a path or a list of paths",
-        "configs/none.toml: no such file [extended by d.toml]",
+        "configs/none.toml: no such file (did you mean 'configs/interest/none.toml'?) "
+        "[extended by d.toml]",
     ]
 
 
@@ -208,3 +210,26 @@ def test_an_empty_override_is_refused() -> None:
     assert lines("trainer.notes=") == [
         'trainer.notes = : no value; an empty string is "" [command line]'
     ]
+
+
+@pytest.mark.parametrize("name", ["configs/data/trivago.toml", "data/trivago.toml"])
+def test_a_layer_of_the_package_is_found_from_any_working_directory(name: str) -> None:
+    mine = load_config(ExperimentConfig, [name, "interest/din.toml"])
+    assert mine.data.dir == Path("data/trivago")
+    layer("mine.toml", f"extends = ['{name}', 'configs/interest/din.toml']\nseed = 3")
+    assert load_config(ExperimentConfig, ["mine.toml"]) == mine.model_copy(update={"seed": 3})
+
+
+def test_a_file_in_the_working_directory_goes_before_a_layer_of_the_package() -> None:
+    layer("interest/cdp.toml", "seed = 3")
+    assert load("interest/cdp.toml").seed == 3
+
+
+def test_a_layer_that_is_not_there_names_those_that_it_may_be() -> None:
+    assert lines("triavgo.toml", "configs/interst/din.toml", "x/y.toml")[:2] == [
+        "triavgo.toml: no such file (did you mean 'configs/data/trivago.toml'?)",
+        "configs/interst/din.toml: no such file (did you mean 'configs/interest/din.toml'?)",
+    ]
+    found = lines("x/y.toml")[0]
+    assert found.startswith("x/y.toml: no such file (layers that come with the package: configs/")
+    assert "configs/data/{ebnerd,quickstart,synthetic,trivago}.toml" in found

@@ -1,8 +1,11 @@
 """A CDP run is distilled and measured as a user does it, on the tiny dataset."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,9 +14,14 @@ from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
-from cdp_torchrec.experiment import evaluate_run, train
+from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.run.checkpoint import find_checkpoint
+from cdp_torchrec.run import checkpoint
+from cdp_torchrec.run.records import CheckpointError
+from cdp_torchrec.run.saved import find_checkpoint
+from cdp_torchrec.serving import export
+from cdp_torchrec.serving.artifact import ArtifactError
+from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
@@ -23,12 +31,13 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 CPU = torch.device("cpu")
 
 
-def load_run(interest: str, dataset: Path, run_dir: Path) -> ExperimentConfig:
+def load_run(interest: str, dataset: Path, run_dir: Path, *overrides: str) -> ExperimentConfig:
     settings = [
         f"data.dir={dataset}",
         f"run.dir={run_dir}",
-        "trainer.max_steps=3",
         "trainer.global_batch_size=256",
+        "trainer.max_steps=3",
+        *overrides,
     ]
     layers = [CONFIGS / "quickstart.toml", CONFIGS / "interest" / f"{interest}.toml"]
     return load_config(ExperimentConfig, [*map(str, layers), *settings])
@@ -44,7 +53,10 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
-    train(load_run("cdp", dataset, folder / "run"), CPU)
+    """Of a run that was trained with a plan for two ranks."""
+    train(load_run("cdp", dataset, folder / "planned"), CPU)
+    plan = f"sharding.plan={folder / 'planned' / 'plan.json'}"
+    train(load_run("cdp", dataset, folder / "run", plan), CPU)
     settings = ["distill.max_steps=4", "distill.teacher_steps=6"]
     distilled = distill_run(folder / "run", settings, CPU)
     again = evaluate_run(folder / "run-student", [], CPU, write_predictions=False).report
@@ -131,3 +143,93 @@ def test_a_run_without_a_reverse_process_is_refused(tiny_dataset: Path, folder: 
     said = run_ranks(1, mistake_on_one_rank, tiny_dataset, folder)[0]
     assert len(said) == 2
     assert all("model.interest.kind = 'pooled'" in message for message in said)
+
+
+def use_on_one_rank(folder: Path) -> dict[str, Any]:
+    """Evaluate, distill, and export as far as the compiler, what two ranks trained."""
+    run = folder / "run"
+    settings = ["distill.max_steps=1", f"distill.dir={folder / 'one-rank-student'}"]
+    return {
+        "evaluated": evaluate_run(run, [], CPU, write_predictions=False).report.gauc,
+        "distilled": distill_run(run, settings, CPU).teacher.gauc,
+        "exported": error_of(lambda: export_without_compiling(run)),
+        "planned": error_of(lambda: evaluate_planned(run, folder / "planned" / "plan.json")),
+        "other_keys": error_of(lambda: evaluate_with_other_keys(run)),
+        "other_format": error_of(lambda: open_run(of_other_format(run), [], ExperimentConfig)),
+        "other_config": error_of(lambda: open_run(of_other_config(run), [], ExperimentConfig)),
+        "wrong_override": error_of(lambda: open_run(run, ["model.deep=3"], ExperimentConfig)),
+    }
+
+
+def error_of(action: Callable[[], Any]) -> str:
+    with pytest.raises((ArtifactError, CheckpointError, ConfigError)) as raised:
+        action()
+    return f"{raised.type.__name__}: {raised.value}"
+
+
+def export_without_compiling(run: Path) -> None:
+    def compiler(*_: object, **__: object) -> None:
+        raise ArtifactError("arrived at the compiler")
+
+    with mock.patch.object(export, "export_ranker", compiler):
+        export.export_run(run, ["export.parity_impressions=500"], CPU)
+
+
+def evaluate_planned(run: Path, plan: Path) -> None:
+    evaluate_run(run, [f"sharding.plan={plan}"], CPU, write_predictions=False)
+
+
+def evaluate_with_other_keys(run: Path) -> None:
+    problems = ["not part of this model: model.scores.bias"]
+    with mock.patch.object(checkpoint, "_key_problems", lambda *_: problems):
+        evaluate_run(run, [], CPU, write_predictions=False)
+
+
+def of_other_format(run: Path) -> Path:
+    old = Path(shutil.copytree(find_checkpoint(run), run.parent / "old_format"))
+    record = json.loads((old / "checkpoint.json").read_text())
+    (old / "checkpoint.json").write_text(json.dumps(record | {"format_version": 9}))
+    return old
+
+
+def of_other_config(run: Path) -> Path:
+    old = Path(shutil.copytree(find_checkpoint(run), run.parent / "old_config"))
+    layer = old / "config.toml"
+    layer.write_text(layer.read_text() + "\n[model.deep]\nlayers = 3\n")
+    return old
+
+
+@pytest.fixture(scope="module")
+def used(distilled: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return run_ranks(1, use_on_one_rank, folder)[0]
+
+
+def test_a_run_with_a_plan_of_two_ranks_is_used_on_one(
+    used: dict[str, Any], distilled: dict[str, Any], folder: Path
+) -> None:
+    layer = (folder / "run" / "config.toml").read_text()
+    assert f'plan = "{folder / "planned" / "plan.json"}"' in layer
+    trained = json.loads((folder / "run" / "evaluation.json").read_text())["gauc"]
+    assert used["evaluated"] == pytest.approx(trained, abs=1e-6)
+    assert used["exported"] == "ArtifactError: arrived at the compiler"
+    assert not (folder / "run" / "export").exists()
+    assert used["distilled"] == pytest.approx(used["evaluated"], abs=1e-6)
+
+
+def test_a_plan_that_is_named_again_is_used(used: dict[str, Any]) -> None:
+    assert "does not fit" in used["planned"]
+    assert "world_size: 2 in the plan, 1 in this job" in used["planned"]
+
+
+def test_a_run_of_another_release_says_which_and_what_to_do(used: dict[str, Any]) -> None:
+    assert used["other_format"].startswith("CheckpointError: ")
+    assert "has format 9, was written by cdp_torchrec 0.1.0" in used["other_format"]
+    assert "use the release that wrote it, or train again" in used["other_format"]
+    for name in ("other_config", "other_keys"):
+        assert used[name].startswith("CheckpointError: ")
+        assert "cdp_torchrec 0.1.0" in used[name]
+        assert "se that release" in used[name] and "train again" in used[name]
+    assert "model.deep: unknown key" in used["other_config"]
+    assert "not part of this model: model.scores.bias" in used["other_keys"]
+    # A user's own mistake is no question of releases.
+    assert used["wrong_override"].startswith("ConfigError: bad config\n  model.deep: unknown key")

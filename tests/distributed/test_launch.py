@@ -166,6 +166,17 @@ def test_plain_python_shows_a_mistake_as_one_line(project: Path) -> None:
     assert done.stdout == "error: data.dir: found 'x', which does not exist\n"
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(project: Path) -> None:
+    (project / "long.py").write_text(
+        "from cdp_torchrec.distributed.process_group import run_main\n"
+        "run_main(lambda arguments: print('line\\n' * 100_000))\n"
+    )
+    python = SCRIPTS / "python"
+    piped = f"set -o pipefail; {python} long.py | head -1"
+    done = run(project, "/bin/bash", "-c", piped)
+    assert (done.returncode, done.stdout) == (0, "line\n")
+
+
 def test_a_usage_error_is_recorded_for_the_launcher(project: Path) -> None:
     (project / "usage.py").write_text(
         "import sys\n"

@@ -23,9 +23,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.schema import load_schema
-from cdp_torchrec.experiment import build_experiment, evaluate_run, train
+from cdp_torchrec.experiment import build_experiment, train
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.run.checkpoint import CheckpointError
+from cdp_torchrec.run.records import CheckpointError
+from cdp_torchrec.stored_run import evaluate_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 

@@ -12,12 +12,13 @@ from cdp_torchrec.benchmark.latency.config import LatencyConfig, LatencyExperime
 from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
 from cdp_torchrec.benchmark.latency.rounds import cdp_name, make_contestants, measure
-from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
-from cdp_torchrec.experiment import Experiment, build_experiment, make_checkpointer
+from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.interest import CdpConfig, CdpInterest
-from cdp_torchrec.run.checkpoint import find_checkpoint
+from cdp_torchrec.run.saved import find_checkpoint
+from cdp_torchrec.stored_run import load_checkpoint, open_run
 
 _CLOSE_TO = 100
 
@@ -34,12 +35,11 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
         ConfigError: it is no run of CDP with a sampler, or a number of steps is impossible.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
     """
-    checkpoint = find_checkpoint(path)
-    config = load_config(LatencyExperimentConfig, [str(checkpoint / "config.toml"), *overrides])
-    latency = config.latency
+    run = open_run(path, overrides, LatencyExperimentConfig)
+    config, latency = run.config, run.config.latency
     _check(config)
-    experiment = build_experiment(config, device)
-    _load(experiment, checkpoint)
+    student = _student(run.directory, latency)
+    experiment = run.load(device)
     arch = experiment.model.ranking_arch
     contestants = make_contestants(config, latency, arch, device)
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,7 +51,7 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
         device=_describe(device, latency.clock),
         frontier_candidates=at,
         timings=timings,
-        qualities=list(_qualities(experiment, checkpoint, latency)) if latency.quality else [],
+        qualities=list(_qualities(experiment, student, latency)) if latency.quality else [],
         steps=steps,
         costs={
             name: denoiser_cost(denoiser, num_candidates=at, num_inference_steps=k)
@@ -62,7 +62,7 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
 
 
 def _qualities(
-    experiment: Experiment, checkpoint: Path, latency: LatencyConfig
+    experiment: Experiment, student: Path | None, latency: LatencyConfig
 ) -> Iterator[Quality]:
     """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
@@ -74,10 +74,8 @@ def _qualities(
         if interest.steps not in measured:
             measured[interest.steps] = _quality(experiment, sampler, steps)
         yield replace(measured[interest.steps], name=sampler)
-    run_dir = checkpoint.parent.parent
-    student = latency.student or run_dir.with_name(f"{run_dir.name}-student")
-    if latency.student is not None or student.is_dir():
-        _load(experiment, find_checkpoint(student))
+    if student is not None:
+        load_checkpoint(experiment, student)
         _interest(experiment).set_sampling(sampler=latency.samplers[0], num_inference_steps=1)
         yield _quality(experiment, "student", 1)
 
@@ -103,10 +101,12 @@ def _interest(experiment: Experiment) -> CdpInterest:
     return interest
 
 
-def _load(experiment: Experiment, checkpoint: Path) -> None:
-    make_checkpointer(experiment, checkpoint.parent.parent).load(
-        checkpoint, experiment.parallelized.model, experiment.parallelized.optimizer
-    )
+def _student(run_dir: Path, latency: LatencyConfig) -> Path | None:
+    """Checkpoint of the student; found before anything is compiled."""
+    beside = run_dir.with_name(f"{run_dir.name}-student")
+    if latency.student is None and not beside.is_dir():
+        return None
+    return find_checkpoint(latency.student or beside)
 
 
 def _check(config: LatencyExperimentConfig) -> None:

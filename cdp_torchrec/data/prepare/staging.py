@@ -9,7 +9,6 @@ order, the split, exact history features and the history store.
     staging/behaviours/*.parquet   user_id, item, category, action, timestamp; raw values
 """
 
-import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from cdp_torchrec.data.prepare.starter import write_starter
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
 from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
 from cdp_torchrec.progress import ProgressBar
+from cdp_torchrec.whole_file import whole_directory
 
 __all__ = [
     "DatasetSpec",
@@ -58,7 +58,8 @@ def build_dataset(
         DatasetError: a staging file is unreadable or breaks the contract, or `output` exists.
         PreparationError: the dataset cannot be written.
     """
-    with engine_errors(staging, output), _new_directory(output) as partial:
+    _check_new(output)
+    with engine_errors(staging, output), whole_directory(output) as partial:
         work = partial / "work"
         with open_database(work, limits or EngineLimits()) as connection:
             schema = _build(connection, staging, partial, spec)
@@ -66,24 +67,6 @@ def build_dataset(
         schema.save(partial)
         write_starter(partial, data_dir=output)
     return schema
-
-
-@contextmanager
-def _new_directory(output: Path) -> Generator[Path]:
-    """A directory to fill that becomes `output` at the end, or vanishes on any error.
-
-    Raises:
-        DatasetError: `output` exists.
-    """
-    _check_new(output)
-    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """Sharding plans: which rank holds which part of which table."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
@@ -134,43 +133,3 @@ def _check_complete(plan: ShardingPlan, tables: Sequence[EmbeddingTable]) -> Non
     ]
     if missing:
         raise RuntimeError(f"TorchRec's planner has left out the tables {', '.join(missing)}")
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What rank 0 tells the others in place of a plan."""
-
-    text: str
-    is_mistake: bool
-    """The user's."""
-
-
-def from_rank_zero(make_plan: Callable[[], ShardingPlan]) -> ShardingPlan:
-    """The plan that rank 0 makes or reads, on all ranks; collective.
-
-    Args:
-        make_plan: called on rank 0 only, because planners need not agree, and a search that is
-            bounded in time least of all.
-
-    Raises:
-        ConfigError: rank 0 raised it; on all ranks.
-        RuntimeError: on the other ranks, when anything else went wrong on rank 0, which raises
-            what it was.
-    """
-    shared: list[ShardingPlan | _Failure | None] = [None]
-    raised: Exception | None = None
-    if dist.get_rank() == 0:
-        try:
-            shared[0] = make_plan()
-        except Exception as error:  # whatever it is: the other ranks are waiting
-            raised = error
-            shared[0] = _Failure(str(error), isinstance(error, ConfigError))
-    dist.broadcast_object_list(shared)
-    if raised is not None:
-        raise raised
-    (plan,) = shared
-    if isinstance(plan, _Failure):
-        kind = ConfigError if plan.is_mistake else RuntimeError
-        raise kind(plan.text if plan.is_mistake else f"rank 0 could not make the plan: {plan.text}")
-    assert plan is not None
-    return plan

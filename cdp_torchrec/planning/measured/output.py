@@ -7,19 +7,18 @@ import tomli_w
 from cdp_torchrec.planning.measured.comparison import Comparison
 from cdp_torchrec.planning.measured.figure import draw_estimates
 from cdp_torchrec.planning.measured.table import as_json, as_markdown
-from cdp_torchrec.run.directory import write_json
+from cdp_torchrec.whole_file import whole_file, write_json, write_whole
 
 
 def write_outputs(comparison: Comparison) -> None:
     """Write the files that the configuration asks for; on one rank."""
     config = comparison.setting.config.benchmark
     if config.output is not None:
-        config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "plans.md").write_text(as_markdown(comparison) + "\n")
+        write_whole(config.output / "plans.md", as_markdown(comparison) + "\n")
         write_json(config.output / "plans.json", as_json(comparison))
-        draw_estimates(comparison, config.output / "plans.png")
+        with whole_file(config.output / "plans.png") as partial:
+            draw_estimates(comparison, partial)
     if config.output_hardware is not None:
-        config.output_hardware.parent.mkdir(parents=True, exist_ok=True)
         write_hardware(comparison, config.output_hardware)
 
 
@@ -38,4 +37,4 @@ def write_hardware(comparison: Comparison, path: Path) -> None:
         f"{setting.config.optimizer.sparse.kind}. The rest is not measured.\n"
     )
     values = comparison.hardware.model_dump(mode="json", exclude_none=True)
-    path.write_text(origin + tomli_w.dumps(values))
+    write_whole(path, origin + tomli_w.dumps(values))

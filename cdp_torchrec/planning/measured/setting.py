@@ -20,8 +20,9 @@ from cdp_torchrec.distributed.plans.file import read_plan
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig, load_hardware
 from cdp_torchrec.distributed.plans.job import local_hardware
 from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
-from cdp_torchrec.distributed.plans.search import from_rank_zero, plan_sharding
+from cdp_torchrec.distributed.plans.search import plan_sharding
 from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import check_against_data, open_data
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
@@ -29,6 +30,7 @@ from cdp_torchrec.planning.estimate import PlanEstimate
 from cdp_torchrec.planning.estimator import estimate_given_plan
 from cdp_torchrec.planning.measured.config import PlanBenchmarkConfig, PlansConfig
 from cdp_torchrec.planning.measured.ids import draw_ids, resize_tables
+from cdp_torchrec.whole_file import why_unwritable
 
 STRATEGIES = ("auto", *get_args(TypeName))
 _DEFAULT = ("table_wise", "row_wise", "column_wise", "data_parallel", "auto")
@@ -114,7 +116,10 @@ def make_plans(setting: Setting) -> dict[str, ShardingPlan]:
             f"benchmark.plans: found {', '.join(map(repr, unknown))}; expected some of "
             f"{', '.join(STRATEGIES)}, or plan files (.json)"
         )
-    return {name: from_rank_zero(lambda name=name: _plan(setting, name)) for name in names}
+    return {
+        name: from_rank_zero(lambda name=name: _plan(setting, name), purpose="make the plan")
+        for name in names
+    }
 
 
 def estimate(setting: Setting, plan: ShardingPlan, hardware: HardwareConfig) -> PlanEstimate:
@@ -164,23 +169,15 @@ def _plan(setting: Setting, name: str) -> ShardingPlan:
 
 def _check_outputs(config: PlanBenchmarkConfig) -> None:
     problems = []
-    if config.output is not None:
-        problems += _unwritable("benchmark.output", config.output, config.output)
+    if config.output is not None and (reason := why_unwritable(config.output)):
+        problems.append(f"benchmark.output = '{config.output}': {reason}")
     if config.output_hardware is not None:
         file = config.output_hardware
         if file.suffix != ".toml" or file.is_dir():
             problems.append(
                 f"benchmark.output_hardware = '{file}': expected a file ending in .toml"
             )
-        problems += _unwritable("benchmark.output_hardware", file, file.parent)
+        if reason := why_unwritable(file.parent):
+            problems.append(f"benchmark.output_hardware = '{file}': {reason}")
     if problems:
         raise ConfigError.of(problems)
-
-
-def _unwritable(key: str, value: Path, directory: Path) -> list[str]:
-    """What keeps a directory from being made or written to."""
-    parents = (directory, *directory.absolute().parents)
-    there = next(path for path in parents if path.exists())
-    if there.is_dir() and os.access(there, os.W_OK):
-        return []
-    return [f"{key} = '{value}': {there} is not a writable directory"]

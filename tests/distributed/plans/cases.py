@@ -26,8 +26,9 @@ from cdp_torchrec.experiment import Experiment, build_experiment, open_data
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
-from cdp_torchrec.run.checkpoint import Checkpointer, Progress
+from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.records import Progress
 from cdp_torchrec.trainer import Trainer
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS

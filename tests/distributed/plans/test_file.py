@@ -21,8 +21,9 @@ from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan, write_plan
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
-from cdp_torchrec.distributed.plans.search import from_rank_zero, plan_sharding
+from cdp_torchrec.distributed.plans.search import plan_sharding
 from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.distributed.spawn import run_ranks
@@ -340,12 +341,15 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, str]:
     def fail(error: Exception) -> ShardingPlan:
         raise error
 
+    def share(make: Callable[[], ShardingPlan]) -> None:
+        from_rank_zero(make, purpose="make the plan")
+
     mistakes: dict[str, Callable[[], Any]] = {
         "other_model": lambda: train("other", given, "model.embedding_dim=8"),
         "missing": lambda: train("other", "sharding.plan=nowhere.json"),
         "other_device": lambda: train("other", "sharding.hardware=h100"),
-        "too_large": lambda: from_rank_zero(Job(Model(rows=5_000_000_000), 2).plan),
-        "bug": lambda: from_rank_zero(lambda: fail(RuntimeError("No available sharding type"))),
+        "too_large": lambda: share(Job(Model(rows=5_000_000_000), 2).plan),
+        "bug": lambda: share(lambda: fail(RuntimeError("No available sharding type"))),
     }
     found = {}
     for name, mistake in mistakes.items():

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cdp_torchrec.experiment import build_experiment, make_checkpointer
-from cdp_torchrec.run.checkpoint import Progress, saved_checkpoints
+from cdp_torchrec.run.records import Progress
+from cdp_torchrec.run.saved import saved_checkpoints
 from tests.distributed.plans.cases import (
     CPU,
     LAYOUTS,

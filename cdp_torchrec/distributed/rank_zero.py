@@ -1,0 +1,52 @@
+"""What one rank finds out for all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from cdp_torchrec.config import ConfigError
+
+_Shared = TypeVar("_Shared")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of rank 0, on its way to the other ranks."""
+
+    text: str
+    kind: type[Exception] | None
+    """Class of a user's mistake."""
+
+
+def from_rank_zero(make: Callable[[], _Shared], *, purpose: str) -> _Shared:
+    """What rank 0 makes or reads, on all ranks, so that all take the same way; collective.
+
+    Args:
+        make: called on rank 0 only; what it returns is pickled.
+        purpose: what it does, for the error of the other ranks, such as "read the directory".
+
+    Raises:
+        Exception: a user's mistake that rank 0 raised; on all ranks.
+        RuntimeError: on the other ranks, when anything else went wrong on rank 0, which raises
+            what it was.
+    """
+    shared: list[_Shared | _Failure | None] = [None]
+    raised: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            shared[0] = make()
+        except Exception as error:  # whatever it is: the other ranks are waiting
+            raised = error
+            is_mistake = isinstance(error, ConfigError) or getattr(error, "user_error", False)
+            shared[0] = _Failure(str(error), type(error) if is_mistake else None)
+    dist.broadcast_object_list(shared)
+    if raised is not None:
+        raise raised
+    (found,) = shared
+    if isinstance(found, _Failure):
+        if found.kind is not None:
+            raise found.kind(found.text)
+        raise RuntimeError(f"rank 0 could not {purpose}: {found.text}")
+    return found  # pyrefly: ignore[bad-return]

@@ -1,0 +1,95 @@
+"""Each run has a directory of its own, and each attempt of a job the same."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.directory import open_run_directory
+from cdp_torchrec.run.records import CheckpointError
+from cdp_torchrec.whole_file import write_whole
+
+pytestmark = pytest.mark.usefixtures("alone", "nowhere")
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of this process, without a launcher."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def begin(run_dir: Path) -> Path:
+    write_whole(run_dir / "metrics.jsonl", "{}\n")
+    return run_dir
+
+
+def test_runs_that_start_in_the_same_second_have_directories_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda pattern: "20260801-120000")
+    found = {begin(open_run_directory(RunConfig())) for _ in range(20)}
+    assert len(found) == 20
+    assert all(path.is_dir() and path.match("runs/20260801-120000-??????") for path in found)
+
+
+def test_the_launchers_id_is_the_name_and_a_restarted_attempt_finds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert begin(open_run_directory(RunConfig())) == Path("runs/train-x1")
+    with pytest.raises(ConfigError, match="holds another run"):
+        open_run_directory(RunConfig())
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert open_run_directory(RunConfig()) == Path("runs/train-x1")
+
+
+def test_a_restarted_attempt_of_a_job_without_an_id_finds_its_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = iter(["20260801-120000", "20260801-120005"])
+    monkeypatch.setattr(time, "strftime", lambda pattern: next(names))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    begin(open_run_directory(RunConfig()))
+    second = begin(open_run_directory(RunConfig()))  # a later job of the same launcher
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert open_run_directory(RunConfig()) == second
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    write_whole(tmp_path / "file", "")
+    with pytest.raises(ConfigError) as raised:
+        open_run_directory(RunConfig(dir=tmp_path / "file" / "run"))
+    assert str(raised.value) == (
+        f"run.dir = '{tmp_path}/file/run': {tmp_path}/file is not a writable directory"
+    )
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again_when_it_is_resumed(
+    tmp_path: Path,
+) -> None:
+    run_dir = begin(tmp_path / "run")
+    write_whole(run_dir / "tensorboard" / "events", "")
+    with pytest.raises(ConfigError, match=r"continue it with run\.resume=true"):
+        open_run_directory(RunConfig(dir=run_dir))
+    assert open_run_directory(RunConfig(dir=run_dir, resume=True)) == run_dir
+    assert list(run_dir.iterdir()) == []
+
+
+def test_there_is_nothing_to_resume_where_no_run_began(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        open_run_directory(RunConfig(dir=tmp_path / "run", resume=True))
