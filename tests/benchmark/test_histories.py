@@ -19,7 +19,7 @@ from cdp_torchrec.benchmark.histories.case import (
     time_rounds,
     uncapped,
 )
-from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
+from cdp_torchrec.benchmark.histories.config import HistorySettings
 from cdp_torchrec.benchmark.histories.inputs import make_inputs
 from cdp_torchrec.benchmark.histories.isolated import (
     Limits,
@@ -30,7 +30,7 @@ from cdp_torchrec.benchmark.histories.isolated import (
 )
 from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
 from cdp_torchrec.commands import benchmark
-from cdp_torchrec.config import Config, ConfigError, load_config
+from cdp_torchrec.config import Config, load_config
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest import (
     DienConfig,
@@ -47,9 +47,7 @@ from tests.paths import CONFIGS
 from tests.squeeze import squeezed
 
 FILES = sorted((CONFIGS / "interest").glob("*.toml"))
-TINY = HistoryBenchmarkConfig(
-    lengths=(4, 8), batch_size=12, num_requests=3, embedding_dim=8, max_rounds=2
-)
+TINY = HistorySettings(lengths=(4, 8), batch_size=12, num_requests=3, embedding_dim=8, max_rounds=2)
 POOLED = PooledConfig(kind="pooled")
 DIEN = DienConfig(kind="dien")
 DIMS = InterestDims(
@@ -134,7 +132,7 @@ def test_training_reaches_the_module_and_the_embeddings_and_scoring_neither(
 
 
 def test_histories_are_between_half_of_the_length_and_all_of_it() -> None:
-    settings = HistoryBenchmarkConfig(batch_size=64, num_requests=16, embedding_dim=4)
+    settings = HistorySettings(batch_size=64, num_requests=16, embedding_dim=4)
     inputs = make_inputs(HistoryLookup(gated=True, recent=True), DIMS, 101, settings)
     for sequence in (inputs.gated, inputs.recent):
         assert sequence is not None
@@ -145,7 +143,7 @@ def test_histories_are_between_half_of_the_length_and_all_of_it() -> None:
 
 
 def test_a_module_that_reads_a_short_part_gets_no_more() -> None:
-    settings = HistoryBenchmarkConfig(batch_size=8, num_requests=2, embedding_dim=4)
+    settings = HistorySettings(batch_size=8, num_requests=2, embedding_dim=4)
     inputs = make_inputs(HistoryLookup(recent=True, recent_length=10), DIMS, 100, settings)
     assert inputs.recent is not None
     assert inputs.recent.index.lengths[:2].tolist() == [10, 10]
@@ -203,7 +201,7 @@ def test_a_longer_history_is_not_run_after_a_limit(monkeypatch: pytest.MonkeyPat
         return PassedLimit.TIME if case.row == "dien" and case.length >= 200 else COST
 
     monkeypatch.setattr(history_table, "run_isolated", run_isolated)
-    settings = HistoryBenchmarkConfig(lengths=(50, 200, 1000))
+    settings = HistorySettings(lengths=(50, 200, 1000))
     table = run_history_benchmark({"dien": DIEN, "pooled": POOLED}, POOLED, settings)
     assert ("dien", 200) in run and ("dien", 1000) not in run and ("pooled", 1000) in run
     shown = squeezed(as_markdown(table))
@@ -217,34 +215,15 @@ def test_a_longer_history_is_not_run_after_a_limit(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_the_command_prints_a_table_and_writes_json(
+def test_the_command_prints_tables_and_writes_them_with_all_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "histories.json"
-    sizes = ["batch_size=12", "num_requests=3", "embedding_dim=8", "max_rounds=1"]
-    benchmark.main(["history", 'rows=["sasrec"]', "lengths=[4]", *sizes, "--output", str(output)])
-    assert "| sasrec \\* |" in squeezed(capsys.readouterr().out)
-    (cell,) = json.loads(output.read_text())["cells"]
+    sizes = ["batch_size=12", "num_requests=3", "embedding_dim=8", "max_rounds=1", "lengths=[4]"]
+    chosen = ['rows=["sasrec"]', f"output={tmp_path / 'out'}"]
+    benchmark.main(["history", *(f"benchmark.{setting}" for setting in [*sizes, *chosen])])
+    shown = capsys.readouterr().out
+    assert "| sasrec \\* |" in squeezed(shown)
+    assert (tmp_path / "out" / "history.md").read_text() == shown
+    (cell,) = json.loads((tmp_path / "out" / "history.json").read_text())["cells"]
     assert (cell["row"], cell["length"], cell["cap_in_file"]) == ("sasrec", 4, 50)
     assert cell["train_ms"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "expected: benchmark train"),
-        (["history", 'rows=["dim"]'], "rows: found \\['dim'\\], expected some of"),
-        (["history", "lengths=[]"], "lengths"),
-        (["history", "--output"], "expected a file"),
-        (["history", "--output", "nowhere/table.json"], "directory nowhere does not exist"),
-    ],
-)
-def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        benchmark.main(arguments)
-
-
-def test_help_lists_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.main(["history", "--help"])
-    shown = capsys.readouterr().out
-    assert "time_limit_s" in shown and "--output FILE" in shown

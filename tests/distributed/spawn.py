@@ -13,7 +13,8 @@ from torch import multiprocessing
 
 # Ranks are forked from a process that has imported what takes seconds and has done nothing else:
 # each case has new processes, and the imports are waited for once.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.distributed.preloaded"])
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["tests.distributed.preloaded"])
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

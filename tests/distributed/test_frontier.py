@@ -10,8 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from cdp_torchrec.benchmark.latency.frontier import measure_run
-from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
+from cdp_torchrec.benchmark.latency.frontier import measure_run, open_cdp_run
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distill import distill_run
 from cdp_torchrec.experiment import train
@@ -24,7 +23,6 @@ from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
-from tests.squeeze import squeezed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -63,23 +61,12 @@ def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     return {"distilled": distilled, "again": again}
 
 
-def measure_on_one_rank(folder: Path) -> Any:
-    settings = [
-        "latency.candidates=[1, 5]",
-        "latency.num_inference_steps=[1, 3]",
-        'latency.forms=["eager"]',
-        "latency.num_requests=2",
-        "latency.num_rounds=3",
-    ]
-    return measure_run(folder / "run", settings, CPU)
-
-
 def mistake_on_one_rank(dataset: Path, folder: Path) -> list[str]:
     train(load_run("pooled", dataset, folder / "pooled"), CPU)
     said = []
-    for action in (distill_run, measure_run):
+    for action in (lambda run: distill_run(run, [], CPU), lambda run: open_cdp_run(run, [])):
         try:
-            action(folder / "pooled", [], CPU)
+            action(folder / "pooled")
         except ConfigError as error:
             said.append(str(error))
     return said
@@ -116,29 +103,6 @@ def test_everything_but_the_denoiser_is_the_teachers(
     assert all(".interest.denoiser." in name for name in changed)
 
 
-def test_the_frontier_holds_every_setting_and_the_student(
-    distilled: dict[str, Any], folder: Path
-) -> None:
-    report = run_ranks(1, measure_on_one_rank, folder)[0]
-    models = {(t.name, t.num_candidates) for t in report.timings}
-    names = ("none", "pooled", "cdp 1 step", "cdp 3 steps")
-    assert models == {(name, size) for name in names for size in (1, 5)}
-    settings = [(q.name, q.num_inference_steps) for q in report.qualities]
-    run = [(sampler, steps) for sampler in ("ddim", "dpmpp_2m") for steps in (1, 3)]
-    assert settings == [*run, ("student", 1)]
-    student = distilled["distilled"].student
-    assert report.qualities[-1].gauc == pytest.approx(student.gauc, abs=1e-6)
-    assert report.qualities[0].gauc == report.qualities[2].gauc  # one step is one step
-    three, one = report.costs["cdp 3 steps"], report.costs["cdp 1 step"]
-    assert three.flops == 3 * one.flops
-    text, data = as_markdown(report), json.loads(json.dumps(as_json(report)))
-    assert "| cdp 3 steps | eager | 5 |" in squeezed(text)
-    assert "| student | 1 |" in squeezed(text)
-    assert len(data["latency"]) == 8 and len(data["quality"]) == 5
-    draw_frontier(report, folder / "frontier.png")
-    assert (folder / "frontier.png").stat().st_size > 0
-
-
 def test_a_run_without_a_reverse_process_is_refused(tiny_dataset: Path, folder: Path) -> None:
     said = run_ranks(1, mistake_on_one_rank, tiny_dataset, folder)[0]
     assert len(said) == 2
@@ -146,12 +110,15 @@ def test_a_run_without_a_reverse_process_is_refused(tiny_dataset: Path, folder: 
 
 
 def use_on_one_rank(folder: Path) -> dict[str, Any]:
-    """Evaluate, distill, and export as far as the compiler, what two ranks trained."""
+    """Evaluate, distill, measure, and export as far as the compiler, what two ranks trained."""
     run = folder / "run"
     settings = ["distill.max_steps=1", f"distill.dir={folder / 'one-rank-student'}"]
     return {
         "evaluated": evaluate_run(run, [], CPU, write_predictions=False).report.gauc,
         "distilled": distill_run(run, settings, CPU).teacher.gauc,
+        "measured": [
+            timing.name for timing in measure_run(open_cdp_run(run, MEASURED), CPU).timings
+        ],
         "exported": error_of(lambda: export_without_compiling(run)),
         "planned": error_of(lambda: evaluate_planned(run, folder / "planned" / "plan.json")),
         "other_keys": error_of(lambda: evaluate_with_other_keys(run)),
@@ -159,6 +126,16 @@ def use_on_one_rank(folder: Path) -> dict[str, Any]:
         "other_config": error_of(lambda: open_run(of_other_config(run), [], ExperimentConfig)),
         "wrong_override": error_of(lambda: open_run(run, ["model.deep=3"], ExperimentConfig)),
     }
+
+
+MEASURED = [
+    "benchmark.candidates=[5]",
+    "benchmark.num_inference_steps=[2]",
+    'benchmark.forms=["eager"]',
+    "benchmark.num_requests=1",
+    "benchmark.num_rounds=1",
+    "benchmark.quality=false",
+]
 
 
 def error_of(action: Callable[[], Any]) -> str:
@@ -211,6 +188,7 @@ def test_a_run_with_a_plan_of_two_ranks_is_used_on_one(
     assert f'plan = "{folder / "planned" / "plan.json"}"' in layer
     trained = json.loads((folder / "run" / "evaluation.json").read_text())["gauc"]
     assert used["evaluated"] == pytest.approx(trained, abs=1e-6)
+    assert used["measured"] == ["none", "pooled", "cdp 2 steps"]
     assert used["exported"] == "ArtifactError: arrived at the compiler"
     assert not (folder / "run" / "export").exists()
     assert used["distilled"] == pytest.approx(used["evaluated"], abs=1e-6)

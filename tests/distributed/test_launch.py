@@ -37,8 +37,8 @@ def main(arguments):
     dist.all_reduce(total)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
     sys.stdout.write(f"sum of ranks {total.item()} attempt {attempt}\\n")  # one write per rank
-    if "fail-at-2" in arguments and rank() == 2:
-        raise ValueError("rank two cannot go on")
+    if "fail-last" in arguments and rank() == world_size() - 1:
+        raise ValueError("the last rank cannot go on")
     if "fail-once" in arguments and attempt == "0":
         raise ValueError("the first attempt fails")
     dist.all_reduce(total)
@@ -130,17 +130,17 @@ def test_no_script_is_one_clear_message(project: Path) -> None:
 @pytest.mark.distributed
 def test_a_failing_rank_ends_the_job_with_its_own_error_last(project: Path) -> None:
     started = time.monotonic()
-    done = torchx_run(project, "dist.ddp -j 1x4 launch/train.py join fail-at-2")
-    assert time.monotonic() - started < 60  # a collective alone would wait 300 s for rank 2
+    done = torchx_run(project, "dist.ddp -j 1x2 launch/train.py join fail-last")
+    assert time.monotonic() - started < 60  # a collective alone would wait 300 s for rank 1
     assert done.returncode != 0
     last_lines = done.stdout.rstrip().splitlines()[-3:]
-    assert any("rank 2: ValueError: rank two cannot go on" in line for line in last_lines)
-    assert "Connection closed" not in done.stdout  # the survivors stay quiet
+    assert any("rank 1: ValueError: the last rank cannot go on" in line for line in last_lines)
+    assert "Connection closed" not in done.stdout  # the survivor stays quiet
 
 
 @pytest.mark.distributed
 def test_a_mistake_of_all_ranks_is_shown_once_without_a_traceback(project: Path) -> None:
-    done = torchx_run(project, "dist.ddp -j 1x4 launch/train.py same-mistake")
+    done = torchx_run(project, "dist.ddp -j 1x2 launch/train.py same-mistake")
     assert done.returncode != 0
     shown = "error: data.dir: found 'x', which does not exist"
     assert [line.count(shown) for line in done.stdout.splitlines() if "]:rank" in line] == [1]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.commands import run_command
 from tests.paths import ROOT
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
@@ -48,22 +49,25 @@ def test_the_launch_line_trains_and_measures(trained: Path) -> None:
 
 def test_a_run_is_measured_again_by_one_rank(trained: Path) -> None:
     before = json.loads((trained / "evaluation.json").read_text())
-    table = run(sys.executable, "launch/evaluate.py", trained, "--predictions")
-    assert "GAUC" in table
+    ended = run_command("evaluate", trained, "--predictions")
+    assert ended.codes == [0] and "GAUC" in ended.said
     assert (trained / "predictions.parquet").is_file()
     after = json.loads((trained / "evaluation.json").read_text())
     assert after["gauc"] == pytest.approx(before["gauc"], abs=1e-4)
 
 
 def test_a_finished_run_is_not_overwritten(trained: Path) -> None:
-    said = run(sys.executable, "launch/train.py", trained / "config.toml", fails=True)
-    assert "holds another run: continue it with run.resume=true" in said
-    assert "Traceback" not in said
+    ended = run_command("train", trained / "config.toml")
+    assert ended.codes == [1]
+    assert "holds another run: continue it with run.resume=true" in ended.said
+    assert "Traceback" not in ended.said
 
 
-def test_reference_scorers_of_a_dataset_are_measured_by_torchrun(tiny_dataset: Path) -> None:
-    table = run("torchrun", "--nproc_per_node", "2", "launch/evaluate.py", tiny_dataset)
-    assert all(name in table for name in ("popularity", "position", "last_touched", "bayes"))
+def test_reference_scorers_of_a_dataset_are_measured_by_two_ranks(tiny_dataset: Path) -> None:
+    ended = run_command("evaluate", tiny_dataset, world_size=2)
+    assert ended.codes == [0, 0]
+    assert all(f"{name} " in ended.said for name in ("popularity", "position", "bayes"))
+    assert ended.said.count("last_touched") == 1, "rank 0 alone speaks"
 
 
 def test_help_documents_every_key() -> None:

@@ -8,8 +8,8 @@ from cdp_torchrec.config import Config
 from cdp_torchrec.serving.server.config import ServerConfig
 
 
-class EndpointBenchmarkConfig(Config):
-    """The load, and the server that bears it."""
+class EndpointSettings(Config):
+    """The load."""
 
     dataset: Path | None = None
     """Dataset whose test requests are sent, and whose history the server reads; the one that the
@@ -24,5 +24,14 @@ class EndpointBenchmarkConfig(Config):
     """Clients that send malformed requests in the same way."""
     num_requests: PositiveInt = 500
     """Different requests."""
+    output: Path | None = None
+    """Directory for the table (endpoint.md) and all numbers (endpoint.json)."""
+
+
+class EndpointBenchmarkConfig(Config):
+    """The load, and the server that bears it."""
+
+    benchmark: EndpointSettings = EndpointSettings()
+    """The load."""
     server: ServerConfig = ServerConfig()
     """Settings of the server; its port is a free one."""

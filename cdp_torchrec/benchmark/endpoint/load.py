@@ -23,7 +23,7 @@ from cdp_torchrec.benchmark.endpoint.clients import (
     attack,
     malformed_bodies,
 )
-from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
+from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig, EndpointSettings
 from cdp_torchrec.benchmark.endpoint.report import EndpointError, EndpointLoad, Reload
 from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.environment import quiet_libraries
@@ -44,23 +44,24 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
 
     Args:
         artifact: directory of an artifact.
-        config: the load.
+        config: the load and the server.
 
     Raises:
         ArtifactError: an artifact cannot be served.
         EndpointError: the server does not start.
     """
+    settings = config.benchmark
     exported = ExportedConfig.read(artifact)
-    dataset = config.dataset or exported.data.dir
+    dataset = settings.dataset or exported.data.dir
     data = exported.data.model_copy(update={"dir": dataset})
     exported = exported.model_copy(update={"data": data})
-    requests = raw_test_requests(exported, read_schema(data))[: config.num_requests]
-    before, after = artifact.resolve(), (config.reload or artifact).resolve()
+    requests = raw_test_requests(exported, read_schema(data))[: settings.num_requests]
+    before, after = artifact.resolve(), (settings.reload or artifact).resolve()
     metadata, expected = _expected_scores((before, after), requests, dataset)
     bodies = [json.dumps(to_infer_request(r, metadata)).encode() for r in requests]
 
-    settings = {"port": _free_port(), "model_name": _NAME, "history_store": dataset}
-    server = config.server.model_copy(update=settings)
+    places = {"port": _free_port(), "model_name": _NAME, "history_store": dataset}
+    server = config.server.model_copy(update=places)
     target = Target(
         server.host, server.port, f"/v2/models/{_NAME}/infer", timeout_s=4 * server.timeout_s
     )
@@ -75,7 +76,7 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
         process.start()
         try:
             _wait_until_ready(target, process)
-            clients = _Clients(target, config)
+            clients = _Clients(target, settings)
             clients.start(bodies, expected, bad)
             clients.wait_until(0.5)
             link.unlink()
@@ -120,10 +121,10 @@ def _serve(artifact: Path, config: ServerConfig) -> None:
 class _Clients:
     """The clients, each in a thread."""
 
-    def __init__(self, target: Target, config: EndpointBenchmarkConfig) -> None:
+    def __init__(self, target: Target, settings: EndpointSettings) -> None:
         self._target = target
-        self._config = config
-        self._pool = ThreadPoolExecutor(config.num_clients + config.num_attackers)
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(settings.num_clients + settings.num_attackers)
         self._is_over = threading.Event()
 
     def start(
@@ -134,20 +135,20 @@ class _Clients:
     ) -> None:
         self._start = time.monotonic()
         is_over = self._is_over.is_set
-        step = -(-len(bodies) // self._config.num_clients)
+        step = -(-len(bodies) // self._settings.num_clients)
         self._asking: list[Future[list[Exchange]]] = [
             self._pool.submit(
                 ask, self._target, bodies, expected, first=n * step % len(bodies), is_over=is_over
             )
-            for n in range(self._config.num_clients)
+            for n in range(self._settings.num_clients)
         ]
         self._attacking = [
             self._pool.submit(attack, self._target, bad, is_over=is_over)
-            for _ in range(self._config.num_attackers)
+            for _ in range(self._settings.num_attackers)
         ]
 
     def wait_until(self, share: float) -> None:
-        remaining = self._start + share * self._config.duration_s - time.monotonic()
+        remaining = self._start + share * self._settings.duration_s - time.monotonic()
         time.sleep(max(0.0, remaining))
 
     def stop(self) -> tuple[list[Exchange], list[Exchange]]:

@@ -1,13 +1,16 @@
 """What a server did under load: figures as a table, and whether all answers were right."""
 
 import os
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from cdp_torchrec.benchmark.endpoint.clients import Exchange
 from cdp_torchrec.text_table import markdown_table
+from cdp_torchrec.timer import Times
 
 
 class EndpointError(RuntimeError):
@@ -55,37 +58,74 @@ class EndpointLoad:
                 f"{self.reload.answer!r}, exit code {self.exit_code}"
             )
 
-    def as_markdown(self) -> str:
-        """The figures as a table."""
-        seconds = max(e.stop for e in self.asked) - min(e.start for e in self.asked)
-        answered = [e for e in self.asked if e.outcome == "right"]
-        reloading = [
-            e for e in answered if e.stop > self.reload.start and e.start < self.reload.stop
-        ]
-        rows = {
-            "requests per second": f"{len(answered) / seconds:,.1f}",
-            "candidates per second": f"{len(answered) * self.num_candidates / seconds:,.0f}",
-            "latency p50, p99, max (ms)": _milliseconds(answered),
-            "the same during the reload": _milliseconds(reloading),
-            "reload (s)": f"{self.reload.stop - self.reload.start:.1f}",
-            "valid requests": _counted(self.asked),
-            "answered by version": _listed(Counter(e.version for e in answered)),
-            "malformed requests": _counted(self.attacked),
-            "their statuses": _listed(Counter(e.detail for e in self.attacked)),
-            "load average before, after": (
-                f"{self.load_before:.1f}, {self.load_after:.1f} on {os.cpu_count()} cores"
-            ),
-        }
-        header = (f"{seconds:.0f} s on loopback", "")
-        return markdown_table(header, list(rows.items()), left=(0, 1))
+    @property
+    def seconds(self) -> float:
+        """From the first question to the last answer."""
+        return max(e.stop for e in self.asked) - min(e.start for e in self.asked)
+
+    @property
+    def answered(self) -> list[Exchange]:
+        """Valid requests with the right scores."""
+        return [e for e in self.asked if e.outcome == "right"]
+
+    @property
+    def answered_during_reload(self) -> list[Exchange]:
+        """Those that waited while the other artifact took over."""
+        start, stop = self.reload.start, self.reload.stop
+        return [e for e in self.answered if e.stop > start and e.start < stop]
+
+
+def as_markdown(load: EndpointLoad) -> str:
+    """The figures as a table."""
+    answered, seconds = load.answered, load.seconds
+    rows = {
+        "requests per second": f"{len(answered) / seconds:,.1f}",
+        "candidates per second": f"{len(answered) * load.num_candidates / seconds:,.0f}",
+        "latency p50, p99, max (ms)": _milliseconds(answered),
+        "the same during the reload": _milliseconds(load.answered_during_reload),
+        "reload (s)": f"{load.reload.stop - load.reload.start:.1f}",
+        "valid requests": _counted(load.asked),
+        "answered by version": _listed(Counter(e.version for e in answered)),
+        "malformed requests": _counted(load.attacked),
+        "their statuses": _listed(Counter(e.detail for e in load.attacked)),
+        "load average before, after": (
+            f"{load.load_before:.1f}, {load.load_after:.1f} on {os.cpu_count()} cores"
+        ),
+    }
+    return markdown_table((f"{seconds:.0f} s on loopback", ""), list(rows.items()), left=(0, 1))
+
+
+def as_json(load: EndpointLoad) -> dict[str, Any]:
+    """The same numbers for programs."""
+    answered = load.answered
+    return {
+        "seconds": load.seconds,
+        "requests_per_s": len(answered) / load.seconds,
+        "candidates_per_s": len(answered) * load.num_candidates / load.seconds,
+        "latency_ms": _quantiles_ms(answered),
+        "latency_during_reload_ms": _quantiles_ms(load.answered_during_reload),
+        "reload_s": load.reload.stop - load.reload.start,
+        "reload_answer": load.reload.answer,
+        "valid_requests": Counter(e.outcome for e in load.asked),
+        "answered_by_version": Counter(e.version for e in answered),
+        "malformed_requests": Counter(e.outcome for e in load.attacked),
+        "malformed_statuses": Counter(e.detail for e in load.attacked),
+        "exit_code": load.exit_code,
+        "load_average": [load.load_before, load.load_after],
+        "num_cores": os.cpu_count(),
+    }
+
+
+def _quantiles_ms(exchanges: Sequence[Exchange]) -> dict[str, float] | None:
+    if len(exchanges) < 2:
+        return None
+    times = Times(np.array([(e.stop - e.start) * 1000 for e in exchanges]))
+    return {"p50": times.median, "p99": times.percentile(99), "max": times.slowest}
 
 
 def _milliseconds(exchanges: Sequence[Exchange]) -> str:
-    if len(exchanges) < 2:
-        return "-"
-    times = sorted((e.stop - e.start) * 1000 for e in exchanges)
-    p99 = statistics.quantiles(times, n=100, method="inclusive")[98]
-    return f"{statistics.median(times):.1f}, {p99:.1f}, {times[-1]:.1f}"
+    found = _quantiles_ms(exchanges)
+    return ", ".join(f"{ms:.1f}" for ms in found.values()) if found else "-"
 
 
 def _counted(exchanges: Sequence[Exchange]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
+from cdp_torchrec.benchmark.histories.config import HistorySettings
 from cdp_torchrec.benchmark.histories.inputs import embeddings, make_inputs
 from cdp_torchrec.benchmark.histories.isolated import peak_memory_mib, reset_peak_memory
 from cdp_torchrec.interest import (
@@ -39,7 +39,7 @@ class HistoryCase:
     """Reads the whole length."""
     pooled: PooledConfig
     """What it is compared with."""
-    settings: HistoryBenchmarkConfig
+    settings: HistorySettings
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,7 @@ def _rounds(case: HistoryCase, deadline: float) -> Iterator[int]:
             return
 
 
-def make_contestant(
-    config: InterestConfig, length: int, settings: HistoryBenchmarkConfig
-) -> Contestant:
+def make_contestant(config: InterestConfig, length: int, settings: HistorySettings) -> Contestant:
     """A module with random inputs of its own.
 
     Args:

@@ -2,6 +2,7 @@
 
 # D embedding dim
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -9,10 +10,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from cdp_torchrec.config import Config
 
 
-class HistoryBenchmarkConfig(Config):
-    """Settings of `benchmark.py history`."""
+class HistorySettings(Config):
+    """What is measured."""
 
-    rows: tuple[str, ...] | None = None
+    rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of files in configs/interest; without it, all that have something to measure."""
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 200, 1000, 2000, 10000)
     """History lengths: the longest in the batch, the others are between half of it and all."""
@@ -28,3 +29,12 @@ class HistoryBenchmarkConfig(Config):
     """Wall-clock time for one row at one length, with the start of its process."""
     memory_limit_gib: PositiveFloat = 8.0
     """Memory of one row at one length."""
+    output: Path | None = None
+    """Directory for the tables (history.md) and all numbers (history.json)."""
+
+
+class HistoryBenchmarkConfig(Config):
+    """Configuration of `benchmark history`."""
+
+    benchmark: HistorySettings = HistorySettings()
+    """What is measured."""

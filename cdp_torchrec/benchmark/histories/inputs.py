@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
+from cdp_torchrec.benchmark.histories.config import HistorySettings
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestDims, InterestInput
@@ -18,7 +18,7 @@ _EMBEDDING_STD = 0.05
 
 
 def make_inputs(
-    lookup: HistoryLookup, dims: InterestDims, length: int, settings: HistoryBenchmarkConfig
+    lookup: HistoryLookup, dims: InterestDims, length: int, settings: HistorySettings
 ) -> InterestInput:
     """Random inputs in the forms that a module reads.
 

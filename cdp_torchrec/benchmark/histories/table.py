@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cdp_torchrec.benchmark.histories.case import HistoryCase, ModuleCost, cap, measure, uncapped
-from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
+from cdp_torchrec.benchmark.histories.config import HistorySettings
 from cdp_torchrec.benchmark.histories.isolated import Limits, PassedLimit, run_isolated
 from cdp_torchrec.interest import InterestConfig, PooledConfig
 from cdp_torchrec.text_table import markdown_table
@@ -20,7 +20,7 @@ Outcome = ModuleCost | PassedLimit | None
 class HistoryTable:
     """Costs of all rows at all lengths."""
 
-    settings: HistoryBenchmarkConfig
+    settings: HistorySettings
     caps: Mapping[str, int | None]
     """By row: history length that the row's file asks for; the benchmark raised it."""
     outcomes: Mapping[tuple[str, int], Outcome]
@@ -28,7 +28,7 @@ class HistoryTable:
 
 
 def run_history_benchmark(
-    rows: Mapping[str, InterestConfig], pooled: PooledConfig, settings: HistoryBenchmarkConfig
+    rows: Mapping[str, InterestConfig], pooled: PooledConfig, settings: HistorySettings
 ) -> HistoryTable:
     """Measure every row at every length, each in a fresh process.
 
@@ -108,9 +108,7 @@ def _one_table(table: HistoryTable, title: str, show: Callable[[ModuleCost], str
     return markdown_table([title, *map(str, lengths)], rows)
 
 
-def _shown(
-    outcome: Outcome, show: Callable[[ModuleCost], str], settings: HistoryBenchmarkConfig
-) -> str:
+def _shown(outcome: Outcome, show: Callable[[ModuleCost], str], settings: HistorySettings) -> str:
     match outcome:
         case ModuleCost():
             return show(outcome)

@@ -12,7 +12,7 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 Form = Literal["eager", "compiled", "exported"]
 
 
-class LatencyConfig(Config):
+class LatencySettings(Config):
     """What is measured."""
 
     candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16, 100, 500)
@@ -44,10 +44,13 @@ class LatencyConfig(Config):
     thread on a machine that others use, too."""
     quality: bool = True
     """Also score the test split at each setting."""
+    output: Path | None = None
+    """Directory for the tables (latency.md), the figure (frontier.png) and all numbers
+    (latency.json); RUN/latency if not given."""
 
 
-class LatencyExperimentConfig(ExperimentConfig):
+class LatencyBenchmarkConfig(ExperimentConfig):
     """A run, and what is measured of it."""
 
-    latency: LatencyConfig = LatencyConfig()
-    """The measurement."""
+    benchmark: LatencySettings = LatencySettings()
+    """What is measured."""

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from cdp_torchrec.diffusion.denoiser import Denoiser
-from cdp_torchrec.timer import device_timer
+from cdp_torchrec.timer import Timer
 
 _BYTES = 4
 _LARGE = 1024
 _TRIALS = 50
+_FIRST_TRIALS = 3
 _TRIAL_S = 0.001
 
 
@@ -64,23 +65,30 @@ def linear_layers(denoiser: Denoiser) -> list[nn.Linear]:
     return [network.first, *middle, network.last]
 
 
-def matrix_rate(denoiser: Denoiser, num_candidates: int, device: torch.device) -> MatrixRate:
-    """The machine's rate now, best of a few trials."""
+def matrix_rate(
+    denoiser: Denoiser, num_candidates: int, device: torch.device, timer: Timer
+) -> MatrixRate:
+    """The machine's rate now, best of a few trials.
+
+    Args:
+        denoiser: the network.
+        num_candidates: B.
+        device: where to compute.
+        timer: measures products on it.
+    """
     shapes = [(num_candidates, n.in_features, n.out_features) for n in linear_layers(denoiser)]
     flops = sum(2 * rows * inner * columns for rows, inner, columns in shapes)
-    seconds = sum(_product_s(*shape, device) for shape in shapes)
+    seconds = sum(_product_s(*shape, device, timer) for shape in shapes)
     return MatrixRate(
         same_shapes=flops / seconds / 1e9,
-        large=2 * _LARGE**3 / _product_s(_LARGE, _LARGE, _LARGE, device) / 1e9,
+        large=2 * _LARGE**3 / _product_s(_LARGE, _LARGE, _LARGE, device, timer) / 1e9,
     )
 
 
-def _product_s(rows: int, inner: int, columns: int, device: torch.device) -> float:
+def _product_s(rows: int, inner: int, columns: int, device: torch.device, timer: Timer) -> float:
     left = torch.randn(rows, inner, device=device)
     right = torch.randn(inner, columns, device=device)
     result = torch.empty(rows, columns, device=device)
-
-    timer = device_timer(device)
 
     def run(count: int) -> float:
         def products() -> None:
@@ -90,5 +98,5 @@ def _product_s(rows: int, inner: int, columns: int, device: torch.device) -> flo
         return timer.ms(products) / count / 1e3
 
     # Trials short enough that some are not interrupted.
-    count = max(1, int(_TRIAL_S / min(run(3) for _ in range(_TRIALS))))
+    count = max(1, int(_TRIAL_S / min(run(3) for _ in range(_FIRST_TRIALS))))
     return min(run(count) for _ in range(_TRIALS))

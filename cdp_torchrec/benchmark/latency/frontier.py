@@ -8,36 +8,50 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cdp_torchrec.benchmark.latency.config import LatencyConfig, LatencyExperimentConfig
+from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig, LatencySettings
+from cdp_torchrec.benchmark.latency.contestants import cdp_name, make_contestants
 from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
-from cdp_torchrec.benchmark.latency.rounds import cdp_name, make_contestants, measure
+from cdp_torchrec.benchmark.latency.rounds import measure
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.interest import CdpConfig, CdpInterest
 from cdp_torchrec.run.saved import find_checkpoint
-from cdp_torchrec.stored_run import load_checkpoint, open_run
+from cdp_torchrec.stored_run import StoredRun, load_checkpoint, open_run
+from cdp_torchrec.timer import device_timer
 
 _CLOSE_TO = 100
 
 
-def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> LatencyReport:
-    """Latency and quality of a CDP run.
+def open_cdp_run(path: Path, overrides: Sequence[str]) -> StoredRun[LatencyBenchmarkConfig]:
+    """Find a run that can be measured.
 
     Args:
         path: run directory or checkpoint.
-        overrides: key=value over the run's configuration, and latency.key=value.
-        device: where to compute.
+        overrides: key=value over the run's configuration, and benchmark.key=value.
 
     Raises:
         ConfigError: it is no run of CDP with a sampler, or a number of steps is impossible.
-        CheckpointError: there is no checkpoint, or it does not fit the dataset.
+        CheckpointError: there is no checkpoint, or another release wrote it.
     """
-    run = open_run(path, overrides, LatencyExperimentConfig)
-    config, latency = run.config, run.config.latency
-    _check(config)
+    run = open_run(path, overrides, LatencyBenchmarkConfig)
+    _check(run.config)
+    return run
+
+
+def measure_run(run: StoredRun[LatencyBenchmarkConfig], device: torch.device) -> LatencyReport:
+    """Latency and quality of a CDP run.
+
+    Args:
+        run: as `open_cdp_run` gives it.
+        device: where to compute.
+
+    Raises:
+        CheckpointError: a checkpoint does not fit the dataset, or there is none of the student.
+    """
+    config, latency = run.config, run.config.benchmark
     student = _student(run.directory, latency)
     experiment = run.load(device)
     arch = experiment.model.ranking_arch
@@ -57,12 +71,12 @@ def measure_run(path: Path, overrides: Sequence[str], device: torch.device) -> L
             name: denoiser_cost(denoiser, num_candidates=at, num_inference_steps=k)
             for name, k in steps.items()
         },
-        rate=matrix_rate(denoiser, at, device),
+        rate=matrix_rate(denoiser, at, device, device_timer(device)),
     )
 
 
 def _qualities(
-    experiment: Experiment, student: Path | None, latency: LatencyConfig
+    experiment: Experiment, student: Path | None, latency: LatencySettings
 ) -> Iterator[Quality]:
     """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
@@ -101,7 +115,7 @@ def _interest(experiment: Experiment) -> CdpInterest:
     return interest
 
 
-def _student(run_dir: Path, latency: LatencyConfig) -> Path | None:
+def _student(run_dir: Path, latency: LatencySettings) -> Path | None:
     """Checkpoint of the student; found before anything is compiled."""
     beside = run_dir.with_name(f"{run_dir.name}-student")
     if latency.student is None and not beside.is_dir():
@@ -109,17 +123,17 @@ def _student(run_dir: Path, latency: LatencyConfig) -> Path | None:
     return find_checkpoint(latency.student or beside)
 
 
-def _check(config: LatencyExperimentConfig) -> None:
+def _check(config: LatencyBenchmarkConfig) -> None:
     interest = config.model.interest
     if not isinstance(interest, CdpConfig) or interest.train_path == "unrolled":
         raise ConfigError(
             f"model.interest.kind = '{interest.kind}': only a run of 'cdp' that is trained with "
             "train_path 'chain' or 'x0_onestep' has steps to measure"
         )
-    for steps in config.latency.num_inference_steps:
+    for steps in config.benchmark.num_inference_steps:
         if steps > interest.last_timestep:
             raise ConfigError(
-                f"latency.num_inference_steps: found {steps}, but sampling starts at timestep "
+                f"benchmark.num_inference_steps: found {steps}, but sampling starts at timestep "
                 f"{interest.last_timestep}; allowed is 1 to {interest.last_timestep}"
             )
 

@@ -1,4 +1,4 @@
-"""The results of launch/measure_latency.py as Markdown, JSON and a figure."""
+"""Latency and quality of a run as Markdown, JSON and a figure."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,8 +8,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cdp_torchrec.benchmark.latency.contestants import BASE
 from cdp_torchrec.benchmark.latency.denoiser_cost import DenoiserCost, MatrixRate
-from cdp_torchrec.benchmark.latency.rounds import BASE, Timing
+from cdp_torchrec.benchmark.latency.rounds import Timing
 from cdp_torchrec.text_table import markdown_table
 
 _PERCENTS = (50, 90, 99)

@@ -4,7 +4,6 @@ Inputs are tensors that are there: lookups, the history store and the encoding o
 same for every model with the same history, and are not timed.
 """
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,33 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cdp_torchrec.benchmark.latency.config import Form, LatencyConfig
-from cdp_torchrec.benchmark.latency.requests import LatencyRequests
-from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConfig
-from cdp_torchrec.interest.config.gated import GatedHistoryConfig
-from cdp_torchrec.model.ranking import RankingArch
-from cdp_torchrec.serving.ranker import Ranker, RankerProgram, export_ranker
+from cdp_torchrec.benchmark.latency.config import Form, LatencySettings
+from cdp_torchrec.benchmark.latency.contestants import BASE, Contestant, Scorer, make_scorer
 from cdp_torchrec.timer import Timer, Times, alternate, device_timer, times
 
-BASE = "none"
-"""The model that added milliseconds are counted from: the same tower without interest."""
-
-
 _WARM_UP = 3
-
-Scorer = Callable[[Mapping[str, Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A model whose latency is measured."""
-
-    name: str
-    arch: RankingArch
-    requests: LatencyRequests
-    num_inference_steps: int = 0
-    """Denoiser calls; 0 for models without a denoiser."""
 
 
 @dataclass(frozen=True)
@@ -55,51 +32,9 @@ class Timing:
     """Over the base model in the same round, the median."""
 
 
-def cdp_name(num_inference_steps: int) -> str:
-    """Name of CDP at a number of steps."""
-    return f"cdp {num_inference_steps} step{'s' if num_inference_steps > 1 else ''}"
-
-
-def make_contestants(
-    config: ExperimentConfig, latency: LatencyConfig, arch: RankingArch, device: torch.device
-) -> list[Contestant]:
-    """No interest, pooled history, and CDP at each number of steps, behind the same tower.
-
-    Args:
-        config: of the CDP run.
-        latency: what to measure.
-        arch: its trained dense part.
-        device: where to compute.
-    """
-    assert isinstance(config.model.interest, CdpConfig)
-    shared = {
-        name: getattr(config.model.interest, name) for name in GatedHistoryConfig.model_fields
-    }
-    untrained = {
-        BASE: NoneConfig(kind="none"),
-        "pooled": PooledConfig(kind="pooled", **shared),
-    }
-    contestants = []
-    for name, interest in untrained.items():
-        model = config.model.model_copy(update={"interest": interest})
-        own = config.model_copy(update={"model": model})
-        requests = LatencyRequests(own, latency.num_requests, device)
-        # The weights decide nothing about the time.
-        contestants.append(Contestant(name, RankingArch(requests.layout, model), requests))
-    requests = LatencyRequests(config, latency.num_requests, device)
-    for steps in latency.num_inference_steps:
-        of_steps = copy.deepcopy(arch)
-        assert isinstance(of_steps.interest, CdpInterest)
-        of_steps.interest.set_sampling(sampler=latency.samplers[0], num_inference_steps=steps)
-        contestants.append(Contestant(cdp_name(steps), of_steps, requests, steps))
-    for contestant in contestants:
-        contestant.arch.to(device).eval()
-    return contestants
-
-
 def measure(
     contestants: Sequence[Contestant],
-    latency: LatencyConfig,
+    latency: LatencySettings,
     device: torch.device,
     scratch: Path,
 ) -> list[Timing]:
@@ -112,7 +47,7 @@ def measure(
         scratch: directory for compiled programs.
     """
     scorers = {
-        (c.name, form): _scorer(c, form, scratch)
+        (c.name, form): make_scorer(c, form, scratch)
         for form in latency.forms
         for c in tqdm(contestants, f"make {form}", unit="model", disable=None, leave=False)
     }
@@ -159,27 +94,3 @@ def time_rounds(
 
     rounds = range(-_WARM_UP, num_rounds)
     return times(alternate({name: contestant(name) for name in scorers}, rounds, warm_up=_WARM_UP))
-
-
-def _scorer(contestant: Contestant, form: Form, scratch: Path) -> Scorer:
-    example = contestant.requests.inputs(contestant.requests.example_size)[0]
-    program = RankerProgram(contestant.arch, list(example))
-    match form:
-        case "eager":
-            return lambda inputs: program(*inputs.values())
-        case "compiled":
-            on_gpu = next(iter(example.values())).is_cuda
-            compiled = torch.compile(
-                program, dynamic=True, mode="reduce-overhead" if on_gpu else "default"
-            )
-            return lambda inputs: compiled(*inputs.values())
-        case "exported":
-            package = scratch / f"{contestant.name.replace(' ', '-')}.pt2"
-            export_ranker(
-                contestant.arch,
-                contestant.requests.layout,
-                example,
-                package,
-                max_history_length=contestant.requests.max_history_length,
-            )
-            return Ranker(package, list(example), num_runners=1)

@@ -1,163 +1,118 @@
-"""Training speed of interest modules side by side, and where the time goes."""
+"""Training speed of several models side by side."""
 
-# B impressions
-
-import re
 import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from tqdm import tqdm
 
-from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.benchmark.training.config import TrainingBenchmarkConfig, TrainingSettings
+from cdp_torchrec.benchmark.training.contestants import (
+    Contestant,
+    plain_contestant,
+    sharded_contestant,
+)
+from cdp_torchrec.benchmark.training.profile import profile_training
+from cdp_torchrec.data.loader import TrainBatches
 from cdp_torchrec.distributed.process_group import is_rank_zero
-from cdp_torchrec.experiment import Experiment
-from cdp_torchrec.model.ranking import RankingArch
-from cdp_torchrec.model.train_task import TrainLoss
+from cdp_torchrec.experiment import build_experiment, prepare_synthetic
+from cdp_torchrec.progress import progress
+from cdp_torchrec.timer import Timer, Times, alternate, synchronize, times
 
-_ROUNDS = 5
-_STEPS = 10
-_KINDS = {
-    "communication": r"c10d|gloo|nccl|all_?to_?all|wait|barrier",
-    "embedding lookup": r"fbgemm|embedding|lookup|permute|jagged",
-    "matrix products": r"mm$|addmm|bmm|linear|mkldnn",
-    "optimizer": r"^Optimizer|_foreach|addcdiv|addcmul|lerp",
-}
+_READ_BATCHES = 20
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something whose training steps are timed."""
+class TrainingSpeed:
+    """What was measured; the same on all ranks but for the shares, which are this rank's."""
 
-    name: str
-    step: Callable[[Batch], None]
-    batches: Sequence[Batch]
-    """Of this rank."""
+    settings: TrainingSettings
+    world_size: int
+    device: str
+    """cpu or cuda."""
     global_batch_size: int
+    reading_ms: float
+    """To read and assemble this rank's share of a batch, the median."""
+    rounds: Mapping[str, Times]
+    """Of `settings.steps` steps, by name."""
+    shares: Mapping[str, Mapping[str, float]]
+    """Of a step's time, by name and kind of work."""
+
+    def impressions_per_s(self, ms: float) -> float:
+        """Speed over all ranks of a round that took so long."""
+        return self.global_batch_size * self.settings.steps / ms * 1e3
 
 
-def time_training(contestants: Sequence[Contestant]) -> dict[str, list[float]]:
-    """Impressions per second over all ranks in each round; rounds alternate; collective.
-
-    Args:
-        contestants: what to time. Each round runs all of them once, so that a slow moment of the
-            machine hits all alike, and ratios within a round can be trusted.
-    """
-    speeds: dict[str, list[float]] = defaultdict(list)
-    rounds = range(_ROUNDS + 1)
-    for number in tqdm(rounds, desc="benchmark", unit="round", disable=not is_rank_zero()):
-        for contestant in contestants:
-            dist.barrier()
-            started = time.perf_counter()
-            for step in range(_STEPS):
-                contestant.step(contestant.batches[step % len(contestant.batches)])
-            _finish(contestant.batches[0].labels.device)
-            dist.barrier()
-            if number:  # the first round warms up
-                seconds = time.perf_counter() - started
-                speeds[contestant.name].append(contestant.global_batch_size * _STEPS / seconds)
-    return dict(speeds)
-
-
-def sharded_contestant(name: str, experiment: Experiment) -> Contestant:
-    """Pipelined training of the sharded model on batches that are in memory."""
-    model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
-    model.train()
-    pipeline = TrainPipelineSparseDist(model, optimizer, experiment.device)
-    optimizer.set_learning_rates(0)
-
-    def step(batch: Batch) -> None:
-        pipeline.progress(iter([batch, batch, batch]))
-
-    return Contestant(name, step, _batches(experiment), experiment.config.trainer.global_batch_size)
-
-
-def plain_contestant(name: str, experiment: Experiment) -> Contestant:
-    """The same model with plain nn.EmbeddingBag tables and PyTorch's sparse optimizers.
+def measure_training(
+    rows: Mapping[str, TrainingBenchmarkConfig], device: torch.device
+) -> TrainingSpeed:
+    """Train every row, in rounds that alternate, on batches in memory; collective.
 
     Args:
-        name: its name.
-        experiment: the sharded twin, for configuration and batches.
+        rows: configurations that differ in the interest module, by name.
+        device: where this rank computes.
+
+    Raises:
+        ConfigError: a configuration does not fit the dataset, the ranks, or plain tables.
     """
-    config, layout = experiment.config, experiment.data.layout
-    tables = nn.ModuleDict(
-        {
-            entity: nn.EmbeddingBag(
-                table.num_embeddings, config.model.embedding_dim, mode="sum", sparse=True
-            )
-            for entity, table in layout.tables.items()
-        }
-    )
-    dense = RankingArch(layout, config.model)
-    loss = TrainLoss(dense.interest.loss_weights)
-    sparse = config.optimizer.sparse
-    kind = torch.optim.SparseAdam if sparse.kind == "adam" else torch.optim.Adagrad
-    optimizers = [
-        kind(list(tables.parameters()), lr=sparse.lr),
-        torch.optim.Adam(dense.parameters(), lr=config.optimizer.dense.lr),
+    first = next(iter(rows.values()))
+    settings = first.benchmark
+    prepare_synthetic(first.data)
+    experiments = {name: build_experiment(config, device) for name, config in rows.items()}
+    contestants = [
+        sharded_contestant(name, experiment, num_batches=settings.steps)
+        for name, experiment in experiments.items()
     ]
+    base, of_base = next(iter(experiments.items()))
+    if settings.plain and dist.get_world_size() == 1:
+        twin = plain_contestant(f"{base}, plain PyTorch", of_base, num_batches=settings.steps)
+        contestants.append(twin)
 
-    def step(batch: Batch) -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        embeddings: dict[str, Tensor] = {}
-        for feature in layout.features:
-            jagged = batch.sparse[feature.key]
-            embeddings[feature.key] = tables[feature.table](jagged.values(), jagged.offsets()[:-1])
-        output = dense(embeddings, batch)
-        total, _ = loss(output, batch.labels, batch.weights)
-        total.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+    def together() -> None:
+        synchronize(device)
+        dist.barrier()
 
-    return Contestant(name, step, _batches(experiment), config.trainer.global_batch_size)
-
-
-def reading_ms(experiment: Experiment) -> float:
-    """Milliseconds to read and assemble one batch of this rank, the median of 20."""
-    times = []
-    for position in experiment.data.train.positions(0, 20):
-        started = time.perf_counter()
-        experiment.data.train[position]
-        times.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(times)
+    timer = Timer(ready=together, finish=together)
+    return TrainingSpeed(
+        settings=settings,
+        world_size=dist.get_world_size(),
+        device=device.type,
+        global_batch_size=first.trainer.global_batch_size,
+        reading_ms=reading_ms(of_base.data.train, Timer()),
+        rounds=time_training(contestants, settings, timer),
+        shares={c.name: profile_training(c, device, num_steps=settings.steps) for c in contestants},
+    )
 
 
-def profile_training(contestant: Contestant) -> dict[str, float]:
-    """Share of a training step by kind of work on this rank; sums to 1.
+def time_training(
+    contestants: Sequence[Contestant], settings: TrainingSettings, timer: Timer
+) -> dict[str, Times]:
+    """Times of rounds of steps, the first round not counted.
 
-    CPU time, or on a GPU its kernels' time.
+    Args:
+        contestants: what trains.
+        settings: number of rounds and steps.
+        timer: measures a round of one contestant.
     """
-    device = contestant.batches[0].labels.device
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    contestant.step(contestant.batches[0])
-    with profile(activities=activities) as profiler:
-        for batch in contestant.batches:
-            contestant.step(batch)
-        _finish(device)
-    shares: dict[str, float] = defaultdict(float)
-    for event in profiler.key_averages():
-        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        kinds = (k for k, pattern in _KINDS.items() if re.search(pattern, event.key, re.IGNORECASE))
-        shares[next(kinds, "other tensor work")] += own
-    total = sum(shares.values())
-    return {kind: share / total for kind, share in sorted(shares.items(), key=lambda s: -s[1])}
+
+    def steps(contestant: Contestant) -> Callable[[int], float]:
+        def work() -> None:
+            for _ in range(settings.steps):
+                contestant.step()
+
+        return lambda _: timer.ms(work)
+
+    rounds = progress(range(settings.rounds + 1), "benchmark", unit="rounds", active=is_rank_zero())
+    return times(alternate({c.name: steps(c) for c in contestants}, rounds, warm_up=1))
 
 
-def _batches(experiment: Experiment) -> list[Batch]:
-    positions = experiment.data.train.positions(0, _STEPS)
-    return [experiment.data.train[position].to(experiment.device) for position in positions]
+def reading_ms(batches: TrainBatches, timer: Timer) -> float:
+    """Milliseconds to read and assemble one batch of this rank, the median of some.
 
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    Args:
+        batches: training batches.
+        timer: measures a batch.
+    """
+    positions = batches.positions(0, _READ_BATCHES)
+    return statistics.median(timer.ms(lambda p=p: batches[p]) for p in positions)

@@ -19,6 +19,7 @@ from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import serve
+from tests.distributed.commands import run_command
 from tests.paths import ROOT
 
 from .conftest import NAME, probabilities
@@ -115,11 +116,9 @@ def test_the_process_reloads_on_sighup_and_answers_what_it_accepted_before_it_en
 
 def test_an_artifact_that_cannot_be_served_ends_the_process_with_one_line(copied: Path) -> None:
     (copied / "schema.toml").unlink()
-    done = subprocess.run(
-        command(copied, "port=0"), capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert done.returncode == 1
-    assert "schema.toml: missing" in done.stderr and "Traceback" not in done.stderr
+    ended = run_command("serve", copied, "port=0")
+    assert ended.codes == [1]
+    assert "schema.toml: missing" in ended.said and "Traceback" not in ended.said
 
 
 def test_a_port_that_is_taken_is_named(artifact: Path) -> None:

@@ -1,0 +1,93 @@
+"""All benchmarks are called alike, and explain settings and mistakes before they start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.commands import benchmark
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.experiment_config import ExperimentConfig
+from tests.paths import ROOT
+
+NAMES = ("train", "plans", "history", "latency", "endpoint")
+
+
+def test_help_lists_every_benchmark_with_what_it_measures(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    benchmark.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-len(NAMES) :]] == list(NAMES)
+    assert all(len(line.split()) > 4 for line in lines[-len(NAMES) :])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_on_a_benchmark_explains_its_own_settings_alone(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert f"benchmark {name}" in shown or f"benchmark.py {name}" in shown
+    assert "[benchmark]" in shown and "benchmark.output" in shown
+    others = [s for s in ExperimentConfig.model_fields if f"[{s}]" in shown]
+    assert others == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "found 'speed', expected one of train, plans, history, latency, endpoint"),
+        (["history", 'benchmark.rows=["dim"]'], r"rows: found \['dim'\], expected some of"),
+        (["history", 'benchmark.rows=["none"]'], r"rows: found \['none'\], expected some of"),
+        (["train", 'benchmark.rows=["none", "dim"]'], r"rows: found \['dim'\], expected some of"),
+        (["history", "benchmark.lengths=[]"], "benchmark.lengths"),
+        (["history", "lengths=[4]"], "lengths: unknown key"),
+        (["history", "--output", "x"], "'--output' is neither a layer .* without leading dashes"),
+        (["history", "benchmark.output=/proc/version/x"], "/proc/version is not a writable dir"),
+        (["endpoint"], "name an artifact first"),
+        (["endpoint", "benchmark.num_clients=2"], "name an artifact first"),
+        (["latency"], "name a run first"),
+        (["latency", "benchmark.num_rounds=2"], "name a run first"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_explained(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        benchmark.main(arguments)
+
+
+def test_help_and_mistakes_need_no_torch() -> None:
+    """They come at once, though torch takes seconds to import."""
+    script = (
+        "import sys\n"
+        "from cdp_torchrec.commands import benchmark\n"
+        "from cdp_torchrec.config import ConfigError\n"
+        f"for name in {NAMES}:\n"
+        "    benchmark.main([name, '--help'])\n"
+        "    try:\n"
+        "        benchmark.main([name, 'benchmark.no_such_key=1'])\n"
+        "    except ConfigError as error:\n"
+        "        print(error)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_results_are_a_table_and_numbers_of_the_same_name(tmp_path: Path) -> None:
+    directory = tmp_path / "a" / "b"
+    check_output(directory)
+    write_output(directory, "train", text="| a |", numbers={"a": 1})
+    assert (directory / "train.md").read_text() == "| a |\n"
+    assert (directory / "train.json").read_text() == '{\n  "a": 1\n}\n'
+    assert len(list(directory.iterdir())) == 2
+
+
+def test_without_an_output_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_output(None)
+    write_output(None, "train", text="| a |", numbers={})
+    assert list(tmp_path.iterdir()) == []
