@@ -25,8 +25,8 @@ def layer_of(dataset: Path) -> dict[str, Any]:
     return tomllib.loads((dataset / STARTER).read_text())
 
 
-def small_log(directory: Path, *, with_history: bool = True) -> Path:
-    """80 requests of ten candidates of whom one is clicked; test items are new but for one."""
+def small_log(directory: Path, *, with_history: bool = True, old: int = 1) -> Path:
+    """80 requests of ten candidates of whom one is clicked; some are one old item."""
     requests = [
         request(
             number,
@@ -34,7 +34,7 @@ def small_log(directory: Path, *, with_history: bool = True) -> Path:
             user_id=f"u{number % 7}",
             topic="shoes",
             words=["red"],
-            item_id=[f"i{number}-{c}" if c else "old" for c in range(10)],
+            item_id=[f"i{number}-{c}" if c >= old else "old" for c in range(10)],
             category_id=["shoes", "hats"] * 5,
             price=[1.0] * 10,
             label=[0] * 9 + [1],
@@ -87,14 +87,18 @@ def test_every_setting_that_the_log_decides_says_why(dataset: Path) -> None:
     assert max(map(len, lines)) <= 100 or str(dataset) in max(lines, key=len)
 
 
-def test_an_id_needs_about_five_clicks_for_a_row_of_its_own(dataset: Path) -> None:
+@pytest.mark.parametrize(("old", "clicks", "kept"), [(6, 5, 1), (1, 25, 0)])
+def test_an_id_needs_more_clicks_for_a_row_of_its_own_where_others_replace_it(
+    tmp_path: Path, old: int, clicks: int, kept: int
+) -> None:
+    dataset = small_log(tmp_path, old=old)
     train = load_schema(dataset).splits["train"]
-    counts = pq.read_table(dataset / "vocabulary" / "item.parquet")["count"].to_numpy()
     minimum = layer_of(dataset)["data"]["vocabulary"]["item"]["min_count"]
-    assert minimum == math.ceil(5 * train.impressions / train.clicks)
-    kept = np.count_nonzero(counts >= minimum)
-    assert kept == 1
-    assert f"# {kept:,} of {len(counts):,} ids have a row" in (dataset / STARTER).read_text()
+    assert minimum == math.ceil(clicks * train.impressions / train.clicks)
+    counts = pq.read_table(dataset / "vocabulary" / "item.parquet")["count"].to_numpy()
+    assert np.count_nonzero(counts >= minimum) == kept
+    text = (dataset / STARTER).read_text().replace("\n# ", " ")
+    assert f" {kept} of {len(counts)} ids have a row of their own (about {clicks} clicks)" in text
 
 
 def test_batch_and_passes_give_a_few_hundred_steps(tiny_dataset: Path) -> None:

@@ -19,6 +19,7 @@ STARTER = "starter.toml"
 """Name of the layer in the dataset directory."""
 
 _CLICKS_PER_ROW = 5
+_CLICKS_PER_PASSING_ROW = 25
 _REQUESTS_PER_USER = 50
 _STEPS_PER_EPOCH = 192
 _STEPS = 600
@@ -106,7 +107,7 @@ def starter_layer(schema: Schema, log: LogStatistics, data_dir: Path) -> str:
     """
     train = schema.splits["train"]
     has_history = bool(np.any(log.history_lengths))
-    minimum = {name: _min_count(schema, name) for name in schema.entities}
+    minimum = {name: _min_count(schema, log, name) for name in schema.entities}
     dropped = _dropped(schema, log)
     kept = [f for f in schema.features if f.name not in dropped]
     outside = _outside_the_tower(kept, log, minimum)
@@ -164,14 +165,28 @@ def starter_layer(schema: Schema, log: LogStatistics, data_dir: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _min_count(schema: Schema, entity: str) -> int:
-    """Training count that stands for enough clicks."""
+def _min_count(schema: Schema, log: LogStatistics, entity: str) -> int:
+    """Training count that stands for enough clicks.
+
+    Where the candidates of the test split are mostly others, as in news, what training says about
+    one of them rarely helps, and is learnt by heart.
+    """
     if entity == "user":
         return _REQUESTS_PER_USER
+    candidate = [f for f in schema.features if f.entity == entity and f.level == "candidate"]
+    clicks = _clicks_per_count(schema, entity)
+    minimum = max(math.ceil(_CLICKS_PER_ROW / clicks), _CLICKS_PER_ROW)
+    if candidate and max(log.share_known(f, minimum) for f in candidate) < _HALF:
+        return math.ceil(_CLICKS_PER_PASSING_ROW / clicks)
+    return minimum
+
+
+def _clicks_per_count(schema: Schema, entity: str) -> float:
+    """Clicks that an id has for each time that it occurs in training, about."""
     train = schema.splits["train"]
     levels = {f.level for f in schema.features if f.entity == entity}
-    clicks = train.clicks / (train.impressions if "candidate" in levels else train.requests)
-    return max(math.ceil(_CLICKS_PER_ROW / max(clicks, 1e-4)), _CLICKS_PER_ROW)
+    counts = train.impressions if "candidate" in levels else train.requests
+    return max(train.clicks / counts, 1e-4)
 
 
 def _dropped(schema: Schema, log: LogStatistics) -> dict[str, str]:
@@ -255,7 +270,7 @@ def _vocabularies(
         why = (
             "a user's taste is in the history; a row of one's own pays from there on"
             if entity == "user"
-            else f"about {_CLICKS_PER_ROW} clicks"
+            else f"about {minimum[entity] * _clicks_per_count(schema, entity):.0f} clicks"
         )
         lines += [
             "",
