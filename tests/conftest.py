@@ -1,7 +1,7 @@
 """One thread per process, so that tests and ranks share the cores; and one small dataset."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,15 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 from cdp_torchrec.environment import quiet_libraries
 
 quiet_libraries()
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    """This process is a rank, the only one."""
+    from tests import runs
+
+    with runs.one_rank():
+        yield
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]

@@ -1,7 +1,6 @@
 """The end of a training says what was reached, and in words what is wrong."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.coverage import Coverage, measure_coverage
@@ -21,12 +19,7 @@ from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
 from cdp_torchrec.outcome import blind_spots, describe_outcome, idle_settings, weak_metrics
 from tests.paths import CONFIGS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 def config_of(dataset: Path, *settings: str, interest: str = "cdp") -> ExperimentConfig:

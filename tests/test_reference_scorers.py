@@ -5,19 +5,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch.distributed as dist
 from sklearn.metrics import roc_auc_score
 
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.reference_scorers import ReferenceScorers, evaluate_references
-
-
-@pytest.fixture
-def one_rank():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def flat(dataset: Path, name: str) -> np.ndarray:

@@ -1,12 +1,11 @@
 """A small table on the tiny dataset, and results made by hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from cdp_torchrec.compare.cells import Cell, Table, load_table
 from cdp_torchrec.compare.results import METRICS, Cost, Latency, Result, write_result
@@ -66,13 +65,6 @@ def write_table_file(folder: Path, dataset: Path) -> Path:
 def arguments(path: Path, runs: Path) -> list[str]:
     """Of the table with its row "pooled" alone, which saves time."""
     return [str(path), f"run_dir={runs}", 'select.models=["pooled"]']
-
-
-@pytest.fixture(scope="module")
-def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,8 @@ from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.monitor import Monitor
 from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file
 from tests.distributed.spawn import run_ranks
+from tests.runs import recorded
 from tests.squeeze import squeezed
-
-pytestmark = pytest.mark.timeout(300)
 
 
 def copied(finished: tuple[Path, Path], folder: Path) -> list[str]:
@@ -32,11 +31,6 @@ def copied(finished: tuple[Path, Path], folder: Path) -> list[str]:
     path, runs = finished
     shutil.copytree(runs, folder / "runs")
     return arguments(path, folder / "runs")
-
-
-def train_steps(run_dir: Path) -> list[int]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines if line["kind"] == "train"]
 
 
 def test_every_row_is_trained_at_all_grid_points_once_and_at_the_best_with_all_seeds(
@@ -105,7 +99,7 @@ def test_an_interrupted_cell_continues_and_ends_as_if_nothing_had_happened(
     assert read_result(cell.directory) is None
     reason = run._attempt(cell, CPU, num_bootstrap=50)
     assert reason is None
-    assert train_steps(cell.directory) == [1, 2, 3, 4, 3, 4]
+    assert recorded(cell.directory, "step") == [1, 2, 3, 4, 3, 4]
     resumed, straight = (
         read_result(cell.directory),
         read_result(runs / cell.directory.relative_to(tmp_path / "runs")),
@@ -121,7 +115,7 @@ def test_a_cell_without_a_checkpoint_starts_anew(make_table: MakeTable, one_rank
     cell.directory.mkdir(parents=True)
     (cell.directory / "metrics.jsonl").write_text('{"kind": "train", "step": 77}\n')
     assert run._attempt(cell, CPU, num_bootstrap=50) is None
-    assert train_steps(cell.directory) == [1, 2, 3, 4]
+    assert recorded(cell.directory, "step") == [1, 2, 3, 4]
 
 
 def test_cells_of_another_configuration_are_refused_with_directory_and_key(

@@ -1,6 +1,5 @@
 """Tables whose ids win and lose their rows, on one and two ranks."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +27,9 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
+from tests.runs import losses
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.distributed
 
 CPU = torch.device("cpu")
 # Users are pooled, items are read by the sequences of DIN. Intervals of 2 do not divide the 3 steps
@@ -65,11 +65,6 @@ def config(dataset: Path, run_dir: Path, *overrides: str) -> ExperimentConfig:
     data = [f"data.dir={dataset}", f"run.dir={run_dir}"]
     layers = [str(CONFIGS / "interest" / "din.toml"), str(run_dir.parent / "settings.toml")]
     return load_config(ExperimentConfig, [*layers, *data, *overrides])
-
-
-def losses(run_dir: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
 def copy_until_step_3(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.commands import run_command
 from tests.paths import ROOT
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.distributed
 
 BIN = Path(sys.executable).parent
 

@@ -29,8 +29,9 @@ from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.stored_run import evaluate_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
+from tests.runs import losses
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.distributed
 
 CPU = torch.device("cpu")
 
@@ -61,11 +62,6 @@ def config(dataset: Path, run_dir: Path, *overrides: str) -> ExperimentConfig:
     data = [f"data.dir={dataset}", f"run.dir={run_dir}"]
     preset = str(CONFIGS / "interest" / "cdp.toml")
     return load_config(ExperimentConfig, [preset, str(layer), *data, *overrides])
-
-
-def losses(run_dir: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
 @dataclass

@@ -1,13 +1,10 @@
 """One trained run and its artifact, for all tests of serving."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.dataset import read_schema
@@ -23,6 +20,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
 from tests.conftest import MakeOnce
 from tests.paths import CONFIGS
+from tests.runs import one_rank
 
 CPU = torch.device("cpu")
 _INDUCTOR_FAST = {
@@ -31,16 +29,6 @@ _INDUCTOR_FAST = {
     "aot_inductor.precompile_headers": False,  # pays off from the second artifact on
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
-
-
-@contextmanager
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path:

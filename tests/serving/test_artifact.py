@@ -10,9 +10,6 @@ import torch
 from cdp_torchrec.serving.artifact import MANIFEST, ArtifactError, Manifest, write_manifest
 from cdp_torchrec.serving.predictor import Predictor
 
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
-
 FILES = (
     "config.toml",
     "schema.toml",

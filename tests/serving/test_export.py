@@ -17,10 +17,8 @@ from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours
-from tests.serving.conftest import CPU, export_untuned, one_rank, short_run
-
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
+from tests.runs import one_rank
+from tests.serving.conftest import CPU, export_untuned, short_run
 
 
 @pytest.fixture

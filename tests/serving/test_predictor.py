@@ -12,9 +12,6 @@ import pytest
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
 
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
-
 # Another batch, another order of sums.
 CLOSE = 1e-6
 

@@ -28,6 +28,7 @@ from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
+from tests.runs import losses
 
 STRATEGIES = (
     "auto",
@@ -373,14 +374,7 @@ def test_training_with_the_plan_of_another_run_is_bit_identical(
     two_ranks: tuple[Path, list[dict[str, str]]],
 ) -> None:
     folder, _ = two_ranks
-    planned, given = (
-        [
-            (line["step"], line["loss"])
-            for line in map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
-            if line["kind"] == "train"
-        ]
-        for name in ("planned", "given")
-    )
+    planned, given = (losses(folder / name) for name in ("planned", "given"))
     assert len(planned) == 4
     assert given == planned
     plans = [

@@ -18,9 +18,6 @@ from cdp_torchrec.serving.server.protocol import to_infer_request
 
 from .conftest import NAME, GatedPredictor, Server, probabilities
 
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
-
 # Another batch, another order of sums.
 CLOSE = 1e-6
 INFER = f"/v2/models/{NAME}/infer"

@@ -24,9 +24,6 @@ from tests.paths import ROOT
 
 from .conftest import NAME, probabilities
 
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
-
 INFER = f"/v2/models/{NAME}/infer"
 PATIENCE_S = 120.0
 

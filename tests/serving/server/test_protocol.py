@@ -16,9 +16,6 @@ from cdp_torchrec.serving.server.protocol import (
     to_request,
 )
 
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
-
 
 def from_body(body: dict[str, Any], predictor: Predictor) -> Request:
     return to_request(InferRequest.model_validate(body), input_specs(predictor.metadata))

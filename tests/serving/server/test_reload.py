@@ -13,9 +13,6 @@ from cdp_torchrec.serving.request import Request
 
 from .conftest import NAME, Server, probabilities
 
-# The first test trains and compiles.
-pytestmark = pytest.mark.timeout(600)
-
 # Another batch, another order of sums.
 CLOSE = 1e-6
 LOAD = f"/v2/repository/models/{NAME}/load"
