@@ -8,6 +8,7 @@ for request in progress(requests, "parity", unit="requests"):
     ...
 """
 
+import logging
 import shutil
 import sys
 import time
@@ -27,9 +28,23 @@ _SILENT_S = 2.0
 Element = TypeVar("Element")
 
 
+_DATE = "%Y-%m-%d %H:%M:%S"
+
+
 def stamped(line: str) -> str:
     """The line behind the local time."""
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
+    return f"{time.strftime(_DATE)} {line}"
+
+
+def date_logs(*, active: bool) -> None:
+    """Let warnings look like all other lines, and let one rank speak for all.
+
+    Args:
+        active: whether this process speaks; others only say what went wrong.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt=_DATE)
+    if not active:
+        logging.getLogger("cdp_torchrec").setLevel(logging.ERROR)
 
 
 class ProgressBar:
