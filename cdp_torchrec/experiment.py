@@ -8,10 +8,13 @@ import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset, read_schema
+from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
+from cdp_torchrec.data.reader import read_schema
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
+from cdp_torchrec.distributed.plans.job import pose_problem
+from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import MetricReport
@@ -160,20 +163,33 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     total_steps = trainer.max_epochs * data.steps_per_epoch
     total_steps = min(total_steps, trainer.max_steps or total_steps)
     torch.manual_seed(config.seed)
-    model = RankingModel(data.layout, config.model)
-    model.ranking_arch.over_arch.start_at(data.schema.splits["train"].click_rate)
     parallelized = parallelize(
-        TrainTask(model),
-        sharding=config.sharding,
-        optimizer=config.optimizer,
+        plan_problem(config, data, device),
+        config.optimizer,
         device=device,
-        batch_size=trainer.global_batch_size // share.world_size,
-        pooling_factors=measure_pooling_factors(data.train),
         max_steps=total_steps,
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,
     )
     return Experiment(config, device, data, total_steps, parallelized)
+
+
+def plan_problem(config: ExperimentConfig, data: Dataset, device: torch.device) -> PlanProblem:
+    """The model of a configuration, and what its tables need a plan for; collective.
+
+    Raises:
+        ConfigError: the named hardware is unknown, or not what the ranks compute on.
+    """
+    model = RankingModel(data.layout, config.model)
+    model.ranking_arch.over_arch.start_at(data.schema.splits["train"].click_rate)
+    return pose_problem(
+        TrainTask(model),
+        config.sharding,
+        config.optimizer.sparse,
+        device=device,
+        batch_size=config.trainer.global_batch_size // dist.get_world_size(),
+        pooling_factors=measure_pooling_factors(data.train),
+    )
 
 
 def open_data(config: ExperimentConfig, *, share: Share, global_batch_size: int) -> Dataset:

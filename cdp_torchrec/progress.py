@@ -22,13 +22,11 @@ WIDTH = 100
 """Columns that a bar takes at most."""
 LINE_EVERY_S = 5.0
 """Seconds between two lines where no bar can be drawn: in a file, or behind a launcher's pipe."""
+_DATE = "%Y-%m-%d %H:%M:%S"
 _SILENT_S = 2.0
 """Work that ends sooner shows nothing."""
 
 Element = TypeVar("Element")
-
-
-_DATE = "%Y-%m-%d %H:%M:%S"
 
 
 def stamped(line: str) -> str:
@@ -132,6 +130,25 @@ class ProgressBar:
                 f"{tqdm.format_interval(left)} left",
             ]
         return ", ".join([*parts, self._note] if self._note else parts)
+
+
+class Stages:
+    """Says what a command of minutes is doing: a dated line on standard error for each stage."""
+
+    def __init__(self, name: str, *, total: int, active: bool = True) -> None:
+        """Args: the command, the number of its stages, and whether this process speaks."""
+        self._name = name
+        self._total = total
+        self._begun = 0
+        self._active = active
+
+    def begin(self, what: str) -> None:
+        """The next stage begins; what it does, in words."""
+        self._begun += 1
+        if self._active:
+            line = f"{self._name} {self._begun}/{self._total}: {what}"
+            tqdm.write(stamped(line), file=sys.stderr)
+            sys.stderr.flush()
 
 
 def progress(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from cdp_torchrec import progress as module
-from cdp_torchrec.progress import LINE_EVERY_S, WIDTH, ProgressBar, progress
+from cdp_torchrec.progress import LINE_EVERY_S, WIDTH, ProgressBar, Stages, progress
 from tests.paths import ROOT
 
 
@@ -114,3 +114,17 @@ def test_one_rank_says_dated_what_all_ranks_notice(rank: str, words: list[str]) 
     lines = run.stderr.splitlines()
     assert [line[20:] for line in lines] == words
     assert all(re.match(DATED, line) for line in lines)
+
+
+def test_stages_are_dated_lines_in_a_log_and_in_a_terminal_alike(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stages, silent = Stages("export", total=2), Stages("export", total=2, active=False)
+    for what in ("read", "compile"):
+        stages.begin(what)
+        silent.begin(what)
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert re.fullmatch(DATED + "export 1/2: read", first)
+    assert re.fullmatch(DATED + "export 2/2: compile", second)

@@ -1,6 +1,6 @@
-"""Tables with managed collision on several ranks: where they run, and how rows change owners."""
+"""Tables with managed collision on several ranks: how their rows change owners."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,42 +12,8 @@ from torchrec.distributed.mc_embedding_modules import (
 from torchrec.optim.keyed import KeyedOptimizer
 
 from cdp_torchrec.distributed.initial_rows import initial_rows
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule
 from cdp_torchrec.model.sparse_arch import is_table
-
-
-def managed_collision_conflicts(
-    table: EmbeddingTable, *, types: Iterable[str], kernels: Iterable[str], world_size: int
-) -> list[str]:
-    """Why a table cannot be sharded so; nothing for tables without managed collision.
-
-    Args:
-        table: of the model.
-        types: sharding types that are asked for.
-        kernels: compute kernels that are asked for.
-        world_size: number of ranks.
-    """
-    if table.buckets is None:
-        return []
-    key = f"data.vocabulary.{table.entity}.managed_collision"
-    problems = [
-        f"{name} and {key} do not go together: TorchRec shards such tables row_wise only"
-        for name in types
-        if name != "row_wise"
-    ]
-    problems += [
-        f"{name} and {key} do not go together: rows that change owners are reset in the memory of "
-        "the device; use the kernel fused"
-        for name in kernels
-        if name.startswith("fused_uvm")
-    ]
-    if table.buckets % world_size:
-        problems.append(
-            f"{key}.buckets = {table.buckets}: expected a multiple of the {world_size} ranks, each "
-            "of which holds whole buckets"
-        )
-    return problems
 
 
 def reset_evicted_rows(

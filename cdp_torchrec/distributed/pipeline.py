@@ -14,38 +14,7 @@ from torchrec.distributed.train_pipeline import (
     PrefetchTrainPipelineSparseDist,
     TrainPipelineSparseDist,
 )
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.optim.keyed import KeyedOptimizer
-
-from cdp_torchrec.config import ConfigError
-
-_CACHING = "fused_uvm_caching"
-
-
-def check_prefetch(plan: ShardingPlan, device: str) -> None:
-    """Refuse to prefetch where no table has a cache.
-
-    Args:
-        plan: of the model.
-        device: where the ranks compute, cpu or cuda.
-
-    Raises:
-        ConfigError: there is no GPU, or no table with the kernel fused_uvm_caching.
-    """
-    if device != "cuda":
-        raise ConfigError(
-            f"sharding.prefetch = true: fills caches on GPUs, and the ranks compute on the {device}"
-        )
-    kernels = set()
-    for module_plan in plan.plan.values():
-        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
-        kernels |= {parameter.compute_kernel for parameter in module_plan.values()}
-    if _CACHING not in kernels:
-        raise ConfigError(
-            f"sharding.prefetch = true: no table has a cache to fill, their kernels are "
-            f"{', '.join(sorted(kernels))}; give the largest ones "
-            f"sharding.tables.<entity>.kernels = ['{_CACHING}']"
-        )
 
 
 def train_pipeline(

@@ -8,50 +8,40 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.plans.file import dump_plan, read_plan
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
-from cdp_torchrec.planning.cell import Cell, FeasibleCell, InfeasibleCell
-from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.distributed.plans.file import read_plan, write_plan
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable
+from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan, PlanCase, PlanOutcome
 from cdp_torchrec.planning.dense import DenseCost, Operation
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 from cdp_torchrec.planning.workload import Workload
-from cdp_torchrec.whole_file import write_json, write_whole
+from cdp_torchrec.whole_file import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 4
+_FORMAT = 5
 """Counts changes of what the files hold and of how estimates are made."""
 
 
 class ResultCache:
-    """A directory with one file for each cell."""
+    """A directory with one file for each case."""
 
-    def __init__(
-        self, directory: Path, workload: Workload, config: PlanningExperimentConfig
-    ) -> None:
+    def __init__(self, directory: Path, workload: Workload) -> None:
         """Open or create it.
 
         Args:
             directory: of the files.
             workload: tables, their lookups, and the dense part.
-            config: batch size and optimizers.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._optimizer: SparseOptimizerConfig = config.optimizer.sparse
-        self._batch_size = config.planning.batch_size
-        self._tables: list[EmbeddingTable] = find_tables(
-            workload.make_model(self._optimizer, "cuda")
-        )
+        self._workload = workload
         self._common = {
             "format": _FORMAT,
             "versions": {name: version(name) for name in _PACKAGES},
-            "tables": [asdict(table) for table in self._tables],
             "layout": repr(workload.layout),
             "model": workload.model.model_dump(mode="json"),
             "pooling_factors": dict(workload.pooling_factors),
             "impressions_per_request": workload.impressions_per_request,
-            "batch_size": self._batch_size,
+            "batch_size": workload.batch_size,
         }
 
     def dense(self, count: Callable[[], DenseCost]) -> DenseCost:
@@ -66,97 +56,78 @@ class ResultCache:
         write_json(path, {"operations": pairs, "num_parameters": cost.num_parameters})
         return cost
 
-    def cell(
-        self, cell: Cell, plan: Callable[[], FeasibleCell | InfeasibleCell]
-    ) -> FeasibleCell | InfeasibleCell:
-        """The result of a cell, planned if it is new."""
+    def outcome(self, case: PlanCase, plan: Callable[[], PlanOutcome]) -> PlanOutcome:
+        """The outcome of a case, planned if it is new."""
         path = self._path(
             {
-                "hardware": cell.hardware.model_dump(mode="json"),
-                "world_size": cell.world_size,
-                "strategy": cell.strategy,
-                "sharding": cell.sharding.model_dump(mode="json"),
-                "plan": _file_text(cell.sharding.plan),
-                "optimizer": self._optimizer.kind,
+                "hardware": case.hardware.model_dump(mode="json"),
+                "world_size": case.world_size,
+                "strategy": case.strategy,
+                "sharding": case.sharding.model_dump(mode="json"),
+                "plan": _file_text(case.sharding.plan),
+                "optimizer": case.optimizer.kind,
             }
         )
         if path.exists():
-            return self._load(path, cell)
-        result = plan()
-        write_json(path, self._dump(result))
-        if isinstance(result, FeasibleCell):
-            write_whole(path.with_suffix(".plan"), self._plan_text(result))
-        return result
+            return self._load(path, case)
+        outcome = plan()
+        write_json(path, _dump(outcome))
+        if isinstance(outcome, FeasiblePlan):
+            found = outcome.estimate
+            write_plan(path.with_suffix(".plan"), found.plan, found.problem)
+        return outcome
 
     def _path(self, key: dict[str, Any]) -> Path:
         text = json.dumps(self._common | key, sort_keys=True, default=str)
         return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
-    def _plan_text(self, result: FeasibleCell) -> str:
-        return dump_plan(
-            result.plan.plan,
-            self._tables,
-            world_size=result.plan.world_size,
-            local_world_size=result.plan.local_world_size,
-            device=result.cell.hardware.device,
-        )
-
-    def _dump(self, result: FeasibleCell | InfeasibleCell) -> dict[str, Any]:
-        if isinstance(result, InfeasibleCell):
-            return {"reason": list(result.reason), "fixes": list(result.fixes)}
-        plan = result.plan
-        return {
-            "dense_ms": result.dense_ms,
-            "all_reduce_ms": result.all_reduce_ms,
-            "tables": {
-                table.table.name: [
-                    table.sharding_type,
-                    table.compute_kernel,
-                    [list(asdict(shard).values())[1:] for shard in table.shards],
-                ]
-                for table in plan.tables
-            },
-            "reserved": [plan.dense_bytes, plan.input_bytes, plan.margin_bytes],
-            "search": [plan.num_proposals, plan.search_seconds],
-        }
-
-    def _load(self, path: Path, cell: Cell) -> FeasibleCell | InfeasibleCell:
+    def _load(self, path: Path, case: PlanCase) -> PlanOutcome:
         found = json.loads(path.read_text())
         if "reason" in found:
-            return InfeasibleCell(cell, found["reason"], found["fixes"])
+            return InfeasiblePlan(case, found["reason"], found["fixes"])
+        problem = self._workload.problem(case)
         dense_bytes, input_bytes, margin_bytes = found["reserved"]
         num_proposals, search_seconds = found["search"]
-        tables = tuple(
-            TableEstimate(
-                table=table,
-                sharding_type=found["tables"][table.name][0],
-                compute_kernel=found["tables"][table.name][1],
-                shards=tuple(
-                    ShardEstimate(table.name, *values) for values in found["tables"][table.name][2]
-                ),
-            )
-            for table in self._tables
-        )
-        plan = PlanEstimate(
-            hardware=cell.hardware,
-            world_size=cell.world_size,
-            batch_size=self._batch_size,
-            tables=tables,
-            plan=read_plan(
-                path.with_suffix(".plan"),
-                self._tables,
-                optimizer=self._optimizer,
-                world_size=cell.world_size,
-                local_world_size=min(cell.world_size, cell.hardware.ranks_per_node),
-                device=cell.hardware.device,
+        estimate = PlanEstimate(
+            problem=problem,
+            tables=tuple(
+                _load_table(table, *found["tables"][table.name]) for table in problem.tables
             ),
+            plan=read_plan(path.with_suffix(".plan"), problem),
             dense_bytes=dense_bytes,
             input_bytes=input_bytes,
             margin_bytes=margin_bytes,
             num_proposals=num_proposals,
             search_seconds=search_seconds,
         )
-        return FeasibleCell(cell, plan, found["dense_ms"], found["all_reduce_ms"])
+        return FeasiblePlan(case, estimate, found["dense_ms"], found["all_reduce_ms"])
+
+
+def _dump(outcome: PlanOutcome) -> dict[str, Any]:
+    if isinstance(outcome, InfeasiblePlan):
+        return {"reason": list(outcome.reason), "fixes": list(outcome.fixes)}
+    found = outcome.estimate
+    return {
+        "dense_ms": outcome.dense_ms,
+        "all_reduce_ms": outcome.all_reduce_ms,
+        "tables": {
+            table.table.name: [
+                table.sharding_type,
+                table.compute_kernel,
+                [list(asdict(shard).values())[1:] for shard in table.shards],
+            ]
+            for table in found.tables
+        },
+        "reserved": [found.dense_bytes, found.input_bytes, found.margin_bytes],
+        "search": [found.num_proposals, found.search_seconds],
+    }
+
+
+def _load_table(
+    table: EmbeddingTable, sharding_type: str, compute_kernel: str, shards: list[list[Any]]
+) -> TableEstimate:
+    parts = tuple(ShardEstimate(table.name, *values) for values in shards)
+    return TableEstimate(table, sharding_type, compute_kernel, parts)
 
 
 def _file_text(path: Path | None) -> str | None:

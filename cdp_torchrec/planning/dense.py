@@ -89,14 +89,9 @@ class DenseCost:
         return 1e3 * sent / (link * GB)
 
 
-def count_dense(workload: Workload, batch_size: int) -> DenseCost:
-    """Operations of a step of one rank.
-
-    Args:
-        workload: the model, and what its batches look like.
-        batch_size: impressions per rank.
-    """
-    batch = _batch(workload, batch_size)
+def count_dense(workload: Workload) -> DenseCost:
+    """Operations of a step of one rank."""
+    batch = _batch(workload)
     with FakeTensorMode(allow_non_fake_inputs=True):
         task = TrainTask(RankingModel(workload.layout, workload.model))
         embeddings = _embeddings(workload, batch)
@@ -134,9 +129,9 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def _batch(workload: Workload, batch_size: int) -> Batch:
+def _batch(workload: Workload) -> Batch:
     """A batch of the right shapes; the values do not matter."""
-    layout = workload.layout
+    layout, batch_size = workload.layout, workload.batch_size
     per_request = max(1, round(workload.impressions_per_request))
     request = torch.arange(batch_size) // per_request
     empty = KeyedJaggedTensor.empty()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.planning.cell import FeasibleCell
+from cdp_torchrec.planning.case import FeasiblePlan
 from cdp_torchrec.planning.estimate import TableEstimate
 
 
@@ -20,7 +20,7 @@ class TableDifference:
     """On the rank where it takes longest."""
 
 
-def compare_plans(first: FeasibleCell, second: FeasibleCell) -> list[TableDifference]:
+def compare_plans(first: FeasiblePlan, second: FeasiblePlan) -> list[TableDifference]:
     """Tables whose type, kernel or ranks differ, those with the largest change of time first."""
     found = [
         TableDifference(
@@ -29,7 +29,7 @@ def compare_plans(first: FeasibleCell, second: FeasibleCell) -> list[TableDiffer
             largest_shard_bytes=(_largest(a), _largest(b)),
             time_ms=(_longest(a), _longest(b)),
         )
-        for a, b in zip(first.plan.tables, second.plan.tables, strict=True)
+        for a, b in zip(first.estimate.tables, second.estimate.tables, strict=True)
         if describe_placement(a) != describe_placement(b)
     ]
     return sorted(found, key=lambda table: -abs(table.time_ms[1] - table.time_ms[0]))

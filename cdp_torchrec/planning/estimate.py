@@ -7,10 +7,9 @@ from functools import cached_property
 import numpy as np
 from torchrec.distributed.types import ShardingPlan
 
-from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
-from cdp_torchrec.distributed.plans.planner import (
-    EmbeddingTable,
-)
+from cdp_torchrec.distributed.plans.hardware import GB
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 
 MEMORY_KINDS = ("weights", "optimizer", "activations")
 TIME_KINDS = (
@@ -83,10 +82,7 @@ class TableEstimate:
 class PlanEstimate:
     """A plan with its estimates."""
 
-    hardware: HardwareConfig
-    world_size: int
-    batch_size: int
-    """Impressions per rank."""
+    problem: PlanProblem
     tables: tuple[TableEstimate, ...]
     """By name."""
     plan: ShardingPlan
@@ -96,18 +92,14 @@ class PlanEstimate:
     """Of the batches that are on their way through the pipeline, on each rank."""
     margin_bytes: int
     """Kept free on each rank."""
-    num_proposals: int
-    search_seconds: float
-
-    @property
-    def local_world_size(self) -> int:
-        """Ranks of a node."""
-        return min(self.world_size, self.hardware.ranks_per_node)
+    num_proposals: int = 0
+    """That the search has compared; none of a plan that existed."""
+    search_seconds: float = 0.0
 
     @property
     def capacity_bytes(self) -> int:
         """Memory of one rank's device."""
-        return int(self.hardware.memory_gb * GB)
+        return int(self.problem.hardware.memory_gb * GB)
 
     @property
     def reserved_bytes(self) -> int:
@@ -170,14 +162,14 @@ class PlanEstimate:
         return _balance(self.memory)
 
     def _sum(self, names: Sequence[str]) -> np.ndarray:
-        total = np.zeros((len(names), self.world_size))
+        total = np.zeros((len(names), self.problem.world_size))
         for table in self.tables:
             for shard in table.shards:
                 total[:, shard.rank] += [getattr(shard, name) for name in names]
         return total
 
     def _by_table(self, name: str) -> np.ndarray:
-        total = np.zeros((len(self.tables), self.world_size))
+        total = np.zeros((len(self.tables), self.problem.world_size))
         for row, table in enumerate(self.tables):
             for shard in table.shards:
                 total[row, shard.rank] += getattr(shard, name)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cdp_torchrec.planning.cell import FeasibleCell
+from cdp_torchrec.planning.case import FeasiblePlan
 from cdp_torchrec.planning.explore import Exploration
 
 _MOST_TABLES = 9
@@ -20,12 +20,12 @@ _GB = 1e9
 _RESERVED = {"dense and input": "dimgray", "margin": "lightgray"}
 
 
-def draw_plan(result: FeasibleCell, path: Path) -> None:
+def draw_plan(result: FeasiblePlan, path: Path) -> None:
     """Memory and time of every rank, stacked by table, as PNG."""
-    plan = result.plan
-    names = [table.table.name.removeprefix("t_") for table in plan.tables]
-    share = plan.memory_by_table.sum(1) / max(1.0, plan.memory_by_table.sum())
-    share = share + plan.time_by_table.sum(1) / max(1e-9, plan.time_by_table.sum())
+    found = result.estimate
+    names = [table.table.name.removeprefix("t_") for table in found.tables]
+    share = found.memory_by_table.sum(1) / max(1.0, found.memory_by_table.sum())
+    share = share + found.time_by_table.sum(1) / max(1e-9, found.time_by_table.sum())
     order = np.argsort(-share)
     shown, rest = order[:_MOST_TABLES], order[_MOST_TABLES:]
     labels = [names[row] for row in shown] + ([f"{len(rest)} more tables"] if len(rest) else [])
@@ -38,20 +38,23 @@ def draw_plan(result: FeasibleCell, path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     memory, time = figure.subplots(2, 1, sharex=True)
-    reserved = np.array([[plan.dense_bytes + plan.input_bytes], [plan.margin_bytes]])
+    reserved = np.array([[found.dense_bytes + found.input_bytes], [found.margin_bytes]])
     _stack(
         memory,
-        np.concatenate([grouped(plan.memory_by_table), reserved.repeat(plan.world_size, 1)]) / _GB,
+        np.concatenate(
+            [grouped(found.memory_by_table), reserved.repeat(found.problem.world_size, 1)]
+        )
+        / _GB,
         [*colours, *_RESERVED.values()],
         [*labels, *_RESERVED],
     )
-    memory.axhline(plan.capacity_bytes / _GB, color="black", linestyle="--", linewidth=1)
+    memory.axhline(found.capacity_bytes / _GB, color="black", linestyle="--", linewidth=1)
     memory.set_ylabel("memory, GB (dashed: the device)")
     memory.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
-    _stack(time, grouped(plan.time_by_table), colours, labels)
+    _stack(time, grouped(found.time_by_table), colours, labels)
     time.set_ylabel("time of the tables, ms per step")
     time.set_xlabel("rank")
-    figure.suptitle(f"{result.cell.name}: estimated, critical rank {plan.critical_rank}")
+    figure.suptitle(f"{result.case.name}: estimated, critical rank {found.critical_rank}")
     figure.savefig(path, format="png", dpi=120)
 
 
@@ -76,9 +79,9 @@ def _stack(
 
 def draw_scaling(exploration: Exploration, path: Path) -> None:
     """Step time, throughput, cost and memory over world sizes as PNG."""
-    lines: dict[str, list[FeasibleCell]] = {}
+    lines: dict[str, list[FeasiblePlan]] = {}
     for result in exploration.feasible:
-        name = f"{result.cell.hardware_name} {result.cell.strategy}"
+        name = f"{result.case.hardware_name} {result.case.strategy}"
         lines.setdefault(name, []).append(result)
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -90,16 +93,16 @@ def draw_scaling(exploration: Exploration, path: Path) -> None:
         "share of the device's memory on the fullest rank",
     )
     for index, (name, results) in enumerate(lines.items()):
-        sizes = [result.cell.world_size for result in results]
+        sizes = [result.case.world_size for result in results]
         columns = (
             [r.step_ms for r in results],
             [r.impressions_per_s for r in results],
             [r.rank_hours_per_million for r in results],
-            [r.rank_bytes / r.plan.capacity_bytes for r in results],
+            [r.rank_bytes / r.estimate.capacity_bytes for r in results],
         )
         for panel, values in zip(panels, columns, strict=True):
             panel.plot(sizes, values, marker="o", color=colormaps["tab10"](index % 10), label=name)
-    sizes = sorted(exploration.config.world_sizes)
+    sizes = sorted(exploration.config.planning.world_sizes)
     for panel, title in zip(panels, titles, strict=True):
         panel.set_xscale("log", base=2)
         panel.set_xticks(sizes, [str(size) for size in sizes])

@@ -8,20 +8,13 @@ import numpy as np
 from torchrec.distributed.planner.types import PartitionByType, ShardingOption
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.plans.config import ShardingConfig, TableShardingConfig
-from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.config import TableShardingConfig
 from cdp_torchrec.distributed.plans.hardware import GB
-from cdp_torchrec.distributed.plans.planner import (
-    find_tables,
-    make_planner,
-    optimizer_state_sized,
-    sharders,
-)
-from cdp_torchrec.distributed.plans.topology import make_topology
-from cdp_torchrec.planning.cell import Cell
+from cdp_torchrec.distributed.plans.planner import enumerate_options
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.estimate import PlanEstimate
-from cdp_torchrec.planning.estimator import estimate_plan
+from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.workload import Workload
 
 _MOST_SHARDS = 5
@@ -47,20 +40,18 @@ class Shortage:
     large_tables: Sequence[str]
     """Entities that take a good part of the memory of any rank."""
 
-    def lines(self, cell: Cell) -> list[str]:
+    def lines(self, case: PlanCase) -> list[str]:
         """In words."""
         shards = ", ".join(f"{n} ({t}) {_gb(b)}" for n, t, b in self.largest)
         return [
             f"rank {self.rank} lacks {_gb(self.needed_bytes - self.free_bytes)}: its tables need "
-            f"{_gb(self.needed_bytes)}, and of {_gb(cell.hardware.memory_gb * GB)} "
+            f"{_gb(self.needed_bytes)}, and of {_gb(case.hardware.memory_gb * GB)} "
             f"{_gb(self.free_bytes)} are free for tables",
             f"largest there: {shards}",
         ]
 
 
-def find_shortage(
-    workload: Workload, cell: Cell, optimizer: SparseOptimizerConfig, batch_size: int
-) -> Shortage:
+def find_shortage(problem: PlanProblem) -> Shortage:
     """Spread the tables as well as the strategy allows, and look at the fullest rank.
 
     Every table takes its option with the smallest largest shard, and large shards go first, each
@@ -69,42 +60,22 @@ def find_shortage(
     Raises:
         ConfigError: the strategy is wrong for a table.
     """
-    model = workload.make_model(optimizer, cell.hardware.device)
-    topology = make_topology(cell.hardware, cell.world_size)
-    constraints = table_constraints(
-        find_tables(model),
-        cell.sharding,
-        optimizer,
-        device=cell.hardware.device,
-        world_size=cell.world_size,
-        pooling_factors=workload.pooling_factors,
-    )
-    planner = make_planner(
-        model,
-        constraints,
-        topology=topology,
-        batch_size=batch_size,
-        search_seconds=cell.sharding.search_seconds,
-        prefetch=cell.sharding.prefetch,
-    )
-    reserved = planner._storage_reservation.reserve(
-        topology, batch_size, model, sharders(cell.sharding), constraints=constraints
-    )
-    with optimizer_state_sized(model):
-        options = planner._enumerator.enumerate(model, sharders(cell.sharding))
+    found = enumerate_options(problem)
     chosen: dict[str, ShardingOption] = {}
-    for option in options:
+    for option in found.options:
         if option.name not in chosen or _largest(option) < _largest(chosen[option.name]):
             chosen[option.name] = option
-    used = np.zeros(cell.world_size)
+    used = np.zeros(problem.world_size)
     held: list[list[tuple[str, str, float]]] = [[] for _ in used]
     for option in sorted(chosen.values(), key=_largest, reverse=True):
-        for rank, size in _spread(option, used, cell):
+        for rank, size in _spread(option, used, problem.local_world_size):
             used[rank] += size
             held[rank].append((option.name, option.sharding_type, size))
     fullest = int(used.argmax())
-    device = reserved.devices[fullest].storage
-    free = device.hbm if cell.hardware.device == "cuda" else device.ddr
+    reserved = found.reservation.last_reserved_topology
+    assert reserved is not None
+    storage = reserved.devices[fullest].storage
+    free = storage.hbm if problem.device == "cuda" else storage.ddr
     largest = sorted(held[fullest], key=lambda shard: -shard[2])[:_MOST_SHARDS]
     return Shortage(
         rank=fullest,
@@ -119,101 +90,83 @@ def find_shortage(
     )
 
 
-def find_fixes(
-    workload: Workload,
-    cell: Cell,
-    optimizer: SparseOptimizerConfig,
-    batch_size: int,
-    shortage: Shortage,
-) -> list[str]:
+def find_fixes(workload: Workload, case: PlanCase, shortage: Shortage) -> list[str]:
     """Changes with which there is a plan, cheapest first."""
 
-    def fits(changed: Cell, other: SparseOptimizerConfig) -> PlanEstimate | None:
+    def fits(changed: PlanCase) -> PlanEstimate | None:
         sharding = changed.sharding.model_copy(update={"search_seconds": _FIX_SEARCH_SECONDS})
         try:
-            return estimate_plan(
-                workload.make_model(other, changed.hardware.device),
-                sharding,
-                other,
-                hardware=changed.hardware,
-                world_size=changed.world_size,
-                batch_size=batch_size,
-                pooling_factors=workload.pooling_factors,
-            )
+            return estimate(workload.problem(replace(changed, sharding=sharding)))
         except ConfigError:
             return None
 
-    return list(_fixes(cell, optimizer, shortage, fits))
+    return list(_fixes(case, shortage, fits))
 
 
 def _fixes(
-    cell: Cell,
-    optimizer: SparseOptimizerConfig,
-    shortage: Shortage,
-    fits: Callable[[Cell, SparseOptimizerConfig], PlanEstimate | None],
+    case: PlanCase, shortage: Shortage, fits: Callable[[PlanCase], PlanEstimate | None]
 ) -> Iterator[str]:
     culprits = shortage.large_tables
     named = ", ".join(culprits)
-    by_rows = _constrained(cell, culprits, TableShardingConfig(types=("row_wise",)))
-    if found := fits(by_rows, optimizer):
+    by_rows = _constrained(case, culprits, TableShardingConfig(types=("row_wise",)))
+    if found := fits(by_rows):
         yield (
             f"split {named} by rows (sharding.tables.<entity>.types = ['row_wise']): {_fit(found)}"
         )
-    adagrad = optimizer.model_copy(update={"kind": "rowwise_adagrad"})
-    if optimizer.kind == "adam":
-        for changed, also in ((cell, ""), (by_rows, f", and {named} by rows")):
-            if found := fits(changed, adagrad):
+    ways = ((case, ""), (by_rows, f", and {named} by rows"))
+    if case.optimizer.kind == "adam":
+        adagrad = case.optimizer.model_copy(update={"kind": "rowwise_adagrad"})
+        for changed, also in ways:
+            if found := fits(replace(changed, optimizer=adagrad)):
                 yield (
                     "optimizer.sparse.kind = 'rowwise_adagrad', one number per row in place of two "
                     f"per weight{also}: {_fit(found)}"
                 )
                 break
-    if cell.hardware.device == "cuda":
+    if case.hardware.device == "cuda":
         cached = TableShardingConfig(types=("row_wise",), kernels=("fused_uvm_caching",))
-        if found := fits(_constrained(cell, culprits, cached), optimizer):
+        if found := fits(_constrained(case, culprits, cached)):
             yield (
                 f"{named} in host memory, by rows, with a cache on the GPU "
                 f"(sharding.tables.<entity>.kernels = ['fused_uvm_caching']): {_fit(found)}"
             )
-    for changed, also in ((cell, ""), (by_rows, f", and {named} by rows")):
-        if found := _more_ranks(changed, optimizer, shortage, fits):
-            yield f"{found.world_size} ranks instead of {cell.world_size}{also}: {_fit(found)}"
+    for changed, also in ways:
+        if found := _more_ranks(changed, shortage, fits):
+            size = found.problem.world_size
+            yield f"{size} ranks instead of {case.world_size}{also}: {_fit(found)}"
             break
 
 
 def _more_ranks(
-    cell: Cell,
-    optimizer: SparseOptimizerConfig,
-    shortage: Shortage,
-    fits: Callable[[Cell, SparseOptimizerConfig], PlanEstimate | None],
+    case: PlanCase, shortage: Shortage, fits: Callable[[PlanCase], PlanEstimate | None]
 ) -> PlanEstimate | None:
     """The first doubling of the cluster that fits."""
     kinds = {kind for _, kind, _ in shortage.largest}
-    if cell.sharding.tables:
-        size = 2 * cell.world_size
+    if case.sharding.tables:
+        size = 2 * case.world_size
     elif kinds & {"row_wise", "column_wise", "table_column_wise"}:
         lacking = max(2.0, shortage.needed_bytes / max(1.0, shortage.free_bytes))
-        size = cell.world_size * 2 ** math.floor(math.log2(lacking))
+        size = case.world_size * 2 ** math.floor(math.log2(lacking))
     else:
         return None  # more ranks make no shard of these types smaller
     while size <= _LARGEST_CLUSTER:
-        if found := fits(replace(cell, world_size=size), optimizer):
+        if found := fits(replace(case, world_size=size)):
             return found
         size *= 2
     return None
 
 
-def _constrained(cell: Cell, entities: Sequence[str], constraint: TableShardingConfig) -> Cell:
+def _constrained(
+    case: PlanCase, entities: Sequence[str], constraint: TableShardingConfig
+) -> PlanCase:
     tables: Mapping[str, TableShardingConfig] = {
-        **cell.sharding.tables,
+        **case.sharding.tables,
         **dict.fromkeys(entities, constraint),
     }
-    return replace(
-        cell, sharding=ShardingConfig.model_validate({**dict(cell.sharding), "tables": tables})
-    )
+    return replace(case, sharding=case.sharding.model_copy(update={"tables": tables}))
 
 
-def _spread(option: ShardingOption, used: np.ndarray, cell: Cell) -> list[tuple[int, float]]:
+def _spread(option: ShardingOption, used: np.ndarray, per_node: int) -> list[tuple[int, float]]:
     """Ranks for the shards of an option, given what the ranks already hold."""
     sizes = _sizes(option)
     if option.partition_by == PartitionByType.UNIFORM.value:
@@ -226,7 +179,6 @@ def _spread(option: ShardingOption, used: np.ndarray, cell: Cell) -> list[tuple[
             filled[rank] += size
             placed.append((rank, size))
         return placed
-    per_node = min(cell.world_size, cell.hardware.ranks_per_node)
     nodes = used.reshape(-1, per_node).max(1)
     placed = []
     for start in range(0, len(sizes), per_node):

@@ -3,10 +3,11 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from cdp_torchrec.planning.cell import FeasibleCell, InfeasibleCell
+from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan
 from cdp_torchrec.planning.difference import compare_plans, describe_placement
 from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, TableEstimate
 from cdp_torchrec.planning.explore import Exploration
+from cdp_torchrec.text_table import aligned_table
 
 _GB = 1e9
 _MOST_TABLES = 12
@@ -33,12 +34,12 @@ def render(exploration: Exploration) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def compared(exploration: Exploration) -> tuple[FeasibleCell, FeasibleCell] | None:
+def compared(exploration: Exploration) -> tuple[FeasiblePlan, FeasiblePlan] | None:
     """The two plans to compare: those asked for, or the first two of one cluster."""
-    cells = {result.cell.name: result for result in exploration.feasible}
-    asked = exploration.config.compare
+    cases = {result.case.name: result for result in exploration.feasible}
+    asked = exploration.config.planning.compare
     if asked is not None:
-        found = [cells[name] for name in asked if name in cells]
+        found = [cases[name] for name in asked if name in cases]
         return (found[0], found[1]) if len(found) == 2 else None
     for first in exploration.feasible:
         for second in exploration.feasible:
@@ -47,17 +48,17 @@ def compared(exploration: Exploration) -> tuple[FeasibleCell, FeasibleCell] | No
     return None
 
 
-def _cluster(result: FeasibleCell) -> tuple[str, int]:
-    return result.cell.hardware_name, result.cell.world_size
+def _cluster(result: FeasiblePlan) -> tuple[str, int]:
+    return result.case.hardware_name, result.case.world_size
 
 
-def _shown(exploration: Exploration) -> list[FeasibleCell]:
+def _shown(exploration: Exploration) -> list[FeasiblePlan]:
     """One plan in detail for each hardware: that of the lowest cost."""
-    best: dict[str, FeasibleCell] = {}
+    best: dict[str, FeasiblePlan] = {}
     for result in exploration.feasible:
-        known = best.get(result.cell.hardware_name)
+        known = best.get(result.case.hardware_name)
         if known is None or result.rank_hours_per_million < known.rank_hours_per_million:
-            best[result.cell.hardware_name] = result
+            best[result.case.hardware_name] = result
     return list(best.values())
 
 
@@ -68,7 +69,7 @@ def _header(exploration: Exploration) -> str:
     return (
         f"{workload.model.interest.kind}: {len(tables)} tables, {weights:,} sparse parameters "
         f"({4 * weights / _GB:,.1f} GB), {dense.num_parameters:,} dense\n"
-        f"sparse optimizer {exploration.optimizer.kind}; {exploration.config.batch_size:,} "
+        f"sparse optimizer {exploration.config.optimizer.sparse.kind}; {workload.batch_size:,} "
         f"impressions per rank and step; pooling factors {workload.pooling_source}\n"
         f"dense part of a step: {dense.flops / 1e9:,.1f} GFLOP, {dense.num_bytes / _GB:,.1f} GB of "
         f"memory traffic, {len(dense.operations):,} kernels"
@@ -76,61 +77,61 @@ def _header(exploration: Exploration) -> str:
 
 
 def _overview(exploration: Exploration) -> str:
-    day = exploration.config.impressions_per_day
+    day = exploration.config.planning.impressions_per_day
     has_price = any(r.price_per_million is not None for r in exploration.feasible)
     header = ["plan", "GB/rank", "of", "tables", "dense", "reduce", "step", "balance"]
     header += ["impr/s", "rank-h/M"] + ["price/M"] * has_price + ["h/day"] * bool(day)
     rows = [header]
-    for result in exploration.results:
-        if isinstance(result, InfeasibleCell):
-            rows.append([result.cell.name, "no plan"])
+    for result in exploration.outcomes:
+        if isinstance(result, InfeasiblePlan):
+            rows.append([result.case.name, "no plan", *[""] * (len(header) - 2)])
             continue
         price = result.price_per_million
         rows.append(
             [
-                result.cell.name,
+                result.case.name,
                 f"{result.rank_bytes / _GB:.1f}",
-                f"{result.plan.capacity_bytes / _GB:.0f}",
-                f"{result.plan.embedding_ms:.2f}",
+                f"{result.estimate.capacity_bytes / _GB:.0f}",
+                f"{result.estimate.embedding_ms:.2f}",
                 f"{result.dense_ms:.2f}",
                 f"{result.all_reduce_ms:.2f}",
                 f"{result.step_ms:.2f}",
-                f"{result.plan.time_balance:.2f}",
+                f"{result.estimate.time_balance:.2f}",
                 f"{result.impressions_per_s:,.0f}",
                 f"{result.rank_hours_per_million:.4f}",
                 *([f"{price:.4f}" if price is not None else "-"] if has_price else []),
                 *([f"{result.hours_per_day(day):.2f}"] if day else []),
             ]
         )
-    return "Plans (times in ms per step)\n" + _aligned(rows)
+    return "Plans (times in ms per step)\n" + aligned_table(rows)
 
 
-def _plan(result: FeasibleCell, exploration: Exploration) -> str:
-    plan = result.plan
-    rank = plan.critical_rank
-    fullest = int(plan.memory.argmax())
+def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
+    found = result.estimate
+    rank = found.critical_rank
+    fullest = int(found.memory.argmax())
     memory = ", ".join(
-        f"{kind} {plan.memory_by_kind[row, fullest] / _GB:.2f}"
+        f"{kind} {found.memory_by_kind[row, fullest] / _GB:.2f}"
         for row, kind in enumerate(MEMORY_KINDS)
     )
     times = ", ".join(
-        f"{kind.replace('_', ' ')} {plan.time_by_kind[row, rank]:.3f}"
+        f"{kind.replace('_', ' ')} {found.time_by_kind[row, rank]:.3f}"
         for row, kind in enumerate(TIME_KINDS)
     )
     lines = [
-        f"{result.cell.name}: lowest cost on this hardware (planned in "
-        f"{plan.search_seconds:.1f} s, {plan.num_proposals} proposals)",
+        f"{result.case.name}: lowest cost on this hardware (planned in "
+        f"{found.search_seconds:.1f} s, {found.num_proposals} proposals)",
         *_wrapped(
             f"rank {fullest} is fullest: {result.rank_bytes / _GB:.2f} of "
-            f"{plan.capacity_bytes / _GB:.0f} GB ({memory}; dense {plan.dense_bytes / _GB:.2f}, "
-            f"input {plan.input_bytes / _GB:.2f}, margin {plan.margin_bytes / _GB:.2f}); memory "
-            f"balance {plan.memory_balance:.2f}"
+            f"{found.capacity_bytes / _GB:.0f} GB ({memory}; dense {found.dense_bytes / _GB:.2f}, "
+            f"input {found.input_bytes / _GB:.2f}, margin {found.margin_bytes / _GB:.2f}); memory "
+            f"balance {found.memory_balance:.2f}"
         ),
-        *_wrapped(f"rank {rank} is critical: {plan.embedding_ms:.3f} ms ({times})"),
+        *_wrapped(f"rank {rank} is critical: {found.embedding_ms:.3f} ms ({times})"),
     ]
-    if plan.host_memory.any():
-        lines += _wrapped(f"host memory, fullest rank: {plan.host_memory.max() / _GB:.1f} GB")
-    return "\n".join(lines) + "\n" + _tables(plan.tables, rank)
+    if found.host_memory.any():
+        lines += _wrapped(f"host memory, fullest rank: {found.host_memory.max() / _GB:.1f} GB")
+    return "\n".join(lines) + "\n" + _tables(found.tables, rank)
 
 
 def _tables(tables: Sequence[TableEstimate], rank: int) -> str:
@@ -162,11 +163,11 @@ def _tables(tables: Sequence[TableEstimate], rank: int) -> str:
         rows.append(
             [f"{len(members)} more", f"{num_rows:,}", kind, f"{largest / _GB:.3f}", f"{time:.3f}"]
         )
-    return _aligned(rows, text_columns=(0, 2))
+    return aligned_table(rows, left=(0, 2))
 
 
-def _problem(result: InfeasibleCell) -> str:
-    lines = [f"{result.cell.name}: no plan"]
+def _problem(result: InfeasiblePlan) -> str:
+    lines = [f"{result.case.name}: no plan"]
     for line in result.reason:
         lines += _wrapped(line)
     if result.fixes:
@@ -176,7 +177,7 @@ def _problem(result: InfeasibleCell) -> str:
     return "\n".join(lines)
 
 
-def render_difference(first: FeasibleCell, second: FeasibleCell) -> str:
+def render_difference(first: FeasiblePlan, second: FeasiblePlan) -> str:
     """Tables that two plans treat differently, and what it does to the ranks."""
     rows = [["table", "first", "second", "GB, largest shard", "ms"]]
     different = compare_plans(first, second)
@@ -192,20 +193,20 @@ def render_difference(first: FeasibleCell, second: FeasibleCell) -> str:
         )
     more = len(different) - _MOST_TABLES
     lines = [
-        f"{first.cell.name} -> {second.cell.name}: {len(different)} of {len(first.plan.tables)} "
-        "tables differ",
-        *([_aligned(rows, text_columns=(0, 1, 2))] if different else []),
+        f"{first.case.name} -> {second.case.name}: {len(different)} of "
+        f"{len(first.estimate.tables)} tables differ",
+        *([aligned_table(rows, left=(0, 1, 2))] if different else []),
         *([f"... and {more} more"] if more > 0 else []),
         *_changes(first, second),
     ]
     return "\n".join(lines)
 
 
-def _changes(first: FeasibleCell, second: FeasibleCell) -> Iterator[str]:
+def _changes(first: FeasiblePlan, second: FeasiblePlan) -> Iterator[str]:
     for what, a, b in (
         ("fullest rank, GB", first.rank_bytes / _GB, second.rank_bytes / _GB),
-        ("critical rank, ms", first.plan.embedding_ms, second.plan.embedding_ms),
-        ("balance of time", first.plan.time_balance, second.plan.time_balance),
+        ("critical rank, ms", first.estimate.embedding_ms, second.estimate.embedding_ms),
+        ("balance of time", first.estimate.time_balance, second.estimate.time_balance),
         ("step, ms", first.step_ms, second.step_ms),
     ):
         yield f"{what}: {a:.2f} -> {b:.2f}"
@@ -213,15 +214,3 @@ def _changes(first: FeasibleCell, second: FeasibleCell) -> Iterator[str]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
-
-
-def _aligned(rows: Sequence[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
-    full = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
-    widths = [max(len(row[column]) for row in full) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if column in text_columns else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in full
-    )

@@ -11,24 +11,24 @@ import torch
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.layout import (
     POOL_KEY,
     FeatureLayout,
     SparseFeature,
     Table,
-    build_layout,
     declare_layout,
 )
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
+from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.experiment import open_data
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
+from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 
 _HISTORY_KEY = re.compile(rf"{POOL_KEY}_\d+|(gated|recent)_(item|category|action)")
@@ -40,18 +40,29 @@ class Workload:
 
     layout: FeatureLayout
     model: ModelConfig
+    batch_size: int
+    """Impressions per rank and step."""
     pooling_factors: Mapping[str, float]
     """Mean number of ids per impression, by key."""
     impressions_per_request: float
     pooling_source: str
     """Where the pooling factors come from, in words."""
 
-    def make_model(self, optimizer: SparseOptimizerConfig, device: str) -> TrainTask:
-        """The model without memory, its tables marked with their optimizer as planners expect."""
+    def problem(self, case: PlanCase) -> PlanProblem:
+        """What a case needs a plan for; its model takes no memory."""
         with torch.device("meta"):
             task = TrainTask(RankingModel(self.layout, self.model))
-        apply_sparse_optimizer(task.model.sparse_arch, optimizer, torch.device(device))
-        return task
+        device = torch.device(case.hardware.device)
+        apply_sparse_optimizer(task.model.sparse_arch, case.optimizer, device)
+        return PlanProblem(
+            model=task,
+            sharding=case.sharding,
+            optimizer=case.optimizer,
+            hardware=case.hardware,
+            world_size=case.world_size,
+            batch_size=self.batch_size,
+            pooling_factors=self.pooling_factors,
+        )
 
 
 def read_workload(config: PlanningExperimentConfig) -> Workload:
@@ -61,9 +72,10 @@ def read_workload(config: PlanningExperimentConfig) -> Workload:
         ConfigError: rows or pooling factors are unknown or missing.
         DatasetError: there is no readable schema, or the dataset is damaged.
     """
-    schema = read_schema(config.data)
+    reader = DatasetReader(config.data)
+    schema = reader.schema
     has_data = (config.data.dir / "vocabulary").is_dir()
-    layout = _layout(config, schema, has_data=has_data)
+    layout = _layout(config, reader, has_data=has_data)
     problems = _unknown(config, layout, schema)
     if problems:
         raise ConfigError.of(problems)
@@ -73,6 +85,7 @@ def read_workload(config: PlanningExperimentConfig) -> Workload:
     return Workload(
         layout=layout,
         model=config.model,
+        batch_size=config.planning.batch_size,
         pooling_factors={
             f.key: declared.get(f.key, found.get(f.key, 0.0)) for f in layout.features
         },
@@ -81,23 +94,18 @@ def read_workload(config: PlanningExperimentConfig) -> Workload:
     )
 
 
-def _layout(config: PlanningExperimentConfig, schema: Schema, *, has_data: bool) -> FeatureLayout:
-    history = config.model.interest.history
-    counts = config.data.history.count_segments if config.model.interaction.history_counts else None
+def _layout(
+    config: PlanningExperimentConfig, reader: DatasetReader, *, has_data: bool
+) -> FeatureLayout:
+    history, counts = config.model.interest.history, config.model.interaction.history_counts
     if has_data:
-        layout = build_layout(
-            config.data.dir,
-            schema,
-            vocabulary=config.data.vocabulary,
-            history=history,
-            count_segments=counts,
-        )
+        layout = reader.layout(history, history_counts=counts)
     else:
         layout = declare_layout(
-            schema,
-            lambda entity: _declared_table(config, schema, entity),
+            reader.schema,
+            lambda entity: _declared_table(config, reader.schema, entity),
             history=history,
-            count_segments=counts,
+            count_segments=config.data.history.count_segments if counts else None,
         )
     sizes = config.planning.rows
     tables = {

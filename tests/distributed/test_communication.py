@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 import pytest
@@ -40,11 +41,10 @@ from cdp_torchrec.distributed.plans.config import (
     TableShardingConfig,
     TypeName,
 )
-from cdp_torchrec.distributed.plans.hardware import load_hardware
-from cdp_torchrec.distributed.plans.planner import sharders
-from cdp_torchrec.distributed.plans.search import plan_sharding, search_plan
-from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.distributed.plans.search import choose_plan, search_plan
+from cdp_torchrec.distributed.plans.sharders import sharders
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
+from tests.distributed.plans.problems import on_nodes_of, problem
 from tests.distributed.spawn import run_ranks
 
 CPU = torch.device("cpu")
@@ -122,15 +122,9 @@ def sharded(
     world_size = dist.get_world_size()
     model = Lookup(pooled=pooled)
     apply_sparse_optimizer(model, optimizer, CPU)
-    hardware = load_hardware("cpu").model_copy(update={"ranks_per_node": world_size})
-    plan = plan_sharding(
-        model,
-        config.model_copy(update={"prefetch": False}),
-        optimizer,
-        topology=make_topology(hardware, world_size),
-        batch_size=4,
-        pooling_factors={},
-    )
+    posed = problem(model, world_size=world_size, optimizer=optimizer)
+    without = config.model_copy(update={"prefetch": False})
+    plan = choose_plan(replace(on_nodes_of(posed, world_size), sharding=without))
     whole = DistributedModelParallel(model, device=CPU, plan=plan, sharders=sharders(config))
     look_up_one_by_one(whole, CPU)
     for name, table in whole.state_dict().items():
@@ -217,17 +211,14 @@ def option(config: ShardingConfig, *, hardware: str = "h100") -> ShardingOption:
         name="t_item", embedding_dim=64, num_embeddings=10_000_000, feature_names=["item"]
     )
     model.tables = EmbeddingBagCollection(device=torch.device("meta"), tables=[table])
-    topology = make_topology(load_hardware(hardware), 8)
-    apply_sparse_optimizer(model, ADAM, torch.device(topology.compute_device))
-    found = search_plan(
-        model,
-        config,
-        ADAM,
-        topology=topology,
+    posed = replace(
+        problem(model, world_size=8, hardware=hardware),
+        sharding=config,
         batch_size=4096,
         pooling_factors={"item": 20.0},
     )
-    (only,) = found.options
+    apply_sparse_optimizer(model, ADAM, torch.device(posed.device))
+    (only,) = search_plan(posed).options
     return only
 
 

@@ -17,11 +17,10 @@ from cdp_torchrec.distributed.config import (
 )
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse_optimizer
 from cdp_torchrec.distributed.parallelize import initialize_table
-from cdp_torchrec.distributed.plans.config import ShardingConfig, TypeName
-from cdp_torchrec.distributed.plans.hardware import load_hardware
-from cdp_torchrec.distributed.plans.planner import sharders
-from cdp_torchrec.distributed.plans.search import plan_sharding
-from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.distributed.plans.config import TypeName
+from cdp_torchrec.distributed.plans.search import choose_plan
+from cdp_torchrec.distributed.plans.sharders import sharders
+from tests.distributed.plans.problems import problem
 from tests.distributed.spawn import run_ranks
 
 ROWS = {"small": 7, "a": 40, "b": 53}
@@ -83,13 +82,14 @@ def sharded_tables(kind: str, strategy: TypeName) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model, config = Linear(), config_of(kind)
     apply_sparse_optimizer(model.embedding_bag_collection, config.sparse, device)
-    plan = plan_sharding(
-        model,
-        ShardingConfig(strategy=strategy, small_table_rows=10),
-        config.sparse,
-        topology=make_topology(load_hardware("cpu"), world_size),
-        batch_size=8,
-        pooling_factors={},
+    plan = choose_plan(
+        problem(
+            model,
+            world_size=world_size,
+            optimizer=config.sparse,
+            strategy=strategy,
+            small_table_rows=10,
+        )
     )
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     for name, table in sharded.state_dict().items():
@@ -112,14 +112,7 @@ def clipped_gradient_norm() -> float:
     device = torch.device("cpu")
     model = Linear()
     settings = OptimizerConfig(dense=DenseOptimizerConfig(lr=0.01, max_gradient_norm=1e-3))
-    plan = plan_sharding(
-        model,
-        ShardingConfig(),
-        settings.sparse,
-        topology=make_topology(load_hardware("cpu"), 2),
-        batch_size=8,
-        pooling_factors={},
-    )
+    plan = choose_plan(problem(model, optimizer=settings.sparse, small_table_rows=2000))
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders())
     optimizer = ScheduledOptimizer(sharded, settings, max_steps=1)
     ids, target = batch(0, 8)

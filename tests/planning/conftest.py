@@ -1,4 +1,4 @@
-"""A log that is only a schema, small enough to plan in moments."""
+"""The paper's log, which is only a schema, and its cases, which are planned in moments."""
 
 from pathlib import Path
 

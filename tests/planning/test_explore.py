@@ -1,12 +1,13 @@
 """From a configuration to tables, plan files, figures, and reasons."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdp_torchrec.planning import explore as explore_module
-from cdp_torchrec.planning.cell import FeasibleCell
+from cdp_torchrec.planning.case import FeasiblePlan
 from cdp_torchrec.planning.dense import count_dense
 from cdp_torchrec.planning.difference import compare_plans, describe_ranks
 from cdp_torchrec.planning.explore import explore
@@ -30,8 +31,9 @@ def test_a_second_exploration_plans_nothing(load, monkeypatch: pytest.MonkeyPatc
     first = explore(load(*TWO))
     monkeypatch.delattr(explore_module, "_plan")
     second = explore(load(*TWO))
-    assert [r.plan.tables for r in first.feasible] == [r.plan.tables for r in second.feasible]
-    assert [r.step_ms for r in first.feasible] == [r.step_ms for r in second.feasible]
+    for planned, loaded in zip(first.feasible, second.feasible, strict=True):
+        assert loaded.estimate.tables == planned.estimate.tables
+        assert loaded.step_ms == planned.step_ms
     with pytest.raises(NameError):
         explore(load(*TWO, "planning.rows.user=1000"))
 
@@ -43,7 +45,7 @@ def test_an_exported_plan_is_explored_as_it_is(load, tmp_path: Path) -> None:
     (again,) = explore(
         load(*TWO[1:], 'planning.strategies=["constraints"]', f"sharding.plan={path}")
     ).feasible
-    assert again.plan.tables == first.plan.tables
+    assert again.estimate.tables == first.estimate.tables
     assert len(explored) == 2
 
 
@@ -70,7 +72,7 @@ def test_a_difference_lists_exactly_the_tables_that_moved(load) -> None:
     moved = {table.name for table in compare_plans(first, second)}
     assert moved == {
         a.table.name
-        for a, b in zip(first.plan.tables, second.plan.tables, strict=True)
+        for a, b in zip(first.estimate.tables, second.estimate.tables, strict=True)
         if (a.sharding_type, a.ranks) != (b.sharding_type, b.ranks)
     }
 
@@ -82,14 +84,14 @@ def test_ranks_are_told_as_ranges() -> None:
 
 def test_cost_is_ranks_times_time(load) -> None:
     (result,) = explore(load(TWO[1], 'planning.strategies=["row_wise"]')).feasible
-    assert isinstance(result, FeasibleCell)
+    assert isinstance(result, FeasiblePlan)
     steps = 1_000_000 / (4 * 256)
     assert result.rank_hours_per_million == pytest.approx(4 * steps * result.step_ms / 3.6e6)
     assert result.hours_per_day(1_000_000) == pytest.approx(steps * result.step_ms / 3.6e6)
 
 
 def test_the_dense_part_grows_with_the_batch(workload: Workload) -> None:
-    small, large = count_dense(workload, 256), count_dense(workload, 512)
+    small, large = (count_dense(replace(workload, batch_size=size)) for size in (256, 512))
     assert large.flops == pytest.approx(2 * small.flops, rel=0.02)
     assert large.num_parameters == small.num_parameters
     assert len(large.operations) == len(small.operations)

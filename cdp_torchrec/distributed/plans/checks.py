@@ -1,21 +1,24 @@
-"""What can be wrong with a plan file: in itself, and for a job."""
+"""What can be wrong with a plan: in itself, and for a problem."""
 
 from collections.abc import Iterable, Sequence
 
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.managed_collision import managed_collision_conflicts
+from torchrec.distributed.types import ShardingPlan
+
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.constraints import (
     COLUMN_TYPES,
     FOR_SEQUENCES,
+    LANES,
     NO_ROWWISE_ADAGRAD,
 )
 from cdp_torchrec.distributed.plans.format import PlanFile, ShardEntry, TableEntry
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable
+from cdp_torchrec.distributed.plans.managed_collision import managed_collision_conflicts
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable, shardings_of
 
 _NODE_TYPES = ("table_row_wise", "grid_shard")
 """Types that spread the rows of a table over the ranks of one node."""
-_LANES = 4
-"""FBGEMM's rows are multiples of four floats."""
+_CACHING = "fused_uvm_caching"
 
 
 def find_mistakes(file: PlanFile) -> list[str]:
@@ -27,70 +30,79 @@ def find_mistakes(file: PlanFile) -> list[str]:
     ]
 
 
-def find_mismatches(
-    file: PlanFile,
-    tables: Sequence[EmbeddingTable],
-    *,
-    optimizer: SparseOptimizerConfig,
-    world_size: int,
-    local_world_size: int,
-    device: str,
-) -> list[str]:
-    """What does not fit the job; arguments as `read_plan`."""
-    problems = []
-    if file.world_size != world_size:
-        problems.append(
-            f"world_size: {file.world_size} in the plan, {world_size} in this job; start as many "
-            "ranks, or plan anew"
+def find_mismatches(file: PlanFile, problem: PlanProblem) -> list[str]:
+    """What does not fit the problem: its ranks, its tables, or how they are used."""
+    mismatches = []
+    if file.world_size != problem.world_size:
+        mismatches.append(
+            f"world_size: {file.world_size} in the plan, {problem.world_size} in this job; start "
+            "as many ranks, or plan anew"
         )
     by_node = [n for n, entry in file.tables.items() if entry.sharding_type in _NODE_TYPES]
-    if by_node and file.local_world_size != local_world_size:
-        problems.append(
+    if by_node and file.local_world_size != problem.local_world_size:
+        mismatches.append(
             f"local_world_size: {file.local_world_size} ranks per node in the plan, "
-            f"{local_world_size} in this job, and the rows of {_listed(by_node)} are spread over "
-            "a node"
+            f"{problem.local_world_size} in this job, and the rows of {_listed(by_node)} are "
+            "spread over a node"
         )
-    own = {table.name: table for table in tables}
+    own = {table.name: table for table in problem.tables}
     for names, where in (
         ([name for name in own if name not in file.tables], "tables of the model without a plan"),
         ([name for name in file.tables if name not in own], "tables that the model does not have"),
     ):
         if names:
-            problems.append(f"{where}: {_listed(names)}")
+            mismatches.append(f"{where}: {_listed(names)}")
     for name, entry in file.tables.items():
         if name in own:
-            found = _table_mismatches(entry, own[name], optimizer, device, world_size)
-            problems += [f"{name}: {problem}" for problem in found]
-    return problems
+            found = _table_mismatches(entry, own[name], problem)
+            mismatches += [f"{name}: {mismatch}" for mismatch in found]
+    return mismatches
 
 
-def _table_mismatches(
-    entry: TableEntry,
-    table: EmbeddingTable,
-    optimizer: SparseOptimizerConfig,
-    device: str,
-    world_size: int,
-) -> list[str]:
-    problems = []
+def check_prefetch(plan: ShardingPlan, device: str) -> None:
+    """Refuse to prefetch where no table has a cache.
+
+    Args:
+        plan: of the model.
+        device: where the ranks compute, cpu or cuda.
+
+    Raises:
+        ConfigError: there is no GPU, or no table with the kernel fused_uvm_caching.
+    """
+    if device != "cuda":
+        raise ConfigError(
+            f"sharding.prefetch = true: fills caches on GPUs, and the ranks compute on the {device}"
+        )
+    kernels = {sharding.compute_kernel for sharding in shardings_of(plan).values()}
+    if _CACHING not in kernels:
+        raise ConfigError(
+            f"sharding.prefetch = true: no table has a cache to fill, their kernels are "
+            f"{', '.join(sorted(kernels))}; give the largest ones "
+            f"sharding.tables.<entity>.kernels = ['{_CACHING}']"
+        )
+
+
+def _table_mismatches(entry: TableEntry, table: EmbeddingTable, problem: PlanProblem) -> list[str]:
+    mismatches = []
     if (entry.num_embeddings, entry.embedding_dim) != (table.num_embeddings, table.embedding_dim):
-        problems.append(
+        mismatches.append(
             f"the plan is for {entry.num_embeddings:,} rows x {entry.embedding_dim}, the model has "
             f"{table.num_embeddings:,} x {table.embedding_dim}"
         )
     if not table.is_pooled and entry.sharding_type in FOR_SEQUENCES:
-        problems.append(
+        mismatches.append(
             f"{entry.sharding_type} does not exist for tables that sequences read; use "
             f"{FOR_SEQUENCES[entry.sharding_type]}"
         )
-    if entry.sharding_type in COLUMN_TYPES and optimizer.kind == "rowwise_adagrad":
-        problems.append(f"{entry.sharding_type} {NO_ROWWISE_ADAGRAD}")
-    if entry.compute_kernel.startswith("fused_uvm") and device == "cpu":
-        problems.append(f"{entry.compute_kernel} needs a GPU, and the ranks compute on the CPU")
-    return problems + managed_collision_conflicts(
+    if entry.sharding_type in COLUMN_TYPES and problem.optimizer.kind == "rowwise_adagrad":
+        mismatches.append(f"{entry.sharding_type} {NO_ROWWISE_ADAGRAD}")
+    if entry.compute_kernel.startswith("fused_uvm") and problem.device == "cpu":
+        mismatches.append(f"{entry.compute_kernel} needs a GPU, and the ranks compute on the CPU")
+    return mismatches + managed_collision_conflicts(
         table,
         types=[entry.sharding_type],
         kernels=[entry.compute_kernel],
-        world_size=world_size,
+        world_size=problem.world_size,
     )
 
 
@@ -98,7 +110,7 @@ def _kernel_mistakes(entry: TableEntry) -> list[str]:
     mistakes = []
     if entry.sharding_type == "data_parallel" and entry.compute_kernel != "dense":
         mistakes.append(f"{entry.compute_kernel} cannot be data_parallel, only dense can")
-    if entry.cache_params is not None and entry.compute_kernel != "fused_uvm_caching":
+    if entry.cache_params is not None and entry.compute_kernel != _CACHING:
         mistakes.append(f"{entry.compute_kernel} has no cache, only fused_uvm_caching has")
     return mistakes
 
@@ -156,8 +168,8 @@ def _layout_mistakes(
     kind = entry.sharding_type
     if kind not in COLUMN_TYPES and len(stacks) > 1:
         return [f"{kind} does not split columns, but the shards do"]
-    if any(stack[0].sizes[1] % _LANES for stack in stacks) and len(stacks) > 1:
-        return [f"shards need multiples of {_LANES} columns"]
+    if any(stack[0].sizes[1] % LANES for stack in stacks) and len(stacks) > 1:
+        return [f"shards need multiples of {LANES} columns"]
     if list(entry.shards) != sorted(entry.shards, key=lambda s: (s.offsets[1], s.offsets[0])):
         return ["shards are not in the order of columns, then rows"]
     parts = {"row_wise": file.world_size} | dict.fromkeys(_NODE_TYPES, file.local_world_size)

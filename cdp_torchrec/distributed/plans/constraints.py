@@ -1,22 +1,16 @@
 """What the planner may choose for each table."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from functools import cache
 
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import CacheParams
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.managed_collision import managed_collision_conflicts
-from cdp_torchrec.distributed.plans.config import (
-    KernelName,
-    ShardingConfig,
-    TableShardingConfig,
-    TypeName,
-)
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable
+from cdp_torchrec.distributed.plans.config import KernelName, TableShardingConfig, TypeName
+from cdp_torchrec.distributed.plans.managed_collision import managed_collision_conflicts
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 
 _log = logging.getLogger(__name__)
 
@@ -33,65 +27,35 @@ NO_ROWWISE_ADAGRAD = (
     "can load; use adam, or split by rows"
 )
 """Why tables that are split by columns refuse that optimizer."""
-_LANES = 4
+LANES = 4
 """FBGEMM's rows are multiples of four floats."""
 
 
-def table_constraints(
-    tables: Sequence[EmbeddingTable],
-    config: ShardingConfig,
-    optimizer: SparseOptimizerConfig,
-    *,
-    device: str,
-    world_size: int,
-    pooling_factors: Mapping[str, float],
-) -> dict[str, ParameterConstraints]:
+def table_constraints(problem: PlanProblem) -> dict[str, ParameterConstraints]:
     """Constraints by table name.
-
-    Args:
-        tables: of the model.
-        config: strategy and constraints.
-        optimizer: of the tables.
-        device: where the ranks compute, cpu or cuda.
-        world_size: number of ranks.
-        pooling_factors: mean number of ids per impression, by key; 1 where unknown.
 
     Raises:
         ConfigError: names every table that the configuration is wrong for.
     """
-    problems = _unknown(tables, config)
+    conflicts = _unknown(problem)
     constraints = {}
-    for table in tables:
-        own = config.tables.get(table.entity, TableShardingConfig())
-        types = own.types or _types(table, config, optimizer, world_size)
-        if not table.is_pooled:
-            types = _for_sequences(types, quietly=own.types is None and config.strategy == "auto")
-        if optimizer.kind == "rowwise_adagrad":
-            asked = f"tables.{table.entity}" if own.types else f"strategy = '{config.strategy}'"
-            problems += [
-                f"sharding.{asked}: {name} {NO_ROWWISE_ADAGRAD}"
-                for name in types
-                if name in COLUMN_TYPES
-            ]
-        problems += _conflicts(table, own, device)
-        problems += [
-            f"sharding.tables.{table.entity}: {conflict}"
-            for conflict in managed_collision_conflicts(
-                table, types=types, kernels=own.kernels or (), world_size=world_size
-            )
-        ]
+    for table in problem.tables:
+        own = problem.sharding.tables.get(table.entity, TableShardingConfig())
+        types = _types(table, own, problem)
+        conflicts += _conflicts(table, own, types, problem)
         caches = "fused_uvm_caching" in (own.kernels or ())
         constraints[table.name] = ParameterConstraints(
             sharding_types=list(types),
             compute_kernels=_kernels(own.kernels, types),
             min_partition=own.column_width or _default_width(table.embedding_dim),
             pooling_factors=[
-                _pooling_factor(table, pooling_factors.get(key, 1.0)) for key in table.features
+                _pooling_factor(table, problem.pooling_factors.get(key, 1.0))
+                for key in table.features
             ],
             cache_params=CacheParams(load_factor=own.cache_load_factor) if caches else None,
         )
-    if problems:
-        raise ConfigError.of(list(dict.fromkeys(problems)))  # the strategy is that of many tables
+    if conflicts:
+        raise ConfigError.of(list(dict.fromkeys(conflicts)))  # the strategy is that of many tables
     return constraints
 
 
@@ -101,21 +65,26 @@ def _pooling_factor(table: EmbeddingTable, factor: float) -> float:
 
 
 def _types(
-    table: EmbeddingTable,
-    config: ShardingConfig,
-    optimizer: SparseOptimizerConfig,
-    world_size: int,
+    table: EmbeddingTable, own: TableShardingConfig, problem: PlanProblem
 ) -> tuple[TypeName, ...]:
+    types = own.types or _types_of_strategy(table, problem)
+    if table.is_pooled:
+        return types
+    is_asked_for = own.types is not None or problem.sharding.strategy != "auto"
+    return _for_sequences(types, quietly=not is_asked_for)
+
+
+def _types_of_strategy(table: EmbeddingTable, problem: PlanProblem) -> tuple[TypeName, ...]:
+    strategy = problem.sharding.strategy
     if table.buckets is not None:
-        return ("row_wise",) if config.strategy == "auto" else (config.strategy,)
+        return ("row_wise",) if strategy == "auto" else (strategy,)
     # On one rank there is nothing to replicate, and the fused optimizer is faster.
-    if table.num_embeddings <= config.small_table_rows and world_size > 1:
+    if table.num_embeddings <= problem.sharding.small_table_rows and problem.world_size > 1:
         return ("data_parallel",)
-    if config.strategy != "auto":
-        return (config.strategy,)
-    if optimizer.kind == "rowwise_adagrad":
-        return ("table_wise", "row_wise", "table_row_wise")
-    return ("table_wise", "row_wise", "table_row_wise", "column_wise")
+    if strategy != "auto":
+        return (strategy,)
+    by_rows: tuple[TypeName, ...] = ("table_wise", "row_wise", "table_row_wise")
+    return by_rows if problem.optimizer.kind == "rowwise_adagrad" else (*by_rows, "column_wise")
 
 
 def _for_sequences(types: tuple[TypeName, ...], *, quietly: bool) -> tuple[TypeName, ...]:
@@ -146,15 +115,15 @@ def _kernels(
 
 def _default_width(embedding_dim: int) -> int:
     """The largest width of at most half the embedding that FBGEMM can split by."""
-    widths = range(embedding_dim // 2, _LANES - 1, -1)
-    return next((w for w in widths if embedding_dim % w == 0 and w % _LANES == 0), embedding_dim)
+    widths = range(embedding_dim // 2, LANES - 1, -1)
+    return next((w for w in widths if embedding_dim % w == 0 and w % LANES == 0), embedding_dim)
 
 
-def _unknown(tables: Sequence[EmbeddingTable], config: ShardingConfig) -> list[str]:
-    entities = [table.entity for table in tables]
+def _unknown(problem: PlanProblem) -> list[str]:
+    entities = [table.entity for table in problem.tables]
     return [
         f"sharding.tables.{entity}: the model has no such table; it has {', '.join(entities)}"
-        for entity in config.tables
+        for entity in problem.sharding.tables
         if entity not in entities
     ]
 
@@ -162,19 +131,26 @@ def _unknown(tables: Sequence[EmbeddingTable], config: ShardingConfig) -> list[s
 def _conflicts(
     table: EmbeddingTable,
     own: TableShardingConfig,
-    device: str,
+    types: tuple[TypeName, ...],
+    problem: PlanProblem,
 ) -> list[str]:
     key = f"sharding.tables.{table.entity}"
-    problems = []
+    conflicts = []
+    if problem.optimizer.kind == "rowwise_adagrad":
+        asked = key if own.types else f"sharding.strategy = '{problem.sharding.strategy}'"
+        conflicts += [f"{asked}: {n} {NO_ROWWISE_ADAGRAD}" for n in types if n in COLUMN_TYPES]
     width = own.column_width
-    if width is not None and (table.embedding_dim % width or width % _LANES):
-        problems.append(
-            f"{key}.column_width = {width}: expected a multiple of {_LANES} that divides the "
+    if width is not None and (table.embedding_dim % width or width % LANES):
+        conflicts.append(
+            f"{key}.column_width = {width}: expected a multiple of {LANES} that divides the "
             f"embedding's width {table.embedding_dim}"
         )
     host = [name for name in own.kernels or () if name != "fused"]
-    if host and device == "cpu":
-        problems.append(f"{key}.kernels: {host[0]} needs a GPU, and the ranks compute on the CPU")
+    if host and problem.device == "cpu":
+        conflicts.append(f"{key}.kernels: {host[0]} needs a GPU, and the ranks compute on the CPU")
     if own.cache_load_factor is not None and "fused_uvm_caching" not in (own.kernels or ()):
-        problems.append(f"{key}.cache_load_factor: only the kernel fused_uvm_caching has a cache")
-    return problems
+        conflicts.append(f"{key}.cache_load_factor: only the kernel fused_uvm_caching has a cache")
+    of_collision = managed_collision_conflicts(
+        table, types=types, kernels=own.kernels or (), world_size=problem.world_size
+    )
+    return conflicts + [f"{key}: {conflict}" for conflict in of_collision]

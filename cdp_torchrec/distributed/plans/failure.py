@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from torchrec.distributed.planner import EmbeddingShardingPlanner
-from torchrec.distributed.planner.types import PlannerError, PlannerErrorType, Topology
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
+from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
 
 from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable
+from cdp_torchrec.distributed.plans.hardware import GB
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 
-_GB = 10**9
 _FLOAT_BYTES = 4
 _MOST_TABLES = 5
 _LARGE = 0.01
@@ -17,39 +18,33 @@ _LARGE = 0.01
 
 
 def explain_failure(
-    error: PlannerError,
-    planner: EmbeddingShardingPlanner,
-    tables: Sequence[EmbeddingTable],
-    optimizer: SparseOptimizerConfig,
+    error: PlannerError, problem: PlanProblem, reservation: HeuristicalStorageReservation
 ) -> str:
     """What does not fit where, and what would help.
 
     Args:
         error: what the planner has raised.
-        planner: which has raised it.
-        tables: of the model.
-        optimizer: of the tables.
+        problem: which it was to solve.
+        reservation: memory that no table may use.
     """
-    topology = planner._topology
-    reserved = planner._storage_reservation.last_reserved_topology
-    assert isinstance(topology, Topology) and reserved is not None
-    on_gpu = topology.compute_device == "cuda"
-    whole, free = (
-        (device.storage.hbm if on_gpu else device.storage.ddr)
-        for device in (topology.devices[0], reserved.devices[0])
-    )
+    reserved = reservation.last_reserved_topology
+    assert reserved is not None
+    on_gpu = problem.device == "cuda"
+    storage = reserved.devices[0].storage
+    free = storage.hbm if on_gpu else storage.ddr
+    tables, optimizer = problem.tables, problem.optimizer
     is_memory = error.error_type == PlannerErrorType.INSUFFICIENT_STORAGE
     if not is_memory and all(_bytes(table, optimizer) <= free for table in tables):
         said = str(error).strip().splitlines()
-        return f"no plan for {topology.world_size} ranks: {said[0].strip()} {said[-1].strip()}"
+        return f"no plan for {problem.world_size} ranks: {said[0].strip()} {said[-1].strip()}"
     needed = sum(_bytes(table, optimizer) for table in tables)
     return "\n  ".join(
         [
-            f"no plan for {topology.world_size} ranks: spread evenly, the tables take "
-            f"{_gb(needed / topology.world_size)} on each rank, which has {_gb(free)} for them, of "
-            f"{_gb(whole)} {'GPU' if on_gpu else 'host'} memory",
+            f"no plan for {problem.world_size} ranks: spread evenly, the tables take "
+            f"{_gb(needed / problem.world_size)} on each rank, which has {_gb(free)} for them, of "
+            f"{_gb(problem.hardware.memory_gb * GB)} {'GPU' if on_gpu else 'host'} memory",
             *_largest(tables, optimizer, needed),
-            f"what helps: {'; '.join(_remedies(needed, free, topology, optimizer))}",
+            f"what helps: {'; '.join(_remedies(needed, free, problem))}",
         ]
     )
 
@@ -69,17 +64,15 @@ def _largest(
     ] + ([f"{len(tables) - len(large)} other tables: {_gb(rest)}"] if rest else [])
 
 
-def _remedies(
-    needed: int, free: int, topology: Topology, optimizer: SparseOptimizerConfig
-) -> list[str]:
+def _remedies(needed: int, free: int, problem: PlanProblem) -> list[str]:
     remedies = []
-    if needed <= free * topology.world_size:
+    if needed <= free * problem.world_size:
         remedies.append("large tables split by rows (sharding.strategy = 'row_wise')")
     elif free > 0:
         remedies.append(f"at least {math.ceil(needed / free):,} ranks, large tables split by rows")
-    if topology.compute_device == "cuda":
+    if problem.device == "cuda":
         remedies.append("large tables in host memory (sharding.tables.<entity>.kernels)")
-    if optimizer.kind == "adam":
+    if problem.optimizer.kind == "adam":
         remedies.append("optimizer.sparse.kind = 'rowwise_adagrad', whose state is 4 bytes per row")
     return [*remedies, "fewer or narrower embeddings"]
 
@@ -99,4 +92,4 @@ def _state(table: EmbeddingTable, optimizer: SparseOptimizerConfig) -> int:
 
 
 def _gb(size: float) -> str:
-    return f"{size / _GB:,.1f} GB"
+    return f"{size / GB:,.1f} GB"

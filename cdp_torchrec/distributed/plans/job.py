@@ -1,21 +1,89 @@
-"""The hardware that a job runs on."""
+"""The plan of a job: what its ranks are, and one plan for all of them."""
 
 import os
+from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
+from torchrec.distributed.types import ShardingPlan
 
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
+from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
+from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig, load_hardware
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.search import choose_plan
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
+from cdp_torchrec.model.train_task import TrainTask
 
 
-def local_hardware(device: torch.device, local_world_size: int) -> HardwareConfig:
-    """The nearest named hardware, with the memory of this machine.
+def pose_problem(
+    task: TrainTask,
+    sharding: ShardingConfig,
+    optimizer: SparseOptimizerConfig,
+    *,
+    device: torch.device,
+    batch_size: int,
+    pooling_factors: Mapping[str, float],
+) -> PlanProblem:
+    """What the ranks of this job need a plan for; collective.
 
     Args:
+        task: model and losses, tables on the meta device; the optimizer is fused into their
+            backward pass where it can be.
+        sharding: strategy and constraints, or the file of a plan.
+        optimizer: of the tables.
         device: where this rank computes.
-        local_world_size: ranks on this machine, which share its memory.
+        batch_size: impressions per rank.
+        pooling_factors: mean number of ids per impression, by key.
+
+    Raises:
+        ConfigError: the named hardware is unknown, or computes elsewhere; on all ranks.
     """
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB / local_world_size
-    found = {"name": "local", "ranks_per_node": local_world_size, "host_memory_gb": host}
+    apply_sparse_optimizer(task.model.sparse_arch, optimizer, device)
+    return PlanProblem(
+        model=task,
+        sharding=sharding,
+        optimizer=optimizer,
+        hardware=from_rank_zero(
+            lambda: _hardware(sharding.hardware, device), purpose="read the hardware"
+        ),
+        world_size=dist.get_world_size(),
+        batch_size=batch_size,
+        pooling_factors=pooling_factors,
+    )
+
+
+def plan_job(problem: PlanProblem) -> ShardingPlan:
+    """The plan that rank 0 reads or finds, on all ranks; collective.
+
+    Planners of several ranks need not agree, and a search that is bounded in time least of all.
+
+    Raises:
+        ConfigError: no plan fits, or the given one does not; on all ranks.
+    """
+    return from_rank_zero(lambda: choose_plan(problem), purpose="make the plan")
+
+
+def _hardware(name: str | None, device: torch.device) -> HardwareConfig:
+    """Of the ranks: as named, else what this machine shows of itself."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name is None:
+        return _local_hardware(device, ranks_here)
+    named = load_hardware(name)
+    if named.device != device.type:
+        raise ConfigError(
+            f"sharding.hardware = '{name}': has device '{named.device}', but the ranks compute on "
+            f"'{device.type}'"
+        )
+    return named.model_copy(update={"ranks_per_node": ranks_here})
+
+
+def _local_hardware(device: torch.device, ranks_here: int) -> HardwareConfig:
+    """The nearest named hardware, with the memory of this machine, which its ranks share."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB / ranks_here
+    found = {"name": "local", "ranks_per_node": ranks_here, "host_memory_gb": host}
     if device.type == "cpu":
         return load_hardware("cpu").model_copy(update=found)
     found["device_memory_gb"] = torch.cuda.get_device_properties(device).total_memory / GB

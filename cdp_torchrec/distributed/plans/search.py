@@ -1,30 +1,21 @@
-"""Sharding plans: which rank holds which part of which table."""
+"""The plan for a problem: read from a file, or searched."""
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.distributed.types import ShardingPlan
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.optimizers import needs_dense_gradients
-from cdp_torchrec.distributed.pipeline import check_prefetch
-from cdp_torchrec.distributed.plans.config import ShardingConfig
-from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.checks import check_prefetch
 from cdp_torchrec.distributed.plans.failure import explain_failure
-from cdp_torchrec.distributed.plans.planner import (
-    EmbeddingTable,
-    find_tables,
-    make_planner,
-    optimizer_state_sized,
-    sharders,
-)
+from cdp_torchrec.distributed.plans.file import read_plan
+from cdp_torchrec.distributed.plans.planner import make_planner, reservation_of
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.sharders import sharders
+from cdp_torchrec.distributed.plans.tables import optimizer_state_sized, shardings_of
 
 
 @dataclass(frozen=True)
@@ -34,102 +25,60 @@ class SearchedPlan:
     plan: ShardingPlan
     options: tuple[ShardingOption, ...]
     """One for each table, with the planner's estimates; their shards know their ranks."""
-    planner: EmbeddingShardingPlanner
-    """What searched; it knows how much memory it has reserved."""
+    reservation: HeuristicalStorageReservation
+    """Memory that no table may use."""
     num_proposals: int
     seconds: float
 
 
-def plan_sharding(
-    model: nn.Module,
-    config: ShardingConfig,
-    optimizer: SparseOptimizerConfig,
-    *,
-    topology: Topology,
-    batch_size: int,
-    pooling_factors: Mapping[str, float],
-) -> ShardingPlan:
-    """The sharding plan of a model; arguments and errors are those of `search_plan`."""
-    return search_plan(
-        model,
-        config,
-        optimizer,
-        topology=topology,
-        batch_size=batch_size,
-        pooling_factors=pooling_factors,
-    ).plan
+def choose_plan(problem: PlanProblem) -> ShardingPlan:
+    """The plan of the file that the configuration names, else what the planner finds.
+
+    Raises:
+        ConfigError: the file or the configuration does not fit the problem, or no plan does.
+    """
+    file = problem.sharding.plan
+    if file is None:
+        return search_plan(problem).plan
+    plan = read_plan(file, problem)
+    if problem.sharding.prefetch:
+        check_prefetch(plan, problem.device)
+    return plan
 
 
-def search_plan(
-    model: nn.Module,
-    config: ShardingConfig,
-    optimizer: SparseOptimizerConfig,
-    *,
-    topology: Topology,
-    batch_size: int,
-    pooling_factors: Mapping[str, float],
-) -> SearchedPlan:
-    """The sharding plan of a model with its estimates, without a process group.
-
-    Args:
-        model: model with its tables on the meta device; in-backward optimizers already applied,
-            because the planner sizes their state.
-        config: strategy and constraints.
-        optimizer: of the tables.
-        topology: the cluster.
-        batch_size: impressions per rank.
-        pooling_factors: mean number of ids per impression, by key; 1 where unknown.
+def search_plan(problem: PlanProblem) -> SearchedPlan:
+    """A plan with its estimates, without a process group.
 
     Raises:
         ConfigError: the configuration is wrong for a table, or no plan fits.
     """
-    tables = find_tables(model)
-    constraints = table_constraints(
-        tables,
-        config,
-        optimizer,
-        device=topology.compute_device,
-        world_size=topology.world_size,
-        pooling_factors=pooling_factors,
-    )
-    planner = make_planner(
-        model,
-        constraints,
-        topology=topology,
-        batch_size=batch_size,
-        search_seconds=config.search_seconds,
-        prefetch=config.prefetch,
-    )
+    sharding = problem.sharding
+    planner = make_planner(problem)
     start = time.perf_counter()
     try:
-        with optimizer_state_sized(model):
-            plan = planner.plan(model, sharders(config))
+        with optimizer_state_sized(problem.model):
+            plan = planner.plan(problem.model, sharders(sharding))
     except PlannerError as error:
-        reason = explain_failure(error, planner, tables, optimizer)
-        raise ConfigError(f"sharding.strategy = '{config.strategy}': {reason}") from error
-    if needs_dense_gradients(optimizer, torch.device(topology.compute_device)):
-        for module_plan in plan.plan.values():
-            assert isinstance(module_plan, EmbeddingModuleShardingPlan)
-            for parameter in module_plan.values():
-                parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
-    _check_complete(plan, tables)
-    if config.prefetch:
-        check_prefetch(plan, topology.compute_device)
+        reason = explain_failure(error, problem, reservation_of(planner))
+        raise ConfigError(f"sharding.strategy = '{sharding.strategy}': {reason}") from error
+    if problem.has_dense_gradients:
+        for parameter in shardings_of(plan).values():
+            parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
+    _check_complete(plan, problem)
+    if sharding.prefetch:
+        check_prefetch(plan, problem.device)
     return SearchedPlan(
         plan=plan,
         options=tuple(planner._best_plan or ()),
-        planner=planner,
+        reservation=reservation_of(planner),
         num_proposals=planner._num_proposals,
         seconds=time.perf_counter() - start,
     )
 
 
-def _check_complete(plan: ShardingPlan, tables: Sequence[EmbeddingTable]) -> None:
+def _check_complete(plan: ShardingPlan, problem: PlanProblem) -> None:
     """TorchRec leaves a table that is not in the plan unsharded, and says nothing."""
-    missing = [
-        table.name
-        for table in tables
-        if table.module not in plan.plan or table.name not in plan.plan[table.module]  # pyrefly: ignore[not-iterable]
-    ]
+    planned = shardings_of(plan)
+    missing = [table.name for table in problem.tables if table.name not in planned]
     if missing:
         raise RuntimeError(f"TorchRec's planner has left out the tables {', '.join(missing)}")

@@ -31,16 +31,16 @@ def run(arguments: list[str]) -> None:
 
     from cdp_torchrec.experiment import prepare_synthetic
     from cdp_torchrec.planning.measured.comparison import compare
+    from cdp_torchrec.planning.measured.job import make_plans, open_job
+    from cdp_torchrec.planning.measured.measurement import measure_plans
     from cdp_torchrec.planning.measured.output import write_outputs
-    from cdp_torchrec.planning.measured.rounds import measure_plans
-    from cdp_torchrec.planning.measured.setting import make_plans, open_setting
-    from cdp_torchrec.planning.measured.table import as_markdown
+    from cdp_torchrec.planning.measured.text import as_markdown
 
     device = init_process_group()
     prepare_synthetic(config.data)
-    setting = open_setting(config, device)
-    measured = measure_plans(setting, make_plans(setting))
+    job = open_job(config, device)
+    measured = measure_plans(job, make_plans(job))
     if is_rank_zero():
-        comparison = compare(setting, measured)
+        comparison = compare(job, measured)
         write_outputs(comparison)
         print(as_markdown(comparison))

@@ -9,11 +9,13 @@ from torchrec.distributed.types import ShardingPlan
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig
+from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.planning.estimate import PlanEstimate, TableEstimate
+from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.fit import Fit, Point, fit, fit_by_others
-from cdp_torchrec.planning.measured.lookups import Piece
-from cdp_torchrec.planning.measured.rounds import MeasuredPlan
-from cdp_torchrec.planning.measured.setting import Setting, estimate
+from cdp_torchrec.planning.measured.job import MeasuredJob
+from cdp_torchrec.planning.measured.measurement import MeasuredPlan
+from cdp_torchrec.planning.measured.sharded_tables import Piece
 
 ESTIMATES: Mapping[Piece, tuple[str, ...]] = {
     "lookup": ("lookup_ms", "prefetch_ms"),
@@ -36,12 +38,17 @@ class ComparedPlan:
     after: PlanEstimate
     """With the fitted bandwidths."""
 
+    @property
+    def measured_ms(self) -> float:
+        """Of a step of all tables on the slowest rank, to be set beside the estimates."""
+        return max(step.ms_without_ids for step in self.measured.whole)
+
 
 @dataclass(frozen=True)
 class Comparison:
     """All plans, and what the fit makes of them."""
 
-    setting: Setting
+    job: MeasuredJob
     plans: tuple[ComparedPlan, ...]
     points: tuple[Point, ...]
     """Each sharding of a table once, however many plans share it."""
@@ -54,31 +61,32 @@ class Comparison:
     """With the fitted bandwidths."""
 
 
-def compare(setting: Setting, measured: Mapping[str, MeasuredPlan]) -> Comparison:
+def compare(job: MeasuredJob, measured: Mapping[str, MeasuredPlan]) -> Comparison:
     """Set measurements beside estimates, and fit the bandwidths.
 
     Args:
-        setting: what was measured.
+        job: what was measured.
         measured: by name of the plan.
 
     Raises:
         ConfigError: a fitted bandwidth is absurd.
     """
-    memory = f"{'device' if setting.hardware.device == 'cuda' else 'host'}_bandwidth_gb_s"
-    constants = [memory, *(["intra_node_gb_s"] if setting.world_size > 1 else [])]
-    if setting.num_nodes > 1:
+    problem = job.problem
+    memory = f"{'device' if problem.device == 'cuda' else 'host'}_bandwidth_gb_s"
+    constants = [memory, *(["intra_node_gb_s"] if problem.world_size > 1 else [])]
+    if job.num_nodes > 1:
         constants.append("inter_node_gb_s")
-    points = _points(setting, measured, constants)
+    points = _points(problem, measured, constants)
     found = fit(points, constants)
-    hardware = _fitted(setting.hardware, found)
+    hardware = _fitted(problem.hardware, found)
     return Comparison(
-        setting=setting,
+        job=job,
         plans=tuple(
             ComparedPlan(
                 name=name,
                 measured=plan,
-                before=estimate(setting, plan.plan, setting.hardware),
-                after=estimate(setting, plan.plan, hardware),
+                before=estimate_plan(problem, plan.plan),
+                after=estimate_plan(replace(problem, hardware=hardware), plan.plan),
             )
             for name, plan in measured.items()
         ),
@@ -99,15 +107,15 @@ def estimated_ms(table: TableEstimate, piece: Piece, world_size: int) -> np.ndar
 
 
 def _points(
-    setting: Setting, measured: Mapping[str, MeasuredPlan], constants: Sequence[str]
+    problem: PlanProblem, measured: Mapping[str, MeasuredPlan], constants: Sequence[str]
 ) -> list[Point]:
     found: dict[tuple, Point] = {}
     for name, plan in measured.items():
-        base, *bumped = _estimates(setting, plan.plan, constants)
+        base, *bumped = _estimates(problem, plan.plan, constants)
         for place, table in enumerate(base.tables):
-            costs = plan.tables[table.table.name]
+            steps = plan.tables[table.table.name]
             for piece in ESTIMATES:
-                by_rank = estimated_ms(table, piece, setting.world_size)
+                by_rank = estimated_ms(table, piece, problem.world_size)
                 rank = int(by_rank.argmax())
                 if by_rank[rank] == 0:
                     continue
@@ -115,7 +123,7 @@ def _points(
                 parts = {
                     constant: max(0.0, float(by_rank[rank] - less) * _BUMP / (_BUMP - 1))
                     for constant, other in zip(constants, bumped, strict=True)
-                    for less in [estimated_ms(other.tables[place], piece, setting.world_size)[rank]]
+                    for less in [estimated_ms(other.tables[place], piece, problem.world_size)[rank]]
                 }
                 parts["other"] = max(0.0, float(by_rank[rank]) - sum(parts.values()))
                 point = Point(
@@ -124,7 +132,7 @@ def _points(
                     compute_kernel=table.compute_kernel,
                     plans=(name,),
                     piece=piece,
-                    measured_ms=max(cost.ms[piece] for cost in costs),
+                    measured_ms=max(step.ms[piece] for step in steps),
                     parts_ms=parts,
                 )
                 key = (point.table, point.sharding_type, point.piece, point.measured_ms)
@@ -135,14 +143,14 @@ def _points(
 
 
 def _estimates(
-    setting: Setting, plan: ShardingPlan, constants: Sequence[str]
+    problem: PlanProblem, plan: ShardingPlan, constants: Sequence[str]
 ) -> list[PlanEstimate]:
     """As it is, and with each bandwidth a little higher."""
-    hardware = setting.hardware
+    hardware = problem.hardware
     faster = [
         hardware.model_copy(update={name: getattr(hardware, name) * _BUMP}) for name in constants
     ]
-    return [estimate(setting, plan, some) for some in [hardware, *faster]]
+    return [estimate_plan(replace(problem, hardware=some), plan) for some in [hardware, *faster]]
 
 
 def _fitted(hardware: HardwareConfig, found: Fit) -> HardwareConfig:

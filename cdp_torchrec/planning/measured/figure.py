@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from cdp_torchrec.planning.measured.comparison import Comparison
 from cdp_torchrec.planning.measured.fit import UNFITTED, Fit
-from cdp_torchrec.planning.measured.lookups import Piece
+from cdp_torchrec.planning.measured.sharded_tables import Piece
 
 _COLOURS: dict[Piece, str] = {
     "lookup": "tab:blue",
@@ -58,9 +58,9 @@ def draw_estimates(comparison: Comparison, path: Path) -> None:
         if kind in types
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    setting = comparison.setting
+    problem = comparison.job.problem
     figure.suptitle(
-        f"{setting.world_size} ranks ({setting.device.type}), {setting.batch_size} impressions per "
+        f"{problem.world_size} ranks ({problem.device}), {problem.batch_size} impressions per "
         "rank: each table by itself; grey: within a factor of 2"
     )
     figure.savefig(path, format="png", dpi=150)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from cdp_torchrec.planning.measured.lookups import Piece
+from cdp_torchrec.planning.measured.sharded_tables import Piece
 
 _FEWEST_POINTS = 3
 _OUTLIER = 0.5

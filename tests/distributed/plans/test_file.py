@@ -4,28 +4,22 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from cdp_torchrec.config import ConfigError, load_config
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan, write_plan
-from cdp_torchrec.distributed.plans.hardware import load_hardware
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable, find_tables
-from cdp_torchrec.distributed.plans.search import plan_sharding
-from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.distributed.plans.job import plan_job
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.search import choose_plan
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
+from tests.distributed.plans.problems import ADAGRAD, POOLED, Tables, on_nodes_of, problem
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.runs import losses
@@ -40,78 +34,9 @@ STRATEGIES = (
     "grid_shard",
     "data_parallel",
 )
-ADAM = SparseOptimizerConfig(kind="adam")
-ADAGRAD = SparseOptimizerConfig(kind="rowwise_adagrad")
+TOO_LARGE = problem(Tables({**POOLED, "user": 5_000_000_000}))
 
 Plan = dict[str, Any]
-
-
-class Model(nn.Module):
-    """Tables of both collections, one with fewer rows than ranks."""
-
-    def __init__(self, rows: int = 5001) -> None:
-        super().__init__()
-        meta = torch.device("meta")
-        self.pooled = EmbeddingBagCollection(
-            [
-                EmbeddingBagConfig(
-                    name=f"t_{name}",
-                    num_embeddings=num_embeddings,
-                    embedding_dim=16,
-                    feature_names=[name],
-                    pooling=PoolingType.SUM,
-                )
-                for name, num_embeddings in (("user", rows), ("hour", 3))
-            ],
-            device=meta,
-        )
-        self.sequence = EmbeddingCollection(
-            [
-                EmbeddingConfig(
-                    name="t_item", num_embeddings=700, embedding_dim=16, feature_names=["item"]
-                )
-            ],
-            device=meta,
-        )
-
-
-@dataclass(frozen=True)
-class Job:
-    """A model on some ranks."""
-
-    model: Model
-    world_size: int
-    hardware: str = "cpu"
-    optimizer: SparseOptimizerConfig = ADAM
-
-    @property
-    def tables(self) -> list[EmbeddingTable]:
-        return find_tables(self.model)
-
-    @property
-    def ranks(self) -> dict[str, Any]:
-        topology = make_topology(load_hardware(self.hardware), self.world_size)
-        return {
-            "world_size": self.world_size,
-            "local_world_size": topology.local_world_size,
-            "device": topology.compute_device,
-        }
-
-    def plan(self, **settings: Any) -> ShardingPlan:
-        return plan_sharding(
-            self.model,
-            ShardingConfig(small_table_rows=0, **settings),
-            self.optimizer,
-            topology=make_topology(load_hardware(self.hardware), self.world_size),
-            batch_size=32,
-            pooling_factors={},
-        )
-
-    def dump(self, **settings: Any) -> Plan:
-        return json.loads(dump_plan(self.plan(**settings), self.tables, **self.ranks))
-
-    def read(self, path: Path, **others: Any) -> ShardingPlan:
-        return read_plan(path, self.tables, optimizer=self.optimizer, **self.ranks | others)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -121,43 +46,55 @@ class Job:
 def test_a_plan_comes_back_as_it_was(
     hardware: str, world_size: int, strategy: str, tmp_path: Path
 ) -> None:
-    job = Job(Model(), world_size, hardware)
-    plan = job.plan(strategy=strategy)
-    write_plan(tmp_path / "plan.json", plan, job.tables, **job.ranks)
-    back = job.read(tmp_path / "plan.json")
+    posed = problem(world_size=world_size, hardware=hardware, strategy=strategy)
+    plan = choose_plan(posed)
+    write_plan(tmp_path / "plan.json", plan, posed)
+    back = read_plan(tmp_path / "plan.json", posed)
     assert back.plan == plan.plan
-    assert dump_plan(back, job.tables, **job.ranks) == (tmp_path / "plan.json").read_text()
+    assert dump_plan(back, posed) == (tmp_path / "plan.json").read_text()
+
+
+def test_the_plan_of_a_file_is_chosen_instead_of_a_search(tmp_path: Path) -> None:
+    posed = problem(strategy="row_wise")
+    write_plan(tmp_path / "plan.json", choose_plan(posed), posed)
+    given = choose_plan(problem(plan=tmp_path / "plan.json"))
+    assert given.plan == choose_plan(posed).plan != choose_plan(problem()).plan
+    with pytest.raises(ConfigError, match="prefetch = true: fills caches on GPUs"):
+        choose_plan(problem(plan=tmp_path / "plan.json", prefetch=True))
 
 
 def test_the_cache_of_a_table_in_host_memory_comes_back(tmp_path: Path) -> None:
-    job = Job(Model(), 4, "h100")
     caching = {"kernels": ("fused_uvm_caching",), "cache_load_factor": 0.1}
-    plan = job.plan(tables={"user": caching})
-    write_plan(tmp_path / "plan.json", plan, job.tables, **job.ranks)
+    posed = problem(world_size=4, hardware="h100", tables={"user": caching})
+    plan = choose_plan(posed)
+    write_plan(tmp_path / "plan.json", plan, posed)
     entry = json.loads((tmp_path / "plan.json").read_text())["tables"]["t_user"]
     assert entry["compute_kernel"] == "fused_uvm_caching"
     assert entry["cache_params"] == {"load_factor": 0.1}
-    assert job.read(tmp_path / "plan.json").plan == plan.plan
+    assert read_plan(tmp_path / "plan.json", posed).plan == plan.plan
 
 
 def test_a_plan_that_the_format_cannot_say_is_not_written() -> None:
-    job = Job(Model(), 2)
-    plan = job.plan()
+    plan = choose_plan(problem())
     table = next(iter(plan.plan["pooled"].values()))  # pyrefly: ignore[missing-attribute]
     table.stochastic_rounding = True
     with pytest.raises(ValueError, match=r"a plan file cannot say .*stochastic_rounding=True"):
-        dump_plan(plan, job.tables, **job.ranks)
+        dump_plan(plan, problem())
 
 
 def test_a_plan_for_gpus_is_the_same_on_as_many_cpu_ranks(tmp_path: Path) -> None:
-    gpus, cpus = Job(Model(), 4, "h100"), Job(Model(), 4, "cpu")
-    write_plan(tmp_path / "plan.json", gpus.plan(strategy="row_wise"), gpus.tables, **gpus.ranks)
-    assert cpus.read(tmp_path / "plan.json").plan == cpus.plan(strategy="row_wise").plan
+    gpus, cpus = (
+        problem(world_size=4, hardware=hardware, strategy="row_wise")
+        for hardware in ("h100", "cpu")
+    )
+    write_plan(tmp_path / "plan.json", choose_plan(gpus), gpus)
+    assert read_plan(tmp_path / "plan.json", cpus).plan == choose_plan(cpus).plan
 
 
-def edited(job: Job, path: Path, edit: Callable[[Plan], Any], **settings: Any) -> Path:
-    plan = job.dump(**settings)
-    edit(plan)
+def edited(posed: PlanProblem, path: Path, edit: Callable[[Plan], Any] | None = None) -> Path:
+    plan = json.loads(dump_plan(choose_plan(posed), posed))
+    if edit is not None:
+        edit(plan)
     path.write_text(json.dumps(plan))
     return path
 
@@ -226,20 +163,20 @@ def shard(plan: Plan, table: str = "t_user", number: int = 0) -> dict[str, Any]:
     ],
 )
 def test_a_wrong_plan_is_refused(edit: Callable[[Plan], Any], text: str, tmp_path: Path) -> None:
-    job = Job(Model(), 4)
-    path = edited(job, tmp_path / "plan.json", edit, strategy="row_wise")
+    posed = problem(world_size=4, strategy="row_wise")
+    path = edited(posed, tmp_path / "plan.json", edit)
     with pytest.raises(ConfigError) as error:
-        job.read(path)
+        read_plan(path, posed)
     assert text in str(error.value)
     assert str(error.value).startswith(f"sharding.plan = '{path}' ")
     assert len(str(error.value).splitlines()) == 2, "one mistake, one line"
 
 
 def test_a_plan_for_another_job_names_every_difference(tmp_path: Path) -> None:
-    written, job = Job(Model(rows=6000), 4), Job(Model(), 2, optimizer=ADAGRAD)
-    path = edited(written, tmp_path / "plan.json", lambda plan: None, strategy="grid_shard")
+    larger = Tables({**POOLED, "user": 6000})
+    path = edited(problem(larger, world_size=4, strategy="grid_shard"), tmp_path / "plan.json")
     with pytest.raises(ConfigError) as error:
-        job.read(path)
+        read_plan(path, problem(optimizer=ADAGRAD))
     text = str(error.value)
     assert "world_size: 4 in the plan, 2 in this job" in text
     assert "local_world_size: 4 ranks per node in the plan, 2 in this job" in text
@@ -248,38 +185,38 @@ def test_a_plan_for_another_job_names_every_difference(tmp_path: Path) -> None:
 
 
 def test_ranks_per_node_matter_only_to_what_is_spread_over_a_node(tmp_path: Path) -> None:
-    job = Job(Model(), 16, "h100")
+    def posed(strategy: str) -> PlanProblem:
+        return problem(world_size=16, hardware="h100", strategy=strategy)
+
     for strategy in ("row_wise", "column_wise", "table_wise"):
-        path = edited(job, tmp_path / "plan.json", lambda plan: None, strategy=strategy)
-        job.read(path, local_world_size=4)
-    path = edited(job, tmp_path / "plan.json", lambda plan: None, strategy="table_row_wise")
+        path = edited(posed(strategy), tmp_path / "plan.json")
+        read_plan(path, on_nodes_of(posed(strategy), 4))
+    path = edited(posed("table_row_wise"), tmp_path / "plan.json")
     with pytest.raises(ConfigError, match="8 ranks per node in the plan, 4 in this job") as error:
-        job.read(path, local_world_size=4)
+        read_plan(path, on_nodes_of(posed("table_row_wise"), 4))
     assert "rows of t_hour, t_user are spread over a node" in str(error.value)
 
 
 def test_the_rows_of_a_node_stay_in_one_node(tmp_path: Path) -> None:
-    job = Job(Model(), 16, "h100")
-
     def shift(plan: Plan) -> None:
         for number, part in enumerate(plan["tables"]["t_user"]["shards"]):
             part["rank"] = number + 4
 
-    path = edited(job, tmp_path / "plan.json", shift, strategy="table_row_wise")
+    posed = problem(world_size=16, hardware="h100", strategy="table_row_wise")
+    path = edited(posed, tmp_path / "plan.json", shift)
     with pytest.raises(ConfigError, match="table_row_wise spreads the rows over a node of 8 ranks"):
-        job.read(path)
+        read_plan(path, posed)
 
 
 def test_columns_are_shards_of_four_floats_or_more(tmp_path: Path) -> None:
-    job = Job(Model(), 2)
-
     def split(plan: Plan) -> None:
         left, right = plan["tables"]["t_user"]["shards"]
         left["sizes"][1], right["offsets"][1], right["sizes"][1] = 6, 6, 10
 
-    path = edited(job, tmp_path / "plan.json", split, strategy="column_wise")
+    posed = problem(strategy="column_wise")
+    path = edited(posed, tmp_path / "plan.json", split)
     with pytest.raises(ConfigError, match="t_user: shards need multiples of 4 columns"):
-        job.read(path)
+        read_plan(path, posed)
 
 
 @pytest.mark.parametrize(
@@ -296,25 +233,25 @@ def test_a_file_that_is_no_plan_is_refused(content: str | None, text: str, tmp_p
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError) as error:
-        Job(Model(), 2).read(path)
+        read_plan(path, problem())
     assert text in str(error.value)
 
 
 def test_a_table_larger_than_all_memory_is_named_with_what_would_help() -> None:
     with pytest.raises(ConfigError) as error:
-        Job(Model(rows=5_000_000_000), 2).plan()
+        choose_plan(TOO_LARGE)
     text = str(error.value)
     assert "the tables take 480.0 GB on each rank, which has 32.0 GB for them" in text
     assert "t_user: 5,000,000,000 rows x 16: 320.0 GB of weights, 640.0 GB of adam state" in text
     assert "at least 31 ranks" in text
     with pytest.raises(ConfigError, match=r"sharding\.strategy = 'row_wise'"):
-        Job(Model(rows=500_000_000), 16).plan(strategy="table_wise")
+        choose_plan(problem(Tables({"user": 500_000_000}), world_size=16, strategy="table_wise"))
 
 
 def test_planning_is_quiet_and_hides_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Job(Model(), 2).plan(strategy="data_parallel")
+        choose_plan(problem(strategy="data_parallel"))
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     logging.getLogger().warning("Sharding spec not found for a table of someone else")
     assert "someone else" in caplog.records[-1].getMessage()
@@ -339,18 +276,15 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, str]:
     given = f"sharding.plan={folder / 'planned' / 'plan.json'}"
     train("given", given)
 
-    def fail(error: Exception) -> ShardingPlan:
-        raise error
-
-    def share(make: Callable[[], ShardingPlan]) -> None:
-        from_rank_zero(make, purpose="make the plan")
+    def fail() -> ShardingPlan:
+        raise RuntimeError("No available sharding type")
 
     mistakes: dict[str, Callable[[], Any]] = {
         "other_model": lambda: train("other", given, "model.embedding_dim=8"),
         "missing": lambda: train("other", "sharding.plan=nowhere.json"),
         "other_device": lambda: train("other", "sharding.hardware=h100"),
-        "too_large": lambda: share(Job(Model(rows=5_000_000_000), 2).plan),
-        "bug": lambda: share(lambda: fail(RuntimeError("No available sharding type"))),
+        "too_large": lambda: plan_job(TOO_LARGE),
+        "bug": lambda: from_rank_zero(fail, purpose="make the plan"),
     }
     found = {}
     for name, mistake in mistakes.items():

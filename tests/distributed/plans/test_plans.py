@@ -8,10 +8,7 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.constraints import _say_what_stands_in, table_constraints
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable
 from cdp_torchrec.experiment import build_experiment
 from tests.distributed.plans.cases import (
     CPU,
@@ -27,6 +24,7 @@ from tests.distributed.plans.cases import (
     train_plain,
     train_sharded,
 )
+from tests.distributed.plans.problems import Tables, problem
 from tests.distributed.spawn import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
@@ -171,26 +169,11 @@ def test_column_splits_under_rowwise_adagrad_are_refused_on_all_ranks(tiny_datas
 def test_what_stands_in_for_a_type_that_sequences_lack_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    tables = [
-        EmbeddingTable(
-            name=f"t_{name}",
-            module="sparse_arch.embedding_collection",
-            num_embeddings=100,
-            embedding_dim=16,
-            features=(name,),
-            is_pooled=False,
-        )
-        for name in ("item", "category")
-    ]
+    tables = Tables(sequence={"item": 100, "category": 100})
     _say_what_stands_in.cache_clear()
-    constraints = table_constraints(
-        tables,
-        ShardingConfig(strategy="grid_shard", small_table_rows=0),
-        SparseOptimizerConfig(),
-        device="cpu",
-        world_size=2,
-        pooling_factors={},
-    )
-    assert [c.sharding_types for c in constraints.values()] == [["column_wise"]] * 2
+    constraints = table_constraints(problem(tables, strategy="grid_shard"))
+    assert constraints["t_user"].sharding_types == ["grid_shard"]
+    for name in ("t_item", "t_category"):
+        assert constraints[name].sharding_types == ["column_wise"]
     (message,) = caplog.messages
     assert "column_wise instead of grid_shard" in message

@@ -2,13 +2,13 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed.types import EmbeddingModuleShardingPlan
 
 from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import ConfigError, load_config
@@ -16,22 +16,21 @@ from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.plans.file import write_plan
 from cdp_torchrec.distributed.plans.hardware import load_hardware
-from cdp_torchrec.experiment import open_data
+from cdp_torchrec.distributed.plans.tables import shardings_of
+from cdp_torchrec.experiment import build_experiment, open_data
+from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.comparison import compare
 from cdp_torchrec.planning.measured.config import PlansConfig
 from cdp_torchrec.planning.measured.fit import UNFITTED, Point, error, fit, fit_by_others
 from cdp_torchrec.planning.measured.ids import draw_ids, resize_tables
-from cdp_torchrec.planning.measured.lookups import PIECES, Piece, ShardedTables
+from cdp_torchrec.planning.measured.job import make_plans, open_job
+from cdp_torchrec.planning.measured.measurement import measure_plans
 from cdp_torchrec.planning.measured.output import write_outputs
-from cdp_torchrec.planning.measured.rounds import measure_plans
-from cdp_torchrec.planning.measured.setting import (
-    estimate,
-    make_plans,
-    open_setting,
-)
-from cdp_torchrec.planning.measured.table import as_markdown
+from cdp_torchrec.planning.measured.sharded_tables import PIECES, Piece, ShardedTables
+from cdp_torchrec.planning.measured.text import as_markdown
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
+from tests.squeeze import squeezed
 
 POOLED = str(CONFIGS / "interest" / "pooled.toml")
 CONSTANTS = ("memory", "network")
@@ -195,7 +194,7 @@ def test_plans_are_measured_estimated_and_fitted_on_two_ranks(
     assert item["sharding_type"] == "row_wise"
     assert all(cost["ms"][piece] > 0 for cost in item["measured"] for piece in PIECES)
 
-    table = (tmp_path / "out" / "plans.md").read_text()
+    table = squeezed((tmp_path / "out" / "plans.md").read_text())
     assert "| item | 3,000 x 8 | row_wise (fused) |" in table
     assert "| all | " in table and "host_bandwidth_gb_s: 10" in table
     assert (tmp_path / "out" / "plans.png").stat().st_size > 10_000
@@ -208,14 +207,15 @@ _HELD = {"weight": "weights", "optimizer": "optimizer"}
 
 def benchmark_plans(arguments: list[str]) -> dict[str, Any]:
     config = load_config(PlansConfig, arguments)
-    setting = open_setting(config, CPU)
-    measured = measure_plans(setting, make_plans(setting))
+    job = open_job(config, CPU)
+    measured = measure_plans(job, make_plans(job))
     if torch.distributed.get_rank() == 0:
-        comparison = compare(setting, measured)
+        comparison = compare(job, measured)
         write_outputs(comparison)
         assert as_markdown(comparison)
         for plan in comparison.plans:
-            again = estimate(setting, plan.measured.plan, comparison.hardware)
+            problem = replace(job.problem, hardware=comparison.hardware)
+            again = estimate_plan(problem, plan.measured.plan)
             assert plan.after.embedding_ms == again.embedding_ms
     return {name: plan.tables for name, plan in measured.items()}
 
@@ -237,23 +237,21 @@ def train_item_table(arguments: list[str]) -> list[torch.Tensor]:
     """The table of items: at first, and after two steps under each plan."""
     names = ["table_wise", "row_wise", "data_parallel"]
     config = load_config(PlansConfig, [*arguments, f"benchmark.plans={json.dumps(names)}"])
-    setting = open_setting(config, CPU)
+    job = open_job(config, CPU)
     tables = []
-    for plan in make_plans(setting).values():
-        (shardings,) = plan.plan.values()
-        assert isinstance(shardings, EmbeddingModuleShardingPlan)
+    for plan in make_plans(job).values():
+        shardings = shardings_of(plan)
         sharded = ShardedTables(
-            [table for table in setting.tables if table.name == "t_item"],
+            [table for table in job.problem.tables if table.name == "t_item"],
             shardings,
-            sharding=config.sharding,
-            optimizer=config.optimizer.sparse,
+            problem=job.problem,
             device=CPU,
         )
         ((name, table),) = sharded._model.state_dict().items()
         initialize_table(name, table, std=0.1, seed=0)
         if not tables:
             tables.append(whole(table))
-        for ids in setting.ids:
+        for ids in job.ids:
             sharded.step(ids)
         tables.append(whole(sharded._model.state_dict()[name]))
     return tables
@@ -270,6 +268,35 @@ def whole(table: torch.Tensor | ShardedTensor) -> torch.Tensor:
         for (row, column), part in shards:
             gathered[row : row + part.shape[0], column : column + part.shape[1]] = part
     return gathered
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("hardware", "message"),
+    [
+        ("h100", "sharding.hardware = 'h100': has device 'cuda', but the ranks compute on 'cpu'"),
+        ("h900", "hardware 'h900': unknown; expected one of a10"),
+    ],
+)
+def test_hardware_that_the_ranks_do_not_have_is_refused_as_a_training_refuses_it(
+    tiny_dataset: Path, hardware: str, message: str
+) -> None:
+    arguments = settings(tiny_dataset, f"sharding.hardware={hardware}")
+    (said, by_other_rank) = run_ranks(2, refusals_of_hardware, arguments)
+    assert said == by_other_rank
+    measuring, training = said
+    assert measuring == training
+    assert message in measuring
+
+
+def refusals_of_hardware(arguments: list[str]) -> list[str]:
+    config = load_config(PlansConfig, arguments)
+    said = []
+    for start in (open_job, build_experiment):
+        with pytest.raises(ConfigError) as raised:
+            start(config, CPU)
+        said.append(str(raised.value))
+    return said
 
 
 @pytest.mark.distributed
@@ -292,9 +319,9 @@ def test_plans_that_cannot_run_are_refused_on_all_ranks(tiny_dataset: Path, tmp_
 
 
 def write_plan_of_one_rank(arguments: list[str], path: Path) -> None:
-    setting = open_setting(load_config(PlansConfig, arguments), CPU)
-    (plan,) = make_plans(setting).values()
-    write_plan(path, plan, setting.tables, world_size=1, local_world_size=1, device="cpu")
+    job = open_job(load_config(PlansConfig, arguments), CPU)
+    (plan,) = make_plans(job).values()
+    write_plan(path, plan, job.problem)
 
 
 def refusals(arguments: list[str], names: list[str]) -> list[str]:
@@ -302,7 +329,7 @@ def refusals(arguments: list[str], names: list[str]) -> list[str]:
     for name in names:
         config = load_config(PlansConfig, [*arguments, f"benchmark.plans={json.dumps([name])}"])
         with pytest.raises(ConfigError) as raised:
-            make_plans(open_setting(config, CPU))
+            make_plans(open_job(config, CPU))
         said.append(str(raised.value))
     return said
 
@@ -324,7 +351,7 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_runs(
     (tmp_path / "file").touch()
     config = load_config(PlansConfig, settings(tiny_dataset, setting.format(tmp_path)))
     with pytest.raises(ConfigError, match=message):
-        open_setting(config, CPU)
+        open_job(config, CPU)
 
 
 def test_help_of_plans_lists_its_settings(capsys: pytest.CaptureFixture[str]) -> None:

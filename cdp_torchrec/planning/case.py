@@ -1,19 +1,20 @@
-"""One cell of an exploration: a strategy on hardware at a scale, and what came of it."""
+"""One case of an exploration: a strategy on hardware at a scale, and what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig
-from cdp_torchrec.planning.config import PlanningConfig, Strategy
+from cdp_torchrec.planning.config import PlanningExperimentConfig, Strategy
 from cdp_torchrec.planning.estimate import PlanEstimate
 
 _MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlanCase:
     """What to plan."""
 
     hardware_name: str
@@ -22,6 +23,8 @@ class Cell:
     strategy: Strategy
     sharding: ShardingConfig
     """Of this strategy."""
+    optimizer: SparseOptimizerConfig
+    """Of the tables."""
 
     @property
     def name(self) -> str:
@@ -30,11 +33,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class FeasibleCell:
+class FeasiblePlan:
     """A plan and the step it makes."""
 
-    cell: Cell
-    plan: PlanEstimate
+    case: PlanCase
+    estimate: PlanEstimate
     dense_ms: float
     """Forward, backward and update of the dense part on each rank."""
     all_reduce_ms: float
@@ -43,22 +46,22 @@ class FeasibleCell:
     @property
     def step_ms(self) -> float:
         """Time of a step without any overlap."""
-        return self.plan.embedding_ms + self.dense_ms + self.all_reduce_ms
+        return self.estimate.embedding_ms + self.dense_ms + self.all_reduce_ms
 
     @property
     def impressions_per_s(self) -> float:
         """Of all ranks together."""
-        return 1e3 * self.plan.batch_size * self.plan.world_size / self.step_ms
+        return 1e3 * self.estimate.problem.batch_size * self.case.world_size / self.step_ms
 
     @property
     def rank_hours_per_million(self) -> float:
         """Cost of a million impressions."""
-        return self.plan.world_size * _MILLION / self.impressions_per_s / 3600
+        return self.case.world_size * _MILLION / self.impressions_per_s / 3600
 
     @property
     def price_per_million(self) -> float | None:
         """The same in the currency of the hardware file, if it has a price."""
-        price = self.cell.hardware.price_per_rank_hour
+        price = self.case.hardware.price_per_rank_hour
         return None if price is None else price * self.rank_hours_per_million
 
     def hours_per_day(self, impressions_per_day: int) -> float:
@@ -68,24 +71,31 @@ class FeasibleCell:
     @property
     def rank_bytes(self) -> float:
         """Memory of the fullest rank, with all that is reserved."""
-        return float(self.plan.memory.max()) + self.plan.reserved_bytes
+        return float(self.estimate.memory.max()) + self.estimate.reserved_bytes
 
 
 @dataclass(frozen=True)
-class InfeasibleCell:
+class InfeasiblePlan:
     """Why there is no plan, and what would make one possible."""
 
-    cell: Cell
+    case: PlanCase
     reason: Sequence[str]
     """Lines of text."""
     fixes: Sequence[str]
     """Each of them planned again with it."""
 
 
-def make_cells(
-    config: PlanningConfig, sharding: ShardingConfig, hardware: dict[str, HardwareConfig]
-) -> list[Cell]:
-    """All cells, hardware by hardware.
+PlanOutcome = FeasiblePlan | InfeasiblePlan
+
+
+def make_cases(
+    config: PlanningExperimentConfig, hardware: Mapping[str, HardwareConfig]
+) -> list[PlanCase]:
+    """All cases, hardware by hardware.
+
+    Args:
+        config: world sizes, strategies, and what they share.
+        hardware: by name.
 
     Raises:
         ConfigError: a world size is neither part of a node nor whole nodes.
@@ -94,16 +104,23 @@ def make_cells(
         f"planning.world_sizes: {size} ranks are no whole nodes of {named.ranks_per_node} "
         f"({name}); expected at most {named.ranks_per_node}, or a multiple of it"
         for name, named in hardware.items()
-        for size in config.world_sizes
+        for size in config.planning.world_sizes
         if size > named.ranks_per_node and size % named.ranks_per_node
     ]
     if problems:
         raise ConfigError.of(problems)
     return [
-        Cell(name, named, size, strategy, _sharding(strategy, sharding))
+        PlanCase(
+            hardware_name=name,
+            hardware=named,
+            world_size=size,
+            strategy=strategy,
+            sharding=_sharding(strategy, config.sharding),
+            optimizer=config.optimizer.sparse,
+        )
         for name, named in hardware.items()
-        for size in config.world_sizes
-        for strategy in config.strategies
+        for size in config.planning.world_sizes
+        for strategy in config.planning.strategies
     ]
 
 

@@ -18,10 +18,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer, sparse_optimizers
-from cdp_torchrec.distributed.plans.config import ShardingConfig
-from cdp_torchrec.distributed.plans.planner import EmbeddingTable, sharders
+from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.sharders import sharders
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 
 Piece = Literal["input", "lookup", "output", "gradient", "update"]
@@ -54,8 +54,7 @@ class ShardedTables:
         tables: Sequence[EmbeddingTable],
         shardings: Mapping[str, ParameterSharding],
         *,
-        sharding: ShardingConfig,
-        optimizer: SparseOptimizerConfig,
+        problem: PlanProblem,
         device: torch.device,
     ) -> None:
         """Allocate the shards; collective.
@@ -63,8 +62,7 @@ class ShardedTables:
         Args:
             tables: one, or all of a plan.
             shardings: by table name.
-            sharding: precision of the communication.
-            optimizer: of the tables.
+            problem: of the plan; decides on the precision of the communication and the optimizer.
             device: where this rank computes.
         """
         collections = nn.ModuleDict()
@@ -79,12 +77,12 @@ class ShardedTables:
             module_plans[kind] = EmbeddingModuleShardingPlan(
                 {table.name: shardings[table.name] for table in some}
             )
-        apply_sparse_optimizer(collections, optimizer, device)
+        apply_sparse_optimizer(collections, problem.optimizer, device)
         model = DistributedModelParallel(
             collections,
             device=device,
             plan=ShardingPlan(dict(module_plans)),
-            sharders=sharders(sharding),
+            sharders=sharders(problem.sharding),
             init_data_parallel=False,
         )
         look_up_one_by_one(model, device)
@@ -95,7 +93,7 @@ class ShardedTables:
             if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection)
         ]
         self._model = model
-        self._optimizers = sparse_optimizers(model, optimizer)
+        self._optimizers = sparse_optimizers(model, problem.optimizer)
         self._device = device
         self._replicas = [p for c in self._collections for p in _take_out_of_ddp(c._lookups)]
 
@@ -148,7 +146,7 @@ class ShardedTables:
         times["gradient" if self._replicas else "update"] += stepping
         return times
 
-    def bytes(self) -> TableBytes:
+    def memory(self) -> TableBytes:
         """Memory of this rank's shards, after a step."""
         state = [
             value

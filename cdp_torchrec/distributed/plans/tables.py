@@ -1,0 +1,112 @@
+"""Tables as plans see them: those of a model, and their parts in a plan."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
+
+from cdp_torchrec.distributed.plans.format import ShardEntry
+from cdp_torchrec.model.sparse_arch import is_table
+
+OPTIMIZER_MARK = "_optimizer_classes"
+"""Where apply_optimizer_in_backward leaves the optimizer of a table."""
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """A table of a model, as plans see it."""
+
+    name: str
+    module: str
+    """Path of its collection in the model."""
+    num_embeddings: int
+    embedding_dim: int
+    features: tuple[str, ...]
+    """Keys that are looked up in it."""
+    is_pooled: bool
+    """In an EmbeddingBagCollection, instead of the collection that sequences read."""
+    buckets: int | None = None
+    """Parts of its map from ids to rows, with managed collision."""
+
+    @property
+    def entity(self) -> str:
+        """Name of its id space in the dataset."""
+        return self.name.removeprefix("t_")
+
+
+def find_tables(model: nn.Module) -> list[EmbeddingTable]:
+    """All tables of a model, by name."""
+    found = []
+    buckets: dict[str, int] = {}
+    inner: dict[nn.Module, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, BaseManagedCollisionEmbeddingCollection):
+            # Plans name the module that maps the ids, not the tables inside it.
+            inner[module._embedding_module] = path
+            buckets |= module._managed_collision_collection.table_to_number_buckets()
+        if isinstance(module, EmbeddingBagCollection):
+            configs = module.embedding_bag_configs()
+        elif isinstance(module, EmbeddingCollection):
+            configs = module.embedding_configs()
+        else:
+            continue
+        found += [
+            EmbeddingTable(
+                name=config.name,
+                module=inner.get(module, path),
+                num_embeddings=config.num_embeddings,
+                embedding_dim=config.embedding_dim,
+                features=tuple(config.feature_names),
+                is_pooled=isinstance(module, EmbeddingBagCollection),
+                buckets=buckets.get(config.name),
+            )
+            for config in configs
+        ]
+    return sorted(found, key=lambda table: table.name)
+
+
+@contextmanager
+def optimizer_state_sized(model: nn.Module) -> Iterator[None]:
+    """Let the planner count the state of Adam where it is not fused into the backward pass.
+
+    The planner looks for the optimizer class on the table, where only fused ones leave it.
+    """
+    exposed = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if is_table(name) and not hasattr(parameter, OPTIMIZER_MARK)
+    ]
+    for parameter in exposed:
+        setattr(parameter, OPTIMIZER_MARK, [torch.optim.Adam])
+    yield
+    for parameter in exposed:
+        delattr(parameter, OPTIMIZER_MARK)
+
+
+def shardings_of(plan: ShardingPlan) -> dict[str, ParameterSharding]:
+    """How each table is sharded, by its name."""
+    shardings: dict[str, ParameterSharding] = {}
+    for module_plan in plan.plan.values():
+        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
+        shardings |= module_plan
+    return shardings
+
+
+def shards_of(sharding: ParameterSharding) -> tuple[ShardEntry, ...]:
+    """The parts of a table in the plan's order; none if every rank holds the whole table."""
+    spec = sharding.sharding_spec
+    if spec is None:
+        return ()
+    return tuple(
+        ShardEntry(
+            rank=shard.placement.rank(),
+            offsets=tuple(shard.shard_offsets),
+            sizes=tuple(shard.shard_sizes),
+        )
+        for shard in spec.shards  # pyrefly: ignore[missing-attribute]
+    )
