@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
@@ -46,11 +47,13 @@ def top_k(scores: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Places of the k highest scores where `mask` holds, and which of them exist.
 
     Places that `mask` excludes rank below every score, however low, and are marked as missing where
-    fewer than k are left. Equal scores (the same item twice) go to the last, most recent place, so
-    the choice is the same on every device. There is no gradient.
+    fewer than k are left. Equal scores (the same item twice) go to the last, most recent place.
+    There is no gradient.
 
     Args:
-        scores: float [..., N] with N >= k.
+        scores: float [..., N] with N >= k. Products of matrices belong in float64: in float32 the
+            same item twice has two scores, since rounding depends on the place in a block, and the
+            choice would depend on padding and processor. They are compared in float32.
         mask: bool, broadcasts to [..., N].
         k: how many to keep.
 
@@ -64,6 +67,11 @@ def top_k(scores: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
     key = ((order << 32) + place).masked_fill(~mask, torch.iinfo(torch.int64).min)
     key, places = key.topk(k, dim=-1, sorted=False)
     return places, key > torch.iinfo(torch.int64).min
+
+
+def search_vectors(x: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(x) in float64 for scores of a search, without gradient and bias, [X, D] -> [X, D']."""
+    return functional.linear(x.detach().double(), layer.weight.detach().double())
 
 
 def top_k_mask(scores: Tensor, mask: Tensor, k: int) -> Tensor:

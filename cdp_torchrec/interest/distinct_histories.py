@@ -54,4 +54,4 @@ def recency_weights(index: SequenceIndex, *, oldest_weight: float) -> Tensor:
     ends = index.lengths.cumsum(0).index_select(0, index.owner)
     newer = ends - 1 - torch.arange(index.owner.shape[0], device=ends.device)
     steps = (index.lengths.index_select(0, index.owner) - 1).clamp(min=1)
-    return 1.0 - (1.0 - oldest_weight) * newer / steps
+    return 1.0 - (1.0 - oldest_weight) * newer.to(index.age.dtype) / steps

@@ -124,7 +124,7 @@ class QuerySearch(nn.Module):
         kept = index.lengths.new_full((index.lengths.shape[0], self.num_kept), num_behaviours)
         for block in index.sequence_blocks:
             if block.behaviour.shape[1] > self.num_kept:
-                of_rows = queries.index_select(0, block.sequence).unsqueeze(2)
+                of_rows = queries.index_select(0, block.sequence).double().unsqueeze(2)
                 cosine = (gather(behaviours, block.behaviour) @ of_rows).squeeze(2)
                 places, exists = top_k(cosine, present(block, num_behaviours), self.num_kept)
                 found = block.behaviour.gather(1, places).masked_fill(~exists, num_behaviours)
@@ -161,7 +161,8 @@ class QuerySearch(nn.Module):
         draw = draw % lengths.clamp(min=1)
         place = (ends - 1 - draw).where(lengths > 0, behaviours.shape[0])
         difference = target - gather(behaviours, place.unsqueeze(1)).squeeze(1)
-        closer = (self.direction(inputs.query) * difference).sum(dim=1) / self.temperature
+        direction = self.direction(inputs.query)
+        closer = (direction * difference.to(direction.dtype)).sum(dim=1) / self.temperature
         return functional.softplus(-closer) * (lengths > 0).to(closer.dtype)
 
 
@@ -220,4 +221,5 @@ class FusedAttention(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(x.detach(), dim=1)
+    """Unit vectors [X, F] in float64, for scores of a search."""
+    return functional.normalize(x.detach().double(), dim=1)

@@ -20,6 +20,7 @@ from cdp_torchrec.interest.attention import (
     find_all,
     item_features,
     retrieve,
+    search_vectors,
     target_features,
 )
 from cdp_torchrec.interest.base import (
@@ -104,7 +105,7 @@ class SoftSearchUnit(nn.Module):
 
     def search(self, target: Tensor, features: Tensor) -> Search:
         """Finds the behaviours [L, F] of highest relevance to the targets [B, F]."""
-        query, keys = self.w_a(target).detach(), self.w_b(features).detach()
+        query, keys = search_vectors(target, self.w_a), search_vectors(features, self.w_b)
 
         def find(block: CandidateBlock) -> Retrieved:
             candidates = gather(query, block.impression)

@@ -129,24 +129,6 @@ def test_the_interest_depends_on_the_target_and_on_the_order(make_inputs, dims, 
     assert not torch.allclose(reordered[3], interest[3], rtol=1e-6)
 
 
-@pytest.mark.parametrize("augru", FORMS)
-@pytest.mark.parametrize(
-    "missing", [{}, {"category": 0}, {"action": 0}, {"category": 0, "action": 0}]
-)
-def test_gradients_reach_every_parameter_whatever_the_dataset_lacks(
-    make_inputs, dims, augru, missing
-):
-    dims = replace(dims, **missing)
-    module = make_dien(dims, augru=augru)
-    output = module(make_inputs(dims))
-    assert output.interest.shape == (12, module.interest_dim)
-    total = output.interest.square().sum() + output.losses["auxiliary_loss"].sum()
-    total.backward()
-    for parameter in module.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.isfinite().all() and parameter.grad.any()
-
-
 def test_the_auxiliary_loss_exists_in_training_only(make_inputs, dims):
     module = make_dien(dims)
     assert set(module(make_inputs()).losses) == set(module.loss_weights) == {"auxiliary_loss"}

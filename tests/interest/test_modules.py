@@ -1,6 +1,5 @@
 """The contract of every interest module that the project ships, and of its ablations."""
 
-import io
 from dataclasses import fields, is_dataclass, replace
 from itertools import permutations
 from typing import Any
@@ -8,56 +7,55 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from cdp_torchrec.data.sequence_index import (
-    CandidateBlock,
-    SequenceBlock,
-    SequenceColumns,
-    SequenceIndex,
-    index_sequences,
-)
-from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestInput, InterestModule
-from tests.paths import CONFIGS
+from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
+from cdp_torchrec.interest import BehaviourSequence, InterestInput
+from tests.gradients import idle_parameters, in_float64
+from tests.interest.variants import PRESETS, VARIANTS, WITH_HISTORY, auxiliary, padded, segments
 
-PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
-WITH_HISTORY = [f"interest/{preset}" for preset in PRESETS if preset not in ("none", "counts")]
-CDP_FAMILY = ["interest/condition_mlp", "interest/cdp_paper", "interest/cdp"]
-ABLATIONS = ["no_condition", "no_collaborative", "no_context_scene", "no_moe"]
-VARIANTS = [
-    *[(preset,) for preset in WITH_HISTORY],
-    *[(preset, f"ablation/{ablation}") for preset in CDP_FAMILY for ablation in ABLATIONS],
-    ("interest/cdp_paper", "train_path=x0_onestep"),
-    ("interest/cdp_paper", "train_path=unrolled"),
-    ("interest/cdp", "denoiser.condition_join=film", "condition.fusion=concat_mlp"),
-    ("interest/cdp", "sampler=dpmpp_2m", "prediction_type=v", "latent_norm=l2"),
-    ("interest/cdp", "schedule.beta_schedule=cosine", "start_timestep=60"),
+LENGTHS = [0, 3, 12, 40]
+COMPLETE: tuple[str, ...] = ()
+BARE = ("user", "query", "context", "scene", "category", "action")
+LACKING = [
+    ("user",),
+    ("query",),
+    ("item_attributes", "category"),
+    ("category",),
+    ("action",),
+    ("context",),
+    ("scene",),
+]
+CASES = [
+    *[(variant, lacking) for variant in VARIANTS for lacking in (COMPLETE, BARE)],
+    *[(variant, lacking) for variant in WITH_HISTORY for lacking in LACKING],
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
-def test_output_is_finite_and_as_wide_as_declared(make_module, make_inputs, variant):
-    module = make_module(*variant)
-    for mode in (True, False):
-        output = module.train(mode)(make_inputs(num_segments=segments(module)))
-        assert output.interest.shape == (12, module.interest_dim)
-        assert output.interest.isfinite().all()
-        auxiliary = set(output.losses) | set(output.click_logits)
-        assert auxiliary == (set(module.loss_weights) if mode else set())
-        assert all(loss.shape == (12,) and loss.isfinite().all() for loss in output.losses.values())
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
-def test_gradients_reach_every_parameter(make_module, make_inputs, variant):
-    module = make_module(*variant)
-    output = module(make_inputs(num_segments=segments(module)))
+@pytest.mark.parametrize(
+    ("variant", "lacking"),
+    CASES,
+    ids=["+".join([*v, *(f"no-{role}" for role in roles)]) for v, roles in CASES],
+)
+def test_output_is_as_declared_and_gradients_reach_every_parameter(
+    make_module, make_inputs, dims, variant, lacking
+):
+    dims = replace(dims, **dict.fromkeys(lacking, 0))
+    module = make_module(*variant, dims=dims).double()
+    inputs = in_float64(make_inputs(dims, num_segments=segments(module), lengths=LENGTHS))
+    output = module(inputs)
+    assert output.interest.shape == (12, module.interest_dim)
+    assert output.interest.isfinite().all()
+    losses = auxiliary(output)
+    assert set(losses) == set(module.loss_weights)
+    assert all(loss.shape == (12,) and loss.isfinite().all() for loss in losses.values())
     # A random projection: the sum of a layer norm is constant.
     total = (output.interest * torch.randn_like(output.interest)).sum()
-    auxiliary = [*output.losses.values(), *output.click_logits.values()]
-    (total + sum(loss.sum() for loss in auxiliary)).backward()
-    idle = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
-    assert idle == []
+    assert idle_parameters(module, total + sum(loss.sum() for loss in losses.values())) == []
+    served = module.eval()(inputs)
+    assert served.interest.shape == (12, module.interest_dim)
+    assert served.interest.isfinite().all()
+    assert auxiliary(served) == {}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
@@ -66,51 +64,40 @@ def test_histories_that_are_all_empty_give_finite_gradients(make_module, make_in
     inputs = make_inputs(num_segments=segments(module), lengths=[0, 0], requires_grad=True)
     assert inputs.pool is not None and not inputs.pool.lengths.any()
     output = module(inputs)
-    (output.interest.sum() + sum(loss.sum() for loss in output.losses.values())).backward()
+    (output.interest.sum() + sum(loss.sum() for loss in auxiliary(output).values())).backward()
     assert output.interest.isfinite().all()
     assert all(value.isfinite().all() for value in output.monitors.values())
     gradients = [p.grad for p in module.parameters()] + [inputs.item.grad]
     assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
 
 
-@pytest.mark.parametrize("preset", WITH_HISTORY)
-def test_a_score_does_not_depend_on_the_rest_of_the_batch(make_module, make_inputs, preset):
-    module = make_module(preset).eval()
-    inputs = make_inputs(num_segments=segments(module))
+@pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(make_module, make_inputs, variant):
+    module = make_module(*variant).eval()
+    inputs = make_inputs(num_segments=segments(module), lengths=LENGTHS)
     interest = module(inputs).interest
     assert torch.equal(module(inputs).interest, interest)
-    for rows in (torch.arange(12).flip(0), torch.tensor([5]), torch.tensor([2, 3, 7])):
+    for rows in (torch.arange(12).flip(0), torch.tensor([5]), torch.tensor([7, 2, 0, 3])):
         alone = module(take(inputs, rows)).interest
         torch.testing.assert_close(alone, interest[rows], rtol=1e-4, atol=1e-6)
+    longer = module(in_longer_rows(inputs)).interest
+    torch.testing.assert_close(longer, interest, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("preset", [p for p in WITH_HISTORY if p != "interest/dien"])
-def test_training_losses_do_not_depend_on_the_rest_of_the_batch(make_module, make_inputs, preset):
-    """Randomness is a function of the impression's key; DIEN takes its negatives from the batch."""
-    module = make_module(preset)
-    inputs = make_inputs(num_segments=segments(module))
+@pytest.mark.parametrize(
+    "variant",
+    [v for v in VARIANTS if v[0] != "interest/dien" and "num_heads=2" not in v],
+    ids="+".join,
+)
+def test_training_losses_do_not_depend_on_the_rest_of_the_batch(make_module, make_inputs, variant):
+    """Randomness is a function of the impression's key; DIEN and SASRec take their negatives from
+    the batch."""
+    module = make_module(*variant)
+    inputs = make_inputs(num_segments=segments(module), lengths=LENGTHS)
     rows = torch.tensor([1, 4, 9])
-    losses, alone = module(inputs).losses, module(take(inputs, rows)).losses
+    losses, alone = auxiliary(module(inputs)), auxiliary(module(take(inputs, rows)))
     for name, loss in losses.items():
         torch.testing.assert_close(alone[name], loss[rows], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("preset", WITH_HISTORY)
-@pytest.mark.parametrize("missing", ["user", "query", "item_attributes", "context", "scene"])
-def test_a_dataset_may_lack_any_role(make_module, make_inputs, dims, preset, missing):
-    dims = replace(dims, **{missing: 0})
-    if missing == "item_attributes":
-        dims = replace(dims, category=0)
-    module = make_module(preset, dims=dims)
-    output = module(make_inputs(dims, num_segments=segments(module)))
-    assert output.interest.isfinite().all()
-
-
-@pytest.mark.parametrize("preset", WITH_HISTORY)
-def test_a_log_may_lack_action_types(make_module, make_inputs, dims, preset):
-    dims = replace(dims, action=0)
-    module = make_module(preset, dims=dims)
-    assert module(make_inputs(dims, num_segments=segments(module))).interest.isfinite().all()
 
 
 @pytest.mark.parametrize("preset", ["interest/none", "interest/counts"])
@@ -135,95 +122,9 @@ def test_a_preset_leaves_nothing_of_the_preset_below_it(load_interest):
         assert layered == load_interest(f"interest/{preset}")
 
 
-# Two steps stand for twenty: compilers unroll the loop.
-COMPILED = [
-    (preset, "num_inference_steps=2")
-    if preset in ("interest/cdp", "interest/cdp_paper")
-    else (preset,)
-    for preset in WITH_HISTORY
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def inputs_are_trees() -> None:
-    """Inputs as torch.export wants them."""
-    for kind in (
-        InterestInput,
-        GatedPool,
-        BehaviourSequence,
-        SequenceIndex,
-        SequenceBlock,
-        CandidateBlock,
-    ):
-        if kind not in pytree.SUPPORTED_NODES:
-            torch.export.register_dataclass(kind, serialized_type_name=kind.__qualname__)
-
-
-class OnTensors(nn.Module):
-    """An interest module that takes and gives tensors, as a saved program wants it."""
-
-    def __init__(self, module: InterestModule, structure: pytree.TreeSpec) -> None:
-        super().__init__()
-        self.module = module
-        self.structure = structure
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return self.module(pytree.tree_unflatten(tensors, self.structure)).interest
-
-
-@pytest.mark.parametrize("variant", COMPILED, ids="+".join)
-def test_export_round_trips_with_any_batch_size(make_module, make_inputs, variant):
-    module = make_module(*variant).eval()
-    # No size is 1: export would take it for a constant.
-    inputs = make_inputs(num_segments=segments(module), batch=20, lengths=[0, 3, 8, 21, 30])
-    tensors, structure = pytree.tree_flatten(inputs)
-    shapes = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
-    exported = OnTensors(module, structure)
-    program = torch.export.export(exported, tuple(tensors), dynamic_shapes=(shapes,))
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-    # Another size with blocks of the same lengths.
-    larger = make_inputs(
-        num_segments=segments(module), batch=24, lengths=[0, 5, 7, 30, 29, 31], seed=1
-    )
-    result = loaded(*pytree.tree_leaves(larger))
-    torch.testing.assert_close(result, module(larger).interest, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("variant", COMPILED, ids="+".join)
-def test_compile_captures_the_whole_module(make_module, make_inputs, variant):
-    check_compiled(make_module(*variant), make_inputs, backend="eager")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", COMPILED, ids="+".join)
-def test_compiled_code_equals_eager(make_module, make_inputs, variant):
-    check_compiled(make_module(*variant), make_inputs, backend="inductor")
-
-
-def check_compiled(module: InterestModule, make_inputs, *, backend: str) -> None:
-    compiled = torch.compile(module, fullgraph=True, backend=backend)
-    gradients = []
-    outputs = []
-    for run in (module, compiled):
-        inputs = make_inputs(num_segments=segments(module), requires_grad=True)
-        output = run(inputs)
-        total = output.interest.square().sum() + sum(v.sum() for v in output.losses.values())
-        module.zero_grad()
-        total.backward()
-        outputs.append((output.interest, dict(output.losses), dict(output.monitors)))
-        gradients.append([p.grad for p in module.parameters()] + [inputs.item.grad])
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)
-
-
-def segments(module: InterestModule) -> int:
-    """Segments of the pooled history that a module reads; 1 if it reads none."""
-    mean = getattr(getattr(module, "pooling", None), "mean", None)
-    weights = getattr(mean, "log_weights", None)
-    return 1 if weights is None else len(weights)
+def in_longer_rows(inputs: InterestInput) -> InterestInput:
+    assert inputs.gated is not None and inputs.recent is not None
+    return replace(inputs, gated=padded(inputs.gated, 8), recent=padded(inputs.recent, 8))
 
 
 def take(inputs: InterestInput, rows: Tensor) -> InterestInput:

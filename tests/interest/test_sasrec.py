@@ -119,21 +119,6 @@ def test_only_the_most_recent_behaviours_count(make_inputs, dims):
     assert torch.equal(module(changed).interest, module(inputs).interest)
 
 
-@pytest.mark.parametrize(
-    "missing", [{}, {"category": 0}, {"action": 0}, {"category": 0, "action": 0}]
-)
-def test_gradients_reach_every_parameter_whatever_the_dataset_lacks(make_inputs, dims, missing):
-    dims = replace(dims, **missing)
-    module = make_sasrec(dims, next_item_loss_weight=0.1, num_heads=2)
-    output = module(make_inputs(dims))
-    assert output.interest.shape == (12, module.interest_dim)
-    total = (output.interest * torch.randn_like(output.interest)).sum()
-    (total + output.losses["next_item_loss"].sum()).backward()
-    for parameter in module.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.isfinite().all() and parameter.grad.any()
-
-
 def test_histories_that_are_all_empty_give_finite_gradients(dims):
     module = make_sasrec(replace(dims, category=0, action=0), next_item_loss_weight=0.1)
     recent = sequence_of([[], [], []], torch.zeros(0, dims.item))

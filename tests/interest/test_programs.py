@@ -1,0 +1,128 @@
+"""Interest modules as programs: exported with free sizes, captured whole by torch.compile."""
+
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestInput, InterestModule
+from tests.interest.variants import ATTENTIVE, VARIANTS, WITH_HISTORY, Variant, auxiliary, segments
+
+# Two steps stand for twenty: compilers unroll the loop.
+PRESETS: list[Variant] = [
+    (*preset, "num_inference_steps=2")
+    if preset[0] in ("interest/cdp", "interest/cdp_paper")
+    else preset
+    for preset in WITH_HISTORY
+]
+# Presets keep more behaviours than these tests have: in variants the search has to choose.
+PROGRAMS = [
+    *PRESETS,
+    *[v for v in VARIANTS if v[0] in (*ATTENTIVE, "interest/sasrec") and v not in PRESETS],
+]
+EXPORTED: list[Variant] = [
+    ("interest/pooled",),
+    ("interest/din",),
+    ("interest/sasrec",),
+    ("interest/diffrec",),
+]
+"""Ways of computing that tests/serving does not export by default: there are the chain of CDP
+(test_export.py), the search modules and DIEN (test_ranker.py). All others are slow."""
+CAPTURED: list[Variant] = [
+    ("interest/cdp", "num_inference_steps=2"),
+    ("interest/din",),
+    ("interest/sim_soft", "num_kept=5"),
+    ("interest/twin", "num_kept=5", "kept_by=each_head"),
+    ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
+    ("interest/hstu",),
+    ("interest/diffrec",),
+]
+"""One for each way of computing; all others are slow."""
+
+
+def some_of_all(some: list[Variant]) -> list[object]:
+    """All programs, of which the others are slow."""
+    assert set(some) <= set(PROGRAMS)
+    return [
+        pytest.param(
+            variant, marks=[] if variant in some else pytest.mark.slow, id="+".join(variant)
+        )
+        for variant in PROGRAMS
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inputs_are_trees() -> None:
+    """Inputs as torch.export wants them."""
+    for kind in (
+        InterestInput,
+        GatedPool,
+        BehaviourSequence,
+        SequenceIndex,
+        SequenceBlock,
+        CandidateBlock,
+    ):
+        if kind not in pytree.SUPPORTED_NODES:
+            torch.export.register_dataclass(kind, serialized_type_name=kind.__qualname__)
+
+
+class OnTensors(nn.Module):
+    """An interest module that takes and gives tensors, as a saved program wants it."""
+
+    def __init__(self, module: InterestModule, structure: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.structure = structure
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.module(pytree.tree_unflatten(tensors, self.structure)).interest
+
+
+@pytest.mark.parametrize("variant", some_of_all(EXPORTED))
+def test_export_round_trips_with_any_batch_size(make_module, make_inputs, variant):
+    module = make_module(*variant).eval()
+    # No size is 1: export would take it for a constant. One block of each kind, as in serving.
+    inputs = make_inputs(num_segments=segments(module), batch=20, lengths=[0, 3, 8, 7, 5])
+    tensors, structure = pytree.tree_flatten(inputs)
+    shapes = tuple({0: torch.export.Dim.AUTO} for _ in tensors)
+    exported = OnTensors(module, structure)
+    program = torch.export.export(exported, tuple(tensors), dynamic_shapes=(shapes,))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    larger = make_inputs(
+        num_segments=segments(module), batch=24, lengths=[0, 5, 7, 8, 6, 2], seed=1
+    )
+    result = loaded(*pytree.tree_leaves(larger))
+    torch.testing.assert_close(result, module(larger).interest, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", some_of_all(CAPTURED))
+def test_compile_captures_the_whole_module(make_module, make_inputs, variant):
+    check_compiled(make_module(*variant), make_inputs, backend="eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", PRESETS, ids="+".join)
+def test_compiled_code_equals_eager(make_module, make_inputs, variant):
+    check_compiled(make_module(*variant), make_inputs, backend="inductor")
+
+
+def check_compiled(module: InterestModule, make_inputs, *, backend: str) -> None:
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    gradients = []
+    outputs = []
+    for run in (module, compiled):
+        inputs = make_inputs(num_segments=segments(module), requires_grad=True)
+        output = run(inputs)
+        total = output.interest.square().sum() + sum(v.sum() for v in auxiliary(output).values())
+        module.zero_grad()
+        total.backward()
+        outputs.append((output.interest, auxiliary(output), dict(output.monitors)))
+        gradients.append([p.grad for p in module.parameters()] + [inputs.item.grad])
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,79 @@
+"""Interest modules as the project ships them, with their ablations and other settings."""
+
+from dataclasses import replace
+
+from torch import Tensor
+from torch.nn import functional
+
+from cdp_torchrec.interest import BehaviourSequence, InterestModule, InterestOutput
+from tests.paths import CONFIGS
+
+Variant = tuple[str, ...]
+"""Layers and overrides of a configuration."""
+
+PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
+WITH_HISTORY: list[Variant] = [
+    (f"interest/{preset}",) for preset in PRESETS if preset not in ("none", "counts")
+]
+ATTENTIVE = [f"interest/{preset}" for preset in ("din", "sim_hard", "sim_soft", "twin", "qin")]
+CDP_FAMILY = ["interest/condition_mlp", "interest/cdp_paper", "interest/cdp"]
+ABLATIONS = ["no_condition", "no_collaborative", "no_context_scene", "no_moe"]
+PAPER_UNIT = ("normalise=none", "activation=prelu", "score_features=[]", "embedding_norm=none")
+VARIANTS: list[Variant] = [
+    *WITH_HISTORY,
+    *[(preset, f"ablation/{ablation}") for preset in CDP_FAMILY for ablation in ABLATIONS],
+    ("interest/cdp_paper", "train_path=x0_onestep"),
+    ("interest/cdp_paper", "train_path=unrolled"),
+    ("interest/cdp", "denoiser.condition_join=film", "condition.fusion=concat_mlp"),
+    ("interest/cdp", "sampler=dpmpp_2m", "prediction_type=v", "latent_norm=l2"),
+    ("interest/cdp", "schedule.beta_schedule=cosine", "start_timestep=60"),
+    ("interest/din", *[f"attention.{setting}" for setting in PAPER_UNIT]),
+    ("interest/din", "attention.activation=sigmoid", "attention.layer_sizes=[8,4]"),
+    ("interest/sim_hard", "num_kept=5", *[f"short.{setting}" for setting in PAPER_UNIT]),
+    ("interest/sim_soft", "num_kept=5"),
+    ("interest/twin", "num_kept=5"),
+    ("interest/twin", "num_kept=5", "kept_by=each_head"),
+    ("interest/qin", "num_query_kept=9", "num_kept=5"),
+    ("interest/dien", "augru=official"),
+    ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
+    ("interest/hstu", "num_heads=2", "variant=research"),
+    ("interest/ddrm", "train_path=chain"),
+    ("interest/ddrm", "history_filter=category", "start=noised"),
+    ("interest/ddrm_ideal", "train_path=one_step"),
+    ("interest/ddrm_ideal", "history_filter=category"),
+    ("interest/diffrec", "history_filter=category", "loss_weighting=elbo"),
+    ("interest/ldiffrec", "history_filter=category", "interaction_weight=recency"),
+]
+
+
+def segments(module: InterestModule) -> int:
+    """Segments of the pooled history that a module reads; 1 if it reads none."""
+    mean = getattr(getattr(module, "pooling", None), "mean", None)
+    weights = getattr(mean, "log_weights", None)
+    return 1 if weights is None else len(weights)
+
+
+def auxiliary(output: InterestOutput) -> dict[str, Tensor]:
+    """What training adds to the click loss, [B] each: losses, and logits of click models."""
+    return {**output.losses, **output.click_logits}
+
+
+def padded(sequence: BehaviourSequence, places: int) -> BehaviourSequence:
+    """The same, with more places of padding before the behaviours of each row."""
+    index = sequence.index
+
+    def with_padding(behaviour: Tensor) -> Tensor:
+        return functional.pad(behaviour, (places, 0), value=len(index.owner))
+
+    longer = replace(
+        index,
+        sequence_blocks=tuple(
+            replace(block, behaviour=with_padding(block.behaviour))
+            for block in index.sequence_blocks
+        ),
+        candidate_blocks=tuple(
+            replace(block, behaviour=with_padding(block.behaviour))
+            for block in index.candidate_blocks
+        ),
+    )
+    return replace(sequence, index=longer)
