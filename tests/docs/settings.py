@@ -31,6 +31,7 @@ SETTINGS: dict[str, type[Config]] = {
 """What key=value of a command sets."""
 _WITH_PARTS = ("benchmark", "prepare_data")
 _SCRIPT = re.compile(r"launch/(\w+)\.py")
+_ENVIRONMENT = re.compile(r"[A-Z_]+=")
 _SETTING = re.compile(r"[a-z_]+(\.[\w-]+)*=")
 
 
@@ -45,7 +46,7 @@ def check(words: list[str], *, made_here: set[str]) -> None:
         AssertionError: no such script, file, target or program.
         ConfigError: a key or its value.
     """
-    match words:
+    match [word for word in words if not _ENVIRONMENT.match(word)]:
         case ["make", *targets]:
             known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert set(targets) <= set(known), f"make has the targets {known}"
