@@ -8,6 +8,7 @@ for request in progress(requests, "parity", unit="requests"):
     ...
 """
 
+import logging
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ WIDTH = 100
 """Columns that a bar takes at most."""
 LINE_EVERY_S = 5.0
 """Seconds between two lines where no bar can be drawn: in a file, or behind a launcher's pipe."""
+_DATE = "%Y-%m-%d %H:%M:%S"
 _SILENT_S = 2.0
 """Work that ends sooner shows nothing."""
 
@@ -29,7 +31,18 @@ Element = TypeVar("Element")
 
 def stamped(line: str) -> str:
     """The line behind the local time."""
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
+    return f"{time.strftime(_DATE)} {line}"
+
+
+def date_logs(*, active: bool) -> None:
+    """Let warnings look like all other lines, and let one rank speak for all.
+
+    Args:
+        active: whether this process speaks; others only say what went wrong.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt=_DATE)
+    if not active:
+        logging.getLogger("cdp_torchrec").setLevel(logging.ERROR)
 
 
 class ProgressBar:
