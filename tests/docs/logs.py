@@ -1,0 +1,64 @@
+"""Small logs in the forms that the pages ask for."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.data import ebnerd_log, trivago_events
+from tests.data.trivago_events import DAY, clickout, event
+
+
+def write_staging(folder: Path) -> None:
+    """Two weeks of a small click log in the form that the front page asks for."""
+    rng = np.random.default_rng(0)
+    count, candidates = 200, 5
+    start, day = 1_748_649_600_000 - 10 * 86_400_000, 86_400_000
+    items = rng.integers(0, 30, (count, candidates))
+    requests = {
+        "request_id": [f"r{n}" for n in range(count)],
+        "user_id": [f"u{n}" for n in rng.integers(0, 20, count)],
+        "timestamp": np.sort(start + rng.integers(0, 14 * day, count)),
+        "query_id": [f"q{n}" for n in rng.integers(0, 5, count)],
+        "hour": [str(n) for n in rng.integers(0, 24, count)],
+        "item_id": [[f"i{n}" for n in row] for row in items],
+        "category_id": [[f"c{n % 3}" for n in row] for row in items],
+        "log_price": [[float(n) for n in row] for row in items],
+        "label": [[int(n) for n in row] for row in rng.integers(0, 2, (count, candidates))],
+    }
+    touched = rng.integers(0, 30, 500)
+    behaviours = {
+        "user_id": [f"u{n}" for n in rng.integers(0, 20, 500)],
+        "item": [f"i{n}" for n in touched],
+        "category": [f"c{n % 3}" for n in touched],
+        "action": ["click"] * 500,
+        "timestamp": start + rng.permutation(14 * day // 1000)[:500] * 1000,
+    }
+    for name, columns in (("requests", requests), ("behaviours", behaviours)):
+        (folder / name).mkdir(parents=True)
+        pq.write_table(pa.table(columns), folder / name / "part-0.parquet")
+
+
+def write_trivago(folder: Path) -> None:
+    """Two days of searches in one city, 10 hotels a list."""
+    rng = np.random.default_rng(0)
+    events = []
+    for session in range(300):
+        second = int(rng.integers(0, 2 * DAY - 100))
+        who = {"user_id": f"u{session % 40}", "session_id": f"s{session}"}
+        listed = rng.permutation(40)[:10]
+        events.append(event(second, 1, "interaction item image", str(listed[3]), **who))
+        impressions = "|".join(map(str, listed))
+        clicked = str(listed[int(rng.integers(0, 10))])
+        events.append(clickout(second + 30, 2, clicked, impressions, **who))
+    events.sort(key=lambda row: row["timestamp"])
+    folder.mkdir(parents=True)
+    trivago_events.write_log(folder, events)
+
+
+def write_ebnerd(folder: Path) -> None:
+    """Two weeks of a front page."""
+    listed = [ebnerd_log.request(hour * 3600, [5, 6, 7], [5]) for hour in range(20)]
+    folder.mkdir(parents=True)
+    ebnerd_log.write_log(folder, [*listed, ebnerd_log.next_week()])

@@ -1,0 +1,96 @@
+"""Whether a command of the pages names scripts, layers and keys that exist."""
+
+import re
+from pathlib import Path
+
+from cdp_torchrec.commands.benchmark import BENCHMARKS
+from cdp_torchrec.compare.config import CompareConfig
+from cdp_torchrec.config import Config, load_config
+from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.distill_config import DistillExperimentConfig
+from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.serving.config import ExportedConfig
+from cdp_torchrec.serving.server.config import ServerConfig
+from tests.paths import CONFIGS, ROOT
+
+SETTINGS: dict[str, type[Config]] = {
+    "train": ExperimentConfig,
+    "evaluate": ExperimentConfig,
+    "show_config": ExperimentConfig,
+    "compare": CompareConfig,
+    "plan_sharding": PlanningExperimentConfig,
+    "export": ExportedConfig,
+    "serve": ServerConfig,
+    "distill": DistillExperimentConfig,
+    "prepare_data synthetic": SyntheticConfig,
+    **{f"benchmark {name}": benchmark.CONFIG for name, benchmark in BENCHMARKS.items()},
+}
+"""What key=value of a command sets."""
+_WITH_PARTS = ("benchmark", "prepare_data")
+_SCRIPT = re.compile(r"launch/(\w+)\.py")
+_SETTING = re.compile(r"[a-z_]+(\.[\w-]+)*=")
+
+
+def check(words: list[str], *, made_here: set[str]) -> None:
+    """Look at a command without running it.
+
+    Args:
+        words: of the command.
+        made_here: files that earlier commands of its page write.
+
+    Raises:
+        AssertionError: no such script, file, target or program.
+        ConfigError: a key or its value.
+    """
+    match words:
+        case ["make", *targets]:
+            known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            assert set(targets) <= set(known), f"make has the targets {known}"
+        case ["python", "-m", "pytest", *arguments]:
+            paths = [a for a in arguments if a.startswith("tests")]
+            assert all((ROOT / path).exists() for path in paths), paths
+        case ["curl", *_]:
+            pass
+        case ["cdp_torchrec", command, *arguments]:
+            assert (ROOT / "launch" / f"{command}.py").is_file(), f"no command {command}"
+            _check_arguments(command, arguments, made_here)
+        case ["python" | "torchx" | "torchrun", *arguments]:
+            scripts = [a for a in arguments if _SCRIPT.fullmatch(a)]
+            assert len(scripts) == 1, "expected one script of launch/"
+            assert (ROOT / scripts[0]).is_file(), f"{scripts[0]} does not exist"
+            script = _SCRIPT.fullmatch(scripts[0])
+            assert script is not None
+            _check_arguments(script[1], arguments[arguments.index(scripts[0]) + 1 :], made_here)
+        case _:
+            raise AssertionError(f"the pages have no program {words[0]!r}")
+
+
+def _check_arguments(command: str, arguments: list[str], made_here: set[str]) -> None:
+    if command in _WITH_PARTS and arguments and not arguments[0].startswith("-"):
+        command, arguments = f"{command} {arguments[0]}", arguments[1:]
+    arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
+    layers = [a for a in arguments if a.endswith(".toml") and "=" not in a]
+    settings = [a for a in arguments if _SETTING.match(a)]
+    if made_here & set(layers) or "--help" in arguments:
+        return
+    if command not in SETTINGS:
+        assert not layers and not settings, f"{command} takes no settings"
+        return
+    config = SETTINGS[command]
+    own = [CONFIGS / "quickstart.toml"] if issubclass(config, ExperimentConfig) else []
+    load_config(config, [*(str(ROOT / layer) for layer in layers), *settings], default_layers=own)
+
+
+def check_layer(text: str, command: str, folder: Path) -> None:
+    """Load a TOML block as a layer of a command's settings.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    (folder / "configs").symlink_to(CONFIGS)
+    layer = folder / "layer.toml"
+    layer.write_text(text)
+    is_run = issubclass(SETTINGS[command], ExperimentConfig)
+    own = [str(CONFIGS / "quickstart.toml")] if is_run else []
+    load_config(SETTINGS[command], [*own, str(layer)])

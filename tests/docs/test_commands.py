@@ -1,0 +1,48 @@
+"""Every command block of every page does what a reader expects: it runs."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.logs import write_ebnerd, write_staging, write_trivago
+from tests.docs.pages import PAGES, blocks_of
+from tests.docs.playground import Playground
+from tests.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages start from: logs, datasets, a trained run and its artifact."""
+    directory = tmp_path_factory.mktemp("pages") / "checkout"
+    playground = Playground(directory)
+    for name in ("quickstart", "synthetic"):
+        shutil.copytree(tiny_dataset, directory / "data" / name)
+    write_staging(directory / "staging")
+    write_trivago(directory / "logs" / "trivago")
+    write_ebnerd(directory / "logs" / "ebnerd")
+    for command in (
+        "launch/prepare_data.py trivago --input logs/trivago --output data/trivago",
+        "launch/train.py run.dir=runs/first",
+        "tests/docs/untuned_export.py runs/first",
+    ):
+        playground.run(["python", *command.split()], "before all pages")
+    return directory
+
+
+@pytest.fixture
+def playground(prepared: Path, tmp_path: Path) -> Iterator[Playground]:
+    """A copy of its own for each page."""
+    copy = Playground(shutil.copytree(prepared, tmp_path / "checkout", symlinks=True))
+    yield copy
+    copy.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run(playground: Playground, page: Path) -> None:
+    for block in blocks_of(page):
+        if block.is_executed:
+            playground.execute(block)
