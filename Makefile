@@ -36,8 +36,8 @@ test: $(STAMP)  ## run the tests
 long: $(STAMP)  ## run the tests that take minutes, and no others
 	$(PYTEST) -m slow
 
-check: $(STAMP)  ## run all tests
-	$(PYTEST) -m '$(if $(filter cpu,$(DEVICE)),not gpu)'
+check: $(STAMP)  ## run all tests in all combinations
+	CDP_WHOLE_MATRIX=1 $(PYTEST) -m '$(if $(filter cpu,$(DEVICE)),not gpu)'
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .

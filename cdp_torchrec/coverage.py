@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from cdp_torchrec.data.dataset import Dataset
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, Table
-from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
+from cdp_torchrec.data.requests import ImpressionOrder, Impressions
 
 CHUNK = 65536
 """Impressions that are read at once."""
@@ -31,31 +30,26 @@ class Coverage:
     """By feature: with an id that has an embedding row of its own."""
 
 
-def own_chunks(files: RequestFiles) -> Iterator[Impressions]:
+def own_chunks(order: ImpressionOrder) -> Iterator[Impressions]:
     """This rank's share of all impressions, in chunks that are the same for any number of ranks."""
-    order = ImpressionOrder(files, seed=None)
     for start in range(0, order.num_impressions, CHUNK)[dist.get_rank() :: dist.get_world_size()]:
         yield order.take(0, start, min(start + CHUNK, order.num_impressions))
 
 
-def measure_coverage(dataset: Path, data: Dataset) -> Coverage:
+def measure_coverage(data: Dataset) -> Coverage:
     """Coverage of the test split, the same on every rank; collective.
 
     Args:
-        dataset: its directory.
-        data: the same, opened for a model.
+        data: a dataset, opened for a model.
 
     Raises:
         DatasetError: the dataset is damaged.
     """
-    schema, layout = data.schema, data.layout
+    reader, layout = data.reader, data.layout
     features = [f for f in layout.features if f.slot in ("candidate", "request")]
-    gate = schema.history.category_entity
-    num_categories = schema.entities[gate].num_ids if gate else 0
-    store = HistoryStore(dataset / "history", schema.history, num_categories=num_categories)
     counts = np.zeros(3 + len(features))
-    for impressions in own_chunks(RequestFiles(dataset, schema, "test")):
-        gated = _gated_lengths(impressions, store, layout)
+    for impressions in own_chunks(reader.impressions("test")):
+        gated = _gated_lengths(impressions, reader.store, layout)
         history = impressions.request["history_length"][impressions.request_index]
         rows = [_with_own_row(impressions, f.key, layout.tables[f.table]) for f in features]
         counts += np.array([len(gated), *(int(x.sum()) for x in (history > 0, gated > 0, *rows))])

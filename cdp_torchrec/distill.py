@@ -21,11 +21,12 @@ from cdp_torchrec.config import Config, ConfigError
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
-from cdp_torchrec.distributed.process_group import world_size
+from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
 from cdp_torchrec.experiment import Experiment, evaluate_test, make_checkpointer
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
 from cdp_torchrec.metrics import MetricReport
+from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
@@ -101,8 +102,12 @@ def distill_run(path: Path, overrides: Sequence[str], device: torch.device) -> D
     teacher = _interest(experiment)
     student = copy.deepcopy(teacher)
     student.set_sampling(sampler=interest.sampler, num_inference_steps=1)
+    stages = Stages("distill", total=4, active=is_rank_zero())
+    stages.begin(f"score the test split with the teacher, {teacher_steps} steps")
     teacher_report = evaluate_test(experiment, run_dir)
+    stages.begin("measure the error of its own one-step sampler")
     before = relative_error(experiment, teacher, student, config.distill)
+    stages.begin(f"train the student, {config.distill.max_steps} steps")
     with Monitor(run_dir, total_steps=config.distill.max_steps, first_step=0) as monitor:
         inputs = _training_inputs(experiment, config.distill)
         train_student(teacher, student, inputs, config.distill, monitor)
@@ -114,6 +119,7 @@ def distill_run(path: Path, overrides: Sequence[str], device: torch.device) -> D
         parallelized.model,
         parallelized.optimizer,
     )
+    stages.begin("score the test split with the student")
     student_report = evaluate_test(student_experiment, run_dir)
     distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)
     if dist.get_rank() == 0:

@@ -8,9 +8,10 @@ import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset, read_schema
+from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
+from cdp_torchrec.data.reader import read_schema
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem

@@ -34,7 +34,7 @@ def describe_outcome(trained: Trained) -> str:
     """
     config, data = trained.experiment.config, trained.experiment.data
     references = reference_reports(config.data.dir, num_bootstrap=0)
-    coverage = measure_coverage(config.data.dir, data)
+    coverage = measure_coverage(data)
     problems = [
         *weak_metrics(trained.report, references),
         *blind_spots(coverage, config),

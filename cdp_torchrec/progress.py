@@ -119,6 +119,25 @@ class ProgressBar:
         return ", ".join([*parts, self._note] if self._note else parts)
 
 
+class Stages:
+    """Says what a command of minutes is doing: a dated line on standard error for each stage."""
+
+    def __init__(self, name: str, *, total: int, active: bool = True) -> None:
+        """Args: the command, the number of its stages, and whether this process speaks."""
+        self._name = name
+        self._total = total
+        self._begun = 0
+        self._active = active
+
+    def begin(self, what: str) -> None:
+        """The next stage begins; what it does, in words."""
+        self._begun += 1
+        if self._active:
+            line = f"{self._name} {self._begun}/{self._total}: {what}"
+            tqdm.write(stamped(line), file=sys.stderr)
+            sys.stderr.flush()
+
+
 def progress(
     elements: Iterable[Element],
     name: str,

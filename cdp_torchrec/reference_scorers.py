@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import torch
 
 from cdp_torchrec.coverage import own_chunks
-from cdp_torchrec.data.requests import Impressions, RequestFiles
-from cdp_torchrec.data.schema import Schema, load_schema
+from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.reader import DatasetReader
+from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
@@ -78,16 +80,15 @@ def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, M
     Raises:
         DatasetError: the dataset is incomplete or damaged.
     """
-    schema = load_schema(dataset)
-    scorers = ReferenceScorers(dataset, schema)
+    reader = DatasetReader(DataConfig(dir=dataset))
+    scorers = ReferenceScorers(dataset, reader.schema)
     names, extra = list(scorers.names), []
     part = next(iter(sorted((dataset / "test").glob("*.parquet"))), None)
     if part is not None and _TRUTH_COLUMN in pq.read_schema(part).names:
         names.append(TRUTH)
         extra.append(_TRUTH_COLUMN)
-    files = RequestFiles(dataset, schema, "test", extra_columns=extra)
     metrics = {name: ImpressionMetrics(strata=STRATA) for name in names}
-    chunks = own_chunks(files)
+    chunks = own_chunks(reader.impressions("test", extra_columns=extra))
     for impressions in progress(chunks, "untrained scorers", unit="chunks", active=is_rank_zero()):
         request = {
             name: torch.from_numpy(column[impressions.request_index].astype(np.int64))

@@ -121,7 +121,7 @@ def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
 def test_coverage_counts_histories_and_rows(tiny_dataset: Path) -> None:
     config = config_of(tiny_dataset, "data.vocabulary.item.min_count=60")
     data = open_data(config, share=Share(0, 1), global_batch_size=256)
-    found = measure_coverage(tiny_dataset, data)
+    found = measure_coverage(data)
     order = ImpressionOrder(RequestFiles(tiny_dataset, data.schema, "test"), seed=None)
     impressions = order.take(0, 0, order.num_impressions)
     history = impressions.request["history_length"][impressions.request_index]

@@ -169,6 +169,15 @@ def test_make_train_is_the_documented_launch_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("device", "left_out"), [("cpu", "not gpu"), ("cuda", "")])
+def test_make_check_leaves_out_what_the_machine_cannot_run_and_nothing_else(
+    tmp_path: Path, device: str, left_out: str
+) -> None:
+    command = make("check", f"DEVICE={device}", f"VENV={tmp_path}/v").splitlines()[-1]
+    assert command.startswith("CDP_WHOLE_MATRIX=1 ")
+    assert command.endswith(f" -m '{left_out}'")
+
+
 def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cdp_torchrec import progress as module
-from cdp_torchrec.progress import LINE_EVERY_S, WIDTH, ProgressBar, progress
+from cdp_torchrec.progress import LINE_EVERY_S, WIDTH, ProgressBar, Stages, progress
 
 
 @pytest.fixture
@@ -93,3 +93,17 @@ def test_what_is_said_stands_dated_on_standard_output(capsys: pytest.CaptureFixt
     with ProgressBar("train", total=2, unit="steps") as bar:
         bar.say("step 1: fine")
     assert re.fullmatch(DATED + "step 1: fine\n", capsys.readouterr().out)
+
+
+def test_stages_are_dated_lines_in_a_log_and_in_a_terminal_alike(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stages, silent = Stages("export", total=2), Stages("export", total=2, active=False)
+    for what in ("read", "compile"):
+        stages.begin(what)
+        silent.begin(what)
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert re.fullmatch(DATED + "export 1/2: read", first)
+    assert re.fullmatch(DATED + "export 2/2: compile", second)

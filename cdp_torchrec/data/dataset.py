@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import FeatureLayout, build_layout
+from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
-from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
-from cdp_torchrec.data.schema import Schema, load_schema
+from cdp_torchrec.data.reader import DatasetReader
+from cdp_torchrec.data.requests import ImpressionOrder
+from cdp_torchrec.data.schema import Schema
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The splits of a dataset as batches of one rank."""
 
-    schema: Schema
+    reader: DatasetReader
+    """Everything else about it."""
     layout: FeatureLayout
     train: TrainBatches
     validation: EvaluationBatches | None
@@ -25,6 +25,11 @@ class Dataset:
     test: EvaluationBatches
     steps_per_epoch: int
     """Global batches in one pass over the training impressions."""
+
+    @property
+    def schema(self) -> Schema:
+        """Features, entities and history, without the excluded features."""
+        return self.reader.schema
 
 
 def make_if_missing(config: DataConfig) -> None:
@@ -34,19 +39,6 @@ def make_if_missing(config: DataConfig) -> None:
         from cdp_torchrec.data.synthetic import make_synthetic
 
         make_synthetic(config.synthetic, config.dir)
-
-
-def read_schema(config: DataConfig) -> Schema:
-    """The schema without the excluded features.
-
-    Raises:
-        ConfigError: an excluded feature is unknown or needed.
-        DatasetError: there is no readable dataset.
-    """
-    try:
-        return load_schema(config.dir).without(config.exclude_features)
-    except KeyError as error:
-        raise ConfigError.of([f"data.exclude_features: {error.args[0]}"]) from error
 
 
 def open_dataset(
@@ -72,35 +64,19 @@ def open_dataset(
         ConfigError: the configuration does not fit the dataset.
         DatasetError: the dataset is incomplete or damaged.
     """
-    schema = read_schema(config)
-    layout = build_layout(
-        config.dir,
-        schema,
-        vocabulary=config.vocabulary,
-        history=history,
-        count_segments=config.history.count_segments if history_counts else None,
-    )
-    gate = schema.history.category_entity
-    assembler = BatchAssembler(
-        layout,
-        HistoryStore(
-            config.dir / "history",
-            schema.history,
-            num_categories=schema.entities[gate].num_ids if gate else 0,
-        ),
-        batch_size=global_batch_size // share.world_size,
-        max_history_length=config.history.max_length,
-        seed=seed,
+    reader = DatasetReader(config)
+    layout = reader.layout(history, history_counts=history_counts)
+    assembler = reader.assembler(
+        layout, batch_size=global_batch_size // share.world_size, seed=seed
     )
 
-    def evaluation_batches(files: RequestFiles) -> EvaluationBatches:
-        order = ImpressionOrder(files, seed=None)
+    def evaluation_batches(order: ImpressionOrder) -> EvaluationBatches:
         return EvaluationBatches(order, assembler, global_batch_size=global_batch_size, share=share)
 
-    requests = schema.splits["train"].requests
+    requests = reader.schema.splits["train"].requests
     held_out = int(config.validation_fraction * requests)
     first = requests - held_out
-    train = RequestFiles(config.dir, schema, "train", stop=first)
+    train = reader.impressions("train", stop=first, seed=seed)
     if global_batch_size > train.num_impressions:
         raise ConfigError.of(
             [
@@ -108,17 +84,12 @@ def open_dataset(
                 f"{train.num_impressions} training impressions"
             ]
         )
-    validation = RequestFiles(config.dir, schema, "train", first=first) if held_out else None
+    validation = reader.impressions("train", first=first) if held_out else None
     return Dataset(
-        schema=schema,
+        reader=reader,
         layout=layout,
-        train=TrainBatches(
-            ImpressionOrder(train, seed=seed),
-            assembler,
-            global_batch_size=global_batch_size,
-            share=share,
-        ),
+        train=TrainBatches(train, assembler, global_batch_size=global_batch_size, share=share),
         validation=evaluation_batches(validation) if validation else None,
-        test=evaluation_batches(RequestFiles(config.dir, schema, "test")),
+        test=evaluation_batches(reader.impressions("test")),
         steps_per_epoch=train.num_impressions // global_batch_size,
     )

@@ -11,17 +11,16 @@ import torch
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.data.layout import (
     POOL_KEY,
     FeatureLayout,
     SparseFeature,
     Table,
-    build_layout,
     declare_layout,
 )
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -73,9 +72,10 @@ def read_workload(config: PlanningExperimentConfig) -> Workload:
         ConfigError: rows or pooling factors are unknown or missing.
         DatasetError: there is no readable schema, or the dataset is damaged.
     """
-    schema = read_schema(config.data)
+    reader = DatasetReader(config.data)
+    schema = reader.schema
     has_data = (config.data.dir / "vocabulary").is_dir()
-    layout = _layout(config, schema, has_data=has_data)
+    layout = _layout(config, reader, has_data=has_data)
     problems = _unknown(config, layout, schema)
     if problems:
         raise ConfigError.of(problems)
@@ -94,23 +94,18 @@ def read_workload(config: PlanningExperimentConfig) -> Workload:
     )
 
 
-def _layout(config: PlanningExperimentConfig, schema: Schema, *, has_data: bool) -> FeatureLayout:
-    history = config.model.interest.history
-    counts = config.data.history.count_segments if config.model.interaction.history_counts else None
+def _layout(
+    config: PlanningExperimentConfig, reader: DatasetReader, *, has_data: bool
+) -> FeatureLayout:
+    history, counts = config.model.interest.history, config.model.interaction.history_counts
     if has_data:
-        layout = build_layout(
-            config.data.dir,
-            schema,
-            vocabulary=config.data.vocabulary,
-            history=history,
-            count_segments=counts,
-        )
+        layout = reader.layout(history, history_counts=counts)
     else:
         layout = declare_layout(
-            schema,
-            lambda entity: _declared_table(config, schema, entity),
+            reader.schema,
+            lambda entity: _declared_table(config, reader.schema, entity),
             history=history,
-            count_segments=counts,
+            count_segments=config.data.history.count_segments if counts else None,
         )
     sizes = config.planning.rows
     tables = {

@@ -12,6 +12,8 @@ from torch._inductor import aoti_compile_and_package
 from torch._inductor.ir import ChoiceCaller
 from torch._inductor.select_algorithm import add_preprocessing_fn, clear_preprocessing_fns
 
+from cdp_torchrec.progress import ProgressBar
+
 _INDUCTOR = {
     # Parameters become constants: what depends on them alone, such as the embedding of every
     # timestep of the sampler, is computed here and never again.
@@ -50,14 +52,21 @@ def compile_ranker(
     program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes)
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
     settings = _INDUCTOR_CPU if on_cpu else _INDUCTOR
-    add_preprocessing_fn(_without_batched_templates)
-    try:
-        with redirect_stderr(_WithoutStatistics(sys.stderr)):
-            aoti_compile_and_package(
-                program, package_path=str(package), inductor_configs=dict(settings)
-            )
-    finally:
-        clear_preprocessing_fns()
+
+    with ProgressBar("compile", total=None, unit="tuned products") as bar:
+
+        def choose(choices: list[ChoiceCaller]) -> list[ChoiceCaller]:
+            bar.advance()
+            return _without_batched_templates(choices)
+
+        add_preprocessing_fn(choose)
+        try:
+            with redirect_stderr(_WithoutStatistics(sys.stderr)):
+                aoti_compile_and_package(
+                    program, package_path=str(package), inductor_configs=dict(settings)
+                )
+        finally:
+            clear_preprocessing_fns()
     return package
 
 

@@ -54,8 +54,3 @@ class ExportedConfig(ExperimentConfig):
     def is_bfloat16(self) -> bool:
         """Whether the dense part computes in bfloat16."""
         return self.model.precision == "bfloat16"
-
-    @property
-    def count_segments(self) -> tuple[int, ...] | None:
-        """Segments in which the tower learns the history's counts, if it does."""
-        return self.data.history.count_segments if self.model.interaction.history_counts else None

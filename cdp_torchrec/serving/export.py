@@ -1,5 +1,6 @@
 """From a checkpoint to an artifact that provably scores like it."""
 
+import gc
 import json
 import shutil
 import tempfile
@@ -12,11 +13,10 @@ import torch.distributed as dist
 
 from cdp_torchrec import __version__
 from cdp_torchrec.config import ConfigError, dump_toml
-from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.reader import DatasetReader, read_schema
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.progress import Stages
 from cdp_torchrec.serving.artifact import (
     GOLDEN,
     RANKER,
@@ -77,20 +77,28 @@ def export_run(
     directory = output or run.directory / "export"
     config = run.config
     _check(config, directory)
-    requests = raw_test_requests(config, read_schema(config.data))
+    stages = Stages("export", total=5)
+    stages.begin(f"read test requests of {config.data.dir}")
+    requests = raw_test_requests(config)
+    num_impressions = sum(len(request.candidates["item_id"]) for request in requests)
     remove_leftovers(directory.parent, directory.name)
     with whole_directory(directory) as partial, tempfile.TemporaryDirectory() as scratch:
         predictions = Path(scratch, "predictions.parquet")
         # First: what does not fit together shows itself before the minutes of compiling.
+        stages.begin(f"score {num_impressions:,} impressions as in training")
         _score_by_trainer(run, device, predictions)
+        gc.collect()  # a sharded model is a web of cycles, with its tables in it
+        stages.begin(f"compile the model of {run.checkpoint}; takes minutes")
         manifest = _write(partial, run, requests[:_EXAMPLE_REQUESTS], device)
         predictor = Predictor.load(partial, manifest, history_store=config.data.dir)
+        stages.begin(f"score {len(requests):,} requests as in serving, from raw ids")
         parity = compare(predictor, requests, predictions)
         if not parity.max_difference <= config.tolerance:
             raise ArtifactError(
                 "the artifact scores differently from the trainer, nothing was exported "
                 f"(export.tolerance = {config.tolerance:.0e}):\n{parity.table()}"
             )
+        stages.begin(f"check and complete {directory}")
         golden = _golden(partial, config, predictor, requests)
         (partial / GOLDEN).write_text(json.dumps(golden.to_json(), indent=1))
         manifest = write_manifest(partial, manifest.model_copy(update={"parity": parity.to_json()}))
@@ -114,12 +122,13 @@ def _check(config: ExportedConfig, directory: Path) -> None:
     check_compiler()
 
 
-def raw_test_requests(config: ExportedConfig, schema: Schema) -> list[Request]:
+def raw_test_requests(config: ExportedConfig) -> list[Request]:
     """The first requests of the test split in raw ids, export.parity_impressions in all."""
-    order = ImpressionOrder(RequestFiles(config.data.dir, schema, "test"), seed=None)
+    reader = DatasetReader(config.data)
+    order = reader.impressions("test")
     stop = min(config.export.parity_impressions, order.num_impressions)
-    vocabularies = open_vocabularies(config.data.dir, schema)
-    return list(raw_requests(order.take(0, 0, stop), schema, vocabularies))
+    vocabularies = open_vocabularies(config.data.dir, reader.schema)
+    return list(raw_requests(order.take(0, 0, stop), reader.schema, vocabularies))
 
 
 def _write(
@@ -137,7 +146,7 @@ def _write(
     for entity in schema.entities:
         name = Path(VOCABULARY, f"{entity}.parquet")
         shutil.copyfile(config.data.dir / name, partial / name)
-    layout = open_layout(partial, schema, config)
+    layout = open_layout(partial, config)
     width = config.model.embedding_dim
     shapes = {entity: (table.num_embeddings, width) for entity, table in layout.tables.items()}
     weights = load_weights(run.checkpoint, shapes)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import FeatureLayout, build_layout
-from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
+from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.reader import DatasetReader
+from cdp_torchrec.data.schema import DatasetError, Schema
 from cdp_torchrec.serving.artifact import TABLES, VOCABULARY, ArtifactError, file_digest
 from cdp_torchrec.serving.config import ExportConfig, ExportedConfig
 from cdp_torchrec.serving.encode import USER_ENTITY, RequestEncoder
@@ -13,14 +15,12 @@ from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
 
-def open_layout(artifact: Path, schema: Schema, config: ExportedConfig) -> FeatureLayout:
+def open_layout(artifact: Path, config: ExportedConfig) -> FeatureLayout:
     """Tables and keys, from the artifact's copy of the vocabularies."""
-    return build_layout(
-        artifact,
-        schema,
-        vocabulary=config.data.vocabulary,
-        history=config.model.interest.history,
-        count_segments=config.count_segments,
+    # The copy of the schema is without the excluded features.
+    copied = config.data.model_copy(update={"dir": artifact, "exclude_features": ()})
+    return DatasetReader(copied).layout(
+        config.model.interest.history, history_counts=config.model.interaction.history_counts
     )
 
 
@@ -48,7 +48,7 @@ def open_inputs(
     Raises:
         ArtifactError: tables are damaged, or the store belongs to other vocabularies.
     """
-    layout = open_layout(artifact, schema, config)
+    layout = open_layout(artifact, config)
     tables = EmbeddingTables(
         artifact / TABLES,
         {entity: table.num_embeddings for entity, table in layout.tables.items()},
@@ -78,12 +78,7 @@ def open_store(dataset: Path, schema: Schema, artifact: Path) -> HistoryStore:
             path = Path(VOCABULARY, f"{entity}.parquet")
             if file_digest(dataset / path) != file_digest(artifact / path):
                 raise ArtifactError(f"{dataset / path}: not the vocabulary of {artifact}")
-        gate = history.category_entity
-        return HistoryStore(
-            dataset / "history",
-            # The store may have grown since the export.
-            load_schema(dataset).history,
-            num_categories=schema.entities[gate].num_ids if gate else 0,
-        )
+        # Of the dataset's own schema: the store may have grown since the export.
+        return DatasetReader(DataConfig(dir=dataset)).store
     except (OSError, DatasetError) as error:
         raise ArtifactError(f"history store {dataset}: {error}") from error

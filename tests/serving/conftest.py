@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving import compile
@@ -90,20 +89,15 @@ def predictor(artifact: Path, tiny_dataset: Path) -> Predictor:
 def requests(artifact: Path) -> list[Request]:
     """Requests of the test split, without behaviours."""
     config = ExportedConfig.read(artifact)
-    return raw_test_requests(config, read_schema(config.data))[:60]
+    return raw_test_requests(config)[:60]
 
 
 @pytest.fixture(scope="session")
 def behaviours(artifact: Path, tiny_dataset: Path, requests: list[Request]) -> list[Behaviours]:
     """What the store knows about the user of each request."""
-    schema = read_schema(ExportedConfig.read(artifact).data)
-    store = HistoryStore(
-        tiny_dataset / "history",
-        schema.history,
-        num_categories=schema.entities["category"].num_ids,
-    )
-    vocabularies = open_vocabularies(artifact, schema)
+    reader = DatasetReader(ExportedConfig.read(artifact).data)
+    vocabularies = open_vocabularies(artifact, reader.schema)
     return [
-        stored_behaviours(request, store, schema.history, vocabularies, at_most=1000)
+        stored_behaviours(request, reader.store, reader.schema.history, vocabularies, at_most=1000)
         for request in requests
     ]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch._inductor import config as inductor
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.interest.config.gated import CdpConfig
+from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import RANKER, ArtifactError, read_manifest
 from cdp_torchrec.serving.config import ExportedConfig
@@ -121,7 +122,7 @@ def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
     predictor = Predictor.open(artifact, history_store=tiny_dataset)
     config = ExportedConfig.read(artifact)
     nothing = Behaviours(item=[], timestamp_ms=[], category=[], action=[])
-    for request in raw_test_requests(config, read_schema(config.data))[:5]:
+    for request in raw_test_requests(config)[:5]:
         for history in (None, nothing):
             eight = replace(request, history=history)
             scores = predictor.score(eight)
@@ -130,6 +131,36 @@ def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
                 columns = {k: [v[p] for p in places.tolist()] for k, v in eight.candidates.items()}
                 found = predictor.score(replace(eight, candidates=columns))
                 np.testing.assert_allclose(found, scores[places], rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_exported_is_found_before_anything_is_compiled(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "export_ranker", None)
+    with one_rank():
+        with (
+            inductor.patch({"cpp.cxx": ("no-such-compiler",)}),
+            pytest.raises(ArtifactError, match=r"needs a C\+\+17 compiler"),
+        ):
+            export_run(trained_run, [], CPU, output=tmp_path / "artifact")
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=r"cannot be made: .* is not a writable"):
+            export_run(trained_run, [], CPU, output=tmp_path / "file" / "artifact")
+        with pytest.raises(CheckpointError, match=r"model\.embedding_dim = 4, in the checkpoint 8"):
+            export_run(trained_run, ["model.embedding_dim=4"], CPU, output=tmp_path / "artifact")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("compiled_before")
+def test_an_export_says_what_it_is_doing(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with one_rank():
+        settings = ["export.parity_impressions=100"]
+        export_run(trained_run, settings, CPU, output=tmp_path / "artifact")
+    said = [line for line in capsys.readouterr().err.splitlines() if " export " in line]
+    assert [line.split()[3] for line in said] == ["1/5:", "2/5:", "3/5:", "4/5:", "5/5:"]
+    assert "compile the model of" in said[2] and str(trained_run) in said[2]
 
 
 def test_an_existing_directory_and_an_unknown_key_are_refused(

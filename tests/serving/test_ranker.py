@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import build_layout
-from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.sequence_index import Blocks
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.config import ExportedConfig
@@ -51,16 +47,11 @@ class Setting:
                 *settings,
             ],
         )
-        self.schema = read_schema(config.data)
-        self.dataset = dataset
-        self.max_length = config.data.history.max_length
-        self.layout = build_layout(
-            dataset,
-            self.schema,
-            vocabulary={},
-            history=config.model.interest.history,
-            count_segments=config.count_segments,
+        self.reader = DatasetReader(config.data)
+        self.layout = self.reader.layout(
+            config.model.interest.history, history_counts=config.model.interaction.history_counts
         )
+        self.max_length = config.data.history.max_length
         rows = {entity: table.num_embeddings for entity, table in self.layout.tables.items()}
         values = {entity: torch.randn(count, 8) * 0.3 for entity, count in rows.items()}
         write_tables(scratch / "tables", values, storage="float32", num_shards=1)
@@ -74,21 +65,10 @@ class Setting:
         self, start: int, stop: int, *, blocks: Blocks, with_histories: bool = True
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs of the program (if in one block), and probabilities of some impressions."""
-        store = HistoryStore(
-            self.dataset / "history",
-            self.schema.history,
-            num_categories=self.schema.entities["category"].num_ids,
+        assembler = self.reader.assembler(
+            self.layout, batch_size=stop - start + 2, seed=0, blocks=blocks
         )
-        assembler = BatchAssembler(
-            self.layout,
-            store,
-            batch_size=stop - start + 2,
-            max_history_length=self.max_length,
-            seed=0,
-            blocks=blocks,
-        )
-        order = ImpressionOrder(RequestFiles(self.dataset, self.schema, "test"), seed=None)
-        impressions = order.take(0, start, stop)
+        impressions = self.reader.impressions("test").take(0, start, stop)
         if not with_histories:
             impressions.request["timestamp"] = np.zeros_like(impressions.request["timestamp"])
         batch = assembler.assemble(impressions, epoch=None)

@@ -25,7 +25,6 @@ from cdp_torchrec.benchmark.endpoint.clients import (
 )
 from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig, EndpointSettings
 from cdp_torchrec.benchmark.endpoint.report import EndpointError, EndpointLoad, Reload
-from cdp_torchrec.data.dataset import read_schema
 from cdp_torchrec.environment import quiet_libraries
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import raw_test_requests
@@ -55,7 +54,7 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
     dataset = settings.dataset or exported.data.dir
     data = exported.data.model_copy(update={"dir": dataset})
     exported = exported.model_copy(update={"data": data})
-    requests = raw_test_requests(exported, read_schema(data))[: settings.num_requests]
+    requests = raw_test_requests(exported)[: settings.num_requests]
     before, after = artifact.resolve(), (settings.reload or artifact).resolve()
     metadata, expected = _expected_scores((before, after), requests, dataset)
     bodies = [json.dumps(to_infer_request(r, metadata)).encode() for r in requests]

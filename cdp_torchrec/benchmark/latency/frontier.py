@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig, LatencySettings
 from cdp_torchrec.benchmark.latency.contestants import cdp_name, make_contestants
@@ -18,6 +17,7 @@ from cdp_torchrec.diffusion.sampler import SamplingStep
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.interest import CdpConfig, CdpInterest
+from cdp_torchrec.progress import Stages, progress
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import StoredRun, load_checkpoint, open_run
 from cdp_torchrec.timer import device_timer
@@ -53,14 +53,22 @@ def measure_run(run: StoredRun[LatencyBenchmarkConfig], device: torch.device) ->
     """
     config, latency = run.config, run.config.benchmark
     student = _student(run.directory, latency)
+    stages = Stages("latency", total=3 if latency.quality else 2)
+    stages.begin(f"read {run.checkpoint} and its test requests")
     experiment = run.load(device)
     arch = experiment.model.ranking_arch
     contestants = make_contestants(config, latency, arch, device)
+    stages.begin(
+        f"make {len(contestants)} models {' and '.join(latency.forms)}, and time each "
+        f"{latency.num_rounds} times at {', '.join(map(str, latency.candidates))} candidates"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         timings = measure(contestants, latency, device, Path(scratch))
     at = min(latency.candidates, key=lambda n: abs(n - _CLOSE_TO))
     denoiser = _interest(experiment).denoiser
     steps = {cdp_name(k): k for k in latency.num_inference_steps}
+    if latency.quality:
+        stages.begin("score the test split at each setting")
     return LatencyReport(
         device=_describe(device, latency.clock),
         frontier_candidates=at,
@@ -81,7 +89,7 @@ def _qualities(
     """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
     measured: dict[tuple[SamplingStep, ...], Quality] = {}
-    for sampler, steps in tqdm(settings, "quality", unit="setting", disable=None, leave=False):
+    for sampler, steps in progress(settings, "quality", unit="settings"):
         interest = _interest(experiment)
         interest.set_sampling(sampler=sampler, num_inference_steps=steps)
         # Samplers are the same thing where they take the same steps: with one call, for example.

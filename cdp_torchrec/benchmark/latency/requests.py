@@ -6,12 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.dataset import read_schema
-from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import FeatureLayout, build_layout
-from cdp_torchrec.data.requests import ImpressionOrder, Impressions, RequestFiles
+from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.reader import DatasetReader
+from cdp_torchrec.data.requests import ImpressionOrder, Impressions
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving.ranker import ranker_inputs
 
@@ -37,40 +35,22 @@ class LatencyRequests:
             count: number of requests, spread evenly over the split.
             device: where the inputs shall be.
         """
-        data = config.data
-        schema = read_schema(data)
-        counts = config.model.interaction.history_counts
-        self.layout = build_layout(
-            data.dir,
-            schema,
-            vocabulary=data.vocabulary,
-            history=config.model.interest.history,
-            count_segments=data.history.count_segments if counts else None,
+        self._reader = DatasetReader(config.data)
+        self.layout = self._reader.layout(
+            config.model.interest.history, history_counts=config.model.interaction.history_counts
         )
-        gate = schema.history.category_entity
-        self._store = HistoryStore(
-            data.dir / "history",
-            schema.history,
-            num_categories=schema.entities[gate].num_ids if gate else 0,
-        )
-        self.max_history_length = data.history.max_length
+        self.max_history_length = config.data.history.max_length
         self._dim = config.model.embedding_dim
         self._device = device
-        files = RequestFiles(data.dir, schema, "test")
-        order = ImpressionOrder(files, seed=None)
-        places = np.linspace(0, files.num_impressions - 1, count).astype(int)
+        order = self._reader.impressions("test")
+        places = np.linspace(0, order.num_impressions - 1, count).astype(int)
         # The request that an impression belongs to, as far as it lies beside the impression.
-        self._runs = [_around(order, int(place), files.num_impressions) for place in places]
+        self._runs = [_around(order, int(place)) for place in places]
 
     def inputs(self, num_candidates: int) -> list[dict[str, Tensor]]:
         """Inputs of RankerProgram for each request, its candidates repeated or cut to a number."""
-        assembler = BatchAssembler(
-            self.layout,
-            self._store,
-            batch_size=num_candidates + _PLACES_OF_PADDING,
-            max_history_length=self.max_history_length,
-            seed=0,
-            blocks="one",
+        assembler = self._reader.assembler(
+            self.layout, batch_size=num_candidates + _PLACES_OF_PADDING, seed=0, blocks="one"
         )
         found = []
         for number, run in enumerate(self._runs):
@@ -95,8 +75,8 @@ class LatencyRequests:
         }
 
 
-def _around(order: ImpressionOrder, place: int, total: int, reach: int = 50) -> Impressions:
-    run = order.take(0, max(place - reach, 0), min(place + reach, total))
+def _around(order: ImpressionOrder, place: int, reach: int = 50) -> Impressions:
+    run = order.take(0, max(place - reach, 0), min(place + reach, order.num_impressions))
     owner = run.request_index[min(place, reach)]
     rows = np.flatnonzero(run.request_index == owner)
     return Impressions(

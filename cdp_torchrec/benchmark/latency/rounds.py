@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cdp_torchrec.benchmark.latency.config import Form, LatencySettings
 from cdp_torchrec.benchmark.latency.contestants import BASE, Contestant, Scorer, make_scorer
+from cdp_torchrec.progress import ProgressBar, progress
 from cdp_torchrec.timer import Timer, Times, alternate, device_timer, times
 
 _WARM_UP = 3
@@ -49,7 +49,7 @@ def measure(
     scorers = {
         (c.name, form): make_scorer(c, form, scratch)
         for form in latency.forms
-        for c in tqdm(contestants, f"make {form}", unit="model", disable=None, leave=False)
+        for c in progress(contestants, f"make {form}", unit="models")
     }
     clock = time.perf_counter if latency.clock == "wall" else time.thread_time
     timer = device_timer(device, clock)
@@ -57,7 +57,7 @@ def measure(
     total = len(scorers) * len(latency.candidates)
     with (
         torch.inference_mode(),
-        tqdm(total=total, desc="measure", unit="model", disable=None, leave=False) as bar,
+        ProgressBar("measure", total=total, unit="models") as bar,
     ):
         for form in latency.forms:
             for size in latency.candidates:
@@ -68,7 +68,7 @@ def measure(
                     Timing(name, form, size, values, values.added_to(found[BASE]))
                     for name, values in found.items()
                 ]
-                bar.update(len(contestants))
+                bar.advance(len(contestants))
     return timings
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.prepare.staging_checks import utc
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError, Feature, Schema, load_schema
 from cdp_torchrec.text_table import aligned_table
 
@@ -101,11 +102,7 @@ def _read_split(
     result = _SplitStatistics()
     ids = [f for f in schema.features if f.kind != "number"]
     category = schema.history.category_entity
-    store = HistoryStore(
-        dataset / "history",
-        schema.history,
-        num_categories=schema.entities[category].num_ids if category else 0,
-    )
+    store = DatasetReader(DataConfig(dir=dataset)).store
     target = next((f for f in ids if category and f.entity == category and f.kind == "id"), None)
     columns = {"user_id", "timestamp", "history_length", "label", "history_rank"}
     for table in _row_groups(dataset / split, sorted(columns | {f.name for f in ids})):

@@ -1,6 +1,5 @@
 """A checkpoint of any plan and number of ranks continues under any other."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,11 +24,10 @@ from tests.distributed.plans.cases import (
     train_until,
     whole_state,
 )
+from tests.whole_matrix import WHOLE_MATRIX
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3600)]
 
-ALL_PAIRS = "CDP_ALL_PAIRS" in os.environ
-"""Whether every case continues every other, which takes half an hour, or a sample of them."""
 SAVED_AT = 3
 TOLERANCE = 1e-6
 FEW = {
@@ -108,15 +106,15 @@ def _of(layout: Layout, chosen: Chosen) -> list[tuple[str, Case]]:
 
 
 def sources(target: Case, chosen: Sequence[Case]) -> list[Case]:
-    """Saved cases that a case continues: all, or itself and those a third of the list apart.
+    """Saved cases that a case continues: all, or itself and those a quarter of the list apart.
 
     Cases are listed by layout, so the sample has every case as source and as target, and every
     layout continued by every layout.
     """
-    if ALL_PAIRS or len(chosen) < 3:
+    if WHOLE_MATRIX or len(chosen) < 4:
         return [*chosen]
-    place, third = chosen.index(target), len(chosen) // 3
-    return [chosen[(place + step * third) % len(chosen)] for step in range(3)]
+    place, quarter = chosen.index(target), len(chosen) // 4
+    return [chosen[(place + step * quarter) % len(chosen)] for step in range(4)]
 
 
 def _different(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
