@@ -11,12 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.config.attention import SimConfig
-from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.interest.sim import SimInterest
 from tests.gradients import idle_parameters, in_float64
+from tests.interest.sequences import items_only
 from tests.paths import GOLDEN
 
 
@@ -150,19 +149,7 @@ def test_official_search_and_attention_give_the_same_interest(make_inputs):
         module.esu.key_value.weight.copy_(torch.cat([no_time, no_time]))
         module.esu.output.weight.copy_(identity)
     rows = np.concatenate([fact[:length] for fact, length in zip(facts, lengths, strict=True)])
-    columns = SequenceColumns(
-        item_id=np.ones(len(rows)),
-        category_id=np.ones(len(rows)),
-        age_s=np.ones(len(rows)),
-        lengths=np.array(lengths),
-        sequence=np.arange(len(lengths)),
-    )
-    recent = BehaviourSequence(
-        item=torch.from_numpy(rows).float(),
-        category=torch.zeros(len(rows), 0),
-        action=torch.zeros(len(rows), 0),
-        index=index_sequences(columns, batch_size=len(lengths)),
-    )
+    recent = items_only(torch.from_numpy(rows).float(), lengths)
     inputs = replace(
         make_inputs(dims, batch=len(lengths)), item=torch.from_numpy(target).float(), recent=recent
     )
