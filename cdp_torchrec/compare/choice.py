@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cdp_torchrec.compare.cells import Cell, GridPoint, Table
-from cdp_torchrec.compare.results import Cost, Result, read_failure, read_result
+from cdp_torchrec.compare.results import Result, TrainingCost, read_failure, read_result
 
 
 def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:
@@ -55,7 +55,7 @@ def _goodness(cell: Cell, result: Result) -> float:
     return _cost(result).validation * _sign(cell.config.trainer.validation_metric)
 
 
-def _cost(result: Result) -> Cost:
+def _cost(result: Result) -> TrainingCost:
     assert result.cost is not None, "an untrained scorer has no validation"
     return result.cost
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from cdp_torchrec.compare.results import Cost, Latency
+from cdp_torchrec.compare.results import Latency, TrainingCost
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import Experiment, Trained, make_checkpointer, open_data
 from cdp_torchrec.model.sparse_arch import is_table
@@ -28,7 +28,7 @@ class NoValidationError(RuntimeError):
     user_error = True
 
 
-def measure_cost(trained: Trained) -> Cost | None:
+def measure_cost(trained: Trained) -> TrainingCost | None:
     """What the training took, on rank 0; None on the others. Collective.
 
     Raises:
@@ -46,7 +46,7 @@ def measure_cost(trained: Trained) -> Cost | None:
     training_s, speed = training_speed(
         trained.run_dir / "metrics.jsonl", global_batch_size=trainer.global_batch_size
     )
-    return Cost(
+    return TrainingCost(
         validation=validation,
         steps=trained.progress.step,
         training_s=training_s,

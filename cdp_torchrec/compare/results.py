@@ -33,7 +33,7 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class TrainingCost:
     """What a training took."""
 
     validation: float
@@ -57,7 +57,7 @@ class Result:
     """Of the test split, as MetricReport.to_dict without strata."""
     replicates: Mapping[str, NDArray[np.float64]]
     """Of METRICS, [K]; paired between all results of a dataset."""
-    cost: Cost | None
+    cost: TrainingCost | None
     """None for an untrained scorer."""
 
     def value(self, metric: str) -> float:
@@ -66,7 +66,7 @@ class Result:
         return math.nan if found is None else found
 
 
-def result_of(report: MetricReport, cost: Cost | None) -> Result:
+def result_of(report: MetricReport, cost: TrainingCost | None) -> Result:
     """The result that an evaluation of the test split gives."""
     metrics = report.to_dict()
     del metrics["strata"]
@@ -96,7 +96,7 @@ def read_result(directory: Path) -> Result | None:
     return Result(
         metrics=found["metrics"],
         replicates=dict(zip(METRICS, replicates, strict=True)),
-        cost=Cost(**cost | {"latency": Latency(**cost["latency"])}) if cost else None,
+        cost=TrainingCost(**cost | {"latency": Latency(**cost["latency"])}) if cost else None,
     )
 
 

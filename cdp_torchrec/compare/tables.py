@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cdp_torchrec.compare.choice import mean_validation
-from cdp_torchrec.compare.results import METRICS, Cost
+from cdp_torchrec.compare.results import METRICS, TrainingCost
 from cdp_torchrec.compare.statistics import Difference, Measured
 from cdp_torchrec.compare.summary import CONFIDENCE, DatasetSummary, Row
 from cdp_torchrec.text_table import markdown_table
@@ -127,15 +127,15 @@ def _one_line(text: str) -> str:
 # --- costs and JSON ------------------------------------------------------------------------------
 
 
-def _costs(row: Row) -> list[Cost]:
+def _costs(row: Row) -> list[TrainingCost]:
     return [result.cost for result in row.results.values() if result.cost is not None]
 
 
-def _mean(costs: Sequence[Cost], name: str) -> float:
+def _mean(costs: Sequence[TrainingCost], name: str) -> float:
     return statistics.fmean(getattr(cost, name) for cost in costs)
 
 
-def _latency(costs: Sequence[Cost]) -> dict[str, float]:
+def _latency(costs: Sequence[TrainingCost]) -> dict[str, float]:
     """Medians over the seeds, because a busy moment of the machine is no property of the row."""
     return {
         name: statistics.median(getattr(cost.latency, name) for cost in costs)
@@ -190,7 +190,7 @@ def _json_differences(differences: Mapping[str, Difference]) -> dict[str, Any]:
     }
 
 
-def _json_cost(costs: Sequence[Cost]) -> dict[str, Any]:
+def _json_cost(costs: Sequence[TrainingCost]) -> dict[str, Any]:
     first = costs[0]
     return {
         "dense_parameters": first.dense_parameters,

@@ -179,6 +179,10 @@ def test_shares_of_a_step_sum_to_one_and_name_its_work(make_experiment: MakeExpe
     [
         ("aten::addmm", "matrix products"),
         ("c10d::allreduce_", "communication"),
+        ("## all2all_data:kjt splits ##", "communication"),
+        ("[splits_dist]_[model.sparse_arch.embedding_bag_collection]", "communication"),
+        ("aten::_embedding_bag", "embedding lookup"),
+        ("aten::_fused_adamw_", "optimizer"),
         ("fbgemm::split_embedding_codegen_lookup_adagrad_function", "embedding lookup"),
         ("Optimizer.step#AdamW.step", "optimizer"),
         ("aten::relu", OTHER),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdp_torchrec.compare.cells import Cell, Table, load_table
-from cdp_torchrec.compare.results import METRICS, Cost, Latency, Result, write_result
+from cdp_torchrec.compare.results import METRICS, Latency, Result, TrainingCost, write_result
 from cdp_torchrec.compare.run import run_table
 from tests.paths import CONFIGS
 
@@ -97,7 +97,7 @@ def make_result() -> MakeResult:
         return Result(
             metrics={name: gauc for name in METRICS} | dict.fromkeys(counts, 100),
             replicates=dict.fromkeys(METRICS, samples),
-            cost=Cost(
+            cost=TrainingCost(
                 validation=validation,
                 steps=4,
                 training_s=1.0,

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from cdp_torchrec.benchmark.endpoint.clients import (
     Exchange,
@@ -26,6 +25,7 @@ from cdp_torchrec.benchmark.endpoint.clients import (
 from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig, EndpointSettings
 from cdp_torchrec.benchmark.endpoint.report import EndpointError, EndpointLoad, Reload
 from cdp_torchrec.environment import quiet_libraries
+from cdp_torchrec.progress import progress
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor, PredictorMetadata
@@ -105,7 +105,7 @@ def _expected_scores(
     expected = {
         predictor.metadata.version: [
             predictor.score(request)
-            for request in tqdm(requests, "expected scores", unit="request", disable=None)
+            for request in progress(requests, "expected scores", unit="requests")
         ]
         for predictor in predictors
     }

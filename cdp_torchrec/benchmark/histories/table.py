@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from cdp_torchrec.benchmark.histories.case import HistoryCase, ModuleCost, cap, measure, uncapped
 from cdp_torchrec.benchmark.histories.config import HistorySettings
 from cdp_torchrec.benchmark.histories.isolated import Limits, PassedLimit, run_isolated
 from cdp_torchrec.interest import InterestConfig, PooledConfig
+from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.text_table import markdown_table
 
 Outcome = ModuleCost | PassedLimit | None
@@ -39,18 +38,18 @@ def run_history_benchmark(
     """
     limits = Limits(time_s=settings.time_limit_s, memory_gib=settings.memory_limit_gib)
     outcomes: dict[tuple[str, int], Outcome] = {}
-    with tqdm(total=len(rows) * len(settings.lengths), desc="benchmark", unit="case") as bar:
+    with ProgressBar("benchmark", total=len(rows) * len(settings.lengths), unit="cases") as bar:
         for row, config in rows.items():
             affordable = True
             for length in sorted(settings.lengths):
-                bar.set_postfix_str(f"{row}, {length} behaviours")
+                bar.note(f"{row}, {length} behaviours")
                 outcome = None
                 if affordable:
                     case = HistoryCase(row, length, uncapped(config, length), pooled, settings)
                     outcome = run_isolated(measure, case, limits)
                 affordable = isinstance(outcome, ModuleCost)
                 outcomes[row, length] = outcome
-                bar.update()
+                bar.advance()
     return HistoryTable(settings, {name: cap(c) for name, c in rows.items()}, outcomes)
 
 

@@ -11,10 +11,10 @@ from cdp_torchrec.timer import synchronize
 
 OTHER = "other tensor work"
 KINDS = {
-    "communication": r"c10d|gloo|nccl|all_?to_?all|wait|barrier",
+    "communication": r"c10d|gloo|nccl|all_?(to|2)_?all|splits_dist|wait|barrier",
     "embedding lookup": r"fbgemm|embedding|lookup|permute|jagged",
     "matrix products": r"mm$|addmm|bmm|linear|mkldnn",
-    "optimizer": r"^Optimizer|_foreach|addcdiv|addcmul|lerp",
+    "optimizer": r"^Optimizer|_foreach|_fused_adam|addcdiv|addcmul|lerp",
 }
 """Operations of each kind, by a pattern of their names; the first that is found counts."""
 
