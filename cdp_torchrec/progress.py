@@ -108,6 +108,14 @@ class ProgressBar:
             self._last_line = now
             print(stamped(self._line(now)), file=sys.stderr, flush=True)
 
+    def skip(self) -> None:
+        """One unit was done before: it costs no time, so it must not enter the estimate."""
+        self._done += 1
+        self._before += 1
+        if not self._bar.disable:
+            self._bar.initial += 1
+        self._bar.update()
+
     def note(self, text: str) -> None:
         """What stands behind the count from now on, such as "loss 0.23"."""
         self._note = text

@@ -51,6 +51,17 @@ def test_a_log_gets_a_dated_line_every_few_seconds_without_carriage_returns(
     assert re.fullmatch(DATED + r"train: 20 of 40 steps, 50 %, 00:10 left, loss 0\.25", lines[0])
 
 
+def test_what_was_done_before_does_not_count_as_fast(
+    sleep: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressBar("compare", total=4, unit="cells") as bar:
+        bar.skip()
+        bar.skip()
+        sleep(60)
+        bar.advance()
+    assert "compare: 3 of 4 cells, 75 %, 01:00 left" in capsys.readouterr().err
+
+
 def test_work_that_is_over_at_once_leaves_no_line(
     sleep: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
