@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.hardware import GB, load_hardware
 from cdp_torchrec.planning.cache import ResultCache
@@ -21,6 +19,7 @@ from cdp_torchrec.planning.dense import DenseCost, count_dense
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.infeasible import find_fixes, find_shortage
 from cdp_torchrec.planning.workload import Workload, read_workload
+from cdp_torchrec.progress import progress
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def explore(config: PlanningExperimentConfig) -> Exploration:
     cache = ResultCache(planning.cache or planning.output / "cache", workload)
     dense = cache.dense(lambda: count_dense(workload))
     outcomes: list[PlanOutcome] = []
-    for case in tqdm(cases, unit="plan", dynamic_ncols=True):
+    for case in progress(cases, "plan", unit="plans"):
         outcomes.append(cache.outcome(case, lambda case=case: _plan(case, workload, dense)))
     return Exploration(config, workload, dense, outcomes)
 
