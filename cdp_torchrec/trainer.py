@@ -158,7 +158,7 @@ class Trainer:
                 "(optimizer.dense.max_gradient_norm)"
             )
         monitors = {name: float(value) for name, value in average(output.monitors).items()}
-        self._monitor.show(losses | {"impressions/s": impressions_per_s})
+        self._monitor.show({"loss": losses["loss"], "impressions/s": impressions_per_s} | losses)
         self._monitor.record(
             "train",
             step,

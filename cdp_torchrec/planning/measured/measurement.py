@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torchrec.distributed.types import ParameterSharding, ShardingPlan
-from tqdm import tqdm
 
 from cdp_torchrec.distributed.plans.tables import shardings_of, shards_of
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.planning.measured.job import MeasuredJob
 from cdp_torchrec.planning.measured.sharded_tables import PIECES, Piece, ShardedTables, TableBytes
+from cdp_torchrec.progress import ProgressBar
 
 _WARM_UP = 2
 _SECONDS = 1.0
@@ -80,15 +80,14 @@ def measure_plans(job: MeasuredJob, plans: Mapping[str, ShardingPlan]) -> dict[s
     rounds = job.config.benchmark.rounds
     samples: dict[Hashable, list[Mapping[Piece, float]]] = defaultdict(list)
     held: dict[Hashable, TableBytes] = {}
-    bar = tqdm(
-        total=rounds * len(works), desc="benchmark", unit="table", disable=not is_rank_zero()
-    )
-    with bar:
+    with ProgressBar(
+        "benchmark", total=rounds * len(works), unit="tables", active=is_rank_zero()
+    ) as bar:
         for _ in range(rounds):
             for key, (some, shardings) in works.items():
                 ms, held[key] = _visit(job, some, shardings)
                 samples[key].append(ms)
-                bar.update()
+                bar.advance()
     mine = {key: MeasuredStep(_median(samples[key]), held[key]) for key in works}
     ranks: list[dict[Hashable, MeasuredStep]] = [{} for _ in range(job.problem.world_size)]
     dist.all_gather_object(ranks, mine)
