@@ -25,6 +25,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "export runs/no": ("export", "runs/no: no such directory"),
     "distill runs/no": ("distill", "runs/no: no such directory"),
     "serve runs/no": ("serve", "runs/no is no artifact"),
+    "predict runs/no new.parquet output=x.parquet": ("predict", "runs/no is no artifact"),
     "serve runs/no port=x": ("serve", "port = 'x': must be an integer"),
     "compare compare/table3.toml": ("compare", "compare/table3.toml"),
     "plan_sharding planning.strategy=x": ("plan_sharding", "did you mean 'strategies'?"),

@@ -21,6 +21,7 @@ from pathlib import Path
 from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
+from cdp_torchrec.serving.artifact import check_is_artifact
 from cdp_torchrec.serving.predict_config import PredictConfig
 
 
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> None:
         return
     options = parser.parse_intermixed_args(arguments)
     config = load_config(PredictConfig, options.settings)
+    check_is_artifact(options.artifact)
 
     from cdp_torchrec.serving.predict import predict_file
 
