@@ -23,7 +23,7 @@ from cdp_torchrec.environment import (
     describe_environment,
     quiet_libraries,
 )
-from tests.paths import ROOT
+from tests.paths import CONFIGS, LAUNCH, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CPU_VERSIONS = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
@@ -178,19 +178,58 @@ def test_make_check_leaves_out_what_the_machine_cannot_run_and_nothing_else(
     assert command.endswith(f" -m '{left_out}'")
 
 
-def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel installs, built from the checkout's files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "cdp_torchrec", source / "cdp_torchrec", ignore=ignore)
+    for name in ("cdp_torchrec", "configs"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     built = subprocess.run([*build, str(source)], capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    [wheel] = tmp_path.glob("*.whl")
+    [wheel] = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "unpacked")
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
 
+
+def from_wheel(unpacked: Path, directory: Path, *arguments: str | Path) -> str:
+    """What `python -m cdp_torchrec ARGUMENTS` of the wheel prints, in a directory of its own."""
+    start = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1));"
+    start += "runpy.run_module('cdp_torchrec', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-I", "-c", start, str(unpacked), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=directory)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_wheel_has_every_layer_of_the_checkout(unpacked: Path) -> None:
+    shipped = unpacked / "cdp_torchrec" / "configs"
+    layers = {path.relative_to(CONFIGS): path.read_text() for path in CONFIGS.rglob("*.toml")}
+    assert len(layers) > 30
+    assert {p.relative_to(shipped): p.read_text() for p in shipped.rglob("*.toml")} == layers
+
+
+def test_commands_and_layers_of_a_wheel_are_found_by_name(unpacked: Path, tmp_path: Path) -> None:
+    listed = from_wheel(unpacked, tmp_path)
+    assert all(f"  {path.stem} " in listed for path in LAUNCH.glob("*.py"))
+    layers = ["configs/data/trivago.toml", "interest/din.toml"]
+    assert 'dir = "data/trivago"' in from_wheel(unpacked, tmp_path, "show_config", *layers)
+
+
+@pytest.mark.slow
+def test_a_wheel_trains(unpacked: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = ["trainer.max_steps=2", "trainer.global_batch_size=256", "run.dir=run"]
+    said = from_wheel(unpacked, tmp_path, "train", f"data.dir={tiny_dataset}", *settings)
+    assert "GAUC" in said
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+def test_every_module_of_a_wheel_is_imported(unpacked: Path, tmp_path: Path) -> None:
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in (ROOT / "cdp_torchrec").rglob("*.py")
@@ -202,9 +241,9 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
         "import cdp_torchrec; print(cdp_torchrec.__file__);"
         "print([e.value for e in m.distribution('cdp_torchrec').entry_points if e.name == 'dist'])"
     )
-    command = [sys.executable, "-I", "-c", code, str(tmp_path / "unpacked"), *sorted(modules)]
+    command = [sys.executable, "-I", "-c", code, str(unpacked), *sorted(modules)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     file, components = done.stdout.splitlines()
-    assert file == str(tmp_path / "unpacked" / "cdp_torchrec" / "__init__.py")
+    assert file == str(unpacked / "cdp_torchrec" / "__init__.py")
     assert components == "['cdp_torchrec.distributed.dist']"

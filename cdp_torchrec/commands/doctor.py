@@ -88,7 +88,10 @@ def hints() -> Iterator[str]:
     if shutil.which("nvidia-smi") and not torch_has_cuda():
         yield "nvidia-smi is here but torch is a CPU build; make clean install DEVICE=cuda"
     if not (Path.cwd() / ".torchxconfig").exists():
-        yield "no .torchxconfig here: TorchX takes its own default scheduler; run in the checkout"
+        yield (
+            "no .torchxconfig here: TorchX takes its own default scheduler; run in the checkout, "
+            "or torchx run -s local_cwd"
+        )
     shared = Path("/dev/shm")
     if shared.exists() and shutil.disk_usage(shared).total < MIN_SHARED_MEMORY_GIB * 2**30:
         yield "/dev/shm is under 1 GiB: reader workers pass batches through it"

@@ -13,6 +13,8 @@ from typing import Dict, List, Optional
 
 import torchx
 from torchx.components import dist as stock
+from torchx.runner.config import get_config
+from torchx.schedulers import get_default_scheduler_name
 from torchx.specs import AppDef
 from torchx.specs.finder import ComponentValidationException
 
@@ -63,7 +65,8 @@ def ddp(
         The job definition.
 
     Raises:
-        ComponentValidationException: no script; TorchX shows its message alone.
+        ComponentValidationException: no script, or a scheduler that is not here; TorchX shows its
+            message alone.
     """
     arguments = list(script_args)
     if script is None and m is None:
@@ -76,6 +79,7 @@ def ddp(
         script = arguments.pop(0)
         if arguments[:1] == ["--"]:
             arguments.pop(0)
+    _check_scheduler()
     _prefer_this_installation()
     return stock.ddp(
         *arguments,
@@ -108,6 +112,20 @@ def _with_defaults(env: Dict[str, str]) -> Dict[str, str]:
         # A restart that reuses the first attempt's store reads stale addresses (torch 2.13).
         env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return env
+
+
+def _check_scheduler() -> None:
+    """Say it in one line where `torchx run` would take Docker by default, and there is none."""
+    command = sys.argv[1:]
+    if command[:1] != ["run"] or any(word.startswith(("-s", "--sch")) for word in command):
+        return
+    chosen = get_config(prefix="cli", name="run", key="scheduler")
+    docker = "DOCKER_HOST" in os.environ or Path("/var/run/docker.sock").exists()
+    if chosen is None and get_default_scheduler_name() == "local_docker" and not docker:
+        raise ComponentValidationException(
+            "no .torchxconfig here names a scheduler, and TorchX's default, Docker, is not "
+            "installed: torchx run -s local_cwd dist.ddp ... starts the ranks on this machine"
+        )
 
 
 def _prefer_this_installation() -> None:

@@ -127,6 +127,17 @@ def test_no_script_is_one_clear_message(project: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.skipif(Path("/var/run/docker.sock").exists(), reason="Docker is a choice here")
+def test_without_a_torchxconfig_the_scheduler_to_name_is_said_in_one_line(project: Path) -> None:
+    (project / ".torchxconfig").unlink()
+    done = torchx_run(project, "dist.ddp -j 1x2 launch/train.py")
+    assert done.returncode == 1
+    assert "torchx run -s local_cwd dist.ddp ... starts the ranks on this machine" in done.stdout
+    assert "Traceback" not in done.stdout
+    named = torchx_run(project, "-s local_cwd --dryrun dist.ddp -j 1x2 launch/train.py")
+    assert named.returncode == 0, named.stdout
+
+
 @pytest.mark.distributed
 def test_a_failing_rank_ends_the_job_with_its_own_error_last(project: Path) -> None:
     started = time.monotonic()
