@@ -2,10 +2,12 @@
 
 import math
 import shlex
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cdp_torchrec.coverage import Coverage, measure_coverage
+from cdp_torchrec.data.prepare.starter import STARTER
 from cdp_torchrec.experiment import Trained
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import MetricReport
@@ -43,15 +45,11 @@ def describe_outcome(trained: Trained) -> str:
     if problems and trained.progress.step < FEW_STEPS:
         problems.append(_few_steps(trained, data.schema.splits["train"].impressions))
     lines = [_comparison(trained.report, references), ""]
+    if _beats_all(trained.report, references):
+        lines.append(_success(trained.report, references))
     if problems:
         lines += ["SOMETHING IS WRONG:", *(f"* {problem}" for problem in problems)]
-        if not (config.data.dir / "starter.toml").is_file():
-            lines.append(
-                "A layer with settings that fit the log: "
-                f"python launch/prepare_data.py starter {_quoted(config.data.dir)}"
-            )
-    else:
-        lines.append(_success(trained.report, references))
+        lines += _starter_hint(config)
     return "\n".join([*lines, "", *_next_steps(trained.run_dir, config.data.dir)])
 
 
@@ -70,7 +68,8 @@ def weak_metrics(report: MetricReport, references: Mapping[str, MetricReport]) -
     if not CALIBRATED[0] <= report.calibration <= CALIBRATED[1]:
         yield (
             f"calibration {report.calibration:.2f}: the model predicts {report.calibration:.2f} "
-            "clicks for every click that happened."
+            "clicks for every click that happened. Often training learnt rare ids by heart: fewer "
+            "passes (trainer.max_epochs), a larger data.vocabulary.<entity>.min_count."
         )
     for name in ("auc", "uauc", "gauc"):
         value = getattr(report, name)
@@ -143,6 +142,18 @@ def idle_settings(config: ExperimentConfig, *, has_validation: bool) -> Iterator
         )
 
 
+def _starter_hint(config: ExperimentConfig) -> Iterator[str]:
+    """Where settings that fit the log are, unless the run was trained with them."""
+    layer = config.data.dir / STARTER
+    if not layer.is_file():
+        yield (
+            "* A layer with settings that fit the log, and why: "
+            f"cdp_torchrec prepare_data starter {_quoted(config.data.dir)}"
+        )
+    elif tomllib.loads(layer.read_text())["trainer"].items() - config.trainer.model_dump().items():
+        yield f"* Settings that fit the log, and why, are in {layer}."
+
+
 def _few_steps(trained: Trained, impressions: int) -> str:
     size = trained.experiment.config.trainer.global_batch_size
     return (
@@ -150,6 +161,12 @@ def _few_steps(trained: Trained, impressions: int) -> str:
         f"{size:,}, {impressions:,} training impressions): take smaller batches, more passes "
         "(trainer.max_epochs) or higher learning rates."
     )
+
+
+def _beats_all(report: MetricReport, references: Mapping[str, MetricReport]) -> bool:
+    metric = _ranking_metric(report)
+    bars = [getattr(r, metric) for name, r in references.items() if name != TRUTH]
+    return getattr(report, metric) > max([0.5, *bars])
 
 
 def _success(report: MetricReport, references: Mapping[str, MetricReport]) -> str:
@@ -194,9 +211,9 @@ def _next_steps(run_dir: Path, dataset: Path) -> list[str]:
     return [
         "Where to look next:",
         f"  tensorboard --logdir {_quoted(run_dir / 'tensorboard')}",
-        f"  python launch/evaluate.py {run} --predictions     # every prediction, in the log's ids",
-        f"  python launch/export.py {run}                     # the artifact that serves it",
-        f"  python launch/serve.py {_quoted(run_dir / 'export')} history_store={store}",
+        f"  cdp_torchrec evaluate {run} --predictions     # every prediction, in the log's ids",
+        f"  cdp_torchrec export {run}                     # the artifact that serves it",
+        f"  cdp_torchrec serve {_quoted(run_dir / 'export')} history_store={store}",
     ]
 
 

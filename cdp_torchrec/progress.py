@@ -8,6 +8,7 @@ for request in progress(requests, "parity", unit="requests"):
     ...
 """
 
+import logging
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ WIDTH = 100
 """Columns that a bar takes at most."""
 LINE_EVERY_S = 5.0
 """Seconds between two lines where no bar can be drawn: in a file, or behind a launcher's pipe."""
+_DATE = "%Y-%m-%d %H:%M:%S"
 _SILENT_S = 2.0
 """Work that ends sooner shows nothing."""
 
@@ -29,7 +31,18 @@ Element = TypeVar("Element")
 
 def stamped(line: str) -> str:
     """The line behind the local time."""
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}"
+    return f"{time.strftime(_DATE)} {line}"
+
+
+def date_logs(*, active: bool) -> None:
+    """Let warnings look like all other lines, and let one rank speak for all.
+
+    Args:
+        active: whether this process speaks; others only say what went wrong.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt=_DATE)
+    if not active:
+        logging.getLogger("cdp_torchrec").setLevel(logging.ERROR)
 
 
 class ProgressBar:
@@ -94,6 +107,14 @@ class ProgressBar:
         if self._writes_lines and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
             print(stamped(self._line(now)), file=sys.stderr, flush=True)
+
+    def skip(self) -> None:
+        """One unit was done before: it costs no time, so it must not enter the estimate."""
+        self._done += 1
+        self._before += 1
+        if not self._bar.disable:
+            self._bar.initial += 1
+        self._bar.update()
 
     def note(self, text: str) -> None:
         """What stands behind the count from now on, such as "loss 0.23"."""

@@ -158,7 +158,7 @@ class Trainer:
                 "(optimizer.dense.max_gradient_norm)"
             )
         monitors = {name: float(value) for name, value in average(output.monitors).items()}
-        self._monitor.show(losses | {"impressions/s": impressions_per_s})
+        self._monitor.show({"loss": losses["loss"], "impressions/s": impressions_per_s} | losses)
         self._monitor.record(
             "train",
             step,
@@ -176,7 +176,7 @@ class Trainer:
             batches,
             EvaluationSettings(self._device, self._config.num_workers, description="validate"),
         )
-        point = {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
+        point = report.main_metrics()
         self._monitor.record("validation", step, point)
         self._monitor.say(
             f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in point.items())

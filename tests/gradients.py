@@ -4,6 +4,7 @@ In float32 a gradient that cancels is what rounding leaves of it: 0 with one ker
 another.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _ROUNDING = 1e-11
-"""Of the largest gradient of a module: what cancels is below in float64, what matters above."""
+"""Of the largest gradient: what cancels is below in float64, what matters above."""
 
 
 def in_float64(inputs: Any) -> Any:
@@ -27,19 +28,23 @@ def in_float64(inputs: Any) -> Any:
     return inputs
 
 
+def idle(gradients: Mapping[str, Tensor | None]) -> list[str]:
+    """Names of the gradients, in float64, that are no more than rounding beside the largest."""
+    largest = {}
+    for name, gradient in gradients.items():
+        assert gradient is None or gradient.dtype == torch.float64, name
+        largest[name] = 0.0 if gradient is None else gradient.abs().max().item()
+    bound = _ROUNDING * max(largest.values(), default=0.0)
+    return [name for name, value in largest.items() if value <= bound]
+
+
 def idle_parameters(module: nn.Module, total: Tensor) -> list[str]:
-    """Names of the parameters that do not move `total`, which is run backward.
+    """Names of the parameters of a module in float64 that do not move `total`.
 
     Args:
-        module: in float64.
+        module: its gradients are those of `total` afterwards.
         total: a scalar of its results.
     """
     module.zero_grad()
     total.backward()
-    largest = {
-        name: 0.0 if parameter.grad is None else parameter.grad.abs().max().item()
-        for name, parameter in module.named_parameters()
-    }
-    assert all(parameter.dtype == torch.float64 for parameter in module.parameters())
-    bound = _ROUNDING * max(largest.values(), default=0.0)
-    return [name for name, gradient in largest.items() if gradient <= bound]
+    return idle({name: parameter.grad for name, parameter in module.named_parameters()})

@@ -152,6 +152,18 @@ def test_a_failed_training_says_so_in_its_last_lines(tiny_dataset: Path, tmp_pat
     assert lines[0] == "SOMETHING IS WRONG:"
     assert any("no better than" in line and "last_touched" in line for line in lines)
     assert any("the training took 1 steps only" in line for line in lines)
-    assert lines[-1].endswith(f"python launch/prepare_data.py starter {tiny_dataset}")
-    assert f"python launch/export.py '{tmp_path}/a run'" in following
+    assert lines[-1].endswith(f"are in {tiny_dataset / 'starter.toml'}.")
+    assert f"cdp_torchrec export '{tmp_path}/a run'" in following
     assert f"tensorboard --logdir '{tmp_path}/a run/tensorboard'" in following
+
+
+def test_a_training_that_beats_the_untrained_scorers_says_by_how_much(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    interest = str(CONFIGS / "interest" / "pooled.toml")
+    layers = [str(tiny_dataset / "starter.toml"), interest, f"run.dir={tmp_path / 'run'}"]
+    config = load_config(ExperimentConfig, layers)
+    trained = train_experiment(config, torch.device("cpu"), num_bootstrap=0, quiet=True)
+    words = describe_outcome(trained).split("\n\n")[1].splitlines()
+    assert words[0].startswith(f"GAUC {trained.report.gauc:.4f} beats every untrained scorer; the")
+    assert not any("starter" in line for line in words)

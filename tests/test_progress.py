@@ -2,12 +2,15 @@
 
 import io
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from cdp_torchrec import progress as module
 from cdp_torchrec.progress import LINE_EVERY_S, WIDTH, ProgressBar, Stages, progress
+from tests.paths import ROOT
 
 
 @pytest.fixture
@@ -46,6 +49,17 @@ def test_a_log_gets_a_dated_line_every_few_seconds_without_carriage_returns(
     lines = err.splitlines()
     assert len(lines) == 3
     assert re.fullmatch(DATED + r"train: 20 of 40 steps, 50 %, 00:10 left, loss 0\.25", lines[0])
+
+
+def test_what_was_done_before_does_not_count_as_fast(
+    sleep: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressBar("compare", total=4, unit="cells") as bar:
+        bar.skip()
+        bar.skip()
+        sleep(60)
+        bar.advance()
+    assert "compare: 3 of 4 cells, 75 %, 01:00 left" in capsys.readouterr().err
 
 
 def test_work_that_is_over_at_once_leaves_no_line(
@@ -93,6 +107,24 @@ def test_what_is_said_stands_dated_on_standard_output(capsys: pytest.CaptureFixt
     with ProgressBar("train", total=2, unit="steps") as bar:
         bar.say("step 1: fine")
     assert re.fullmatch(DATED + "step 1: fine\n", capsys.readouterr().out)
+
+
+SPEAK = """
+import logging, sys
+from cdp_torchrec.progress import date_logs
+date_logs(active=sys.argv[1] == "0")
+logging.getLogger("cdp_torchrec.interest.qin").warning("no query")
+logging.getLogger("cdp_torchrec.interest.qin").error("broken")
+"""
+
+
+@pytest.mark.parametrize(("rank", "words"), [("0", ["no query", "broken"]), ("1", ["broken"])])
+def test_one_rank_says_dated_what_all_ranks_notice(rank: str, words: list[str]) -> None:
+    command = [sys.executable, "-c", SPEAK, rank]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    lines = run.stderr.splitlines()
+    assert [line[20:] for line in lines] == words
+    assert all(re.match(DATED, line) for line in lines)
 
 
 def test_stages_are_dated_lines_in_a_log_and_in_a_terminal_alike(

@@ -4,11 +4,14 @@
     cdp_torchrec prepare_data ebnerd --input DIR --output DIR
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
+    cdp_torchrec prepare_data starter DIR
 
-A dataset is written whole or not at all. Each command has a --help of its own.
+A dataset is written whole or not at all. Each command has a --help of its own. In it lies
+starter.toml, a first configuration whose sizes come from the log; `starter` writes it anew.
 """
 
 import argparse
+import shlex
 from datetime import date
 from pathlib import Path
 
@@ -20,6 +23,8 @@ DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.c
 EBNERD = """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
 the official train/ and validation/, each with behaviors.parquet and history.parquet, and, for
 categories and other attributes, articles.parquet. validation/ is the test split."""
+STARTER = """Write DIR/starter.toml: batch size, passes, validation slice, minimum counts and
+excluded features from the counts of the log, each with the reason and what to try instead."""
 SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its
 size, effects and noise (SyntheticConfig in cdp_torchrec/data/world.py), for example num_users=2000.
 """
@@ -38,7 +43,7 @@ def prepare_trivago(options: argparse.Namespace) -> None:
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     prepare_trivago(options.input, options.output, test_from=options.test_from, limits=limits)
-    print(f"{options.output} is ready; look at it with: cdp_torchrec prepare_data inspect")
+    _say_what_is_next(options.output)
 
 
 def prepare_ebnerd(options: argparse.Namespace) -> None:
@@ -48,7 +53,7 @@ def prepare_ebnerd(options: argparse.Namespace) -> None:
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     prepare_ebnerd(options.input, options.output, limits=limits)
-    print(f"{options.output} is ready; look at it with: cdp_torchrec prepare_data inspect")
+    _say_what_is_next(options.output)
 
 
 def prepare_synthetic(options: argparse.Namespace) -> None:
@@ -58,7 +63,7 @@ def prepare_synthetic(options: argparse.Namespace) -> None:
     from cdp_torchrec.data.synthetic_config import SyntheticConfig
 
     make_synthetic(load_config(SyntheticConfig, options.settings), options.output)
-    print(f"{options.output} is ready; look at it with: cdp_torchrec prepare_data inspect")
+    _say_what_is_next(options.output)
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -66,6 +71,22 @@ def inspect(options: argparse.Namespace) -> None:
     from cdp_torchrec.data.prepare.inspect import describe_dataset
 
     print(describe_dataset(options.dataset))
+
+
+def starter(options: argparse.Namespace) -> None:
+    """First configuration for a dataset."""
+    from cdp_torchrec.data.prepare.starter import next_command, write_starter
+
+    print(f"wrote {write_starter(options.dataset)}")
+    print(f"train with:  {next_command(options.dataset)}")
+
+
+def _say_what_is_next(dataset: Path) -> None:
+    from cdp_torchrec.data.prepare.starter import next_command
+
+    print(f"{dataset} is ready")
+    print(f"look at it:  cdp_torchrec prepare_data inspect {shlex.quote(str(dataset))}")
+    print(f"train on it: {next_command(dataset)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     inspection = commands.add_parser("inspect", help="counts, time spans, history, gate")
     inspection.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     inspection.set_defaults(run=inspect)
+
+    first = commands.add_parser(
+        "starter", help="write a first configuration for training", description=STARTER
+    )
+    first.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    first.set_defaults(run=starter)
     return parser
 
 

@@ -6,11 +6,10 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.choice import best_point
@@ -23,9 +22,11 @@ from cdp_torchrec.compare.results import (
     write_result,
 )
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
+from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import saved_checkpoints
@@ -53,16 +54,16 @@ def run_table(table: Table, device: torch.device) -> dict[str, str]:
     failures: dict[str, str] = {}
     columns = len(table.points) + len(table.config.seeds) - 1
     total = len(table.selected_datasets) * len(table.selected_models) * columns
-    with tqdm(total=total, unit="cell", disable=not is_rank_zero(), dynamic_ncols=True) as bar:
+    with ProgressBar("compare", total=total, unit="cells", active=is_rank_zero(), keep=True) as bar:
         for cell in _schedule(table):
             if cell is None or _on_all_ranks(lambda cell=cell: _is_finished(cell)):
-                bar.initial += 1  # costs no time, so it must not enter the estimate
+                bar.skip()
             else:
-                bar.set_description(cell.name)
+                bar.note(cell.name)
                 reason = _attempt(cell, device, num_bootstrap=table.config.num_bootstrap)
                 if reason is not None:
                     failures[cell.name] = reason
-            bar.update()
+                bar.advance()
     return failures
 
 
@@ -173,8 +174,8 @@ def _foreign_cells(table: Table) -> Iterator[str]:
         stored = cell.directory / "config.toml"
         if not stored.is_file():
             continue
-        found = _flat(tomllib.loads(stored.read_text()))
-        asked = _flat(cell.config.model_dump(mode="json", exclude_none=True))
+        found = dotted(tomllib.loads(stored.read_text()))
+        asked = dotted(cell.config.model_dump(mode="json", exclude_none=True))
         for key in sorted(found | asked):
             old, new = found.get(key, "unset"), asked.get(key, "unset")
             if old != new and not key.startswith("run."):
@@ -183,16 +184,6 @@ def _foreign_cells(table: Table) -> Iterator[str]:
                     " remove the directory, or choose another run_dir"
                 )
                 break
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def _on_all_ranks(find: Callable[[], _Shared]) -> _Shared:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NoReturn
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.environment import check_environment, quiet_libraries
+from cdp_torchrec.progress import date_logs
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +130,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     """
     faulthandler.enable()
     quiet_libraries()
+    date_logs(active=is_rank_zero())
     try:
         check_environment()
         main(sys.argv[1:])

@@ -2,6 +2,16 @@
 
 An interest module turns a user's history into the interest vector that joins the ranking tower.
 It works on dense tensors only and owns no embedding table.
+
+Words, each for one thing in all modules:
+
+behaviour   one past action of a user: item, category, action type, age
+history     all behaviours of the user before the request
+gated       the part of the history in the target item's category
+recent      the history whatever the category, up to its most recent data.history.max_length
+sequence    gated or recent behaviours one by one (`BehaviourSequence`)
+pool        gated behaviours summed up (`GatedPool`), in segments by recency
+block       sequences of similar length, padded, that a module computes on together
 """
 
 # B impressions, D embedding dim, K recency segments of a gated history
@@ -56,7 +66,7 @@ class InterestInput:
     gated: BehaviourSequence | None = None
     """The category-gated history, a sequence for each (request, category), if asked for."""
     recent: BehaviourSequence | None = None
-    """The whole history, a sequence for each request, if asked for."""
+    """The recent history, a sequence for each request, if asked for."""
 
 
 @dataclass(frozen=True)

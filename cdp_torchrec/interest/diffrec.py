@@ -31,8 +31,9 @@ from cdp_torchrec.interest.cluster_autoencoder import (
     multinomial_loss,
 )
 from cdp_torchrec.interest.config.generative import DiffRecConfig
-from cdp_torchrec.interest.distinct_histories import DistinctHistories, recency_weights
 from cdp_torchrec.interest.output import InterestVector
+from cdp_torchrec.interest.recent_sequence import recency
+from cdp_torchrec.interest.sequence_rows import SequenceRows
 from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class DiffRecInterest(InterestModule):
         """
         sequence = inputs.gated if self.config.history_filter == "category" else inputs.recent
         assert sequence is not None
-        rows = DistinctHistories.of(sequence.index)
+        rows = SequenceRows.of(sequence.index)
         interactions = self._interactions(sequence.index, rows)
         present = rows.present.unsqueeze(1)
         codes = None if self.autoencoder is None else self.autoencoder.encode(interactions)
@@ -118,7 +119,7 @@ class DiffRecInterest(InterestModule):
         per_cluster = self.num_buckets // self.num_clusters
         return category_id % self.num_clusters * per_cluster + item_id % per_cluster
 
-    def _interactions(self, index: SequenceIndex, rows: DistinctHistories) -> Tensor:
+    def _interactions(self, index: SequenceIndex, rows: SequenceRows) -> Tensor:
         """x_0 of each row, [R, V]: what was interacted with, zero elsewhere."""
         weights = torch.ones_like(index.age)
         if self.config.interaction_weight == "recency":
@@ -147,3 +148,13 @@ class DiffRecInterest(InterestModule):
             decoded = self.autoencoder.decode(x_0_hat)
             losses["reconstruction_loss"] = multinomial_loss(decoded, interactions)
         return losses
+
+
+def recency_weights(index: SequenceIndex, *, oldest_weight: float) -> Tensor:
+    """Weight of each behaviour, [L]: evenly from `oldest_weight` for the oldest to 1 (T-DiffRec).
+
+    The order is that of time. A single behaviour is the newest and weighs 1; in the published code
+    it weighs w_min, as the first of a range of one.
+    """
+    steps = (index.lengths.index_select(0, index.owner) - 1).clamp(min=1)
+    return 1.0 - (1.0 - oldest_weight) * recency(index).to(index.age.dtype) / steps

@@ -5,7 +5,7 @@ A dataset directory may hold nothing but a schema.toml, for a log that is not th
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -30,6 +30,7 @@ from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.planning.table_rows import resize_tables, wrong_rows
 
 _HISTORY_KEY = re.compile(rf"{POOL_KEY}_\d+|(gated|recent)_(item|category|action)")
 
@@ -76,9 +77,11 @@ def read_workload(config: PlanningExperimentConfig) -> Workload:
     schema = reader.schema
     has_data = (config.data.dir / "vocabulary").is_dir()
     layout = _layout(config, reader, has_data=has_data)
-    problems = _unknown(config, layout, schema)
+    problems = wrong_rows(layout, config.planning.rows, key="planning.rows")
+    problems += _unknown_keys(config, layout)
     if problems:
         raise ConfigError.of(problems)
+    layout = resize_tables(layout, config.planning.rows)
     declared = config.planning.pooling_factors
     found = _measured(config, schema) if has_data else _declared(config, layout, schema)
     split = schema.splits["train"]
@@ -99,22 +102,13 @@ def _layout(
 ) -> FeatureLayout:
     history, counts = config.model.interest.history, config.model.interaction.history_counts
     if has_data:
-        layout = reader.layout(history, history_counts=counts)
-    else:
-        layout = declare_layout(
-            reader.schema,
-            lambda entity: _declared_table(config, reader.schema, entity),
-            history=history,
-            count_segments=config.data.history.count_segments if counts else None,
-        )
-    sizes = config.planning.rows
-    tables = {
-        entity: replace(table, num_kept=max(0, sizes[entity] - 1 - table.num_oov_rows))
-        if entity in sizes
-        else table
-        for entity, table in layout.tables.items()
-    }
-    return replace(layout, tables=tables)
+        return reader.layout(history, history_counts=counts)
+    return declare_layout(
+        reader.schema,
+        lambda entity: _declared_table(config, reader.schema, entity),
+        history=history,
+        count_segments=config.data.history.count_segments if counts else None,
+    )
 
 
 def _declared_table(config: PlanningExperimentConfig, schema: Schema, entity: str) -> Table:
@@ -129,24 +123,13 @@ def _declared_table(config: PlanningExperimentConfig, schema: Schema, entity: st
     )
 
 
-def _unknown(config: PlanningExperimentConfig, layout: FeatureLayout, schema: Schema) -> list[str]:
-    problems = [
-        f"planning.rows.{entity}: the model has no such table; it has {', '.join(layout.tables)}"
-        for entity in config.planning.rows
-        if entity not in layout.tables
-    ]
-    problems += [
-        f"planning.rows.{entity}: data.vocabulary.{entity}.managed_collision.zch_size is its size"
-        for entity, table in layout.tables.items()
-        if entity in config.planning.rows and table.managed_collision is not None
-    ]
+def _unknown_keys(config: PlanningExperimentConfig, layout: FeatureLayout) -> list[str]:
     keys = [feature.key for feature in layout.features]
-    problems += [
+    return [
         f"planning.pooling_factors.{key}: no lookup has this key; there are {', '.join(keys)}"
         for key in config.planning.pooling_factors
         if key not in keys and not _HISTORY_KEY.fullmatch(key)
     ]
-    return problems
 
 
 def _measured(config: PlanningExperimentConfig, schema: Schema) -> Mapping[str, float]:

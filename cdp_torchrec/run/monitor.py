@@ -64,7 +64,8 @@ class Monitor:
 
     def show(self, values: Mapping[str, float]) -> None:
         """Put a few numbers beside the count of steps."""
-        self._bar.note(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        shown = {n: f"{v:,.0f}" if v >= 1000 else f"{v:.4g}" for n, v in values.items()}
+        self._bar.note(", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def say(self, line: str) -> None:
         """Print a dated line above the progress bar."""

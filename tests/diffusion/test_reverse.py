@@ -12,15 +12,10 @@ from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleCon
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights, posterior_mean_steps
 from cdp_torchrec.diffusion.sampler import denoise
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
+from tests.golden_wave import wave
 from tests.paths import GOLDEN
 
 SYSTEMS = ["diffrec", "ldiffrec", "ddrm"]
-
-
-def wave(*shape: int, phase: float, scale: float) -> Tensor:
-    """The tensors of the golden vectors."""
-    places = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (scale * torch.sin(1.7 * places + phase)).float().view(shape)
 
 
 class Published:

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from cdp_torchrec.interest import attention
 from cdp_torchrec.interest.attention import attend, retrieve, top_k
-from tests.interest.variants import ATTENTIVE, VARIANTS, padded
+from tests.interest.sequences import padded
+from tests.interest.variants import ATTENTIVE, VARIANTS
 
 
 def test_padding_does_not_outrank_behaviours_with_negative_scores():

@@ -6,23 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.config.sequential import DienConfig
 from cdp_torchrec.interest.dien import DienInterest, _Recurrence
-from cdp_torchrec.interest.sequence import BehaviourSequence
+from tests.golden_wave import wave
+from tests.interest.sequences import take
 from tests.paths import GOLDEN
 
 GOLDEN_VECTORS = json.loads((GOLDEN / "dien.json").read_text())
 FORMS = ["paper", "official"]
-
-
-def wave(*shape: int, phase: float, scale: float = 0.5) -> Tensor:
-    """The golden vectors' numbers: scale * sin(1.7 n + phase), n counting row by row."""
-    count = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (scale * torch.sin(1.7 * count + phase)).float().view(shape)
 
 
 def make_dien(dims: InterestDims, **settings: object) -> DienInterest:
@@ -81,29 +75,17 @@ def test_states_of_a_history_do_not_depend_on_padding_or_on_others(make_inputs, 
     """Fails where padding at the start of a block moves the state away from zero."""
     module = make_dien(dims, augru=augru).eval()
     inputs = make_inputs()
-    recent = inputs.recent
-    own = recent.index.owner == 1
-    columns = SequenceColumns(
-        item_id=recent.index.item_id[own].numpy(),
-        category_id=recent.index.category_id[own].numpy(),
-        age_s=recent.index.age[own].numpy(),
-        lengths=torch.tensor([3]).numpy(),
-        sequence=torch.tensor([0]).numpy(),
-    )
-    index = index_sequences(columns, batch_size=1)
-    block = index.candidate_blocks[0]
+    alone = take(inputs, torch.tensor([9]))
+    assert alone.recent is not None
+    index = alone.recent.index
     # Without any padding: three columns instead of the eight of the shortest block.
+    bare = torch.tensor([[0, 1, 2]])
     index = replace(
         index,
-        sequence_blocks=(replace(index.sequence_blocks[0], behaviour=torch.tensor([[0, 1, 2]])),),
-        candidate_blocks=(replace(block, behaviour=torch.tensor([[0, 1, 2]])),),
+        sequence_blocks=(replace(index.sequence_blocks[0], behaviour=bare),),
+        candidate_blocks=(replace(index.candidate_blocks[0], behaviour=bare),),
     )
-    alone = BehaviourSequence(
-        item=recent.item[own], category=recent.category[own], action=recent.action[own], index=index
-    )
-    names = ("user", "query", "item", "item_attributes", "context", "scene", "key")
-    one = {name: getattr(inputs, name)[9:10] for name in (*names, "item_id", "category_id")}
-    result = module(replace(inputs, recent=alone, **one)).interest
+    result = module(replace(alone, recent=replace(alone.recent, index=index))).interest
     torch.testing.assert_close(result, module(inputs).interest[9:10], rtol=1e-5, atol=1e-6)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -17,8 +16,9 @@ from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestInput
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder, kl_loss, multinomial_loss
 from cdp_torchrec.interest.config.generative import DiffRecConfig
-from cdp_torchrec.interest.diffrec import DiffRecInterest
-from cdp_torchrec.interest.distinct_histories import DistinctHistories, recency_weights
+from cdp_torchrec.interest.diffrec import DiffRecInterest, recency_weights
+from cdp_torchrec.interest.sequence_rows import SequenceRows
+from tests.golden_wave import wave
 from tests.paths import GOLDEN
 
 EMIT = ("interest", "interest_item")
@@ -65,7 +65,7 @@ def with_behaviours(
 def state(module: DiffRecInterest, inputs: InterestInput) -> torch.Tensor:
     """x_0 of each impression, [B, V]."""
     assert inputs.recent is not None
-    rows = DistinctHistories.of(inputs.recent.index)
+    rows = SequenceRows.of(inputs.recent.index)
     return module._interactions(inputs.recent.index, rows)[rows.of_impression]
 
 
@@ -168,9 +168,9 @@ def test_requests_of_one_user_at_other_times_draw_other_noise(make_inputs):
     inputs = with_behaviours(make_inputs(batch=2), [[3, 4], [3, 4]], sequence=[0, 1])
     assert inputs.recent is not None
     index = inputs.recent.index
-    assert DistinctHistories.of(index).key[1] == DistinctHistories.of(index).key[2]
+    assert SequenceRows.of(index).key[1] == SequenceRows.of(index).key[2]
     later = replace(index, age=index.age + torch.tensor([0.0, 0.0, 60.0, 60.0]))
-    assert DistinctHistories.of(later).key[1] != DistinctHistories.of(later).key[2]
+    assert SequenceRows.of(later).key[1] != SequenceRows.of(later).key[2]
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -215,17 +215,13 @@ def test_autoencoder_gives_the_published_codes_logits_and_losses():
     interactions = torch.tensor(golden["interactions"])
     model = ClusterAutoencoder(num_clusters=2, num_buckets=8, latent_dim=6)
 
-    def wave(phase: float, *shape: int) -> torch.Tensor:
-        places = torch.arange(math.prod(shape), dtype=torch.float64)
-        return (0.5 * torch.sin(1.7 * places + phase)).float().view(shape)
-
     with torch.no_grad():
         # Published weights are [out, in], ours [in, out] to be multiplied in one batch.
         for cluster in range(2):
-            model.encoder_weight[cluster] = wave(cluster, 6, 4).t()
-            model.encoder_bias[cluster] = wave(2 + cluster, 6)
-        model.decoder.weight.copy_(wave(4, 8, 6))
-        model.decoder.bias.copy_(wave(5, 8))
+            model.encoder_weight[cluster] = wave(6, 4, phase=cluster).t()
+            model.encoder_bias[cluster] = wave(6, phase=2 + cluster)
+        model.decoder.weight.copy_(wave(8, 6, phase=4))
+        model.decoder.bias.copy_(wave(8, phase=5))
     mean, log_variance = model.encode(interactions)
     decoded = model.decode(mean)
     # The published loss is a sum over interactions.

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import din
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
 from cdp_torchrec.interest.din import ActivationUnit, DinAttention, DinInterest
-from cdp_torchrec.interest.sequence import BehaviourSequence
+from tests.interest.sequences import items_only
 from tests.paths import GOLDEN
 
 
@@ -58,21 +57,7 @@ def with_embeddings(
 ) -> InterestInput:
     """Impression b has target b and the first lengths[b] rows of facts b as its history."""
     rows = np.concatenate([fact[:length] for fact, length in zip(facts, lengths, strict=True)])
-    total = len(rows)
-    columns = SequenceColumns(
-        item_id=np.ones(total),
-        category_id=np.ones(total),
-        age_s=np.ones(total),
-        lengths=np.array(lengths),
-        sequence=np.arange(len(lengths)),
-    )
-    nothing = torch.zeros(total, 0)
-    recent = BehaviourSequence(
-        item=torch.from_numpy(rows).float(),
-        category=nothing,
-        action=nothing,
-        index=index_sequences(columns, batch_size=len(lengths)),
-    )
+    recent = items_only(torch.from_numpy(rows).float(), lengths)
     item = torch.from_numpy(target).float()
     return replace(inputs, item=item, recent=recent, gated=recent)
 

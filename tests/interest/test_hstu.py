@@ -3,18 +3,20 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.sequential import HstuConfig
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.hstu_layer import HstuLayer, HstuTokens
 from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence
+from tests import golden_wave
+from tests.interest.sequences import items_only, take
 from tests.paths import GOLDEN
 
 GOLDEN_VECTORS = json.loads((GOLDEN / "hstu.json").read_text())
@@ -23,31 +25,14 @@ DIM, HEADS, KEY, VALUE, MAX_LENGTH = 8, 2, 4, 3, 10
 LENGTHS = [0, 3, 7, 10]
 SEQUENCES = [0, 1, 2, 3, 3, 2, 1, 3]
 
-
-def wave(*shape: int, phase: float, scale: float = 0.3) -> Tensor:
-    """The golden vectors' numbers: scale * sin(1.7 n + phase), n counting row by row."""
-    count = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (scale * torch.sin(1.7 * count + phase)).float().view(shape)
+wave = partial(golden_wave.wave, scale=0.3)
 
 
 def golden_history() -> BehaviourSequence:
     """Histories of 0, 3, 7 and 10 behaviours that eight candidates share."""
     ages = [60.0 * 1.45**k for length in LENGTHS for k in range(length, 0, -1)]
-    total = sum(LENGTHS)
-    columns = SequenceColumns(
-        item_id=torch.ones(total, dtype=torch.int64).numpy(),
-        category_id=torch.ones(total, dtype=torch.int64).numpy(),
-        age_s=torch.tensor(ages).numpy(),
-        lengths=torch.tensor(LENGTHS).numpy(),
-        sequence=torch.tensor(SEQUENCES).numpy(),
-    )
-    empty = torch.zeros(total, 0)
-    recent = BehaviourSequence(
-        item=wave(total, DIM, phase=0.1, scale=1.0),
-        category=empty,
-        action=empty,
-        index=index_sequences(columns, batch_size=len(SEQUENCES)),
-    )
+    item = wave(sum(LENGTHS), DIM, phase=0.1, scale=1.0)
+    recent = items_only(item, LENGTHS, sequence=SEQUENCES, age_s=ages)
     return keep_recent(recent, MAX_LENGTH)
 
 
@@ -178,27 +163,8 @@ def test_a_score_does_not_depend_on_the_longest_history_of_the_batch(make_inputs
     """Fails when scores are divided by a length of the batch instead of the constant N_max."""
     module = make_hstu(dims, variant=variant).eval()
     inputs = make_inputs()
-    recent = inputs.recent
-    assert recent is not None
-    index, rows = recent.index, torch.tensor([1, 5, 9])
-    own = (index.owner == 1).nonzero().flatten()
-    columns = SequenceColumns(
-        item_id=index.item_id[own].numpy(),
-        category_id=index.category_id[own].numpy(),
-        age_s=index.age[own].numpy(),
-        lengths=torch.tensor([len(own)]).numpy(),
-        sequence=torch.zeros(3, dtype=torch.int64).numpy(),
-    )
-    alone = BehaviourSequence(
-        item=recent.item[own],
-        category=recent.category[own],
-        action=recent.action[own],
-        index=index_sequences(columns, batch_size=3),
-    )
-    names = ("user", "query", "item", "item_attributes", "context", "scene", "key")
-    names = (*names, "item_id", "category_id")
-    few = replace(inputs, recent=alone, **{name: getattr(inputs, name)[rows] for name in names})
-    result = module(few).interest
+    rows = torch.tensor([1, 5, 9])
+    result = module(take(inputs, rows)).interest
     torch.testing.assert_close(result, module(inputs).interest[rows], rtol=1e-5, atol=1e-6)
 
 

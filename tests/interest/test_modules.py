@@ -1,18 +1,15 @@
 """The contract of every interest module that the project ships, and of its ablations."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from itertools import permutations
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
-from cdp_torchrec.interest import BehaviourSequence, InterestInput
+from cdp_torchrec.interest import InterestInput
 from tests.gradients import idle_parameters, in_float64
-from tests.interest.variants import PRESETS, VARIANTS, WITH_HISTORY, auxiliary, padded, segments
+from tests.interest.sequences import padded, take
+from tests.interest.variants import PRESETS, VARIANTS, WITH_HISTORY, auxiliary, segments
 
 LENGTHS = [0, 3, 12, 40]
 COMPLETE: tuple[str, ...] = ()
@@ -125,37 +122,3 @@ def test_a_preset_leaves_nothing_of_the_preset_below_it(load_interest):
 def in_longer_rows(inputs: InterestInput) -> InterestInput:
     assert inputs.gated is not None and inputs.recent is not None
     return replace(inputs, gated=padded(inputs.gated, 8), recent=padded(inputs.recent, 8))
-
-
-def take(inputs: InterestInput, rows: Tensor) -> InterestInput:
-    """Some impressions as a batch of their own, with the sequences that they read."""
-    taken: dict[str, Any] = {}
-    for field in fields(InterestInput):
-        value = getattr(inputs, field.name)
-        if isinstance(value, BehaviourSequence):
-            taken[field.name] = take_sequences(value, rows)
-        elif is_dataclass(value):
-            pool = {f.name: getattr(value, f.name)[rows] for f in fields(value)}
-            taken[field.name] = replace(value, **pool)
-        else:
-            taken[field.name] = value[rows]
-    return InterestInput(**taken)
-
-
-def take_sequences(behaviours: BehaviourSequence, rows: Tensor) -> BehaviourSequence:
-    index = behaviours.index
-    wanted, sequence = index.sequence[rows].unique(return_inverse=True)
-    kept = torch.cat([(index.owner == w).nonzero().flatten() for w in wanted])
-    columns = SequenceColumns(
-        item_id=index.item_id[kept].numpy(),
-        category_id=index.category_id[kept].numpy(),
-        age_s=index.age[kept].numpy().astype(np.float64),
-        lengths=index.lengths[wanted].numpy(),
-        sequence=sequence.numpy(),
-    )
-    return BehaviourSequence(
-        item=behaviours.item[kept],
-        category=behaviours.category[kept],
-        action=behaviours.action[kept],
-        index=index_sequences(columns, batch_size=len(rows)),
-    )

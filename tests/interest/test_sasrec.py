@@ -3,42 +3,28 @@
 import json
 import math
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
 from torch import Tensor
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.config.sequential import SasrecConfig
 from cdp_torchrec.interest.recent_sequence import last_state, next_behaviours, recency
 from cdp_torchrec.interest.sasrec import SasrecInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
+from tests.golden_wave import wave
+from tests.interest.sequences import items_only, take_sequences
 from tests.paths import GOLDEN
 
 GOLDEN_VECTORS = json.loads((GOLDEN / "sasrec.json").read_text())
 
 
-def wave(*shape: int, phase: float) -> Tensor:
-    """The golden vectors' numbers: 0.5 * sin(1.7 n + phase), n counting row by row."""
-    count = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (0.5 * torch.sin(1.7 * count + phase)).float().view(shape)
-
-
 def sequence_of(item_ids: list[list[int]], item: Tensor) -> BehaviourSequence:
     """Sequences of these items, one impression for each."""
-    flat = [code for codes in item_ids for code in codes]
-    columns = SequenceColumns(
-        item_id=torch.tensor(flat, dtype=torch.int64).numpy(),
-        category_id=torch.ones(len(flat), dtype=torch.int64).numpy(),
-        age_s=torch.ones(len(flat)).numpy(),
-        lengths=torch.tensor([len(codes) for codes in item_ids]).numpy(),
-        sequence=torch.arange(len(item_ids)).numpy(),
-    )
-    none = torch.zeros(len(flat), 0)
-    index = index_sequences(columns, batch_size=len(item_ids))
-    return BehaviourSequence(item=item, category=none, action=none, index=index)
+    return items_only(item, [len(codes) for codes in item_ids], item_id=[*chain(*item_ids)])
 
 
 def make_sasrec(dims: InterestDims, **settings: object) -> SasrecInterest:
@@ -104,8 +90,7 @@ def test_a_state_does_not_depend_on_the_other_sequences(make_inputs, dims):
     inputs = make_inputs()
     recent = inputs.recent
     own = recent.index.owner == 1
-    alone = sequence_of([recent.index.item_id[own].tolist()], recent.item[own])
-    alone = replace(alone, category=recent.category[own], action=recent.action[own])
+    alone = take_sequences(recent, torch.tensor([1]))
     states = module.encode(alone)
     torch.testing.assert_close(states, module.encode(recent)[own], rtol=1e-5, atol=1e-6)
 

@@ -1,11 +1,8 @@
 """Interest modules as the project ships them, with their ablations and other settings."""
 
-from dataclasses import replace
-
 from torch import Tensor
-from torch.nn import functional
 
-from cdp_torchrec.interest import BehaviourSequence, InterestModule, InterestOutput
+from cdp_torchrec.interest import InterestModule, InterestOutput
 from tests.paths import CONFIGS
 
 Variant = tuple[str, ...]
@@ -56,24 +53,3 @@ def segments(module: InterestModule) -> int:
 def auxiliary(output: InterestOutput) -> dict[str, Tensor]:
     """What training adds to the click loss, [B] each: losses, and logits of click models."""
     return {**output.losses, **output.click_logits}
-
-
-def padded(sequence: BehaviourSequence, places: int) -> BehaviourSequence:
-    """The same, with more places of padding before the behaviours of each row."""
-    index = sequence.index
-
-    def with_padding(behaviour: Tensor) -> Tensor:
-        return functional.pad(behaviour, (places, 0), value=len(index.owner))
-
-    longer = replace(
-        index,
-        sequence_blocks=tuple(
-            replace(block, behaviour=with_padding(block.behaviour))
-            for block in index.sequence_blocks
-        ),
-        candidate_blocks=tuple(
-            replace(block, behaviour=with_padding(block.behaviour))
-            for block in index.candidate_blocks
-        ),
-    )
-    return replace(sequence, index=longer)

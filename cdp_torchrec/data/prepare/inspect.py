@@ -1,18 +1,17 @@
 """What a dataset directory holds, in words: the first look at a log before training on it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.prepare.dataset_files import row_groups, training_counts, values
 from cdp_torchrec.data.prepare.staging_checks import utc
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.schema import DatasetError, Feature, Schema, load_schema
+from cdp_torchrec.data.schema import Feature, Schema, load_schema
 from cdp_torchrec.text_table import aligned_table
 
 MINIMUM_COUNTS = (1, 2, 5, 10)
@@ -26,7 +25,7 @@ def describe_dataset(dataset: Path) -> str:
         DatasetError: no dataset there, or a file is missing or damaged.
     """
     schema = load_schema(dataset)
-    counts = {name: _training_counts(dataset, name) for name in schema.entities}
+    counts = {name: training_counts(dataset, name) for name in schema.entities}
     seen = {name: int((count > 0).sum()) for name, count in counts.items()}
     splits = {split: _read_split(dataset, schema, split, seen) for split in schema.splits}
     sections = [
@@ -88,14 +87,6 @@ class _SplitStatistics:
 _Splits = Mapping[Literal["train", "test"], _SplitStatistics]
 
 
-def _training_counts(dataset: Path, entity: str) -> np.ndarray:
-    path = dataset / "vocabulary" / f"{entity}.parquet"
-    try:
-        return pq.read_table(path, columns=["count"])["count"].to_numpy()
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path}: cannot read the vocabulary: {error}") from error
-
-
 def _read_split(
     dataset: Path, schema: Schema, split: str, seen: Mapping[str, int]
 ) -> _SplitStatistics:
@@ -105,8 +96,8 @@ def _read_split(
     store = DatasetReader(DataConfig(dir=dataset)).store
     target = next((f for f in ids if category and f.entity == category and f.kind == "id"), None)
     columns = {"user_id", "timestamp", "history_length", "label", "history_rank"}
-    for table in _row_groups(dataset / split, sorted(columns | {f.name for f in ids})):
-        label, rank = _values(table, "label"), _values(table, "history_rank")
+    for table in row_groups(dataset / split, sorted(columns | {f.name for f in ids})):
+        label, rank = values(table, "label"), values(table, "history_rank")
         lengths = table["label"].combine_chunks().value_lengths().to_numpy()
         history = table["history_length"].to_numpy()
         result.history_lengths.append(history)
@@ -115,13 +106,13 @@ def _read_split(
         result.clicked_in_history += int(((label == 1) & (rank >= 0)).sum())
         result.clicked_last += int(((label == 1) & (rank == 0)).sum())
         for f in ids:
-            codes = _values(table, f.name)
+            codes = values(table, f.name)
             cells = result.cells.setdefault(f.name, _Cells())
             cells.total += len(codes)
             cells.missing += int((codes == 0).sum())
             cells.unseen += int((codes > seen[f.entity or ""]).sum())
         if target:
-            categories = _values(table, target.name)
+            categories = values(table, target.name)
             if target.level == "request":
                 categories = np.repeat(categories, lengths)
             user = np.repeat(table["user_id"].to_numpy(), lengths)
@@ -131,27 +122,6 @@ def _read_split(
             for value, gate in enumerate(result.gates):
                 gate.add(slices.lengths[label == value], history[label == value])
     return result
-
-
-def _row_groups(directory: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    paths = sorted(directory.glob("part-*.parquet"))
-    if not paths:
-        raise DatasetError(f"{directory}: no part-*.parquet there")
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for index in range(file.num_row_groups):
-                    yield file.read_row_group(index, columns=list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{path}: damaged parquet file: {error}") from error
-
-
-def _values(table: pa.Table, name: str) -> np.ndarray:
-    """Elements of a column, lists flattened."""
-    column = table[name].combine_chunks()
-    if pa.types.is_list(column.type):
-        column = column.flatten()
-    return column.to_numpy()
 
 
 def _describe_splits(schema: Schema, splits: _Splits) -> list[str]:

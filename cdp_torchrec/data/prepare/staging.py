@@ -23,6 +23,7 @@ from cdp_torchrec.data.prepare.request_files import Moments, write_requests
 from cdp_torchrec.data.prepare.request_tables import code_requests
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import open_staging
+from cdp_torchrec.data.prepare.starter import write_starter
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
 from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
 from cdp_torchrec.progress import ProgressBar
@@ -44,7 +45,8 @@ def build_dataset(
 ) -> Schema:
     """Build the dataset directory `output` from `staging`; all of it or nothing.
 
-    The same staging files give the same dataset, whatever the limits.
+    The same staging files give the same dataset, whatever the limits. Beside it lies a first
+    configuration for training on it, starter.toml.
 
     Args:
         staging: directory with `requests/*.parquet` and `behaviours/*.parquet`.
@@ -63,6 +65,7 @@ def build_dataset(
             schema = _build(connection, staging, partial, spec)
         shutil.rmtree(work)
         schema.save(partial)
+        write_starter(partial, data_dir=output)
     return schema
 
 

@@ -19,7 +19,8 @@ from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import check_against_data, open_data, plan_problem
 from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.config import PlanBenchmarkConfig, PlansConfig
-from cdp_torchrec.planning.measured.ids import draw_ids, resize_tables
+from cdp_torchrec.planning.measured.ids import draw_ids
+from cdp_torchrec.planning.table_rows import resize_tables, wrong_rows
 from cdp_torchrec.whole_file import why_unwritable
 
 STRATEGIES = ("auto", *get_args(TypeName))
@@ -58,6 +59,8 @@ def open_job(config: PlansConfig, device: torch.device) -> MeasuredJob:
     share = Share(dist.get_rank(), dist.get_world_size())
     check_against_data(config, share.world_size)
     data = open_data(config, share=share, global_batch_size=config.trainer.global_batch_size)
+    if wrong := wrong_rows(data.layout, benchmark.rows, key="benchmark.rows"):
+        raise ConfigError.of(wrong)
     data = replace(data, layout=resize_tables(data.layout, benchmark.rows))
     return MeasuredJob(
         config=config,

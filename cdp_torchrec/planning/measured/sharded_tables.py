@@ -183,31 +183,18 @@ class ShardedTables:
 
 def _collection(tables: Sequence[EmbeddingTable]) -> nn.Module:
     meta = torch.device("meta")
-    if not tables[0].is_pooled:
-        return EmbeddingCollection(
-            device=meta,
-            tables=[
-                EmbeddingConfig(
-                    name=table.name,
-                    num_embeddings=table.num_embeddings,
-                    embedding_dim=table.embedding_dim,
-                    feature_names=list(table.features),
-                )
-                for table in tables
-            ],
-        )
-    return EmbeddingBagCollection(
-        device=meta,
-        tables=[
-            EmbeddingBagConfig(
-                name=table.name,
-                num_embeddings=table.num_embeddings,
-                embedding_dim=table.embedding_dim,
-                feature_names=list(table.features),
-            )
-            for table in tables
-        ],
-    )
+    configs = [
+        {
+            "name": table.name,
+            "num_embeddings": table.num_embeddings,
+            "embedding_dim": table.embedding_dim,
+            "feature_names": list(table.features),
+        }
+        for table in tables
+    ]
+    if tables[0].is_pooled:
+        return EmbeddingBagCollection([EmbeddingBagConfig(**c) for c in configs], device=meta)
+    return EmbeddingCollection([EmbeddingConfig(**c) for c in configs], device=meta)
 
 
 def _select(ids: KeyedJaggedTensor, keys: Sequence[str]) -> KeyedJaggedTensor:

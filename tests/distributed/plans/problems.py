@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from cdp_torchrec.distributed.config import SparseOptimizerConfig
@@ -29,31 +29,19 @@ class Tables(nn.Module):
     ) -> None:
         super().__init__()
         meta = torch.device("meta")
-        self.pooled = EmbeddingBagCollection(
-            [
-                EmbeddingBagConfig(
-                    name=f"t_{name}",
-                    num_embeddings=num_embeddings,
-                    embedding_dim=16,
-                    feature_names=[name],
-                    pooling=PoolingType.SUM,
-                )
-                for name, num_embeddings in pooled.items()
-            ],
-            device=meta,
-        )
-        self.sequence = EmbeddingCollection(
-            [
-                EmbeddingConfig(
-                    name=f"t_{name}",
-                    num_embeddings=num_embeddings,
-                    embedding_dim=16,
-                    feature_names=[name],
-                )
-                for name, num_embeddings in sequence.items()
-            ],
-            device=meta,
-        )
+        bags = [EmbeddingBagConfig(**_table(*table)) for table in pooled.items()]
+        singles = [EmbeddingConfig(**_table(*table)) for table in sequence.items()]
+        self.pooled = EmbeddingBagCollection(bags, device=meta)
+        self.sequence = EmbeddingCollection(singles, device=meta)
+
+
+def _table(name: str, num_embeddings: int) -> dict[str, Any]:
+    return {
+        "name": f"t_{name}",
+        "num_embeddings": num_embeddings,
+        "embedding_dim": 16,
+        "feature_names": [name],
+    }
 
 
 def problem(

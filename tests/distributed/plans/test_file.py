@@ -5,13 +5,14 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torchrec.distributed.types import ShardingPlan
 
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.distributed.plans.config import TypeName
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan, write_plan
 from cdp_torchrec.distributed.plans.job import plan_job
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -24,16 +25,7 @@ from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.runs import losses
 
-STRATEGIES = (
-    "auto",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-    "data_parallel",
-)
+STRATEGIES = ("auto", *get_args(TypeName))
 TOO_LARGE = problem(Tables({**POOLED, "user": 5_000_000_000}))
 
 Plan = dict[str, Any]

@@ -8,7 +8,7 @@ from cdp_torchrec.distributed.plans import planner as planner_module
 from cdp_torchrec.distributed.plans.search import SearchedPlan, search_plan
 from tests.distributed.plans.problems import Tables, problem
 
-ROWS = {f"table_{place}": 10**place for place in range(1, 8)}
+ROWS = {f"table_{place}": 10**place for place in (1, 3, 5, 7)}
 
 
 def search(world_size: int) -> SearchedPlan:

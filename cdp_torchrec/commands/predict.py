@@ -1,0 +1,60 @@
+"""Score a file of new requests offline with an exported artifact.
+
+    cdp_torchrec predict ARTIFACT REQUESTS output=FILE [key=value ...]
+    cdp_torchrec predict runs/RUN/export new.parquet output=scores.parquet history_store=data/mine
+    torchx run dist.ddp -j 1x4 launch/predict.py runs/RUN/export new.parquet output=scores.parquet
+
+REQUESTS is a parquet file, or a directory of them, with one row per request: request_id, user_id,
+timestamp (ms), the features of the log under their names, all in raw ids, and lists with one
+element per candidate: item_id, the category of the gate, ... The staging files of a dataset are
+such files. Behaviours come from history_store, or with the request: the lists history_item,
+history_timestamp, history_category, history_action.
+
+FILE gets one row per candidate: request_id, user_id, item_id, probability and the columns of
+'keep=["position"]'. It appears whole or not at all, and is the same for any number of ranks, each
+of which computes on one thread. A row that cannot be scored is named by its number.
+"""
+
+import argparse
+from pathlib import Path
+
+from cdp_torchrec.config import load_config
+from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
+from cdp_torchrec.serving.predict_config import PredictConfig
+
+
+def main(arguments: list[str]) -> None:
+    """Score what the arguments name."""
+    parser = argparse.ArgumentParser(
+        prog="cdp_torchrec predict",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("artifact", type=Path, help="directory of an export")
+    parser.add_argument("requests", type=Path, help="parquet file or directory")
+    parser.add_argument("settings", nargs="*", help="key=value, or a TOML file of settings")
+    if asks_help(arguments):
+        print(help_text(parser.format_help(), PredictConfig, arguments))
+        return
+    options = parser.parse_intermixed_args(arguments)
+    config = load_config(PredictConfig, options.settings)
+
+    from cdp_torchrec.serving.predict import predict_file
+
+    init_process_group()
+    predicted = predict_file(options.artifact, options.requests, config)
+    if is_rank_zero():
+        if predicted.unread:
+            print(f"not read: {', '.join(predicted.unread)}")
+        if predicted.without_histories:
+            print("every history was empty: name a dataset with history_store=DIR")
+        print(
+            f"{config.output}: {predicted.num_candidates:,} candidates of "
+            f"{predicted.num_requests:,} requests"
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,152 @@
+"""Probabilities for a file of requests from an exported artifact, on any number of ranks."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from cdp_torchrec.progress import ProgressBar
+from cdp_torchrec.serving.predict_config import PredictConfig
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Request, RequestError
+from cdp_torchrec.serving.request_file import Chunk, RequestFileError, RequestFiles
+from cdp_torchrec.whole_file import remove_leftovers, whole_file
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A finished prediction."""
+
+    num_requests: int
+    num_candidates: int
+    unread: Sequence[str]
+    """Columns of the file that had no effect."""
+    without_histories: bool
+    """Neither the file nor a store knows any behaviour."""
+
+
+def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predicted:
+    """Score all requests and write one file, whole or not at all; collective.
+
+    Each rank computes on one thread, and what is scored together depends on the file alone, so the
+    result is the same for any number of ranks.
+
+    Args:
+        artifact: directory of an export.
+        requests: parquet file, or directory of such files.
+        config: what to write.
+
+    Raises:
+        ArtifactError: the artifact cannot be served, or the store does not belong to it.
+        RequestFileError: a file or one of its rows cannot be scored; nothing is written.
+    """
+    torch.set_num_threads(1)
+    predictor = Predictor.open(artifact, history_store=config.history_store)
+    files = RequestFiles(requests, predictor.metadata, keep=config.keep)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if rank == 0:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(config.output.parent, config.output.name)
+    dist.barrier()
+    parts = [_part(config.output, other) for other in range(world_size)]
+    counted = [0]
+    with _removed_at_the_end(parts[rank]):
+        with ProgressBar(
+            "predict",
+            total=-(-files.num_requests // world_size),
+            unit="requests",
+            active=rank == 0,
+        ) as bar:
+            _write_part(parts[rank], predictor, files, bar, rank, world_size, config.batch_size)
+        dist.barrier()
+        if rank == 0:
+            with whole_file(config.output) as whole:
+                counted[0] = _join(parts, whole)
+        dist.broadcast_object_list(counted)
+    return Predicted(
+        num_requests=files.num_requests,
+        num_candidates=counted[0],
+        unread=files.unread,
+        without_histories=not (files.brings_histories or predictor.metadata.has_history_store),
+    )
+
+
+def _write_part(
+    path: Path,
+    predictor: Predictor,
+    files: RequestFiles,
+    bar: ProgressBar,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+) -> None:
+    """This rank's chunks, each a row group; no file without any."""
+    writer: pq.ParquetWriter | None = None
+    try:
+        for chunk in files.chunks(rank, world_size):
+            scores = _scores(predictor, chunk, files.requests(chunk), batch_size)
+            table = files.written(chunk, scores)
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table, row_group_size=len(table))
+            bar.advance(len(chunk.table))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _scores(
+    predictor: Predictor, chunk: Chunk, requests: Sequence[Request], batch_size: int
+) -> np.ndarray:
+    scores: list[np.ndarray] = []
+    for row, request in enumerate(requests):
+        try:
+            predictor.check(request)
+        except RequestError as error:
+            raise RequestFileError(f"{chunk.where(row)}: {error}") from error
+    for together in _batches(requests, batch_size):
+        scores += predictor.score_many(together)
+    return np.concatenate(scores)
+
+
+def _batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
+    waiting: list[Request] = []
+    for request in requests:
+        waiting.append(request)
+        if sum(len(r.candidates["item_id"]) for r in waiting) >= batch_size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _part(output: Path, rank: int) -> Path:
+    return output.with_name(f".{output.name}.partial-rank{rank}")
+
+
+@contextmanager
+def _removed_at_the_end(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _join(parts: Sequence[Path], whole: Path) -> int:
+    """Chunk by chunk; number c is row group c // len(parts) of part c % len(parts)."""
+    files = [pq.ParquetFile(part) for part in parts if part.exists()]
+    if not files:
+        raise RequestFileError("the file of requests holds no request")
+    num_rows = sum(file.metadata.num_rows for file in files)
+    with pq.ParquetWriter(whole, files[0].schema_arrow) as writer:
+        for group in range(max(file.num_row_groups for file in files)):
+            for file in files:
+                if group < file.num_row_groups:
+                    table: pa.Table = file.read_row_group(group)
+                    writer.write_table(table, row_group_size=max(len(table), 1))
+    return num_rows

@@ -1,0 +1,199 @@
+"""Parquet files of requests in raw ids: one row per request, lists with one element per candidate.
+
+    request_id, user_id, timestamp (ms), the features of the artifact by name, and, if requests
+    bring behaviours along, the lists history_item, history_timestamp (ms), history_category,
+    history_action
+
+The staging files that a dataset is prepared from are such files, too.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdp_torchrec.serving.predictor import PredictorMetadata
+from cdp_torchrec.serving.request import Behaviours, Request
+
+CHUNK = 1024
+"""Requests that are read at once."""
+
+_NAMES = ("request_id", "user_id", "timestamp")
+_HISTORY = ("history_item", "history_timestamp", "history_category", "history_action")
+_WRITTEN = ("request_id", "user_id", "item_id", "probability")
+
+
+class RequestFileError(ValueError):
+    """A file of requests cannot be read or scored; names the file, and the row if it is one."""
+
+    user_error = True
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a file, one after the other."""
+
+    path: Path
+    first: int
+    """Number of the first row in the file, from 0."""
+    table: pa.Table
+
+    def where(self, row: int) -> str:
+        """How errors name a row of the chunk."""
+        return f"{self.path}, row {self.first + row} (from 0)"
+
+
+class RequestFiles:
+    """One file, or all files of a directory in the order of their names."""
+
+    def __init__(self, path: Path, metadata: PredictorMetadata, *, keep: Sequence[str]) -> None:
+        """Check that every file has what the artifact needs.
+
+        Args:
+            path: file or directory.
+            metadata: of the artifact.
+            keep: columns that will be written, too.
+
+        Raises:
+            RequestFileError: there is no such file, it is damaged, or lacks a column.
+        """
+        self._paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not self._paths:
+            raise RequestFileError(f"{path}: no *.parquet there")
+        self._metadata = metadata
+        self._keep = keep
+        schemas = [self._schema(file) for file in self._paths]
+        for file, schema in zip(self._paths[1:], schemas[1:], strict=True):
+            if not schema.equals(schemas[0]):
+                raise RequestFileError(f"{file}: other columns or types than {self._paths[0]}")
+        names = schemas[0].names
+        self.num_requests = sum(pq.ParquetFile(file).metadata.num_rows for file in self._paths)
+        self.unread = [name for name in names if not self._is_read(name) and name not in keep]
+        """Columns that have no effect."""
+        self.brings_histories = "history_item" in names
+        self._columns = [name for name in names if name not in self.unread]
+
+    def chunks(self, rank: int, world_size: int) -> Iterator[Chunk]:
+        """Every `world_size`-th chunk, beginning with number `rank`.
+
+        Raises:
+            RequestFileError: a file is damaged.
+        """
+        number = 0
+        for path in self._paths:
+            first = 0
+            for batch in self._batches(path):
+                if number % world_size == rank:
+                    yield Chunk(path, first, pa.Table.from_batches([batch]))
+                first += len(batch)
+                number += 1
+
+    def requests(self, chunk: Chunk) -> list[Request]:
+        """The requests of a chunk, not yet checked."""
+        return [self._request(row) for row in chunk.table.to_pylist()]
+
+    def written(self, chunk: Chunk, probability: np.ndarray) -> pa.Table:
+        """Rows of the output: one per candidate.
+
+        Args:
+            chunk: whose requests were scored, so that its lists of items have no nulls.
+            probability: float32, of all its candidates.
+
+        Raises:
+            RequestFileError: a list to keep has not one element per candidate.
+        """
+        table = chunk.table
+        lengths = _lengths(table["item_id"])
+        owner = pa.array(np.repeat(np.arange(len(table)), lengths))
+        columns = {
+            "request_id": table["request_id"].take(owner),
+            "user_id": table["user_id"].take(owner),
+            "item_id": table["item_id"].combine_chunks().flatten(),
+            "probability": pa.array(probability, pa.float32()),
+        }
+        for name in self._keep:
+            column = table[name]
+            feature = self._metadata.features.get(name)
+            if _is_list(column.type) and not (feature and feature.level == "request"):
+                wrong = np.flatnonzero(_lengths(column) != lengths)
+                if len(wrong):
+                    row = int(wrong[0])
+                    raise RequestFileError(
+                        f"{chunk.where(row)}: column '{name}' to keep has "
+                        f"{_lengths(column)[row]} elements, there are {lengths[row]} candidates"
+                    )
+                columns[name] = column.combine_chunks().flatten()
+            else:
+                columns[name] = column.take(owner)
+        return pa.table(columns)
+
+    def _schema(self, file: Path) -> pa.Schema:
+        try:
+            schema = pq.read_schema(file)
+        except (OSError, pa.ArrowException) as error:
+            raise RequestFileError(f"{file}: damaged or no parquet file: {error}") from error
+        needed = [*_NAMES, *self._metadata.required_candidate_features]
+        if "history_item" in schema.names:
+            needed.append("history_timestamp")
+        if missing := [name for name in needed if name not in schema.names]:
+            raise RequestFileError(f"{file}: missing columns {missing}; it has {schema.names}")
+        if missing := [name for name in self._keep if name not in schema.names]:
+            raise RequestFileError(f"keep: {file} has no column {missing}; it has {schema.names}")
+        if taken := sorted({*self._keep} & {*_WRITTEN}):
+            raise RequestFileError(f"keep: {taken} are written in any case")
+        return schema.remove_metadata()
+
+    def _is_read(self, name: str) -> bool:
+        return name in self._metadata.features or name in _NAMES or name in _HISTORY
+
+    def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        try:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(CHUNK, columns=self._columns)
+        except (OSError, pa.ArrowException) as error:
+            raise RequestFileError(f"{path}: damaged parquet file: {error}") from error
+
+    def _request(self, row: dict[str, Any]) -> Request:
+        features = {n: f for n, f in self._metadata.features.items() if n in row and n != "user_id"}
+        return Request(
+            user=row["user_id"],
+            timestamp_ms=row["timestamp"],
+            features={n: row[n] for n, f in features.items() if f.level == "request"},
+            # A list that is null is missing altogether.
+            candidates={
+                n: row[n]
+                for n, f in features.items()
+                if f.level == "candidate" and (row[n] is not None or n in self._needed)
+            },
+            history=self._behaviours(row),
+            request_id=row["request_id"],
+        )
+
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return self._metadata.required_candidate_features
+
+    def _behaviours(self, row: dict[str, Any]) -> Behaviours | None:
+        """Those that the request brings along; a null list stands for none brought."""
+        if row.get("history_item") is None:
+            return None
+        return Behaviours(
+            item=row["history_item"],
+            timestamp_ms=row["history_timestamp"],
+            category=row.get("history_category"),
+            action=row.get("history_action"),
+        )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _lengths(column: pa.ChunkedArray) -> np.ndarray:
+    """Length of each list, -1 for a null."""
+    lengths = column.combine_chunks().value_lengths()
+    return lengths.fill_null(-1).to_numpy()

@@ -1,0 +1,153 @@
+"""The starter layer is a configuration that fits the log, and every line of it says why."""
+
+import math
+import shlex
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cdp_torchrec.commands.prepare_data import main
+from cdp_torchrec.config import load_config
+from cdp_torchrec.data.prepare.staging import build_dataset
+from cdp_torchrec.data.prepare.starter import STARTER, next_command, write_starter
+from cdp_torchrec.data.schema import DatasetError, Feature, load_schema
+from cdp_torchrec.experiment_config import ExperimentConfig
+from tests.data.staged_log import SPEC, behaviour, request, stage
+from tests.paths import CONFIGS
+
+
+def layer_of(dataset: Path) -> dict[str, Any]:
+    return tomllib.loads((dataset / STARTER).read_text())
+
+
+def small_log(directory: Path, *, with_history: bool = True, old: int = 1) -> Path:
+    """80 requests of ten candidates of whom one is clicked; some are one old item."""
+    requests = [
+        request(
+            number,
+            timestamp=100 + 10 * number,
+            user_id=f"u{number % 7}",
+            topic="shoes",
+            words=["red"],
+            item_id=[f"i{number}-{c}" if c >= old else "old" for c in range(10)],
+            category_id=["shoes", "hats"] * 5,
+            price=[1.0] * 10,
+            label=[0] * 9 + [1],
+        )
+        for number in range(80)
+    ]
+    past = [behaviour(user_id=f"u{user}" if with_history else "nobody") for user in range(7)]
+    spec = replace(
+        SPEC,
+        features=(
+            *SPEC.features,
+            Feature(name="day", role="context", level="request", kind="id", entity="day"),
+        ),
+    )
+    for number, row in enumerate(requests):
+        row["day"] = "sunday" if row["timestamp"] >= spec.test_from else f"day{number % 3}"
+    dataset = directory / "data"
+    staging = stage(directory / "staging", [], past)
+    write(staging / "requests" / "part-0.parquet", requests)
+    build_dataset(staging, dataset, spec)
+    return dataset
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_log(tmp_path_factory.mktemp("starter"))
+
+
+@pytest.mark.parametrize("interest", sorted(p.stem for p in (CONFIGS / "interest").glob("*.toml")))
+def test_it_is_a_configuration_for_every_module(dataset: Path, interest: str) -> None:
+    layers = [str(dataset / STARTER), str(CONFIGS / "interest" / f"{interest}.toml")]
+    config = load_config(ExperimentConfig, layers)
+    assert config.data.dir == dataset
+    names = {f.name for f in load_schema(dataset).features}
+    assert {*config.data.exclude_features, *config.model.interaction.exclude} <= names
+
+
+def test_every_setting_that_the_log_decides_says_why(dataset: Path) -> None:
+    lines = (dataset / STARTER).read_text().splitlines()
+    for number, line in enumerate(lines):
+        if " = " in line and not line.startswith("#"):
+            explained = "#" in line or lines[number - 1].startswith("#")
+            assert explained or line.startswith(("lr", "count_segments", "history_counts")), line
+    assert max(map(len, lines)) <= 100 or str(dataset) in max(lines, key=len)
+
+
+@pytest.mark.parametrize(("old", "clicks", "kept"), [(6, 5, 1), (1, 25, 0)])
+def test_an_id_needs_more_clicks_for_a_row_of_its_own_where_others_replace_it(
+    tmp_path: Path, old: int, clicks: int, kept: int
+) -> None:
+    dataset = small_log(tmp_path, old=old)
+    train = load_schema(dataset).splits["train"]
+    minimum = layer_of(dataset)["data"]["vocabulary"]["item"]["min_count"]
+    assert minimum == math.ceil(clicks * train.impressions / train.clicks)
+    counts = pq.read_table(dataset / "vocabulary" / "item.parquet")["count"].to_numpy()
+    assert np.count_nonzero(counts >= minimum) == kept
+    text = (dataset / STARTER).read_text().replace("\n# ", " ")
+    assert f" {kept} of {len(counts)} ids have a row of their own (about {clicks} clicks)" in text
+
+
+def test_batch_and_passes_give_a_few_hundred_steps(tiny_dataset: Path) -> None:
+    layer = layer_of(tiny_dataset)
+    train = load_schema(tiny_dataset).splits["train"]
+    trainer, held_out = layer["trainer"], layer["data"]["validation_fraction"]
+    steps = (1 - held_out) * train.impressions // trainer["global_batch_size"]
+    assert 190 <= steps < 400
+    assert 300 <= steps * trainer["max_epochs"] <= 1200
+    assert trainer["validate_every_steps"] == pytest.approx(steps / 2, abs=1)
+    assert 0.02 <= held_out <= 0.2
+
+
+def test_features_that_say_nothing_are_not_read(dataset: Path) -> None:
+    text = (dataset / STARTER).read_text()
+    assert layer_of(dataset)["data"]["exclude_features"] == ["words", "day"]
+    assert "words: has one value in training; day: 100% of its test values never occur" in (
+        text.replace("\n# ", " ")
+    )
+
+
+def test_ids_that_the_test_split_hardly_knows_stay_out_of_the_tower(dataset: Path) -> None:
+    assert "item_id" in layer_of(dataset)["model"]["interaction"]["exclude"]
+    assert "category_id" not in layer_of(dataset)["model"]["interaction"]["exclude"]
+
+
+def test_a_log_without_histories_gets_a_model_without(tmp_path: Path) -> None:
+    dataset = small_log(tmp_path, with_history=False)
+    assert next_command(dataset).endswith("configs/interest/none.toml")
+    assert "history_counts" not in layer_of(dataset)["model"]["interaction"]
+    assert "No training request has a behaviour before it" in (dataset / STARTER).read_text()
+
+
+def test_it_is_written_anew_and_the_next_command_is_shown(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / 'a "new" place'
+    copy.symlink_to(dataset)
+    before = (dataset / STARTER).read_text()
+    main(["starter", str(copy)])
+    wrote, train = capsys.readouterr().out.splitlines()
+    assert wrote == f"wrote {copy / STARTER}"
+    command = shlex.split(train.removeprefix("train with:"))
+    assert command[:3] == ["cdp_torchrec", "train", str(copy / STARTER)]
+    assert layer_of(dataset)["data"]["dir"] == str(copy)
+    write_starter(dataset)
+    assert (dataset / STARTER).read_text() == before
+
+
+def test_a_directory_without_a_dataset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"is no dataset directory: schema\.toml is missing"):
+        write_starter(tmp_path)
