@@ -107,6 +107,17 @@ def test_behaviours_of_the_file_count_like_those_of_the_store(
     np.testing.assert_allclose(*scores, atol=1e-6)
 
 
+def test_a_number_may_be_missing_as_in_the_files_of_a_dataset(
+    artifact: Path, rows: list[dict[str, Any]], tmp_path: Path, alone: None
+) -> None:
+    scores = []
+    for name, missing in (("nan", float("nan")), ("null", None)):
+        changed = [row | {"log_price": [missing, *row["log_price"][1:]]} for row in rows]
+        file = write(tmp_path / f"{name}.parquet", changed)
+        scores.append(predict(artifact, file, tmp_path / name)["probability"].to_pylist())
+    assert scores[0] == scores[1]
+
+
 def on_ranks(artifact: Path, requests: Path, output: Path, store: Path) -> None:
     with mock.patch.object(request_file, "CHUNK", 7):
         predict(artifact, requests, output, store)
