@@ -267,9 +267,6 @@ def _beside(run_dir: Path) -> Path:
 
 
 def _as_json(distilled: Distilled, path: Path, config: DistillConfig) -> dict[str, object]:
-    def metrics(report: MetricReport) -> dict[str, float | None]:
-        return {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
-
     return {
         "teacher": str(path),
         "teacher_steps": distilled.teacher_steps,
@@ -280,7 +277,7 @@ def _as_json(distilled: Distilled, path: Path, config: DistillConfig) -> dict[st
             "student": distilled.student_error,
         },
         "test": {
-            "teacher": metrics(distilled.teacher),
-            "student": metrics(distilled.student),
+            "teacher": distilled.teacher.main_metrics(),
+            "student": distilled.student.main_metrics(),
         },
     }

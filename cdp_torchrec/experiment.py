@@ -118,8 +118,7 @@ def train_experiment(
         ).train(progress)
         checkpointer.load(find_checkpoint(run_dir), model, optimizer)
         report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
-        point = {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
-        monitor.record("test", progress.step, point)
+        monitor.record("test", progress.step, report.main_metrics())
     return Trained(experiment, run_dir, progress, report)
 
 

@@ -176,7 +176,7 @@ class Trainer:
             batches,
             EvaluationSettings(self._device, self._config.num_workers, description="validate"),
         )
-        point = {name: getattr(report, name) for name in ("auc", "uauc", "gauc", "log_loss")}
+        point = report.main_metrics()
         self._monitor.record("validation", step, point)
         self._monitor.say(
             f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in point.items())

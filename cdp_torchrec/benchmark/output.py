@@ -1,13 +1,12 @@
 """What a benchmark leaves: a table for people and all numbers for programs."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.whole_file import write_whole
+from cdp_torchrec.whole_file import why_unwritable, write_whole
 
 
 def check_output(directory: Path | None) -> None:
@@ -19,13 +18,8 @@ def check_output(directory: Path | None) -> None:
     Raises:
         ConfigError: it can neither be made nor be written to.
     """
-    if directory is None:
-        return
-    there = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ConfigError.of(
-            [f"benchmark.output = '{directory}': {there} is not a writable directory"]
-        )
+    if directory is not None and (reason := why_unwritable(directory)):
+        raise ConfigError.of([f"benchmark.output = '{directory}': {reason}"])
 
 
 def write_output(
@@ -41,6 +35,5 @@ def write_output(
     """
     if directory is None:
         return
-    directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / f"{name}.md", text.rstrip("\n") + "\n")
     write_whole(directory / f"{name}.json", json.dumps(numbers, indent=2) + "\n")

@@ -6,7 +6,7 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from cdp_torchrec.compare.results import (
     write_result,
 )
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import check_against_data, prepare_synthetic, train_experiment
@@ -173,8 +174,8 @@ def _foreign_cells(table: Table) -> Iterator[str]:
         stored = cell.directory / "config.toml"
         if not stored.is_file():
             continue
-        found = _flat(tomllib.loads(stored.read_text()))
-        asked = _flat(cell.config.model_dump(mode="json", exclude_none=True))
+        found = dotted(tomllib.loads(stored.read_text()))
+        asked = dotted(cell.config.model_dump(mode="json", exclude_none=True))
         for key in sorted(found | asked):
             old, new = found.get(key, "unset"), asked.get(key, "unset")
             if old != new and not key.startswith("run."):
@@ -183,16 +184,6 @@ def _foreign_cells(table: Table) -> Iterator[str]:
                     " remove the directory, or choose another run_dir"
                 )
                 break
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def _on_all_ranks(find: Callable[[], _Shared]) -> _Shared:

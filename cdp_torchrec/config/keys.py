@@ -91,6 +91,15 @@ def undocumented(config_class: type[BaseModel]) -> list[str]:
     return list(_undocumented(key_tree(config_class), ""))
 
 
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        inner = isinstance(value, Mapping)
+        found |= dotted(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return found
+
+
 def toml_key(name: str) -> str:
     """A key as TOML wants it: quoted only where it must be."""
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")

@@ -2,7 +2,8 @@
 
 The category-gated mean of the history is a noisy latent; a denoiser conditioned on query, user,
 item, context and scene turns it into the interest in this item. Defaults are the paper's, as far as
-it states them; every reading of ours is a setting (a1 .. a18 number the ambiguities).
+it states them; every reading of ours is a setting (a1 .. a18, listed in README.md, number the
+ambiguities).
 """
 
 # B impressions, D embedding dim, T diffusion steps, K sampled steps, M modulation width

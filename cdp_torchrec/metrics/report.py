@@ -81,6 +81,10 @@ class MetricReport(PointMetrics):
     """The metrics with an interval under each replicate, [K]; paired between reports whose
     bootstrap_seed and users are the same."""
 
+    def main_metrics(self) -> dict[str, float]:
+        """Those that are logged, and of which one decides on the best checkpoint."""
+        return {name: getattr(self, name) for name in ("auc", "uauc", "gauc", "log_loss")}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: undefined values are None, replicates are left out."""
         values = asdict(self)

@@ -84,18 +84,21 @@ def _plan(case: PlanCase, workload: Workload, dense: DenseCost) -> PlanOutcome:
         all_reduce_ms=dense.all_reduce_ms(case.hardware, case.world_size),
     )
     if result.rank_bytes > found.capacity_bytes:
-        return InfeasiblePlan(case, reason=_gradients(result), fixes=())
+        return InfeasiblePlan(case, reason=_too_much(result), fixes=())
     return result
 
 
-def _gradients(result: FeasiblePlan) -> list[str]:
+def _too_much(result: FeasiblePlan) -> list[str]:
+    """What the memory is for, of a plan that TorchRec accepts although it does not fit."""
     found = result.estimate
+    needed = f"{result.rank_bytes / GB:.1f} GB of {found.capacity_bytes / GB:.0f} GB"
+    if result.case.sharding.plan is not None:
+        return [f"rank {int(found.memory.argmax())} needs {needed} under the plan that is given"]
     replicated = [t for t in found.tables if t.sharding_type == "data_parallel"]
     largest = max(replicated, key=lambda table: table.table.num_embeddings)
     return [
-        f"every rank needs {result.rank_bytes / GB:.1f} GB of {found.capacity_bytes / GB:.0f}"
-        " GB: TorchRec's planner accepts it, because it does not count the gradients of "
-        "data-parallel tables, each as large as its table",
+        f"every rank needs {needed}: TorchRec's planner accepts it, because it does not count the "
+        "gradients of data-parallel tables, each as large as its table",
         f"largest: {largest.table.name}, {largest.table.num_embeddings:,} rows",
     ]
 

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.environment import release
 from cdp_torchrec.run.records import (
@@ -185,7 +186,7 @@ def _state(model: DistributedModelParallel, optimizer: ScheduledOptimizer) -> di
 def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
     """Tensors of ours that the checkpoint lacks or has in another shape, and any left over."""
     saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    own = dict(_flatten(state))
+    own = dotted(state)
     shapes = {
         key: tuple(entry.size)
         for key, entry in saved.items()
@@ -211,8 +212,8 @@ def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
 
 def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
     """Keys of the model and its tables that differ from the checkpoint's configuration."""
-    theirs = dict(_flatten(tomllib.loads((checkpoint / CONFIG).read_text())))
-    ours = dict(_flatten(tomllib.loads(config_toml)))
+    theirs = dotted(tomllib.loads((checkpoint / CONFIG).read_text()))
+    ours = dotted(tomllib.loads(config_toml))
     return [
         f"{key} = {ours.get(key, 'unset')}, in the checkpoint {theirs.get(key, 'unset')}"
         for key in sorted(set(theirs) | set(ours))
@@ -230,13 +231,3 @@ def _reason(error: BaseException) -> str:
 def _listed(problems: Sequence[str], most: int = 20) -> str:
     more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
     return "".join(f"\n  {problem}" for problem in [*problems[:most], *more])
-
-
-def _flatten(state: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in state.items():
-        if isinstance(value, Mapping):
-            found += _flatten(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", value))
-    return found

@@ -42,12 +42,20 @@ class Playground:
                 shutil.copytree(ROOT / folder, directory / folder, symlinks=True)
             for name in (".torchxconfig", "pyproject.toml"):
                 shutil.copy(ROOT / name, directory / name)
+            self._add_console_script()
         self._env = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{directory / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(directory),
             "OMP_NUM_THREADS": "1",
         }
+
+    def _add_console_script(self) -> None:
+        """What an installation puts on the path."""
+        script = self.directory / "bin" / "cdp_torchrec"
+        script.parent.mkdir()
+        script.write_text('#!/bin/sh\nexec python -m cdp_torchrec "$@"\n')
+        script.chmod(0o755)
 
     def execute(self, block: Block) -> None:
         """Run, apply, or write a block.

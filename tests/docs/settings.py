@@ -11,6 +11,7 @@ from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.serving.config import ExportedConfig
+from cdp_torchrec.serving.predict_config import PredictConfig
 from cdp_torchrec.serving.server.config import ServerConfig
 from tests.paths import CONFIGS, ROOT
 
@@ -22,6 +23,7 @@ SETTINGS: dict[str, type[Config]] = {
     "plan_sharding": PlanningExperimentConfig,
     "export": ExportedConfig,
     "serve": ServerConfig,
+    "predict": PredictConfig,
     "distill": DistillExperimentConfig,
     "prepare_data synthetic": SyntheticConfig,
     **{f"benchmark {name}": benchmark.CONFIG for name, benchmark in BENCHMARKS.items()},
@@ -29,6 +31,7 @@ SETTINGS: dict[str, type[Config]] = {
 """What key=value of a command sets."""
 _WITH_PARTS = ("benchmark", "prepare_data")
 _SCRIPT = re.compile(r"launch/(\w+)\.py")
+_ENVIRONMENT = re.compile(r"[A-Z_]+=")
 _SETTING = re.compile(r"[a-z_]+(\.[\w-]+)*=")
 
 
@@ -43,7 +46,7 @@ def check(words: list[str], *, made_here: set[str]) -> None:
         AssertionError: no such script, file, target or program.
         ConfigError: a key or its value.
     """
-    match words:
+    match [word for word in words if not _ENVIRONMENT.match(word)]:
         case ["make", *targets]:
             known = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert set(targets) <= set(known), f"make has the targets {known}"
@@ -51,6 +54,8 @@ def check(words: list[str], *, made_here: set[str]) -> None:
             paths = [a for a in arguments if a.startswith("tests")]
             assert all((ROOT / path).exists() for path in paths), paths
         case ["curl", *_]:
+            pass
+        case ["cdp_torchrec", "--help"]:
             pass
         case ["cdp_torchrec", command, *arguments]:
             assert (ROOT / "launch" / f"{command}.py").is_file(), f"no command {command}"
@@ -72,14 +77,16 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
     arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
     layers = [a for a in arguments if a.endswith(".toml") and "=" not in a]
     settings = [a for a in arguments if _SETTING.match(a)]
-    if made_here & set(layers) or "--help" in arguments:
+    # The preparation of a dataset writes its starter.toml.
+    made = [a for a in layers if a in made_here or a.endswith("/starter.toml")]
+    if made or "--help" in arguments:
         return
     if command not in SETTINGS:
         assert not layers and not settings, f"{command} takes no settings"
         return
     config = SETTINGS[command]
     own = [CONFIGS / "quickstart.toml"] if issubclass(config, ExperimentConfig) else []
-    load_config(config, [*(str(ROOT / layer) for layer in layers), *settings], default_layers=own)
+    load_config(config, [*layers, *settings], default_layers=own)
 
 
 def check_layer(text: str, command: str, folder: Path) -> None:

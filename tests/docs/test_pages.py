@@ -110,10 +110,11 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     missing = {p for p in paths - made if not (ROOT / p).exists()}
     names = set(re.findall(r"`((?:\w+/)*\w+\.(?:py|toml|json))`", text))
     folders = (page.parent, PACKAGE, ROOT / "launch", ROOT / "tests", ROOT, CONFIGS)
-    files_of_a_run = {"config.toml", "plan.json", "environment.json", "evaluation.json"}
+    written_by_commands = {"config.toml", "plan.json", "environment.json", "evaluation.json"}
+    written_by_commands |= {"table.json", "starter.toml"}
     missing |= {
         name
-        for name in names - made - files_of_a_run - {"table.json"}
+        for name in names - made - written_by_commands
         if not any((folder / name).exists() for folder in folders)
     }
     assert missing == set()

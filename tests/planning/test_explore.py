@@ -49,6 +49,22 @@ def test_an_exported_plan_is_explored_as_it_is(load, tmp_path: Path) -> None:
     assert len(explored) == 2
 
 
+def test_a_given_plan_that_does_not_fit_says_why(load, tmp_path: Path) -> None:
+    rows = "planning.rows.user=150000000"  # x 16 x 4 bytes x 3 (Adam) are 28.8 GB
+    h100 = load(rows, 'planning.hardware=["h100"]', 'planning.strategies=["table_wise"]')
+    write_exploration(explore(h100))
+    given = (
+        'planning.strategies=["constraints"]',
+        f"sharding.plan={tmp_path / 'plans' / 'h100-4-table_wise.json'}",
+    )
+    (too_large,) = explore(load(rows, *given)).infeasible
+    (reason,) = too_large.reason
+    assert "GB of 24 GB under the plan that is given" in reason
+    (other,) = explore(load(rows, *given, "planning.world_sizes=[2]")).infeasible
+    assert "world_size: 4 in the plan, 2 in this job" in other.reason[1]
+    assert other.fixes == ()
+
+
 def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load) -> None:
     found = explore(
         load("planning.rows.user=600000000", 'planning.strategies=["table_wise"]')

@@ -1,7 +1,7 @@
 """Settings of CDP and of the floors beside it: none, pooled and condition_mlp.
 
 Defaults are the paper's (arXiv 2509.19876), as far as it states them; every reading of ours is a
-setting (a1 .. a18 number the ambiguities).
+setting (a1 .. a18, listed in interest/README.md, number the ambiguities).
 """
 
 # D embedding dim, K recency segments, T diffusion steps

@@ -16,14 +16,13 @@ from tests.distributed.plans.cases import (
     PURE,
     Case,
     Layout,
-    Plain,
     Trained,
     cases,
     config,
     run_phases,
-    train_plain,
     train_sharded,
 )
+from tests.distributed.plans.plain import Plain, train_plain
 from tests.distributed.plans.problems import Tables, problem
 from tests.distributed.spawn import run_ranks
 
