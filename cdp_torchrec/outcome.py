@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from cdp_torchrec.data.prepare.starter import STARTER
 from cdp_torchrec.experiment import Trained
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import MetricReport
+from cdp_torchrec.progress import WIDTH
 from cdp_torchrec.reference_scorers import TRUTH, reference_reports
 from cdp_torchrec.text_table import aligned_table
 
@@ -18,6 +20,7 @@ FEW_STEPS = 100
 """Trainings with fewer steps have hardly begun."""
 CALIBRATED = (0.8, 1.25)
 """Predicted clicks per click that need no words."""
+_RANKING = ("auc", "uauc", "gauc")
 _PROBABILITIES = (("log loss", "log_loss"), ("NE", "ne"), ("calibration", "calibration"))
 
 
@@ -45,11 +48,9 @@ def describe_outcome(trained: Trained) -> str:
     if problems and trained.progress.step < FEW_STEPS:
         problems.append(_few_steps(trained, data.schema.splits["train"].impressions))
     lines = [_comparison(trained.report, references), ""]
-    if _beats_all(trained.report, references):
-        lines.append(_success(trained.report, references))
+    lines += _success(trained.report, references)
     if problems:
-        lines += ["SOMETHING IS WRONG:", *(f"* {problem}" for problem in problems)]
-        lines += _starter_hint(config)
+        lines += ["SOMETHING IS WRONG:", *map(_item, problems), *_starter_hint(config)]
     return "\n".join([*lines, "", *_next_steps(trained.run_dir, config.data.dir)])
 
 
@@ -71,7 +72,7 @@ def weak_metrics(report: MetricReport, references: Mapping[str, MetricReport]) -
             "clicks for every click that happened. Often training learnt rare ids by heart: fewer "
             "passes (trainer.max_epochs), a larger data.vocabulary.<entity>.min_count."
         )
-    for name in ("auc", "uauc", "gauc"):
+    for name in _RANKING:
         value = getattr(report, name)
         if value <= 0.5:
             yield f"{name.upper()} {value:.4f} is not above 0.5, which any random order reaches."
@@ -80,10 +81,10 @@ def weak_metrics(report: MetricReport, references: Mapping[str, MetricReport]) -
             "GAUC is undefined: no test request has candidates with and without a click. Use AUC "
             "and UAUC, and for the choice of the checkpoint trainer.validation_metric=auc."
         )
-    metric = _ranking_metric(report)
-    for name, reference in references.items():
-        value, bar = getattr(report, metric), getattr(reference, metric)
-        if name != TRUTH and value <= bar:
+    for metric in _RANKING:
+        name, bar = _best(references, metric)
+        value = getattr(report, metric)
+        if value <= bar:
             yield (
                 f"{metric.upper()} {value:.4f} is no better than {bar:.4f} of the untrained scorer "
                 f"{name}."
@@ -163,36 +164,34 @@ def _few_steps(trained: Trained, impressions: int) -> str:
     )
 
 
-def _beats_all(report: MetricReport, references: Mapping[str, MetricReport]) -> bool:
-    metric = _ranking_metric(report)
-    bars = [getattr(r, metric) for name, r in references.items() if name != TRUTH]
-    return getattr(report, metric) > max([0.5, *bars])
-
-
-def _success(report: MetricReport, references: Mapping[str, MetricReport]) -> str:
-    metric = _ranking_metric(report)
+def _best(references: Mapping[str, MetricReport], metric: str) -> tuple[str, float]:
+    """The untrained scorer with the largest metric, popularity if it is undefined for all."""
     values = {n: getattr(r, metric) for n, r in references.items() if n != TRUTH}
-    best = max(values, key=lambda name: values[name])
-    return (
+    best = max(values, key=lambda name: -1.0 if math.isnan(values[name]) else values[name])
+    return best, values[best]
+
+
+def _success(report: MetricReport, references: Mapping[str, MetricReport]) -> Iterator[str]:
+    """One sentence if no untrained scorer is as good in any metric."""
+    if any(getattr(report, m) <= max(0.5, _best(references, m)[1]) for m in _RANKING):
+        return
+    metric = "auc" if math.isnan(report.gauc) else "gauc"
+    name, bar = _best(references, metric)
+    yield (
         f"{metric.upper()} {getattr(report, metric):.4f} beats every untrained scorer; the best of "
-        f"them, {best}, has {values[best]:.4f}."
+        f"them, {name}, has {bar:.4f}."
     )
-
-
-def _ranking_metric(report: MetricReport) -> str:
-    return "auc" if math.isnan(report.gauc) else "gauc"
 
 
 def _comparison(report: MetricReport, references: Mapping[str, MetricReport]) -> str:
     """Scores of untrained scorers are no probabilities, so only their order is measured."""
-    ranking = ("auc", "uauc", "gauc")
-    rows = [["test split", *(name.upper() for name in ranking), *(n for n, _ in _PROBABILITIES)]]
+    rows = [["test split", *(name.upper() for name in _RANKING), *(n for n, _ in _PROBABILITIES)]]
     for name, found in {"this run": report, **references}.items():
         is_probability = name in ("this run", TRUTH)
         rows.append(
             [
                 {TRUTH: "true probabilities"}.get(name, name),
-                *(_number(getattr(found, metric)) for metric in ranking),
+                *(_number(getattr(found, metric)) for metric in _RANKING),
                 *(
                     _number(getattr(found, metric)) if is_probability else "-"
                     for _, metric in _PROBABILITIES
@@ -200,6 +199,13 @@ def _comparison(report: MetricReport, references: Mapping[str, MetricReport]) ->
             ]
         )
     return aligned_table(rows)
+
+
+def _item(text: str) -> str:
+    """Of a list, in lines as wide as a bar."""
+    return textwrap.fill(
+        text, WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False
+    )
 
 
 def _number(value: float) -> str:

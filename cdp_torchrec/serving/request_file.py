@@ -7,6 +7,7 @@
 The staging files that a dataset is prepared from are such files, too.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,8 @@ class RequestFiles:
 
     def _request(self, row: dict[str, Any]) -> Request:
         features = {n: f for n, f in self._metadata.features.items() if n in row and n != "user_id"}
+        for name in (n for n, f in features.items() if f.kind == "number"):
+            row[name] = _missing_as_none(row[name])
         return Request(
             user=row["user_id"],
             timestamp_ms=row["timestamp"],
@@ -187,6 +190,13 @@ class RequestFiles:
             category=row.get("history_category"),
             action=row.get("history_action"),
         )
+
+
+def _missing_as_none(value: Any) -> Any:
+    """Numbers in which NaN, missing as in the files of a dataset, is None."""
+    if isinstance(value, list):
+        return [_missing_as_none(element) for element in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _is_list(kind: pa.DataType) -> bool:

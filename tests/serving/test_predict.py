@@ -20,8 +20,6 @@ from cdp_torchrec.serving.request_file import RequestFileError
 from tests.distributed.spawn import run_ranks
 from tests.serving.conftest import one_rank
 
-pytestmark = pytest.mark.timeout(600)  # the first test compiles the artifact
-
 
 @pytest.fixture
 def alone() -> Iterator[None]:
@@ -107,6 +105,17 @@ def test_behaviours_of_the_file_count_like_those_of_the_store(
     brought = predict(artifact, write(tmp_path / "b.parquet", rows), tmp_path / "b")
     scores = [table["probability"].to_numpy() for table in (stored, brought)]
     np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+def test_a_number_may_be_missing_as_in_the_files_of_a_dataset(
+    artifact: Path, rows: list[dict[str, Any]], tmp_path: Path, alone: None
+) -> None:
+    scores = []
+    for name, missing in (("nan", float("nan")), ("null", None)):
+        changed = [row | {"log_price": [missing, *row["log_price"][1:]]} for row in rows]
+        file = write(tmp_path / f"{name}.parquet", changed)
+        scores.append(predict(artifact, file, tmp_path / name)["probability"].to_pylist())
+    assert scores[0] == scores[1]
 
 
 def on_ranks(artifact: Path, requests: Path, output: Path, store: Path) -> None:
