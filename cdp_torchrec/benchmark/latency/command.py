@@ -20,6 +20,7 @@ from cdp_torchrec.distributed.process_group import init_process_group
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.stored_run import StoredRun, open_run
+from cdp_torchrec.whole_file import whole_file
 
 CONFIG = LatencyBenchmarkConfig
 
@@ -46,7 +47,8 @@ def run(arguments: list[str]) -> None:
     text = as_markdown(report)
     write_output(output, "latency", text=text, numbers=as_json(report))
     if report.qualities:
-        draw_frontier(report, output / "frontier.png")
+        with whole_file(output / "frontier.png") as partial:
+            draw_frontier(report, partial)
     print(text)
 
 
