@@ -1,12 +1,11 @@
 """What a benchmark leaves: a table for people and all numbers for programs."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.whole_file import why_unwritable, write_whole
+from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
 
 
 def check_output(directory: Path | None) -> None:
@@ -36,4 +35,4 @@ def write_output(
     if directory is None:
         return
     write_whole(directory / f"{name}.md", text.rstrip("\n") + "\n")
-    write_whole(directory / f"{name}.json", json.dumps(numbers, indent=2) + "\n")
+    write_json(directory / f"{name}.json", numbers)

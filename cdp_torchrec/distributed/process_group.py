@@ -11,7 +11,6 @@ TorchRec in its own body.
 """
 
 import faulthandler
-import json
 import logging
 import os
 import select
@@ -28,6 +27,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
+from cdp_torchrec.whole_file import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -206,7 +206,9 @@ def _record_for_launcher(message: str, report: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {"py_callstack": report, "timestamp": str(int(time.time()))}
-        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+        # Whole or not at all: the launcher, which stops this rank when another one fails, ends the
+        # job instead of restarting it if it reads half a file.
+        write_json(Path(path), {"message": {"message": message, "extraInfo": extra}})
 
 
 def _wait(seconds: float) -> None:

@@ -24,7 +24,7 @@ from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.distributed
 
 CPU = torch.device("cpu")
 

@@ -26,21 +26,21 @@ PROGRAMS = [
 EXPORTED: list[Variant] = [
     ("interest/pooled",),
     ("interest/din",),
+    ("interest/dien",),
     ("interest/sasrec",),
     ("interest/diffrec",),
 ]
-"""Ways of computing that tests/serving does not export by default: there are the chain of CDP
-(test_export.py), the search modules and DIEN (test_ranker.py). All others are slow."""
+"""Ways of computing that tests/serving does not export by default (CDP, QIN and TWIN it does); all
+others are slow."""
 CAPTURED: list[Variant] = [
     ("interest/cdp", "num_inference_steps=2"),
-    ("interest/din",),
     ("interest/sim_soft", "num_kept=5"),
     ("interest/twin", "num_kept=5", "kept_by=each_head"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
     ("interest/hstu",),
-    ("interest/diffrec",),
 ]
-"""One for each way of computing; all others are slow."""
+"""One for each way of computing (a search, a search of each head, a whole sequence ...); all others
+are slow."""
 
 
 def some_of_all(some: list[Variant]) -> list[object]:

@@ -20,8 +20,6 @@ from cdp_torchrec.serving.request_file import RequestFileError
 from tests.distributed.spawn import run_ranks
 from tests.serving.conftest import one_rank
 
-pytestmark = pytest.mark.timeout(600)  # the first test compiles the artifact
-
 
 @pytest.fixture
 def alone() -> Iterator[None]:

@@ -16,6 +16,7 @@ from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig
 from cdp_torchrec.benchmark.output import check_output, write_output
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import init_process_group
+from cdp_torchrec.whole_file import whole_file
 
 CONFIG = LatencyBenchmarkConfig
 
@@ -40,5 +41,6 @@ def run(arguments: list[str]) -> None:
     text = as_markdown(report)
     write_output(output, "latency", text=text, numbers=as_json(report))
     if report.qualities:
-        draw_frontier(report, output / "frontier.png")
+        with whole_file(output / "frontier.png") as partial:
+            draw_frontier(report, partial)
     print(text)

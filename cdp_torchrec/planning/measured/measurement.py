@@ -6,8 +6,6 @@ them together.
 """
 
 import statistics
-import time
-from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +18,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.planning.measured.job import MeasuredJob
 from cdp_torchrec.planning.measured.sharded_tables import PIECES, Piece, ShardedTables, TableBytes
 from cdp_torchrec.progress import ProgressBar
+from cdp_torchrec.timer import Timer, alternate
 
 _WARM_UP = 2
 _SECONDS = 1.0
@@ -78,16 +77,17 @@ def measure_plans(job: MeasuredJob, plans: Mapping[str, ShardingPlan]) -> dict[s
             works.setdefault(key, (some, shardings))
             keys[name][label] = key
     rounds = job.config.benchmark.rounds
-    samples: dict[Hashable, list[Mapping[Piece, float]]] = defaultdict(list)
     held: dict[Hashable, TableBytes] = {}
     with ProgressBar(
         "benchmark", total=rounds * len(works), unit="tables", active=is_rank_zero()
     ) as bar:
-        for _ in range(rounds):
-            for key, (some, shardings) in works.items():
-                ms, held[key] = _visit(job, some, shardings)
-                samples[key].append(ms)
-                bar.advance()
+
+        def visit(key: Hashable) -> Mapping[Piece, float]:
+            ms, held[key] = _visit(job, *works[key])
+            bar.advance()
+            return ms
+
+        samples = alternate({key: lambda _, k=key: visit(k) for key in works}, range(rounds))
     mine = {key: MeasuredStep(_median(samples[key]), held[key]) for key in works}
     ranks: list[dict[Hashable, MeasuredStep]] = [{} for _ in range(job.problem.world_size)]
     dist.all_gather_object(ranks, mine)
@@ -111,10 +111,9 @@ def _visit(
         problem=job.problem,
         device=job.device,
     )
-    for _ in range(_WARM_UP):
-        started = time.perf_counter()
-        sharded.step(job.ids[0])
-    seconds = torch.tensor(time.perf_counter() - started, device=job.device)
+    timer = Timer()
+    warm_up = [timer.ms(lambda: sharded.step(job.ids[0])) for _ in range(_WARM_UP)]
+    seconds = torch.tensor(warm_up[-1] / 1e3, device=job.device)
     dist.all_reduce(seconds, dist.ReduceOp.MAX)
     num_steps = max(1, min(len(job.ids), int(_SECONDS / seconds.item())))
     return _median([sharded.step(ids) for ids in job.ids[:num_steps]]), sharded.memory()

@@ -1,9 +1,8 @@
 """The sharded tables of a plan, without the rest of the model, timed piece by piece."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -23,6 +22,7 @@ from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.sharders import sharders
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
+from cdp_torchrec.timer import Timer, synchronize
 
 Piece = Literal["input", "lookup", "output", "gradient", "update"]
 PIECES: tuple[Piece, ...] = ("input", "lookup", "output", "gradient", "update")
@@ -31,8 +31,6 @@ PIECES: tuple[Piece, ...] = ("input", "lookup", "output", "gradient", "update")
 to the holders (gradient), who update the rows (update). The planner estimates these five. As it
 does, the all-reduce and the optimizer of a data-parallel table count as its gradient."""
 COMMUNICATION: tuple[Piece, ...] = ("input", "output", "gradient")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,14 +109,16 @@ class ShardedTables:
         inputs = [_select(ids, keys) for keys in self._keys]
         contexts = [collection.create_context() for collection in self._collections]
         times: dict[Piece, float] = {}
+        # From the moment when all ranks are ready, until this one has done its part.
+        timed = Timer(ready=self._ready, finish=self._finish).measure
 
-        held, times["input"] = self._timed(
+        held, times["input"] = timed(
             lambda: [
                 c.input_dist(context, features).wait().wait()
                 for c, context, features in zip(self._collections, contexts, inputs, strict=True)
             ]
         )
-        embeddings, times["lookup"] = self._timed(
+        embeddings, times["lookup"] = timed(
             lambda: [
                 c.compute(context, features)
                 for c, context, features in zip(self._collections, contexts, held, strict=True)
@@ -126,7 +126,7 @@ class ShardedTables:
         )
         # Cut here, the gradient's way back and the update of the rows are two backward passes.
         leaves = [[e.detach().requires_grad_() for e in some] for some in embeddings]
-        outputs, times["output"] = self._timed(
+        outputs, times["output"] = timed(
             lambda: [
                 value
                 for c, context, some in zip(self._collections, contexts, leaves, strict=True)
@@ -134,15 +134,15 @@ class ShardedTables:
             ]
         )
         gradients = [torch.ones_like(output) for output in outputs]
-        _, times["gradient"] = self._timed(lambda: torch.autograd.backward(outputs, gradients))
+        _, times["gradient"] = timed(lambda: torch.autograd.backward(outputs, gradients))
         cut = [(e, leaf.grad) for e, leaf in zip(_flat(embeddings), _flat(leaves), strict=True)]
         cut = [(e, grad) for e, grad in cut if e.requires_grad and grad is not None]
-        _, times["update"] = self._timed(
+        _, times["update"] = timed(
             lambda: torch.autograd.backward([e for e, _ in cut], [grad for _, grad in cut])
         )
-        _, averaging = self._timed(self._average)
+        _, averaging = timed(self._average)
         times["gradient"] += averaging
-        _, stepping = self._timed(self._update)
+        _, stepping = timed(self._update)
         times["gradient" if self._replicas else "update"] += stepping
         return times
 
@@ -173,18 +173,12 @@ class ShardedTables:
         for optimizer in self._optimizers:
             optimizer.step()
 
-    def _timed(self, work: Callable[[], T]) -> tuple[T, float]:
-        """Result and milliseconds, from the moment when all ranks are ready."""
+    def _ready(self) -> None:
         dist.barrier()
         self._finish()
-        started = time.perf_counter()
-        result = work()
-        self._finish()
-        return result, 1e3 * (time.perf_counter() - started)
 
     def _finish(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
 
 
 def _collection(tables: Sequence[EmbeddingTable]) -> nn.Module:

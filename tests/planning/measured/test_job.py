@@ -31,8 +31,6 @@ from tests.squeeze import squeezed
 
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -9,7 +9,6 @@ from cdp_torchrec.commands import benchmark
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_server_bears_load_a_reload_and_malformed_requests(
     artifact: Path, other_artifact: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
