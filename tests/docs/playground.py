@@ -111,7 +111,8 @@ class Playground:
         made = re.findall(r"--output (\S+)", text)
         if "run.resume" not in text:
             made += re.findall(r"run\.dir=(\S+)", text)
-        made += [f"{run}/export" for run in re.findall(r"launch/export\.py (\S+)", text)]
+        if not made:
+            made = [f"{run}/export" for run in re.findall(r"launch/export\.py (\S+)", text)]
         for path in made:
             shutil.rmtree(self.directory / path, ignore_errors=True)
 
