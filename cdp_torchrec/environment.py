@@ -39,6 +39,8 @@ _HARMLESS_WARNINGS = (
     "Please use DTensor instead",
     # FBGEMM's tables without a fused optimizer; their gradients are tested against a reference.
     "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered",
+    # Said by the compiler of exported models about its own tensors.
+    "TypedStorage is deprecated",
 )
 
 

@@ -48,7 +48,7 @@ def test_an_altered_manifest_is_refused(copied: Path, changed: dict, said: str) 
 
 
 def test_no_artifact_and_no_json_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="cannot read the artifact"):
+    with pytest.raises(ArtifactError, match=r"is no artifact: artifact\.json is missing"):
         Predictor.open(tmp_path)
     (tmp_path / MANIFEST).write_text("[1]")
     with pytest.raises(ArtifactError, match="cannot read the artifact"):
