@@ -34,7 +34,7 @@ test: $(STAMP)  ## run the tests
 	$(PYTEST)
 
 long: $(STAMP)  ## run the tests that take minutes, and no others
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --durations 10
 
 check: $(STAMP)  ## run all tests in all combinations
 	CDP_WHOLE_MATRIX=1 $(PYTEST) -m '$(if $(filter cpu,$(DEVICE)),not gpu)'

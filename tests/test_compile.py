@@ -15,10 +15,10 @@ from cdp_torchrec.serving.compile import compile_ranker
 from tests.whole_matrix import WHOLE_MATRIX
 
 DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4)
-# The chain is unrolled: 100 steps take five times as long to compile as 20.
+# The chain is unrolled: 100 steps take minutes to compile, five times as long as 20.
 CHAINS = [*product(["ddim", "dpmpp_2m"], [1, 2, 4, 8, 20, 100])]
 if not WHOLE_MATRIX:
-    CHAINS = [*product(["ddim"], [1, 8, 100]), *product(["dpmpp_2m"], [2, 4, 20])]
+    CHAINS = [*product(["ddim"], [1, 8]), *product(["dpmpp_2m"], [2, 4, 20])]
 
 
 class _Denoised(nn.Module):
