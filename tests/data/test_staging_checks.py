@@ -28,8 +28,8 @@ from tests.data.staged_log import (
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "unequal lists": ({"price": [1.0]}, "candidate lists of unequal length: 'price' and 'label'"),
     "missing list": ({"price": None}, "candidate lists of unequal length: 'price' and 'label'"),
-    "label 2": ({"label": [0, 2]}, "'label' holds values other than 0 and 1"),
-    "label null": ({"label": [0, None]}, "'label' holds values other than 0 and 1"),
+    "label 2": ({"label": [0, 2]}, "'label' holds values other than 0 and 1: 2.0"),
+    "label null": ({"label": [0, None]}, "'label' holds values other than 0 and 1: null"),
     "no candidates": (
         {"item_id": [], "category_id": [], "price": [], "label": []},
         "the candidate list is empty ('label')",
@@ -37,7 +37,12 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "null user": ({"user_id": None}, "'user_id' is null"),
     "null time": ({"timestamp": None}, "'timestamp' is null"),
     "null item": ({"item_id": ["a", None]}, "'item_id' holds a null"),
-    "infinite": ({"price": [1.0, float("inf")]}, "'price' holds an infinite number"),
+    "infinite": ({"price": [1.0, float("inf")]}, "'price' holds a number beyond 32 bits: inf"),
+    "too large": ({"budget": -1e308}, "'budget' holds a number beyond 32 bits: -1e+308"),
+    "no moment": (
+        {"timestamp": 1 << 60},
+        "'timestamp' is no time from 1970 to 9999 in milliseconds: 1152921504606846976",
+    ),
 }
 
 

@@ -97,7 +97,7 @@ def test_damaged_compressed_log_is_named(tmp_path: Path, suffix: str) -> None:
 
 def test_empty_log_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "train.csv").touch()
-    with pytest.raises(DatasetError, match=r"column 'user_id' is missing, found \[\]"):
+    with pytest.raises(DatasetError, match=r"train.csv: the file is empty"):
         prepare_trivago(tmp_path, tmp_path / "data")
 
 
@@ -117,7 +117,7 @@ def test_existing_output_is_refused_before_the_log_is_read(tmp_path: Path) -> No
 
 def test_output_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", [clickout(1, 1, "1", "1|2"), next_day()])
-    with pytest.raises(PreparationError, match=r"nothing is left of it: .*File exists"):
+    with pytest.raises(PreparationError, match=r"data cannot be made: .* is not a writable dir"):
         prepare_trivago(log, log / "train.csv" / "data")
 
 

@@ -20,25 +20,25 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.csv_stream import find_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     first_row,
+    load_csv,
     open_database,
     scalar,
-    sql_string,
+    sql_path,
 )
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
-    engine_errors,
+    preparing,
     request_parts,
     staging_beside,
 )
+from cdp_torchrec.data.prepare.tables import find_csv
 from cdp_torchrec.data.prepare.trivago_log import (
     IS_CLICKOUT,
     IS_ITEM_EVENT,
-    load_csv,
     load_events,
     order_events,
     split_list,
@@ -111,7 +111,7 @@ def prepare_trivago(
         raise DatasetError(f"{source}: neither train.csv nor events.csv there (plain, .gz or .xz)")
     metadata = find_csv(source, "item_metadata.csv")
     features = (*_FEATURES, *(_METADATA_FEATURES if metadata else ()))
-    with engine_errors(log, output), staging_beside(output) as staging:
+    with preparing(output), staging_beside(output) as staging:
         with open_database(staging / "work", limits) as connection:
             load_events(connection, log)
             order_events(connection, log)
@@ -270,7 +270,7 @@ def _stage_requests(
                 FROM (FROM requests {within})
                 JOIN (SELECT number, {lists} FROM candidates GROUP BY number) l USING (number)
                 ORDER BY number
-            ) TO {sql_string(str(path))} (FORMAT parquet)
+            ) TO {sql_path(path)} (FORMAT parquet)
         """)
 
 
@@ -281,5 +281,5 @@ def _stage_behaviours(connection: duckdb.DuckDBPyConnection, directory: Path) ->
             SELECT user_id, reference AS item, coalesce(items.city, events.city) AS category,
                 action_type AS action, timestamp
             FROM events LEFT JOIN items ON items.item = reference WHERE {IS_ITEM_EVENT}
-        ) TO {sql_string(str(directory / "part-00000.parquet"))} (FORMAT parquet)
+        ) TO {sql_path(directory / "part-00000.parquet")} (FORMAT parquet)
     """)
