@@ -37,8 +37,12 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "null user": ({"user_id": None}, "'user_id' is null"),
     "null time": ({"timestamp": None}, "'timestamp' is null"),
     "null item": ({"item_id": ["a", None]}, "'item_id' holds a null"),
-    "infinite": ({"price": [1.0, float("inf")]}, "'price' holds a number beyond 32 bits: inf"),
-    "too large": ({"budget": -1e308}, "'budget' holds a number beyond 32 bits: -1e+308"),
+    "infinite": ({"price": [1.0, float("inf")]}, "'price' holds a number beyond 3.4e+38: inf"),
+    "huge": ({"price": [1.0, -1e308]}, "'price' holds a number beyond 3.4e+38: -1e+308"),
+    "huge, once per request": (
+        {"budget": 1e39},
+        "'budget' holds a number beyond 3.4e+38: 1e+39",
+    ),
     "no moment": (
         {"timestamp": 1 << 60},
         "'timestamp' is no time from 1970 to 9999 in milliseconds: 1152921504606846976",

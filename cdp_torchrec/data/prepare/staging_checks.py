@@ -27,7 +27,7 @@ from cdp_torchrec.data.prepare.tables import (
     list_of,
     open_parquet,
 )
-from cdp_torchrec.data.schema import DatasetError, Split
+from cdp_torchrec.data.schema import LARGEST_NUMBER, DatasetError, Split
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,6 @@ _TIMESTAMP = Rule(
     "'timestamp' is no time from 1970 to 9999 in milliseconds",
     "timestamp",
 )
-_LARGEST = 3.4028234e38
-"""Models compute in 32 bits."""
 
 
 def _request_rules(spec: DatasetSpec, has_probability: bool) -> list[Rule]:
@@ -120,8 +118,9 @@ def _request_rules(spec: DatasetSpec, has_probability: bool) -> list[Rule]:
     rules += [
         list_rule(
             f'["{f.name}"]' if f.level == "request" else f'"{f.name}"',
-            f"abs(x) > {_LARGEST} AND NOT isnan(x)",
-            f"'{f.name}' holds a number beyond 32 bits",
+            # NaN, which is greater than all numbers here, stands for a missing one.
+            f"abs(x) > {LARGEST_NUMBER!r} AND NOT isnan(x)",
+            f"'{f.name}' holds a number beyond {LARGEST_NUMBER:.3g}",
         )
         for f in spec.features
         if f.kind == "number"
