@@ -45,7 +45,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no moment": (
         {"timestamp": 1 << 60},
-        "'timestamp' is no time from 1970 to 9999 in milliseconds: 1152921504606846976",
+        "'timestamp' is no time from 1970 to 2200 in milliseconds: 1152921504606846976",
     ),
 }
 
@@ -76,6 +76,13 @@ def test_probability_that_only_some_files_have_is_an_error(tmp_path: Path) -> No
     column = pa.array([[0.1, 0.9]])
     pq.write_table(pq.read_table(path).append_column("click_probability", column), path)
     with pytest.raises(DatasetError, match=r"part-0.parquet: column 'click_probability' is miss"):
+        build_dataset(staging, tmp_path / "data", SPEC)
+
+
+def test_behaviour_in_microseconds_is_an_error(tmp_path: Path) -> None:
+    behaviours = [behaviour(), behaviour(timestamp=1_700_000_000_000_000)]
+    staging = stage(tmp_path / "s", two_requests(), behaviours)
+    with pytest.raises(DatasetError, match=r"row 1 \(user_id ann\): 'timestamp' is no time from"):
         build_dataset(staging, tmp_path / "data", SPEC)
 
 
@@ -125,6 +132,18 @@ def test_column_of_another_type_is_named(tmp_path: Path) -> None:
     pq.write_table(table, path)
     with pytest.raises(DatasetError, match="'price' is of type double, expected list of number"):
         build_dataset(staging, tmp_path / "data", SPEC)
+
+
+def test_value_that_only_a_later_file_can_hold_is_checked_as_it_stands(tmp_path: Path) -> None:
+    staging = stage(tmp_path / "s", two_requests(), [], files=2)
+    path = staging / "requests" / "part-1.parquet"
+    table = pq.read_table(path)
+    labels = pa.array([[0.4, 1.0]])
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), path)
+    with pytest.raises(DatasetError) as caught:
+        build_dataset(staging, tmp_path / "data", SPEC)
+    message = "row 0 (request_id r1): 'label' holds values other than 0 and 1: 0.4"
+    assert str(caught.value) == f"{path}: {message}"
 
 
 @pytest.mark.parametrize("table", ["requests", "behaviours"])

@@ -27,7 +27,7 @@ from cdp_torchrec.data.prepare.tables import (
     list_of,
     open_parquet,
 )
-from cdp_torchrec.data.schema import LARGEST_NUMBER, DatasetError, Split
+from cdp_torchrec.data.schema import LARGEST_NUMBER, LATEST_TIMESTAMP_MS, DatasetError, Split
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,9 @@ def _request_columns(spec: DatasetSpec) -> dict[str, ColumnType]:
     return columns
 
 
-_LAST_MS = 253_402_300_799_999
 _TIMESTAMP = Rule(
-    f"NOT timestamp BETWEEN 0 AND {_LAST_MS}",
-    "'timestamp' is no time from 1970 to 9999 in milliseconds",
+    f"NOT timestamp BETWEEN 0 AND {LATEST_TIMESTAMP_MS}",
+    "'timestamp' is no time from 1970 to 2200 in milliseconds",
     "timestamp",
 )
 
