@@ -5,12 +5,14 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cdp_torchrec.data.prepare.database import EngineLimits, open_database
 from cdp_torchrec.data.prepare.staging import PreparationError, build_dataset
 from cdp_torchrec.data.prepare.trivago import prepare_trivago
 from cdp_torchrec.data.prepare.workplace import dataset_beside, preparing, staging_beside
@@ -37,10 +39,25 @@ def test_a_signal_ends_it_as_an_exception_that_cleans_up(
         (partial / "file").touch()
         os.kill(os.getpid(), number)
         signal.pause()
-    if caught.type is SystemExit:
+    if number != signal.SIGINT:
         assert getattr(caught.value, "code", None) == 128 + number
     assert signal.getsignal(number) == before
     assert list(output.parent.iterdir()) == []
+
+
+def test_a_signal_within_a_query_is_no_error_of_the_engine(tmp_path: Path) -> None:
+    query = "CREATE OR REPLACE TABLE x AS SELECT hash(range) AS h FROM range(300000) ORDER BY h"
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    with (
+        pytest.raises(SystemExit),
+        preparing(tmp_path / "data"),
+        staging_beside(tmp_path / "data") as staging,
+        open_database(staging / "work", EngineLimits()) as connection,
+    ):
+        timer.start()
+        for _ in range(1000):
+            connection.execute(query)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_one_left_is_removed_by_the_next_of_the_same_output(

@@ -25,7 +25,8 @@ from cdp_torchrec.whole_file import whole_directory, why_unwritable
 
 logger = logging.getLogger(__name__)
 
-_STOPPED_BY = (signal.SIGTERM, signal.SIGHUP)
+_STOPPED_BY = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class PreparationError(OSError):
@@ -111,21 +112,29 @@ def _held(directory: Path) -> Generator[None]:
 @contextmanager
 def _stopped_by_signals(output: Path) -> Generator[None]:
     """Without a handler of somebody else, let the signals end the block as an exception."""
+    stops: list[SystemExit | KeyboardInterrupt] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        logger.warning("stopped: %s is not made, nothing will be left of it", output)
-        raise SystemExit(128 + number)
+        logger.warning("stopping: %s is not made, nothing will be left of it", output)
+        interrupted = number == signal.SIGINT
+        stops.append(KeyboardInterrupt() if interrupted else SystemExit(128 + number))
+        raise stops[0]
 
-    free = [number for number in _STOPPED_BY if signal.getsignal(number) == signal.SIG_DFL]
+    previous = {number: signal.getsignal(number) for number in _STOPPED_BY}
     if threading.current_thread() is not threading.main_thread():
-        free = []
+        previous = {}
+    free = [number for number, handler in previous.items() if handler in _DEFAULT]
     for number in free:
         signal.signal(number, stop)
     try:
         yield
+    except Exception:
+        if stops:  # raised while the engine ran, which makes an error of its own of it
+            raise stops[0] from None
+        raise
     finally:
         for number in free:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, previous[number])
 
 
 def _reason(error: Exception) -> str:
