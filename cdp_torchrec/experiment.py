@@ -25,7 +25,7 @@ from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
-from cdp_torchrec.run.saved import find_checkpoint, saved_checkpoints
+from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.trainer import Trainer
 from cdp_torchrec.whole_file import write_json
 
@@ -94,14 +94,16 @@ def train_experiment(
     """
     prepare_synthetic(config.data)
     experiment = build_experiment(config, device)
-    run_dir = open_run_directory(config.run)
+    with open_run_directory(config.run) as run_dir:
+        return _train_in(run_dir, experiment, num_bootstrap=num_bootstrap, quiet=quiet)
+
+
+def _train_in(run_dir: Path, experiment: Experiment, *, num_bootstrap: int, quiet: bool) -> Trained:
+    config = experiment.config
     write_run_files(run_dir, config, experiment.parallelized.plan_json)
     checkpointer = make_checkpointer(experiment, run_dir)
     model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
-    progress = Progress(step=0, position=0)
-    checkpoints = saved_checkpoints(checkpointer.directory)
-    if checkpoints:
-        progress = checkpointer.load(checkpoints[-1], model, optimizer)
+    progress = checkpointer.load_newest(model, optimizer) or Progress(step=0, position=0)
     with Monitor(
         run_dir, total_steps=experiment.total_steps, first_step=progress.step, quiet=quiet
     ) as monitor:
@@ -113,7 +115,7 @@ def train_experiment(
             checkpointer,
             monitor,
             total_steps=experiment.total_steps,
-            device=device,
+            device=experiment.device,
         ).train(progress)
         checkpointer.load(find_checkpoint(run_dir), model, optimizer)
         report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
@@ -222,6 +224,7 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
         config_toml=dump_toml(experiment.config),
         plan_json=experiment.parallelized.plan_json,
         keep_last=experiment.config.trainer.keep_checkpoints,
+        mode=experiment.config.trainer.checkpoint_mode,
     )
 
 

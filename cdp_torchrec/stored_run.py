@@ -71,15 +71,14 @@ def open_run(
         ConfigError: an override is wrong.
     """
     checkpoint = find_checkpoint(path)
-    record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
+    record = read_record(checkpoint / CHECKPOINT)
     layer = str(checkpoint / CONFIG)
     try:
         load_config(config_class, [layer])
     except ConfigError as error:
         raise CheckpointError(
             f"{checkpoint}: its configuration is not one of this release, {release()}; "
-            f"{record.writer} wrote it. Use that release, train again, or, where a key has only "
-            f"got another name, change it in {layer}. {error}"
+            f"{record.writer} wrote it. Use that release, or train again. {error}"
         ) from error
     config = load_config(config_class, [layer, *overrides], unset=["sharding.plan"])
     return StoredRun(checkpoint, checkpoint.parent.parent, record, config)

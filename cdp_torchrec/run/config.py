@@ -7,6 +7,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from cdp_torchrec.config import Config
 
+CheckpointMode = Literal["background", "blocking"]
 ValidationMetric = Literal["gauc", "auc", "uauc", "log_loss"]
 
 
@@ -16,7 +17,7 @@ class RunConfig(Config):
     dir: Path | None = None
     """Directory of the run; without it, a new one under runs/, named by the time."""
     resume: bool = False
-    """Continue from the newest checkpoint in run.dir."""
+    """Continue from the newest good checkpoint in run.dir."""
 
 
 class TrainerConfig(Config):
@@ -38,6 +39,10 @@ class TrainerConfig(Config):
     """Stop after this many validations in a row without a better one; without it, never."""
     checkpoint_every_steps: PositiveInt | None = None
     """Steps between two checkpoints; without it, one at each validation and at the end."""
+    checkpoint_mode: CheckpointMode = "background"
+    """"background": the loop stops for a copy of the tensors only, which takes as much main memory
+    as they do, and goes on while the copy is written; "blocking": it waits until they are
+    written."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept, beside the best one."""
     num_workers: NonNegativeInt = 0
