@@ -82,7 +82,7 @@ class Trainer:
             while progress.step < self._total_steps and not self._is_stalled(progress):
                 progress = self._segment(progress, self._next_stop(progress.step))
                 progress = self._keep(progress)
-        self._checkpointer.finish()
+            self._checkpointer.finish()
         if progress.step < self._total_steps:
             best = "none" if self._best is None else f"{self._best.value:.4f}"
             self._monitor.say(
@@ -172,6 +172,7 @@ class Trainer:
     ) -> None:
         losses = {name: float(value) for name, value in average(output.losses).items()}
         if not math.isfinite(losses["loss"]):
+            self._checkpointer.finish()
             raise NonFiniteLossError(
                 f"step {step}: the loss is {losses['loss']} ({losses}); lower the learning rates "
                 "(optimizer.sparse.lr, optimizer.dense.lr) or clip dense gradients "

@@ -69,6 +69,8 @@ class Interruption:
     ) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        if self._former and self._received and not self.signal and error is None:
+            os.kill(os.getpid(), self._received)  # too late to be agreed on
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         Interruption._received = number

@@ -152,27 +152,27 @@ class Checkpointer:
         Raises:
             CheckpointError: all are damaged, or the newest good one does not fit.
         """
-        found = from_rank_zero(
+        checkpoints = from_rank_zero(
             lambda: saved_checkpoints(self.directory), purpose="list the checkpoints"
         )
         damaged: dict[Path, str] = {}
-        for checkpoint in reversed(found):
+        newest: Path | None = None
+        for checkpoint in reversed(checkpoints):
             try:
-                self._verify(checkpoint)
+                # Of the older ones nothing but the record is needed: which one is the best.
+                self._verify(checkpoint, record_only=newest is not None)
+                newest = newest or checkpoint
             except DamagedCheckpointError as error:
                 damaged[checkpoint] = str(error)
-                continue
-            break
-        else:
-            checkpoint = None
-        if checkpoint is not None:
-            from_rank_zero(lambda: _put_aside(damaged, checkpoint), purpose="put it aside")
-            return self._load_verified(checkpoint, model, optimizer)
-        if damaged:
-            raise CheckpointError(
-                f"{self.directory}: every checkpoint is damaged: {'; '.join(damaged.values())}"
-            )
-        return None
+        if newest is None:
+            if damaged:
+                raise CheckpointError(
+                    f"{self.directory}: every checkpoint is damaged: {'; '.join(damaged.values())}"
+                )
+            return None
+        chosen = newest
+        from_rank_zero(lambda: _put_aside(damaged, chosen), purpose="put a checkpoint aside")
+        return self._load_verified(newest, model, optimizer)
 
     def load(
         self, checkpoint: Path, model: DistributedModelParallel, optimizer: ScheduledOptimizer
@@ -188,14 +188,15 @@ class Checkpointer:
         self._verify(checkpoint)
         return self._load_verified(checkpoint, model, optimizer)
 
-    def _verify(self, checkpoint: Path) -> None:
+    def _verify(self, checkpoint: Path, *, record_only: bool = False) -> None:
         """Read every file once, each rank its share; collective."""
 
         def own_share() -> str | None:
             try:
                 record = read_record(checkpoint / CHECKPOINT)
                 names = sorted(record.files)[dist.get_rank() :: dist.get_world_size()]
-                verify(checkpoint, record, names)
+                if not record_only:
+                    verify(checkpoint, record, names)
             except DamagedCheckpointError as error:
                 return str(error)
             return None
@@ -240,9 +241,4 @@ def _put_aside(damaged: Mapping[Path, str], instead: Path) -> None:
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        logger.warning(
-            "%s; going on with %s, the one before it. The damaged one is now %s",
-            problem,
-            instead.name,
-            aside,
-        )
+        logger.warning("%s; put aside as %s. Going on with %s", problem, aside.name, instead.name)
