@@ -5,15 +5,15 @@ imported, so that what is wrong with its name or an override shows at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config import ConfigError, load_config, load_toml
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, CheckpointRecord, read_record
-from cdp_torchrec.run.saved import CONFIG, find_checkpoint
+from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, find_checkpoint, saved_checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class StoredRun(Generic[ConfigT]):
     """Of the run."""
     record: CheckpointRecord
     config: ConfigT
-    """The run's own, with overrides, without the plan that it was trained with."""
+    """The run's own, with overrides, without the plan and hardware that it was trained with."""
 
     def load(self, device: "torch.device", config: ExperimentConfig | None = None) -> "Experiment":
         """Build the experiment and load the checkpoint; collective.
@@ -58,7 +58,8 @@ def open_run(
 ) -> StoredRun[ConfigT]:
     """Find a checkpoint and read its run's configuration.
 
-    The plan of the training is dropped: it is of other ranks, and decides nothing but speed.
+    Plan and hardware of the training are dropped: they are of other ranks, and decide nothing but
+    speed.
 
     Args:
         path: run directory, for its best checkpoint, or a checkpoint.
@@ -70,18 +71,44 @@ def open_run(
         CheckpointError: there is no run or no complete checkpoint, or another release wrote it.
         ConfigError: an override is wrong.
     """
-    checkpoint = find_checkpoint(path)
+    run = _read(find_checkpoint(path), config_class)
+    config = load_config(
+        config_class,
+        overrides,
+        base=run.checkpoint / CONFIG,
+        unset=["sharding.plan", "sharding.hardware"],
+    )
+    return replace(run, config=config)
+
+
+def newest_checkpoint(run_dir: Path) -> StoredRun[ExperimentConfig] | None:
+    """Newest checkpoint of a run whose records can be read; None if there is none at all.
+
+    Raises:
+        CheckpointError: none of them can be read, or another release wrote them.
+    """
+    failure = None
+    for checkpoint in reversed(saved_checkpoints(run_dir / CHECKPOINTS)):
+        try:
+            return _read(checkpoint, ExperimentConfig)
+        except CheckpointError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return None
+
+
+def _read(checkpoint: Path, config_class: type[ConfigT]) -> StoredRun[ConfigT]:
+    """A checkpoint with the configuration that it was written under."""
     record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
-    layer = str(checkpoint / CONFIG)
     try:
-        load_config(config_class, [layer])
+        config = load_toml(config_class, checkpoint / CONFIG)
     except ConfigError as error:
         raise CheckpointError(
             f"{checkpoint}: its configuration is not one of this release, {release()}; "
             f"{record.writer} wrote it. Use that release, train again, or, where a key has only "
-            f"got another name, change it in {layer}. {error}"
+            f"got another name, change it in {checkpoint / CONFIG}. {error}"
         ) from error
-    config = load_config(config_class, [layer, *overrides], unset=["sharding.plan"])
     return StoredRun(checkpoint, checkpoint.parent.parent, record, config)
 
 

@@ -244,8 +244,8 @@ def _line(problem: Problem, layers: Layers) -> str:
     if not problem.path:
         return problem.text
     value, source = _found(problem.path, layers)
-    shown = f" = {_shown(value)}" if problem.shows_value and value is not None else ""
-    return f"{_dotted(problem.path)}{shown}: {problem.text}" + (f" [{source}]" if source else "")
+    setting = f" = {shown(value)}" if problem.shows_value and value is not None else ""
+    return f"{_dotted(problem.path)}{setting}: {problem.text}" + (f" [{source}]" if source else "")
 
 
 def _found(path: Location, layers: Layers) -> tuple[Any, str | None]:
@@ -269,6 +269,7 @@ def _node_at(path: Location, data: Any, tree: KeyNode) -> KeyNode:
     return node
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a key in a message, cut where it is long."""
     text = repr(value) if isinstance(value, str) else toml_value(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

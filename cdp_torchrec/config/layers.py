@@ -37,6 +37,11 @@ class Layers:
         """
         self._merge(self.data, layer, source, (), self.tree)
 
+    def put(self, layers: "Layers") -> None:
+        """Put layers that are merged already on top, with their sources."""
+        self.add(layers.data, "")
+        self.sources |= layers.sources
+
     def unset(self, path: Sequence[str]) -> None:
         """Forget a key of the layers so far, if one of them set it."""
         table: Any = self.data
@@ -93,6 +98,7 @@ def read_layers(
     tree: KeyNode,
     *,
     defaults: Mapping[str, Any],
+    base: Path | None = None,
     default_layers: Sequence[Path] = (),
     unset: Sequence[str] = (),
 ) -> tuple[Layers, list[str]]:
@@ -103,14 +109,17 @@ def read_layers(
             not there may be one that comes with the package, from any working directory.
         tree: the keys that may be set.
         defaults: lowest layer.
+        base: whole configuration that lies below what the arguments say, however often that
+            changes a `kind` on its way.
         default_layers: files to read when the arguments name none.
-        unset: dotted keys to forget before the overrides are applied.
+        unset: dotted keys of the base to forget.
 
     Returns:
         The merged layers, and everything that could not be read, one line each.
     """
-    layers = Layers(tree)
-    layers.add(defaults, DEFAULT)
+    asked = Layers(tree)
+    if base is None:
+        asked.add(defaults, DEFAULT)
     files: list[Path] = []
     overrides: dict[KeyPath, Any] = {}
     problems: list[str] = []
@@ -136,11 +145,18 @@ def read_layers(
     seen: set[Path] = set()
     for file in files or default_layers:
         for label, layer in _read_file(file, (), seen, problems):
-            layers.add(layer, label)
+            asked.add(layer, label)
+    # All at once, so that a changed `kind` undoes no other override.
+    asked.add(_nested(overrides), COMMAND_LINE)
+    if base is None:
+        return asked, problems
+    layers = Layers(tree)
+    layers.add(defaults, DEFAULT)
+    for label, layer in _read_file(base, (), set(), problems):
+        layers.add(layer, label)
     for key in unset:
         layers.unset(key.split("."))
-    # All at once, so that a changed `kind` undoes no other override.
-    layers.add(_nested(overrides), COMMAND_LINE)
+    layers.put(asked)
     return layers, problems
 
 
