@@ -110,6 +110,8 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def toml_key(name: str) -> str:
     """A key as TOML wants it: quoted only where it must be."""
+    if name.isascii() and name.replace("_", "").replace("-", "").isalnum():
+        return name
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")
 
 
@@ -120,6 +122,8 @@ def toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{key} = {inner}" for key, inner in entries) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return hex(value)  # Python writes no decimal of thousands of digits
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
 
 
