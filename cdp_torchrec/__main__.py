@@ -4,6 +4,7 @@ import ast
 import difflib
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from cdp_torchrec.standard_streams import flush_streams, prepare_streams
@@ -23,7 +24,8 @@ def run() -> None:
     commands = summaries()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {n:<16}{s}" for n, s in commands.items())))
+        with suppress(BrokenPipeError):  # by `... | head`
+            print(USAGE.format(commands="\n".join(f"  {n:<16}{s}" for n, s in commands.items())))
         flush_streams()
         return
     if name not in commands:
