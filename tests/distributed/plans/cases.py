@@ -22,6 +22,7 @@ from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
 from cdp_torchrec.trainer import Trainer
+from tests.distributed.plans.smooth import SmoothUnits
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 
@@ -206,6 +207,7 @@ def train_until(
         experiment.config.trainer,
         experiment.parallelized,
         replace(experiment.data, validation=None),
+        experiment.loader,
         checkpointer or cast(Checkpointer, _NoCheckpoints()),
         cast(Monitor, recorder),
         total_steps=stop,
@@ -284,7 +286,8 @@ class Trained:
 def train_sharded(settings: ExperimentConfig, num_steps: int) -> Trained:
     """Train under the plan of a configuration; tables on rank 0; collective."""
     experiment = build_experiment(settings, CPU)
-    losses, _ = train_until(experiment, Progress(step=0, position=0), num_steps)
+    with SmoothUnits():
+        losses, _ = train_until(experiment, Progress(step=0, position=0), num_steps)
     types = {}
     for plan in experiment.parallelized.plan.plan.values():
         assert isinstance(plan, EmbeddingModuleShardingPlan)
