@@ -25,7 +25,8 @@ _MOST_SHOWN = 80
 
 
 def cut(text: str) -> str:
-    """A text in a message, short where it is long."""
+    """A text in a message: on one line, and short where it is long."""
+    text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
