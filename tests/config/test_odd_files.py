@@ -79,7 +79,7 @@ def test_a_layer_of_thousands_of_mistakes_names_the_first_ones() -> None:
         (f"seed={DIGITS}", "must be an integer"),
         ("seed=" + "[" * 3000 + "]" * 3000, "more than 32 tables or lists"),
         ("a." * 3000 + "b=1", "more than 32 tables"),
-        ("data.dir=caf\udce9", "data.dir = caf\udce9: not UTF-8"),
+        ("data.dir=caf\udce9", "data.dir = caf\\udce9: not UTF-8"),
         ('data.dir="a\\u0000b"', "must not have a NUL character"),
         ("sparse.lr=nan", "must be a finite number"),
         ("x" * 100_000, "is neither a layer"),
