@@ -1,4 +1,4 @@
-"""The compiled model in memory: nothing of it stays on the disk, and it can leave the process again.
+"""The compiled model in memory: nothing of it stays on the disk, and it can be unloaded.
 
 torch's own loader unpacks to a directory of its own, which a kill leaves behind, and keeps every
 library that it ever loaded: a server that reloads grows.
@@ -8,6 +8,7 @@ import fcntl
 import shutil
 import struct
 import tempfile
+import threading
 import time
 import weakref
 import zipfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 _PREFIX = "cdp_ranker-"
 _LOCK = "lock"
@@ -27,11 +29,31 @@ _DYNAMIC_SYMBOLS = 11
 _UNIQUE, _WEAK = 10, 2
 
 
-def load_compiled(path: Path, *, num_runners: int) -> Any:
-    """A package as torch's AOTIModelPackageLoader, with `boxed_run`.
+class Compiled:
+    """A loaded package.
 
-    Its library is unmapped when the last reference is gone and every thread that ran it has ended:
-    the library keeps a variable per thread.
+    Its library is unmapped some time after the last reference is gone, once every thread that ran
+    it has ended: it keeps a variable per thread that called it.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        """Args: torch's AOTIModelPackageLoader."""
+        # The only reference: its destructor calls the library, too.
+        self._loader = [loader]
+        weakref.finalize(self, _drop_in_a_thread_that_ends, self._loader).atexit = False
+
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Outputs of inputs."""
+        # Without the signature that AOTICompiledModel parses at every call, for a list of tensors.
+        return self._loader[0].boxed_run(inputs)
+
+
+def _drop_in_a_thread_that_ends(holder: list[Any]) -> None:
+    threading.Thread(target=holder.clear, name="unloader", daemon=True).start()
+
+
+def load_compiled(path: Path, *, num_runners: int) -> Compiled:
+    """Load a package.
 
     Args:
         path: the package, `<name>.pt2`.
@@ -59,7 +81,7 @@ def load_compiled(path: Path, *, num_runners: int) -> Any:
         weakref.finalize(loader, _remove, folder, lock)
     else:
         _remove(folder, lock)
-    return loader
+    return Compiled(loader)
 
 
 def _remove(folder: Path, lock: IO[str]) -> None:

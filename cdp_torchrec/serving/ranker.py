@@ -247,10 +247,9 @@ class Ranker:
             model = load_compiled(path, num_runners=num_runners)
         except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{path}: cannot load the compiled model: {error}") from error
-        # Without the signature that AOTICompiledModel parses at every call, for a list of tensors.
-        self._run = model.boxed_run
+        self._model = model
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Probabilities [B] of inputs by name."""
         assert tuple(inputs) == self._names, "inputs differ from those of the artifact"
-        return self._run(list(inputs.values()))[0]
+        return self._model.run(list(inputs.values()))[0]

@@ -168,7 +168,7 @@ def _decode(text: bytes) -> _Inference:
 
 
 def _wrong_value(text: bytes, problem: str) -> RequestError:
-    """ "Expected `int`, got `str` - at `$.inputs[3].shape[0]`", by the name of the input."""
+    """What msgspec says, "... - at `$.inputs[3].shape[0]`", by the name of the input."""
     what, _, where = problem.partition(" - at `$.")
     place = re.match(r"inputs\[(\d+)\]", where)
     if place is not None:
