@@ -6,11 +6,13 @@ id space is, and which behaviours the history store holds.
 """
 
 import hashlib
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tomli_w
 from pydantic import ValidationError, model_validator
 
@@ -19,6 +21,12 @@ from cdp_torchrec.config.shipped import find_shipped
 from cdp_torchrec.data.config import DataConfig
 
 SCHEMA_VERSION = 1
+
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Numbers beyond it, in a log or in a request, are refused."""
+LARGEST_DEVIATION = 1000.0
+"""Standardised numbers end here, in training and serving alike: what a network multiplies a few
+times must stay finite, whatever a request says."""
 
 Role = Literal["user", "query", "item", "context", "scene"]
 Level = Literal["request", "candidate"]
@@ -54,14 +62,25 @@ class Feature(Config):
     std: float = 1.0
     """Standard deviation of a "number" over the training impressions."""
 
+    def standardise(self, raw: np.ndarray) -> np.ndarray:
+        """A "number" as the model reads it, float64, same shape; 0, the mean, where it is missing.
+
+        The result is finite and within LARGEST_DEVIATION for everything that a float64 can hold.
+        """
+        with np.errstate(over="ignore"):
+            scaled = (raw - self.mean) / self.std
+        return np.nan_to_num(np.clip(scaled, -LARGEST_DEVIATION, LARGEST_DEVIATION))
+
     @model_validator(mode="after")
     def _check(self) -> "Feature":
         if (self.kind == "number") == (self.entity is not None):
             raise ValueError(f"feature '{self.name}': ids need an entity, numbers have none")
         if self.kind == "ids" and self.level != "request":
             raise ValueError(f"feature '{self.name}': a bag of ids must be of level 'request'")
-        if self.kind == "number" and not self.std > 0:
+        if self.kind == "number" and not 0 < self.std < math.inf:
             raise ValueError(f"feature '{self.name}': std must be positive, found {self.std}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"feature '{self.name}': mean must be finite, found {self.mean}")
         return self
 
 

@@ -40,7 +40,8 @@ class Compiled:
         """Args: torch's AOTIModelPackageLoader."""
         # The only reference: its destructor calls the library, too.
         self._loader = [loader]
-        weakref.finalize(self, _drop_in_a_thread_that_ends, self._loader).atexit = False
+        at_the_end: Any = weakref.finalize(self, _drop_in_a_thread_that_ends, self._loader)
+        at_the_end.atexit = False  # the process ends anyway
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         """Outputs of inputs."""

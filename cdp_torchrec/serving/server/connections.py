@@ -7,7 +7,7 @@ a few hundred half-sent lines would keep everyone else out.
 import asyncio
 import resource
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -47,9 +47,10 @@ class Connections:
         self._header_timeout_s = config.header_timeout_s
         self._answer_timeout_s = config.timeout_s
         self._metrics = metrics
-        self._open: dict[Connection, None] = {}
-        self._of_host: Counter[str] = Counter()
-        metrics.connections.set_function(lambda: len(self._open))
+        # Of each host, those that wait longest for their client first.
+        self._of_host: dict[str, dict[Connection, None]] = defaultdict(dict)
+        self._num_open = 0
+        metrics.connections.set_function(lambda: self._num_open)
 
     def make(self, **settings: Any) -> "Connection":
         """A connection, as uvicorn asks for one."""
@@ -57,29 +58,36 @@ class Connections:
 
     def admit(self, connection: "Connection") -> bool:
         """Whether a new connection may stay, perhaps in the place of an idle one."""
-        if not self._open:
+        if not self._num_open:
             connection.loop.call_later(_SWEEP_S, self._sweep, connection.loop)
         host = connection.host
-        if self._of_host[host] >= self._most_of_host:
-            if not self._evict([c for c in self._open if c.host == host]):
+        if len(self._of_host[host]) >= self._most_of_host:
+            if not self._evict(host):
                 self._metrics.closed.labels("refused").inc()
                 return False
-        elif len(self._open) >= self._most and not self._evict(list(self._open)):
-            if len(self._open) >= self._most + RESERVE:
+        elif self._num_open >= self._most and not self._evict(self._busiest_host()):
+            if self._num_open >= self._most + RESERVE:
                 self._metrics.closed.labels("refused").inc()
                 return False
             connection.is_reserve = True
-        self._open[connection] = None
-        self._of_host[host] += 1
+        self._of_host[host][connection] = None
+        self._num_open += 1
         return True
+
+    def answered(self, connection: "Connection") -> None:
+        """From now on it waits for its client again."""
+        if connection in (known := self._of_host[connection.host]):
+            del known[connection]
+            known[connection] = None
 
     def discard(self, connection: "Connection") -> None:
         """It is closed."""
-        if connection in self._open:
-            del self._open[connection]
-            self._of_host[connection.host] -= 1
-            if not self._of_host[connection.host]:
-                del self._of_host[connection.host]
+        known = self._of_host[connection.host]
+        if connection in known:
+            del known[connection]
+            self._num_open -= 1
+        if not known:
+            del self._of_host[connection.host]
 
     def close(self, connection: "Connection", reason: _Reason) -> None:
         """End it, whatever it waits for."""
@@ -87,24 +95,27 @@ class Connections:
         self.discard(connection)
         connection.transport.abort()
 
-    def _evict(self, connections: list["Connection"]) -> bool:
-        """End the one that has waited longest for its client, of the busiest host."""
-        idle = [c for c in connections if not c.is_busy]
-        if not idle:
+    def _busiest_host(self) -> str:
+        return max(self._of_host, key=lambda host: len(self._of_host[host]))
+
+    def _evict(self, host: str) -> bool:
+        """End the one of a host that has waited longest for its client."""
+        idle = next((c for c in self._of_host[host] if not c.is_busy), None)
+        if idle is None:
             return False
-        self.close(max(idle, key=lambda c: (self._of_host[c.host], -c.since)), "evicted")
+        self.close(idle, "evicted")
         return True
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
-        for connection in list(self._open):
+        for connection in [c for known in self._of_host.values() for c in known]:
             if _is_over(connection.headers_since, self._header_timeout_s, now):
                 self.close(connection, "headers late")
             elif _is_over(connection.unread_since, self._answer_timeout_s, now):
                 self.close(connection, "answer not read")
             elif connection.unread_since is None and connection.transport.is_closing():
                 connection.unread_since = now
-        if self._open:
+        if self._num_open:
             loop.call_later(_SWEEP_S, self._sweep, loop)
 
 
@@ -121,9 +132,7 @@ class Connection(HttpToolsProtocol):
         self._all = connections
         self.host = ""
         self.is_reserve = False
-        self.since = time.monotonic()
-        """When it began to wait for its client."""
-        self.headers_since: float | None = self.since
+        self.headers_since: float | None = time.monotonic()
         """When headers that are not complete began; a new connection must begin at once."""
         self.unread_since: float | None = None
         """When the client stopped to read an answer."""
@@ -187,7 +196,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Now the client's time runs."""
-        self.since = time.monotonic()
+        self._all.answered(self)
         super().on_response_complete()
 
     def pause_writing(self) -> None:
