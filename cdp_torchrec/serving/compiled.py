@@ -5,6 +5,7 @@ library that it ever loaded: a server that reloads grows.
 """
 
 import fcntl
+import os
 import shutil
 import struct
 import tempfile
@@ -94,13 +95,18 @@ def remove_leftovers() -> None:
     """Remove what processes that were killed had unpacked: nobody holds its lock."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
-            if time.time() - folder.stat().st_mtime < _YOUNG_S:
-                continue  # perhaps not locked yet
-            with (folder / _LOCK).open("w") as lock:
+            found = folder.lstat()
+            if found.st_uid != os.getuid() or time.time() - found.st_mtime < _YOUNG_S:
+                continue  # of another user, or perhaps not locked yet
+            # Whatever others have put there is not followed.
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
         except OSError:
-            continue  # in use, of another user, or gone
+            continue  # in use, or gone
 
 
 def _allow_unloading(library: Path) -> None:

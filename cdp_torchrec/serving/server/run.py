@@ -23,7 +23,7 @@ from cdp_torchrec.serving.server.served_model import ServedModel
 logger = logging.getLogger(__name__)
 
 # A thread runs so long before another gets its turn: the event loop has little to do, but often.
-_SWITCH_INTERVAL_S = 5e-4
+_SWITCH_INTERVAL_S = 2e-3
 
 
 def serve(artifact: Path, config: ServerConfig) -> None:
