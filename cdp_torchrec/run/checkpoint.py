@@ -144,7 +144,7 @@ class Checkpointer:
 
     def load_newest(
         self, model: DistributedModelParallel, optimizer: ScheduledOptimizer
-    ) -> Progress | None:
+    ) -> tuple[Path, Progress] | None:
         """Load the newest checkpoint that is not damaged; None if there is none at all. Collective.
 
         A damaged one is said and put aside, so that the training may come by its step again.
@@ -172,7 +172,7 @@ class Checkpointer:
             return None
         chosen = newest
         from_rank_zero(lambda: _put_aside(damaged, chosen), purpose="put a checkpoint aside")
-        return self._load_verified(newest, model, optimizer)
+        return newest, self._load_verified(newest, model, optimizer)
 
     def load(
         self, checkpoint: Path, model: DistributedModelParallel, optimizer: ScheduledOptimizer
@@ -226,7 +226,8 @@ class Checkpointer:
             raise CheckpointError(f"{checkpoint}: cannot read it: {reason(error)}") from error
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        optimizer.set_optimizer_step(record.progress.step)
+        done = record.progress
+        optimizer.set_optimizer_step(done.inherited_steps + done.step)
         if same_ranks:
             torch.set_rng_state(state["rng"][str(dist.get_rank())])
         return record.progress

@@ -24,6 +24,7 @@ from cdp_torchrec.run.saved import (
     RESTARTS,
     check_run_directory,
     is_restarted,
+    named_directory,
     saved_checkpoints,
 )
 from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
@@ -39,7 +40,7 @@ def open_run_directory(config: RunConfig) -> Generator[Path]:
     Raises:
         ConfigError: it holds another run, which this one shall not continue, another job is at
             work there, or it cannot be written.
-        CheckpointError: there is nothing to continue.
+        CheckpointError: the checkpoints of a finished run are gone.
     """
     with ExitStack() as held:
         yield from_rank_zero(lambda: _directory(config, held), purpose="open the run's directory")
@@ -47,7 +48,7 @@ def open_run_directory(config: RunConfig) -> Generator[Path]:
 
 def _directory(config: RunConfig, held: ExitStack) -> Path:
     """As `open_run_directory`, on one rank."""
-    run_dir = config.dir or _unnamed()
+    run_dir = named_directory(config) or _unnamed()
     if reason := why_unwritable(run_dir):
         raise ConfigError(f"run.dir = '{run_dir}': {reason}")
     check_run_directory(run_dir, resume=config.resume)
@@ -62,11 +63,8 @@ def _directory(config: RunConfig, held: ExitStack) -> Path:
 
 
 def _unnamed() -> Path:
-    """A directory under runs/: that of the launcher's job, or a new one."""
+    """A directory under runs/: a new one, or that of the attempts before this one."""
     parent = Path("runs")
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if job != "none":
-        return parent / job
     mark = secrets.token_hex(3)
     if RESTARTS in os.environ:
         # A job of torchrun without an id: only the launcher itself outlives an attempt.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.checksums import verify
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, Validation, read_record
 
 CHECKPOINTS = "checkpoints"
@@ -44,6 +45,12 @@ def best_checkpoint(directory: Path) -> tuple[Path, Validation] | None:
     return best
 
 
+def named_directory(run: RunConfig) -> Path | None:
+    """Directory of a run that has a name: its own, or that of its launcher's job."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run.dir or (None if job == "none" else Path("runs") / job)
+
+
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint itself, or the best (else the newest) one of a run directory.
 
@@ -65,26 +72,25 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def check_run_directory(run_dir: Path, *, resume: bool) -> None:
-    """Whether a training may write there.
+    """Whether a training may write there: where nothing is to continue, it begins.
 
     A run that ended before its first checkpoint left nothing to continue from: it begins again,
     resumed or not.
 
     Raises:
         ConfigError: it holds another run, which this one shall not continue.
-        CheckpointError: there is nothing to continue.
+        CheckpointError: the checkpoints of a finished run are gone.
     """
     has_checkpoints = bool(saved_checkpoints(run_dir / CHECKPOINTS))
-    if has_checkpoints or _is_finished(run_dir / METRICS):
-        if not (resume or is_restarted()):
-            raise ConfigError(
-                f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or "
-                "choose another directory"
-            )
-        if not has_checkpoints:
-            raise CheckpointError(f"run.resume: {run_dir}/checkpoints is gone or empty")
-    elif resume and not any((run_dir / name).exists() for name in (LOCK, METRICS)):
-        raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
+    if not has_checkpoints and not _is_finished(run_dir / METRICS):
+        return
+    if not (resume or is_restarted()):
+        raise ConfigError(
+            f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
+            "another directory"
+        )
+    if not has_checkpoints:
+        raise CheckpointError(f"run.resume: {run_dir}/checkpoints is gone or empty")
 
 
 def _is_finished(metrics: Path) -> bool:

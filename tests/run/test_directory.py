@@ -13,7 +13,6 @@ import torch.distributed as dist
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory
-from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.whole_file import write_whole
 
 pytestmark = pytest.mark.usefixtures("alone", "nowhere")
@@ -124,6 +123,6 @@ with locked(Path(sys.argv[1])):
     assert opened(RunConfig(dir=run_dir)) == run_dir
 
 
-def test_there_is_nothing_to_resume_where_no_run_began(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
-        opened(RunConfig(dir=tmp_path / "run", resume=True))
+def test_a_resume_begins_where_no_run_began(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert opened(RunConfig(dir=run_dir, resume=True)) == run_dir
