@@ -10,6 +10,7 @@ from cdp_torchrec.config import dump_toml
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
+from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
@@ -93,6 +94,7 @@ def train_experiment(
         quiet: no progress bar and no lines in the terminal.
     """
     prepare_synthetic(config.data)
+    doubts = check_plausible(config.data)
     experiment = build_experiment(config, device)
     run_dir = open_run_directory(config.run)
     write_run_files(run_dir, config, experiment.parallelized.plan_json)
@@ -105,6 +107,8 @@ def train_experiment(
     with Monitor(
         run_dir, total_steps=experiment.total_steps, first_step=progress.step, quiet=quiet
     ) as monitor:
+        for doubt in doubts:
+            monitor.say(f"warning: {config.data.dir}: {doubt}")
         monitor.say(_summary(experiment, run_dir, progress))
         progress = Trainer(
             config.trainer,

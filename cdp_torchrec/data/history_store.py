@@ -126,6 +126,10 @@ class HistoryStore:
             self._keys = _load(folder / "keys.npy", None)
             self._key_offsets = _load(folder / "offsets.npy", len(self._keys) + 1)
 
+    def behaviours_of_users(self) -> np.ndarray:
+        """How many behaviours each user has, [largest user code + 1]."""
+        return np.diff(self._user_offsets)
+
     def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
         """All behaviours of each user strictly before a time.
 
