@@ -107,7 +107,8 @@ def doubtful(requests: Rows, behaviours: Rows) -> None:
         row["user_id"] = f"u{n}"
         row["label"] = [1, 0, 0, 0, 0]
         row["budget"] = 9.99
-        row["price"] = [-9e15 if n == 3 else float((n + place) % 5) for place in range(5)]
+        row["price"] = [float((n + place) % 5) for place in range(5)]
+        row["price"][2] = -9e15 if n == 3 else row["price"][2]
         row["words"] = ["new" if row["timestamp"] >= TEST_FROM else "old"]
     for n, row in enumerate(behaviours):
         row["user_id"] = f"u{n % REQUESTS}"
