@@ -13,7 +13,6 @@ from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
 from cdp_torchrec.data.requests import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
-from cdp_torchrec.data.standardise import standardise
 
 _NO_EPOCH = 0
 
@@ -165,7 +164,7 @@ class BatchAssembler:
                 raw = impressions.candidate[feature.name]
             else:
                 raw = _per_impression(impressions, feature.name, np.float64)
-            numbers[:count, column] = standardise(raw, feature)
+            numbers[:count, column] = feature.standardise(raw)
         return torch.from_numpy(numbers)
 
     def _keys(self, impressions: Impressions, epoch: int | None) -> np.ndarray:

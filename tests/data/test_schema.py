@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cdp_torchrec.data.schema import (
+    LARGEST_DEVIATION,
     DatasetError,
     Entity,
     Feature,
@@ -14,7 +15,6 @@ from cdp_torchrec.data.schema import (
     Split,
     load_schema,
 )
-from cdp_torchrec.data.standardise import LARGEST_DEVIATION, standardise
 
 
 def make_schema(**changes: object) -> Schema:
@@ -47,7 +47,7 @@ def test_a_number_is_standardised_to_something_that_stays_finite() -> None:
     raw = np.array([1.0, 5.0, -3.0, np.nan, np.inf, -np.inf, 1.7e308, -1.7e308, 1e4])
     most = LARGEST_DEVIATION
     expected = [0.0, 2.0, -2.0, 0.0, most, -most, most, -most, most]
-    np.testing.assert_array_equal(standardise(raw, price), expected)
+    np.testing.assert_array_equal(price.standardise(raw), expected)
 
 
 @pytest.mark.parametrize("wrong", [{"std": 0.0}, {"std": float("inf")}, {"mean": float("nan")}])
