@@ -13,6 +13,7 @@ from pathlib import Path
 
 import duckdb
 
+from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_rows,
@@ -21,6 +22,7 @@ from cdp_torchrec.data.prepare.database import (
     load_parquet,
     null_rules,
 )
+<<<<<<< HEAD
 from cdp_torchrec.data.prepare.staging_checks import utc
 from cdp_torchrec.data.prepare.tables import (
     FLAG,
@@ -33,6 +35,8 @@ from cdp_torchrec.data.prepare.tables import (
     list_of,
     open_parquet,
 )
+=======
+>>>>>>> main
 from cdp_torchrec.data.schema import DatasetError
 
 LONGEST_READ_S = 1800

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import duckdb
 
+<<<<<<< HEAD
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_rows,
@@ -16,6 +16,10 @@ from cdp_torchrec.data.prepare.database import (
     load_parquet,
     null_rules,
 )
+=======
+from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.database import first_broken_rule, first_row, sql_paths
+>>>>>>> main
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.prepare.tables import (
     ID,
@@ -171,8 +175,3 @@ def _splits(
                 f"requests run from {utc(first)} to {utc(last)}"
             )
     return {"train": splits["train"], "test": splits["test"]}
-
-
-def utc(timestamp: int) -> str:
-    """A timestamp in ms as date and time."""
-    return f"{datetime.fromtimestamp(timestamp / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -190,9 +190,13 @@ class _Recorder:
 
 
 class _NoCheckpoints:
-    def best_value(self) -> None: ...
+    has_failed = False
+
+    def best(self) -> None: ...
 
     def save(self, *state: Any) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def train_until(
@@ -207,6 +211,7 @@ def train_until(
         experiment.config.trainer,
         experiment.parallelized,
         replace(experiment.data, validation=None),
+        experiment.loader,
         checkpointer or cast(Checkpointer, _NoCheckpoints()),
         cast(Monitor, recorder),
         total_steps=stop,
