@@ -22,8 +22,6 @@ from cdp_torchrec.data.prepare.database import (
     load_parquet,
     null_rules,
 )
-<<<<<<< HEAD
-from cdp_torchrec.data.prepare.staging_checks import utc
 from cdp_torchrec.data.prepare.tables import (
     FLAG,
     INTEGER,
@@ -35,8 +33,6 @@ from cdp_torchrec.data.prepare.tables import (
     list_of,
     open_parquet,
 )
-=======
->>>>>>> main
 from cdp_torchrec.data.schema import DatasetError
 
 LONGEST_READ_S = 1800

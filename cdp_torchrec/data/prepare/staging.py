@@ -89,32 +89,6 @@ def request_parts(
         yield f"WHERE number >= {start} AND number < {start + size}", path
 
 
-<<<<<<< HEAD
-=======
-class PreparationError(OSError):
-    """The machine, not the log, stands in the way: disk or memory is full."""
-
-    user_error = True
-
-
-@contextmanager
-def engine_errors(source: Path, output: Path) -> Generator[None]:
-    """Name the input or the output in errors of DuckDB and of the file system.
-
-    Raises:
-        DatasetError: something in `source` that DuckDB cannot read.
-        PreparationError: `output` cannot be written.
-    """
-    try:
-        yield
-    except PreparationError:
-        raise
-    except (duckdb.OperationalError, duckdb.FatalException, OSError) as error:
-        raise PreparationError(f"{output} was not made, nothing is left of it: {error}") from error
-    except duckdb.Error as error:
-        raise DatasetError(f"{source}: {error}") from error
-
-
 def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
     """Print and store what the log looks like as a whole; refuse what no sane log looks like."""
     summary = summarise(dataset, schema)
@@ -125,12 +99,6 @@ def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
     summary.save(dataset)
 
 
-def _check_new(output: Path) -> None:
-    if output.exists():
-        raise DatasetError(f"{output} exists; remove it or choose another output directory")
-
-
->>>>>>> main
 def _build(
     connection: duckdb.DuckDBPyConnection, staging: Path, output: Path, spec: DatasetSpec
 ) -> Schema:

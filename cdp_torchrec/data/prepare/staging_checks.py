@@ -7,7 +7,7 @@ from typing import Literal
 
 import duckdb
 
-<<<<<<< HEAD
+from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_rows,
@@ -16,10 +16,6 @@ from cdp_torchrec.data.prepare.database import (
     load_parquet,
     null_rules,
 )
-=======
-from cdp_torchrec.data.clocks import utc
-from cdp_torchrec.data.prepare.database import first_broken_rule, first_row, sql_paths
->>>>>>> main
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.prepare.tables import (
     ID,
