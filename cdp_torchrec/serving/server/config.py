@@ -20,6 +20,9 @@ class ServerConfig(Config):
     """Name of the model in URLs; that of the artifact at the start if not given."""
     history_store: Path | None = None
     """Dataset directory whose history/ answers for requests without behaviours."""
+    trusted_keys: tuple[Path, ...] = ()
+    """PEM files of Ed25519 public keys: an artifact that none of them signed is refused. If none
+    is given, whoever can write the artifact's directory is trusted to run code in this process."""
     max_batch_candidates: PositiveInt = 1024
     """Requests are scored together up to this many candidates; a longer request goes alone."""
     max_wait_ms: NonNegativeFloat = 1.0
