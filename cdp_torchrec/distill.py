@@ -10,7 +10,7 @@ other. It starts as the teacher's own one-step sampler, by regression to the K-s
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cdp_torchrec.config import Config, ConfigError
-from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
+from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
 from cdp_torchrec.experiment import Experiment, evaluate_test, make_checkpointer
@@ -30,7 +29,6 @@ from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
-from cdp_torchrec.run.records import Progress
 from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.whole_file import write_json
 
@@ -93,7 +91,12 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     experiment = run.load(device, teacher_config)
     parallelized = experiment.parallelized
     student_experiment = Experiment(
-        student_config, device, experiment.data, config.distill.max_steps, parallelized
+        student_config,
+        device,
+        experiment.data,
+        experiment.loader,
+        config.distill.max_steps,
+        parallelized,
     )
     write_run_files(run_dir, student_config, parallelized.plan_json)
     parallelized.model.eval()
@@ -113,7 +116,7 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     teacher.denoiser.load_state_dict(student.denoiser.state_dict())
     teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
     make_checkpointer(student_experiment, run_dir).save(
-        Progress(run.record.progress.step, run.record.progress.position),
+        replace(run.record.progress, validations_without_gain=0),
         parallelized.model,
         parallelized.optimizer,
     )
@@ -202,13 +205,7 @@ def _inputs(
     """What the interest module sees of each batch."""
     ranking = experiment.model
     device = experiment.device
-    source: Iterator[Batch] = load(
-        batches,
-        items,
-        num_workers=experiment.config.trainer.num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    for batch in source:
+    for batch in experiment.loader.load(batches, items):
         placed = batch.to(device)
         with torch.no_grad():
             embeddings = ranking.sparse_arch(placed.sparse, placed.sequence)

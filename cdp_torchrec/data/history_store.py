@@ -6,9 +6,10 @@ behaviours in one category. The second is the category gate (paper eq. 2), appli
 history before any truncation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -116,6 +117,7 @@ class HistoryStore:
         Raises:
             DatasetError: a file is missing, or the files do not fit each other.
         """
+        self._arguments = (directory, schema, num_categories)
         self._has_gate = schema.category_entity is not None
         self._num_categories = num_categories
         self._user_offsets = _load(directory / "user_offsets.npy", schema.num_users + 2)
@@ -125,6 +127,10 @@ class HistoryStore:
             self.by_category = _behaviours(folder, schema, with_category=False)
             self._keys = _load(folder / "keys.npy", None)
             self._key_offsets = _load(folder / "offsets.npy", len(self._keys) + 1)
+
+    def __reduce__(self) -> tuple[Callable[..., "HistoryStore"], tuple[Any, ...]]:
+        """In another process, the same files are mapped anew; their content is not sent."""
+        return _open, self._arguments
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
         """All behaviours of each user strictly before a time.
@@ -163,6 +169,10 @@ class HistoryStore:
         start = np.where(found, self._key_offsets[place], 0)
         stop = np.where(found, self._key_offsets[place + 1], 0)
         return self.by_category, self.by_category.before(Slices(start, stop), before)
+
+
+def _open(directory: Path, schema: HistorySchema, num_categories: int) -> HistoryStore:
+    return HistoryStore(directory, schema, num_categories=num_categories)
 
 
 def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> Behaviours:

@@ -15,10 +15,10 @@ import json
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.serving.scratch import Scratch
 from cdp_torchrec.serving.signature import SignatureError, check_signature, sign
 
 FORMAT_VERSION = 1
@@ -196,14 +196,14 @@ def verified(
     for file in _files(directory):
         if file not in manifest.files:
             raise ArtifactError(f"{directory / file}: is not part of the artifact: remove it")
-    with TemporaryDirectory(prefix="cdp_artifact-") as folder, ExitStack() as opened:
-        private = Path(folder)
+    with Scratch() as scratch, ExitStack() as opened:
+        private = scratch.path / "artifact"
         for name, checksum in manifest.files.items():
             _bring(directory / name, private / name, checksum, opened)
         try:
             yield private, manifest
         except ArtifactError as error:
-            raise ArtifactError(str(error).replace(folder, str(directory))) from error
+            raise ArtifactError(str(error).replace(str(private), str(directory))) from error
 
 
 def _bring(file: Path, private: Path, checksum: str, opened: ExitStack) -> None:
