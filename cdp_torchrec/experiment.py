@@ -11,6 +11,7 @@ from cdp_torchrec.continuation import check_unchanged, flattered
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
+from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
@@ -100,6 +101,7 @@ def train_experiment(
         quiet: no progress bar and no lines in the terminal.
     """
     prepare_synthetic(config.data)
+    doubts = check_plausible(config.data)
     experiment = build_experiment(config, device)
     run_dir = open_run_directory(config.run)
     checkpointer = make_checkpointer(experiment, run_dir)
@@ -109,6 +111,8 @@ def train_experiment(
     with Monitor(
         run_dir, total_steps=experiment.total_steps, first_step=start.progress.step, quiet=quiet
     ) as monitor:
+        for doubt in doubts:
+            monitor.say(f"warning: {config.data.dir}: {doubt}")
         monitor.say(_summary(experiment, run_dir))
         for note in start.notes:
             monitor.say(note)
