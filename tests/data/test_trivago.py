@@ -196,7 +196,9 @@ def test_known_of_an_item_is_what_brute_force_finds_before_the_request(tmp_path:
         listed = [str(n) for n in rng.permutation(6)[:3]]
         prices = "|".join(str(n) for n in rng.integers(1, 4, 3))
         events.append(event(second, 1, "interaction item image", listed[0], **who))
-        events.append(clickout(second, 2, listed[1], "|".join(listed), prices=prices, **who))
+        events.append(
+            clickout(second, 2, rng.choice(listed), "|".join(listed), prices=prices, **who)
+        )
     rows = prepare(tmp_path, sorted(events, key=lambda e: (e["timestamp"], e["user_id"])))
     by_user = {e["user_id"]: e for e in events if "impressions" in e}
     for row in rows:
