@@ -229,6 +229,9 @@ def _describe(error: Exception) -> tuple[str, str]:
     where = f"rank {rank()}: " if world_size() > 1 else ""
     if isinstance(error, ConfigError | DatasetError) or getattr(error, "user_error", False):
         return f"{where}{error}", f"{where}error: {error}"
+    if _lost_peer(error):  # on another node: here, the launcher would have stopped this rank
+        message = f"{where}another rank has ended, or its node is gone; its own output says why"
+        return message, f"{where}error: {message.removeprefix(where)} ({error})"
     frames = error.__traceback__.tb_next if error.__traceback__ else None  # without run_main
     report = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
     return f"{where}{type(error).__name__}: {error}", where + report

@@ -17,10 +17,12 @@ from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import (
     CHECKPOINTS,
     CONFIG,
+    ENVIRONMENT,
     METRICS,
     RESTARTS,
     check_run_directory,
     is_restarted,
+    job_name,
     saved_checkpoints,
 )
 from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
@@ -56,8 +58,7 @@ def _directory(config: RunConfig) -> Path:
 def _unnamed() -> Path:
     """A directory under runs/: that of the launcher's job, or a new one."""
     parent = Path("runs")
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if job != "none":
+    if job := job_name():
         return parent / job
     mark = secrets.token_hex(3)
     if RESTARTS in os.environ:
@@ -65,7 +66,7 @@ def _unnamed() -> Path:
         launcher = f"{platform.node()} {os.getppid()}"
         mark = hashlib.sha256(launcher.encode()).hexdigest()[:6]
         former = sorted(parent.glob(f"*-{mark}"))
-        if former and is_restarted():
+        if former and is_restarted(former[-1]):
             return former[-1]
     while True:
         run_dir = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
@@ -91,4 +92,4 @@ def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:
         return
     write_whole(run_dir / CONFIG, dump_toml(config))
     write_whole(run_dir / "plan.json", plan_json)
-    write_json(run_dir / "environment.json", describe_environment())
+    write_json(run_dir / ENVIRONMENT, describe_environment() | {"job": job_name()})

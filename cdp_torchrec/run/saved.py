@@ -1,5 +1,6 @@
 """What a run directory holds: its checkpoints, another run, or something else; needs no torch."""
 
+import json
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cdp_torchrec.run.records import (
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -59,7 +61,7 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
         CheckpointError: there is nothing to continue.
     """
     begun = (run_dir / METRICS).exists()
-    if begun and not (resume or is_restarted()):
+    if begun and not (resume or is_restarted(run_dir)):
         raise ConfigError(
             f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
             "another directory"
@@ -68,9 +70,25 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
         raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
 
 
-def is_restarted() -> bool:
-    """Whether this is a later attempt of an elastic job."""
-    return int(os.environ.get(RESTARTS, "0")) > 0
+def is_restarted(run_dir: Path) -> bool:
+    """Whether this is a later attempt of the job that a run belongs to.
+
+    A launcher counts only its own restarts: where a lost node comes back, or a scheduler starts the
+    whole job again, it is the job's name that tells.
+    """
+    if int(os.environ.get(RESTARTS, "0")) > 0:
+        return True
+    job = job_name()
+    try:
+        return job is not None and json.loads((run_dir / ENVIRONMENT).read_bytes())["job"] == job
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def job_name() -> str | None:
+    """The launcher's name of this job, the same on all nodes and attempts; None: it has none."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if job == "none" else job
 
 
 def _complete(checkpoint: Path) -> Path:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.directory import open_run_directory
+from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.whole_file import write_whole
 
@@ -55,6 +55,19 @@ def test_the_launchers_id_is_the_name_and_a_restarted_attempt_finds_it(
         open_run_directory(RunConfig())
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert open_run_directory(RunConfig()) == Path("runs/train-x1")
+
+
+def test_a_node_that_comes_back_knows_the_run_by_the_name_of_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunConfig(dir=Path("mine"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # of the new launcher on this node
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x1")
+    write_run_files(begin(open_run_directory(run)), run, plan_json="{}")
+    assert begin(open_run_directory(run)) == Path("mine")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x2")
+    with pytest.raises(ConfigError, match="holds another run"):
+        open_run_directory(run)
 
 
 def test_a_restarted_attempt_of_a_job_without_an_id_finds_its_directory(
