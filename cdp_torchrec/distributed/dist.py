@@ -98,7 +98,7 @@ def ddp(
         gpu=gpu,
         memMB=memMB,
         j=j,
-        env=_with_defaults(env or {}, max_retries),
+        env=_with_defaults(env or {}, max_retries, nodes_may_change=":" in j),
         max_retries=max_retries,
         rdzv_port=rdzv_port,
         rdzv_backend=rdzv_backend,
@@ -111,7 +111,7 @@ def ddp(
     return job
 
 
-def _with_defaults(env: Dict[str, str], max_retries: int) -> Dict[str, str]:
+def _with_defaults(env: Dict[str, str], max_retries: int, nodes_may_change: bool) -> Dict[str, str]:
     """A log that shows the ranks' own lines, and restarts that find each other."""
     # torchrun warns of its own defaults; its errors stay visible.
     env.setdefault("LOGLEVEL", os.environ.get("LOGLEVEL", "ERROR"))
@@ -122,7 +122,7 @@ def _with_defaults(env: Dict[str, str], max_retries: int) -> Dict[str, str]:
     if max_retries:
         # No local scheduler retries; torchrun does.
         env.setdefault("PET_MAX_RESTARTS", str(max_retries))
-    if "PET_MAX_RESTARTS" in env:
+    if "PET_MAX_RESTARTS" in env or nodes_may_change:
         # A restart that reuses the first attempt's store reads stale addresses (torch 2.13).
         env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return env
