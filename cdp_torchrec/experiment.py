@@ -1,5 +1,6 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +105,17 @@ def train_experiment(
     doubts = check_plausible(config.data)
     experiment = build_experiment(config, device)
     with open_run_directory(config.run) as run_dir:
-        return _train_in(run_dir, experiment, num_bootstrap=num_bootstrap, quiet=quiet)
+        return _train_in(run_dir, experiment, doubts, num_bootstrap=num_bootstrap, quiet=quiet)
 
 
-def _train_in(run_dir: Path, experiment: Experiment, *, num_bootstrap: int, quiet: bool) -> Trained:
+def _train_in(
+    run_dir: Path,
+    experiment: Experiment,
+    doubts: Sequence[str],
+    *,
+    num_bootstrap: int,
+    quiet: bool,
+) -> Trained:
     config, parallelized = experiment.config, experiment.parallelized
     checkpointer = make_checkpointer(experiment, run_dir)
     start = _begin(experiment, checkpointer)
