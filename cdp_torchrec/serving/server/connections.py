@@ -17,8 +17,7 @@ from cdp_torchrec.serving.server.metrics import ServerMetrics
 
 RESERVE = 32
 """Connections beyond the most, which may ask for health and metrics only."""
-BACKLOG = 128
-"""Connections that the system may accept before the server looks at them."""
+_LONGEST_BACKLOG = 1024
 _OTHER_FILES = 128
 """Of artifact, libraries and logs."""
 _SWEEP_S = 0.25
@@ -35,13 +34,25 @@ connection: close\r
 {"error":"too many connections"}"""
 
 
+def backlog() -> int:
+    """Connections that wait to be accepted; a client tries again only after a second.
+
+    They may all be accepted at once, before the server closes others, so that there is room for
+    them in the limit on open files.
+    """
+    return min(_LONGEST_BACKLOG, _most_files() // 4)
+
+
+def _most_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 class Connections:
     """All that are open."""
 
     def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
         """Args: the limits, and where to count."""
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        spare = files - BACKLOG - RESERVE - _OTHER_FILES
+        spare = _most_files() - backlog() - RESERVE - _OTHER_FILES
         self._most = max(1, min(config.max_connections, spare))
         self._most_of_host = config.max_connections_per_client
         self._header_timeout_s = config.header_timeout_s
