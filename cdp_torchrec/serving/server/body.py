@@ -28,19 +28,19 @@ class BodyTooLargeError(ValueError):
     """There is more in a body than the server reads."""
 
 
-class _InputParameters(msgspec.Struct, frozen=True):
+class _InputParameters(msgspec.Struct, frozen=True, gc=False):
     binary_data_size: int | None = None
 
 
-class _OutputParameters(msgspec.Struct, frozen=True):
+class _OutputParameters(msgspec.Struct, frozen=True, gc=False):
     binary_data: bool | None = None
 
 
-class _RequestParameters(msgspec.Struct, frozen=True):
+class _RequestParameters(msgspec.Struct, frozen=True, gc=False):
     binary_data_output: bool = False
 
 
-class _Input(msgspec.Struct, forbid_unknown_fields=True):
+class _Input(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """$request_input."""
 
     name: str
@@ -50,14 +50,14 @@ class _Input(msgspec.Struct, forbid_unknown_fields=True):
     data: list[Any] | None = None
 
 
-class _Output(msgspec.Struct, forbid_unknown_fields=True):
+class _Output(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """$request_output."""
 
     name: str
     parameters: _OutputParameters = _OutputParameters()
 
 
-class _Inference(msgspec.Struct, forbid_unknown_fields=True):
+class _Inference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """$inference_request. Other parameters are hints for other servers."""
 
     inputs: list[_Input]
@@ -66,11 +66,11 @@ class _Inference(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[_Output] = []
 
 
-class _Name(msgspec.Struct):
+class _Name(msgspec.Struct, gc=False):
     name: str = ""
 
 
-class _Names(msgspec.Struct):
+class _Names(msgspec.Struct, gc=False):
     """All that an error needs of a body whose values are wrong."""
 
     inputs: list[_Name]

@@ -23,6 +23,9 @@ _OTHER_FILES = 128
 _SWEEP_S = 0.25
 _MOST_HEADER_BYTES = 32 * 1024
 _MOST_PIPELINED = 16
+# Each part of a body is a call of Python code. Those of a fast network have thousands of bytes.
+_MANY_PARTS = 2048
+_SHORT_PART = 256
 
 _Reason = Literal["headers late", "headers too long", "answer not read", "evicted", "refused"]
 _TOO_MANY = b"""HTTP/1.1 503 Service Unavailable\r
@@ -150,6 +153,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_headers = True
         self._num_bytes = 0
         self._num_header_bytes = 0
+        self._num_parts = 0
+        self._num_part_bytes = 0
 
     @property
     def is_busy(self) -> bool:
@@ -182,7 +187,7 @@ class Connection(HttpToolsProtocol):
         """A request; llhttp stops at what is raised here, and uvicorn answers 400."""
         if len(self.pipeline) >= _MOST_PIPELINED:
             raise ValueError("too many requests before the first answer")
-        self._num_header_bytes = 0
+        self._num_header_bytes = self._num_parts = self._num_part_bytes = 0
         super().on_message_begin()
         self.scope["state"]["is_reserve"] = self.is_reserve
 
@@ -198,6 +203,14 @@ class Connection(HttpToolsProtocol):
         self._is_in_headers = False
         self.headers_since = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A chunk, or what has arrived of it."""
+        self._num_parts += 1
+        self._num_part_bytes += len(body)
+        if self._num_parts > _MANY_PARTS and self._num_part_bytes < self._num_parts * _SHORT_PART:
+            raise ValueError("a body in too many parts")
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Whatever comes now is the next request's."""

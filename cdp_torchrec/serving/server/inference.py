@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 RETRY = {"Retry-After": "1"}
 SWITCH_INTERVAL_S = 2e-3
-"""So long a thread runs before another gets its turn: the event loop has little to do, but often."""
+"""A thread runs so long before another gets its turn: the event loop does little, but often."""
 # While a large body is read: below, turns cost more than they give.
 _SWITCH_INTERVAL_LARGE_S = 2e-4
 # Bodies beyond it do not stand in the way of the others.
