@@ -19,6 +19,7 @@ import msgspec
 from cdp_torchrec.serving.request import RequestError
 
 _LONGEST_ID = 1024
+_MOST_OUTPUTS = 16
 # zlib's formats: gzip has a header of its own, deflate means the one of zlib.
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _NOT_JSON = re.compile(rb"NaN|Infinity")
@@ -143,6 +144,8 @@ def read_inference(body: bytes, *, json_length: int | None, most_values: int) ->
     asked = _decode(text)
     if asked.id is not None and len(asked.id) > _LONGEST_ID:
         raise RequestError("id", f"has more than {_LONGEST_ID} characters")
+    if len(asked.outputs) > _MOST_OUTPUTS:
+        raise RequestError("outputs", f"found {len(asked.outputs)}, the model has one")
     binary = [o.parameters.binary_data for o in asked.outputs]
     return Inference(
         id=asked.id,

@@ -17,7 +17,9 @@ from cdp_torchrec.serving.server.metrics import ServerMetrics
 
 RESERVE = 32
 """Connections beyond the most, which may ask for health and metrics only."""
-_LONGEST_BACKLOG = 1024
+ACCEPTED_AT_ONCE = 128
+"""Connections that are accepted before any of them is read from; far less than the most, so that
+one with a request is not closed for others before it could be read."""
 _OTHER_FILES = 128
 """Of artifact, libraries and logs."""
 _SWEEP_S = 0.25
@@ -37,25 +39,13 @@ connection: close\r
 {"error":"too many connections"}"""
 
 
-def backlog() -> int:
-    """Connections that wait to be accepted; a client tries again only after a second.
-
-    They may all be accepted at once, before the server closes others, so that there is room for
-    them in the limit on open files.
-    """
-    return min(_LONGEST_BACKLOG, _most_files() // 4)
-
-
-def _most_files() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
 class Connections:
     """All that are open."""
 
     def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
         """Args: the limits, and where to count."""
-        spare = _most_files() - backlog() - RESERVE - _OTHER_FILES
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = files - ACCEPTED_AT_ONCE - RESERVE - _OTHER_FILES
         self._most = max(1, min(config.max_connections, spare))
         self._most_of_host = config.max_connections_per_client
         self._header_timeout_s = config.header_timeout_s
@@ -113,11 +103,11 @@ class Connections:
         return max(self._of_host, key=lambda host: len(self._of_host[host]))
 
     def _evict(self, host: str) -> bool:
-        """End the one of a host that has waited longest for its client."""
-        idle = next((c for c in self._of_host[host] if not c.is_busy), None)
-        if idle is None:
+        """End the one of a host that has waited longest, best one that never asked anything."""
+        idle = [c for c in self._of_host[host] if not c.is_busy]
+        if not idle:
             return False
-        self.close(idle, "evicted")
+        self.close(next((c for c in idle if c.cycle is None), idle[0]), "evicted")
         return True
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:

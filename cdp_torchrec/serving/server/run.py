@@ -16,12 +16,15 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.serving.server.app import make_app
 from cdp_torchrec.serving.server.batching import Batcher
 from cdp_torchrec.serving.server.config import ServerConfig
-from cdp_torchrec.serving.server.connections import Connections, backlog
+from cdp_torchrec.serving.server.connections import ACCEPTED_AT_ONCE, Connections
 from cdp_torchrec.serving.server.inference import SWITCH_INTERVAL_S, Inferences
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
+
+# Whom it turns away tries again only after a second.
+_BACKLOG = 1024
 
 
 def serve(artifact: Path, config: ServerConfig) -> None:
@@ -66,7 +69,7 @@ def make_server(
         # A type in uvicorn's eyes, which it only calls.
         http=cast(Any, Connections(config, metrics).make),
         timeout_keep_alive=config.idle_timeout_s,
-        backlog=backlog(),
+        backlog=ACCEPTED_AT_ONCE,
         access_log=False,
         log_config=None,
         # Malformed requests are the clients' affair, and would fill the log.
@@ -92,6 +95,9 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedM
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await model.load()
+        if not server.should_exit:
+            # asyncio has set it to what it accepts at once.
+            listener.listen(_BACKLOG)
         # What is there now stays: the collector needs not look at it, which takes a good part of a
         # second, whenever a request has many parts.
         gc.collect()
@@ -106,9 +112,7 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedM
 def _listen(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        listener = socket.create_server(
-            (config.host, config.port), family=family, backlog=backlog()
-        )
+        listener = socket.create_server((config.host, config.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"host = {config.host!r}, port = {config.port}: cannot listen there: {error}"
