@@ -63,6 +63,13 @@ def whole_directory(path: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_whole(path: Path) -> None:
+    """Remove a directory so that nobody ever sees a part of it."""
+    partial = _beside(path)
+    path.rename(partial)
+    shutil.rmtree(partial)
+
+
 def remove_leftovers(directory: Path, name: str) -> None:
     """Remove what processes that were killed left half-written.
 
@@ -79,7 +86,10 @@ def remove_leftovers(directory: Path, name: str) -> None:
 
 def why_unwritable(path: Path) -> str | None:
     """What keeps a file or directory from being made or written to; None: nothing."""
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:  # a name that no file can have
+        return error.strerror
     if there.is_dir() and os.access(there, os.W_OK):
         return None
     return f"{there} is not a writable directory"
