@@ -14,6 +14,7 @@ from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
 from cdp_torchrec.metrics import MetricReport
@@ -156,6 +157,8 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     """
     share = Share(dist.get_rank(), dist.get_world_size())
     check_against_data(config, share.world_size)
+    if config.run.verify:
+        verify_dataset(config.data.dir)
     trainer = config.trainer
     data = open_data(config, share=share, global_batch_size=trainer.global_batch_size)
     total_steps = trainer.max_epochs * data.steps_per_epoch
@@ -218,7 +221,8 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
     """The checkpoints of a run."""
     return Checkpointer(
         run_dir,
-        schema_fingerprint=experiment.data.schema.fingerprint(),
+        dataset=experiment.config.data.dir,
+        dataset_digest=experiment.data.schema.digest(),
         config_toml=dump_toml(experiment.config),
         plan_json=experiment.parallelized.plan_json,
         keep_last=experiment.config.trainer.keep_checkpoints,

@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, CheckpointRecord, read_record
+from cdp_torchrec.run.records import (
+    CHECKPOINT,
+    CheckpointError,
+    CheckpointRecord,
+    check_dataset,
+    read_record,
+)
 from cdp_torchrec.run.saved import CONFIG, find_checkpoint
 
 if TYPE_CHECKING:
@@ -67,8 +74,10 @@ def open_run(
         config_class: the sections that the configuration has, and those that overrides may add.
 
     Raises:
-        CheckpointError: there is no run or no complete checkpoint, or another release wrote it.
+        CheckpointError: there is no run or no complete checkpoint, another release wrote it, or it
+            was trained on another dataset.
         ConfigError: an override is wrong.
+        DatasetError: there is no readable dataset.
     """
     checkpoint = find_checkpoint(path)
     record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
@@ -82,6 +91,7 @@ def open_run(
             f"got another name, change it in {layer}. {error}"
         ) from error
     config = load_config(config_class, [layer, *overrides], unset=["sharding.plan"])
+    check_dataset(record, checkpoint, config.data.dir, read_schema(config.data).digest())
     return StoredRun(checkpoint, checkpoint.parent.parent, record, config)
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `step-00001200` that appears by one rename. It holds the tensors of
 model and optimizers (torch.distributed.checkpoint), the resolved config, the sharding plan, and
-`checkpoint.json` with step, data position and the digest of the dataset's schema.
+`checkpoint.json` with step, data position and the digest of the dataset.
 """
 
 import shutil
@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from cdp_torchrec.config.keys import dotted
+from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.environment import release
 from cdp_torchrec.run.records import (
@@ -30,6 +31,7 @@ from cdp_torchrec.run.records import (
     CheckpointError,
     CheckpointRecord,
     Progress,
+    check_dataset,
     read_record,
 )
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
@@ -43,7 +45,8 @@ class Checkpointer:
         self,
         run_dir: Path,
         *,
-        schema_fingerprint: str,
+        dataset: Path,
+        dataset_digest: DatasetDigest,
         config_toml: str,
         plan_json: str,
         keep_last: int,
@@ -52,13 +55,15 @@ class Checkpointer:
 
         Args:
             run_dir: directory of the run, shared by all ranks.
-            schema_fingerprint: digest of the dataset's schema.
+            dataset: where the dataset lies, for errors.
+            dataset_digest: of the dataset as the model reads it.
             config_toml: the resolved config, written into every checkpoint.
             plan_json: the sharding plan as a plan file has it, written into every checkpoint.
             keep_last: number of newest checkpoints kept, beside the best one.
         """
         self.directory = run_dir / CHECKPOINTS
-        self._schema_fingerprint = schema_fingerprint
+        self._dataset = dataset
+        self._dataset_digest = dataset_digest
         self._config_toml = config_toml
         self._plan_json = plan_json
         self._keep_last = keep_last
@@ -77,7 +82,7 @@ class Checkpointer:
             format_version=FORMAT_VERSION,
             release=release(),
             progress=progress,
-            schema_fingerprint=self._schema_fingerprint,
+            dataset_digest=self._dataset_digest,
             world_size=dist.get_world_size(),
         )
         try:
@@ -133,14 +138,10 @@ class Checkpointer:
         The number of ranks and the plan may differ from those that wrote it.
 
         Raises:
-            CheckpointError: it belongs to another model or schema; names every difference.
+            CheckpointError: it belongs to another model or dataset; names every difference.
         """
         record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
-        if record.schema_fingerprint != self._schema_fingerprint:
-            raise CheckpointError(
-                f"{checkpoint}: trained on a dataset with schema {record.schema_fingerprint}, "
-                f"this one has {self._schema_fingerprint}: features, entities or history differ"
-            )
+        check_dataset(record, checkpoint, self._dataset, self._dataset_digest)
         state = _state(model, optimizer)
         same_ranks = record.world_size == dist.get_world_size()
         if same_ranks:

@@ -17,6 +17,9 @@ class RunConfig(Config):
     """Directory of the run; without it, a new one under runs/, named by the time."""
     resume: bool = False
     """Continue from the newest checkpoint in run.dir."""
+    verify: bool = False
+    """Begin with reading the whole dataset, to compare every byte with its checksums; without it, a
+    few blocks of each file are compared."""
 
 
 class TrainerConfig(Config):

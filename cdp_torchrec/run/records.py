@@ -11,8 +11,9 @@ from cdp_torchrec.config import Config
 from cdp_torchrec.config.errors import check
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import Layers
+from cdp_torchrec.data.identity import DatasetDigest, mismatch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKPOINT = "checkpoint.json"
 BEST = "best.json"
 
@@ -46,8 +47,8 @@ class CheckpointRecord(Config):
     """Version and commit of cdp_torchrec that wrote it; None: before that was recorded."""
     progress: Progress
     """Where the training stood."""
-    schema_fingerprint: str
-    """Digest of the dataset's schema."""
+    dataset_digest: DatasetDigest
+    """Which raw id has which code, and what the features are."""
     world_size: PositiveInt
     """Number of ranks that wrote it."""
 
@@ -68,6 +69,31 @@ class BestRecord(Config):
     """What was measured."""
     value: FiniteFloat
     """Its value."""
+
+
+def check_dataset(
+    record: CheckpointRecord, checkpoint: Path, dataset: Path, digest: DatasetDigest
+) -> None:
+    """Whether a checkpoint belongs to a dataset: the same ids have the same codes.
+
+    Args:
+        record: of the checkpoint.
+        checkpoint: where it lies.
+        dataset: where the dataset lies.
+        digest: of the dataset as the model reads it.
+
+    Raises:
+        CheckpointError: it does not; names the vocabularies and features that differ.
+    """
+    differs = mismatch(
+        record.dataset_digest,
+        digest,
+        trained=str(checkpoint),
+        dataset=dataset,
+        advice="name the dataset that it was trained on (data.dir=DIR), or train on this one",
+    )
+    if differs:
+        raise CheckpointError(differs)
 
 
 def read_record(record_class: type[RecordT], path: Path) -> RecordT:

@@ -17,8 +17,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.data.identity import DatasetDigest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "artifact.json"
 RANKER = "ranker.pt2"
 TABLES = "tables"
@@ -47,6 +48,8 @@ class Manifest(Config):
     """Dataset and interest module."""
     inputs: tuple[str, ...]
     """Names of the ranker's input tensors, in their order."""
+    dataset_digest: DatasetDigest
+    """Which raw id has which code, and what the features are, as in the run's checkpoint."""
     parity: dict[str, float] = {}
     """What the parity gate measured."""
     files: dict[str, str] = {}
@@ -102,7 +105,10 @@ def read_manifest(directory: Path) -> Manifest:
         fields = json.loads(path.read_text())
         found = fields.get("format_version")
         if found != FORMAT_VERSION:
-            raise ArtifactError(f"{path}: format {found!r}, this release reads {FORMAT_VERSION}")
+            raise ArtifactError(
+                f"{path}: format {found!r}, this release reads {FORMAT_VERSION}: export the run "
+                "again"
+            )
         version = fields.pop("version", None)
         # strict=False: JSON has arrays where the manifest has tuples.
         manifest = Manifest.model_validate(fields, strict=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 from cdp_torchrec.run.records import (
     BestRecord,
     CheckpointError,
@@ -17,10 +18,14 @@ from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.whole_file import write_whole
 
 RECORD = CheckpointRecord(
-    format_version=1,
+    format_version=2,
     release="0.1.0",
     progress=Progress(step=3, position=768, validations_without_gain=1),
-    schema_fingerprint="abc",
+    dataset_digest=DatasetDigest(
+        vocabularies={"item": VocabularyDigest(num_ids=3, digest="abc")},
+        features={"item_id": "id of each candidate"},
+        history={"item": "item"},
+    ),
     world_size=2,
 )
 
@@ -123,11 +128,11 @@ def test_a_record_of_before_the_release_was_recorded_reads(tmp_path: Path) -> No
         ({"world_size": 0}, "world_size = 0: must be an integer > 0"),
         ({"progress": {"step": -1, "position": 5}}, "progress.step = -1: must be an integer >= 0"),
         ({"progress": {"step": 1}}, "progress.position: required key is missing"),
-        ({"schema_fingerprint": 7}, "schema_fingerprint = 7: must be a string"),
+        ({"dataset_digest": 7}, "dataset_digest = 7: must be a table"),
         ({"foo": 1}, "foo: unknown key"),
         (
-            {"format_version": 2, "release": "0.9.1"},
-            "has format 2, was written by cdp_torchrec 0.9.1; this release reads 1: use the "
+            {"format_version": 1, "release": "0.9.1"},
+            "has format 1, was written by cdp_torchrec 0.9.1; this release reads 2: use the "
             "release that wrote it, or train again",
         ),
     ],
