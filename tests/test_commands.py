@@ -22,6 +22,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "train run.dir=begun": ("train", "holds another run"),
     "show_config interest/cpd.toml": ("show_config", "configs/interest/cdp.toml"),
     "evaluate runs/no": ("evaluate", "runs/no: no such directory"),
+    "evaluate data seed=1": ("evaluate", "seed=1: has no effect on data, a dataset"),
+    "evaluate data --predictions": ("evaluate", "--predictions: has no effect on data"),
     "export runs/no": ("export", "runs/no: no such directory"),
     "distill runs/no": ("distill", "runs/no: no such directory"),
     "serve runs/no": ("serve", "runs/no is no artifact"),
@@ -83,6 +85,8 @@ def run_all(lines: list[str], directory: Path) -> dict[str, tuple[str, str, list
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str, list[str]]]:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "mine.toml").write_text(SMALL.format(data="no/data"))
+    (folder / "data").mkdir()
+    (folder / "data" / "schema.toml").touch()
     (folder / "begun").mkdir()
     (folder / "begun" / "metrics.jsonl").touch()
     return run_all([*MISTAKES, *(f"{name} --help" for name in COMMANDS)], folder)

@@ -13,6 +13,7 @@ for synthetic data, bayes are measured.
 import argparse
 from pathlib import Path
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig, check_early
@@ -38,7 +39,16 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
 
     run = None
-    if not (options.path / "schema.toml").is_file():
+    if (options.path / "schema.toml").is_file():
+        unused = options.overrides + ["--predictions"] * options.predictions
+        if unused:
+            raise ConfigError.of(
+                [
+                    f"{unused[0]}: has no effect on {options.path}, a dataset, whose untrained "
+                    "scorers have no settings and no predictions; name a run or a checkpoint"
+                ]
+            )
+    else:
         run = open_run(options.path, options.overrides, ExperimentConfig)
         check_early(run.config)
 

@@ -164,8 +164,7 @@ class BatchAssembler:
                 raw = impressions.candidate[feature.name]
             else:
                 raw = _per_impression(impressions, feature.name, np.float64)
-            # A missing number is read as the mean, which standardises to 0.
-            numbers[:count, column] = np.nan_to_num((raw - feature.mean) / feature.std)
+            numbers[:count, column] = feature.standardise(raw)
         return torch.from_numpy(numbers)
 
     def _keys(self, impressions: Impressions, epoch: int | None) -> np.ndarray:

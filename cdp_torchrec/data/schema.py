@@ -5,11 +5,13 @@ which parquet column plays which role of the paper's Query x User x Item x Conte
 id space is, and which behaviours the history store holds.
 """
 
+import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tomli_w
 from pydantic import ValidationError, model_validator
 
@@ -21,6 +23,12 @@ from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 SCHEMA_VERSION = 2
 USER_ENTITY = "user"
 """Entity of the column `user_id`, whose behaviours the history store has."""
+
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Numbers beyond it, in a log or in a request, are refused."""
+LARGEST_DEVIATION = 1000.0
+"""Standardised numbers end here, in training and serving alike: what a network multiplies a few
+times must stay finite, whatever a request says."""
 
 Role = Literal["user", "query", "item", "context", "scene"]
 Level = Literal["request", "candidate"]
@@ -56,14 +64,25 @@ class Feature(Config):
     std: float = 1.0
     """Standard deviation of a "number" over the training impressions."""
 
+    def standardise(self, raw: np.ndarray) -> np.ndarray:
+        """A "number" as the model reads it, float64, same shape; 0, the mean, where it is missing.
+
+        The result is finite and within LARGEST_DEVIATION for everything that a float64 can hold.
+        """
+        with np.errstate(over="ignore"):
+            scaled = (raw - self.mean) / self.std
+        return np.nan_to_num(np.clip(scaled, -LARGEST_DEVIATION, LARGEST_DEVIATION))
+
     @model_validator(mode="after")
     def _check(self) -> "Feature":
         if (self.kind == "number") == (self.entity is not None):
             raise ValueError(f"feature '{self.name}': ids need an entity, numbers have none")
         if self.kind == "ids" and self.level != "request":
             raise ValueError(f"feature '{self.name}': a bag of ids must be of level 'request'")
-        if self.kind == "number" and not self.std > 0:
+        if self.kind == "number" and not 0 < self.std < math.inf:
             raise ValueError(f"feature '{self.name}': std must be positive, found {self.std}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"feature '{self.name}': mean must be finite, found {self.mean}")
         return self
 
     @property

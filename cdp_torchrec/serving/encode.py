@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp_torchrec.data.requests import Impressions, ListColumn
-from cdp_torchrec.data.schema import USER_ENTITY, Feature, Schema
+from cdp_torchrec.data.schema import LARGEST_NUMBER, USER_ENTITY, Feature, Schema
 from cdp_torchrec.serving.inline_histories import EncodedHistory
 from cdp_torchrec.serving.keys import request_number
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
@@ -19,7 +19,6 @@ LATEST_TIMESTAMP_MS = 7_258_118_400_000
 """The year 2200: a later moment was not given in milliseconds."""
 USER_FEATURE = "user_id"
 _LONGEST_BAG = 10_000
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class RequestEncoder:
     def _column(self, feature: Feature, values: Iterable[object], field: str) -> np.ndarray:
         if feature.kind != "number":
             return self._codes(feature.entity, values, field)
-        return np.array([_number(value, feature, field) for value in values], dtype=np.float64)
+        return np.array([_number(value, field) for value in values], dtype=np.float64)
 
     def _codes(self, entity: str | None, values: Iterable[object], field: str) -> np.ndarray:
         assert entity is not None
@@ -206,16 +205,13 @@ def _listed(values: object, field: str, *, at_most: int) -> Sequence[object]:
     return values
 
 
-def _number(value: object, feature: Feature, field: str) -> float:
+def _number(value: object, field: str) -> float:
     if value is None:
         return math.nan  # read as the mean
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
         raise RequestError(field, f"expected a number, found {type(value).__name__}")
-    # The largest float32 also bounds integers that no float can hold.
-    if not -_LARGEST <= value <= _LARGEST:
-        raise RequestError(field, "expected a finite number of moderate size")
-    standardised = (float(value) - feature.mean) / feature.std
-    if not -_LARGEST <= standardised <= _LARGEST:
+    # The bound also keeps integers out that no float can hold.
+    if not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
         raise RequestError(field, "expected a finite number of moderate size")
     return float(value)
 

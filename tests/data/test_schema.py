@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cdp_torchrec.data.schema import (
+    LARGEST_DEVIATION,
     DatasetError,
     Entity,
     Feature,
@@ -38,6 +40,22 @@ def test_a_schema_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     schema = make_schema(bayes={"auc": 0.9})
     schema.save(tmp_path)
     assert load_schema(tmp_path) == schema
+
+
+def test_a_number_is_standardised_to_something_that_stays_finite() -> None:
+    price = make_schema().feature("price")  # mean 1, deviation 2
+    raw = np.array([1.0, 5.0, -3.0, np.nan, np.inf, -np.inf, 1.7e308, -1.7e308, 1e4])
+    most = LARGEST_DEVIATION
+    expected = [0.0, 2.0, -2.0, 0.0, most, -most, most, -most, most]
+    np.testing.assert_array_equal(price.standardise(raw), expected)
+
+
+@pytest.mark.parametrize("wrong", [{"std": 0.0}, {"std": float("inf")}, {"mean": float("nan")}])
+def test_a_scale_that_cannot_be_divided_by_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Feature.model_validate(
+            {"name": "price", "role": "item", "level": "candidate", "kind": "number"} | wrong
+        )
 
 
 @pytest.mark.parametrize(("clicks", "rate"), [(2, 0.1), (0, 0.025), (20, 0.975)])

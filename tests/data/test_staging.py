@@ -179,6 +179,25 @@ def test_a_number_that_never_changes_has_scale_1(tmp_path: Path) -> None:
     assert (schema.feature("budget").mean, schema.feature("budget").std) == (10.0, 1.0)
 
 
+@pytest.mark.parametrize("noise", [0.0, 2e-15])
+def test_a_constant_is_one_although_adding_it_up_rounds(noise: float) -> None:
+    moments = request_files.Moments()
+    for block in range(7):  # 9.99 is no sum of powers of two
+        values = np.full(1000 + block, 9.99)
+        values[::3] += noise
+        moments.add(values, np.ones_like(values))
+    assert (moments.mean, moments.std) == (pytest.approx(9.99), 1.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e30])
+def test_a_small_spread_around_a_large_mean_is_no_constant(scale: float) -> None:
+    values = scale * (1.7e12 + np.arange(3_600_000, step=1000, dtype=float))  # an hour of ms
+    moments = request_files.Moments()
+    for part in np.split(values, 4):
+        moments.add(part, np.ones_like(part))
+    assert moments.std == pytest.approx(np.std(values), rel=1e-6)
+
+
 def test_splits_are_counted_and_meet_at_test_from(tmp_path: Path) -> None:
     requests = [request(0), request(1, timestamp=699, label=[1, 1]), request(2, timestamp=700)]
     schema = build_dataset(stage(tmp_path / "s", requests, []), tmp_path / "data", SPEC)

@@ -38,6 +38,14 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "null time": ({"timestamp": None}, "'timestamp' is null"),
     "null item": ({"item_id": ["a", None]}, "'item_id' holds a null"),
     "infinite": ({"price": [1.0, float("inf")]}, "'price' holds an infinite number"),
+    "huge": (
+        {"price": [1.0, -1e308]},
+        "'price' holds -1e+308, numbers beyond 3.4e+38 are refused",
+    ),
+    "huge, once per request": (
+        {"budget": 1e39},
+        "'budget' holds 1e+39, numbers beyond 3.4e+38 are refused",
+    ),
 }
 
 

@@ -94,6 +94,15 @@ def test_a_missing_number_is_its_mean(predictor: Predictor, requests: list[Reque
     assert not np.array_equal(scores[0], scores[2])
 
 
+@pytest.mark.parametrize("number", [1e3, -1e5, 1e10, -1e20, 1e38, 10**38])
+def test_every_number_that_is_accepted_has_a_probability(
+    predictor: Predictor, requests: list[Request], number: float
+) -> None:
+    prices = [number] * len(requests[0].candidates["item_id"])
+    candidates = dict(requests[0].candidates) | {"log_price": prices}
+    assert np.isfinite(predictor.score(replace(requests[0], candidates=candidates))).all()
+
+
 def test_an_item_that_training_never_saw_still_meets_itself_in_the_history(
     predictor: Predictor, requests: list[Request]
 ) -> None:

@@ -21,6 +21,10 @@ PART = 196 * ROW_GROUP
 _TYPES = {"id": pa.int64(), "ids": pa.list_(pa.int64()), "number": pa.float64()}
 
 
+_ROUNDING = 1e-12
+"""A spread below this share of the values is rounding."""
+
+
 @dataclass
 class Moments:
     """Mean and variance of a number over impressions, merged batch by batch (Chan et al.)."""
@@ -29,6 +33,8 @@ class Moments:
     mean: float = 0.0
     squares: float = 0.0
     """Sum of squared distances from the mean."""
+    low: float = math.inf
+    high: float = -math.inf
 
     def add(self, values: np.ndarray, weights: np.ndarray) -> None:
         """Add values, each `weights` times; NaN is skipped."""
@@ -43,11 +49,19 @@ class Moments:
         self.squares += (mean - self.mean) ** 2 * self.count * count / total
         self.mean += (mean - self.mean) * count / total
         self.count = total
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+
+    @property
+    def is_constant(self) -> bool:
+        """There is one value, or none, but for the rounding of what wrote or added them."""
+        size = max(abs(self.low), abs(self.high))
+        return self.count == 0 or self.high - self.low <= _ROUNDING * size
 
     @property
     def std(self) -> float:
         """Population standard deviation; 1 for a constant, so that it can divide."""
-        return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
+        return 1.0 if self.is_constant else math.sqrt(self.squares / self.count)
 
 
 def write_requests(

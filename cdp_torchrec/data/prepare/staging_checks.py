@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from cdp_torchrec.data.prepare.database import first_broken_rule, first_row, sql_paths
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
-from cdp_torchrec.data.schema import DatasetError, Split
+from cdp_torchrec.data.schema import LARGEST_NUMBER, DatasetError, Feature, Split
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def open_staging(
     _open_table(connection, "behaviours", _parquet_files(staging / "behaviours"), behaviours)
 
     _check_rows(connection, "requests", "request_id", _request_rules(spec, has_probability))
+    _check_sizes(connection, spec)
     _check_rows(connection, "behaviours", "user_id", _null_rules("user_id", "item", "timestamp"))
     _check_unique(connection)
     return StagedLog(has_probability, _splits(connection, spec))
@@ -158,6 +159,14 @@ def _request_rules(spec: DatasetSpec, has_probability: bool) -> dict[str, str]:
     return rules
 
 
+def _too_large(feature: Feature) -> str:
+    """SQL: the first number of a row that is beyond LARGEST_NUMBER; null if there is none."""
+    values = f'["{feature.name}"]' if feature.level == "request" else f'"{feature.name}"'
+    # NaN, which is greater than all numbers here, stands for a missing one.
+    large = f"abs(x::DOUBLE) > {LARGEST_NUMBER!r} AND NOT isnan(x::DOUBLE)"
+    return f"list_filter({values}, lambda x: {large})[1]"
+
+
 def _check_rows(
     connection: duckdb.DuckDBPyConnection, table: str, named: str, rules: Mapping[str, str]
 ) -> None:
@@ -165,6 +174,29 @@ def _check_rows(
     if bad:
         message, path, row, name = bad
         raise DatasetError(f"{path}: row {row} ({named} {name}): {message}")
+
+
+def _check_sizes(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) -> None:
+    """Numbers are of a size that can be added up and squared."""
+    found = {f.name: f"({_too_large(f)})::DOUBLE" for f in spec.features if f.kind == "number"}
+    if not found:
+        return
+    columns = ", ".join(f'{sql} AS "{name}"' for name, sql in found.items())
+    bad = first_row(
+        connection,
+        f"""
+        SELECT * FROM (SELECT _file, _row, request_id, {columns} FROM staged_requests)
+        WHERE coalesce({", ".join(f'"{name}"' for name in found)}) IS NOT NULL
+        ORDER BY _file, _row LIMIT 1
+        """,
+    )
+    if bad:
+        path, row, request, *values = bad
+        name, value = next((n, v) for n, v in zip(found, values, strict=True) if v is not None)
+        raise DatasetError(
+            f"{path}: row {row} (request_id {request}): '{name}' holds {value:.6g}, numbers "
+            f"beyond {LARGEST_NUMBER:.3g} are refused"
+        )
 
 
 def _check_unique(connection: duckdb.DuckDBPyConnection) -> None:
