@@ -22,6 +22,7 @@ from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
 from cdp_torchrec.trainer import Trainer
+from tests.distributed.plans.smooth import SmoothUnits
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 
@@ -284,7 +285,8 @@ class Trained:
 def train_sharded(settings: ExperimentConfig, num_steps: int) -> Trained:
     """Train under the plan of a configuration; tables on rank 0; collective."""
     experiment = build_experiment(settings, CPU)
-    losses, _ = train_until(experiment, Progress(step=0, position=0), num_steps)
+    with SmoothUnits():
+        losses, _ = train_until(experiment, Progress(step=0, position=0), num_steps)
     types = {}
     for plan in experiment.parallelized.plan.plan.values():
         assert isinstance(plan, EmbeddingModuleShardingPlan)

@@ -16,6 +16,7 @@ from cdp_torchrec.experiment import open_data
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.ranking import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
+from tests.distributed.plans.smooth import SmoothUnits
 
 
 class PlainBags(nn.Module):
@@ -96,7 +97,8 @@ def train_plain(settings: ExperimentConfig, num_steps: int) -> Plain:
     for position in batches.train.positions(0, num_steps):
         batch: Batch = batches.train[position]
         task.zero_grad()
-        loss, _ = task(batch)
+        with SmoothUnits():
+            loss, _ = task(batch)
         loss.backward()
         step()
         losses.append(loss.item())

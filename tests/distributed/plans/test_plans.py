@@ -31,10 +31,7 @@ from tests.whole_matrix import WHOLE_MATRIX
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 TOLERANCE = 1e-5
-"""Of losses, and of tables after few steps."""
-TABLE_TOLERANCE = 2e-4
-"""Of tables after many steps, where an order of summation may turn a unit that is within rounding
-of zero on or off; they move by five times as much and more."""
+"""Of losses, and of elements of tables; they move by a hundred times as much and more."""
 NUM_STEPS = 20
 FEW_STEPS = 6
 TWO = Layout(2)
@@ -106,7 +103,7 @@ def test_mixed_plans_mix_all_types(few: Results) -> None:
 
 MODELS = [*product(["cdp", "din"], ["adam", "rowwise_adagrad"])]
 if not WHOLE_MATRIX:
-    MODELS = [("cdp", "adam"), ("din", "rowwise_adagrad")]
+    MODELS = [("cdp", "adam"), ("cdp", "rowwise_adagrad"), ("din", "rowwise_adagrad")]
 
 
 @pytest.mark.slow
@@ -124,7 +121,7 @@ def test_every_plan_on_every_layout_equals_plain_pytorch(
     found = {case: differences(result, plain) for case, result in trained.items()}
     print(_table(f"{interest}, {optimizer}", found))
     assert {case: loss for case, (loss, _) in found.items() if loss > TOLERANCE} == {}
-    assert {case: table for case, (_, table) in found.items() if table > TABLE_TOLERANCE} == {}
+    assert {case: table for case, (_, table) in found.items() if table > TOLERANCE} == {}
     for case, result in trained.items():
         assert case.plan not in PURE or case.plan in result.types.values()
 
