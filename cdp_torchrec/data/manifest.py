@@ -95,21 +95,24 @@ def read_manifest(dataset: Path) -> Manifest:
     again = "prepare the dataset again with `cdp_torchrec prepare_data`"
     try:
         fields = json.loads(path.read_bytes())
-        if fields.get("format_version") != FORMAT_VERSION:
-            raise DatasetError(
-                f"{path}: format {fields.get('format_version')!r}, this release reads "
-                f"{FORMAT_VERSION}: {again}"
-            )
-        written = fields.pop("digest", None)
-        # strict=False: JSON has arrays where the manifest has tuples.
-        manifest = Manifest.model_validate(fields, strict=False)
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot read the checksums of the dataset: {error.strerror}; {again}"
         ) from error
-    except (ValueError, AttributeError, RecursionError, ValidationError) as error:
-        raise DatasetError(f"{path}: is damaged; {again}") from error
-    if manifest.digest != written:
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: is damaged, no JSON: {error}; {again}") from error
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version not in (None, FORMAT_VERSION):
+        raise DatasetError(
+            f"{path}: format {version!r}, this release reads {FORMAT_VERSION}; {again}"
+        )
+    written = fields.pop("digest", None) if version else None
+    try:
+        # strict=False: JSON has arrays where the manifest has tuples.
+        manifest = Manifest.model_validate(fields, strict=False)
+    except ValidationError:
+        manifest = None
+    if manifest is None or manifest.digest != written:
         raise DatasetError(f"{path}: is damaged, or was changed after the preparation; {again}")
     return manifest
 

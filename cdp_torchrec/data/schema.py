@@ -9,9 +9,8 @@ import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import tomli_w
 from pydantic import ValidationError, model_validator
 
@@ -20,11 +19,14 @@ from cdp_torchrec.config.shipped import find_shipped
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 
+if TYPE_CHECKING:
+    import numpy as np
+
 SCHEMA_VERSION = 2
 USER_ENTITY = "user"
 """Entity of the column `user_id`, whose behaviours the history store has."""
 
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
+LARGEST_NUMBER = float.fromhex("0x1.fffffep+127")  # of float32
 """Numbers beyond it, in a log or in a request, are refused."""
 LARGEST_DEVIATION = 1000.0
 """Standardised numbers end here, in training and serving alike: what a network multiplies a few
@@ -64,11 +66,13 @@ class Feature(Config):
     std: float = 1.0
     """Standard deviation of a "number" over the training impressions."""
 
-    def standardise(self, raw: np.ndarray) -> np.ndarray:
+    def standardise(self, raw: "np.ndarray") -> "np.ndarray":
         """A "number" as the model reads it, float64, same shape; 0, the mean, where it is missing.
 
         The result is finite and within LARGEST_DEVIATION for everything that a float64 can hold.
         """
+        import numpy as np  # settings are read without it
+
         with np.errstate(over="ignore"):
             scaled = (raw - self.mean) / self.std
         return np.nan_to_num(np.clip(scaled, -LARGEST_DEVIATION, LARGEST_DEVIATION))
