@@ -18,8 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cdp_torchrec.config import Config, ConfigError
-from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches, load
+from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
 from cdp_torchrec.experiment import Experiment, evaluate_test, make_checkpointer
@@ -93,7 +92,12 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     experiment = run.load(device, teacher_config)
     parallelized = experiment.parallelized
     student_experiment = Experiment(
-        student_config, device, experiment.data, config.distill.max_steps, parallelized
+        student_config,
+        device,
+        experiment.data,
+        experiment.loader,
+        config.distill.max_steps,
+        parallelized,
     )
     write_run_files(run_dir, student_config, parallelized.plan_json)
     parallelized.model.eval()
@@ -202,13 +206,7 @@ def _inputs(
     """What the interest module sees of each batch."""
     ranking = experiment.model
     device = experiment.device
-    source: Iterator[Batch] = load(
-        batches,
-        items,
-        num_workers=experiment.config.trainer.num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    for batch in source:
+    for batch in experiment.loader.load(batches, items):
         placed = batch.to(device)
         with torch.no_grad():
             embeddings = ranking.sparse_arch(placed.sparse, placed.sequence)

@@ -1,7 +1,7 @@
 """Score all impressions of a split once, on all ranks, and measure the result exactly."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.loader import EvaluationBatches, load
+from cdp_torchrec.data.loader import EvaluationBatches
+from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
@@ -28,7 +29,8 @@ class EvaluationSettings:
     """How a split is scored."""
 
     device: torch.device
-    num_workers: int = 0
+    loader: BatchLoader = field(default_factory=BatchLoader)
+    """Prepares the batches."""
     num_bootstrap: int = 0
     """Replicates of the user bootstrap; 0: no intervals."""
     predictions: PredictionFile | None = None
@@ -57,15 +59,7 @@ def evaluate(
     # The pipeline overlaps the exchange of ids with the model; in eval mode it does not train.
     pipeline = TrainPipelineSparseDist(model, optimizer, settings.device)
     pending: list[Batch] = []
-    source = _remembering(
-        load(
-            batches,
-            list(range(len(batches))),
-            num_workers=settings.num_workers,
-            pin_memory=settings.device.type == "cuda",
-        ),
-        pending,
-    )
+    source = _remembering(settings.loader.load(batches, list(range(len(batches)))), pending)
     writer = PredictionWriter(settings.predictions) if settings.predictions else None
     with torch.no_grad():
         for _ in progress(

@@ -11,6 +11,7 @@ from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
+from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -38,6 +39,8 @@ class Experiment:
     config: ExperimentConfig
     device: torch.device
     data: Dataset
+    loader: BatchLoader
+    """Prepares the batches of all splits."""
     total_steps: int
     parallelized: Parallelized
 
@@ -111,6 +114,7 @@ def train_experiment(
             config.trainer,
             experiment.parallelized,
             experiment.data,
+            experiment.loader,
             checkpointer,
             monitor,
             total_steps=experiment.total_steps,
@@ -119,6 +123,7 @@ def train_experiment(
         checkpointer.load(find_checkpoint(run_dir), model, optimizer)
         report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
         monitor.record("test", progress.step, report.main_metrics())
+    experiment.loader.close()
     return Trained(experiment, run_dir, progress, report)
 
 
@@ -136,7 +141,7 @@ def evaluate_test(
         experiment.data.test,
         EvaluationSettings(
             experiment.device,
-            experiment.config.trainer.num_workers,
+            experiment.loader,
             num_bootstrap=num_bootstrap,
             predictions=predictions,
             description="test",
@@ -172,7 +177,10 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,
     )
-    return Experiment(config, device, data, total_steps, parallelized)
+    loader = BatchLoader(
+        data.sources, num_workers=trainer.num_workers, pin_memory=device.type == "cuda"
+    )
+    return Experiment(config, device, data, loader, total_steps, parallelized)
 
 
 def plan_problem(config: ExperimentConfig, data: Dataset, device: torch.device) -> PlanProblem:

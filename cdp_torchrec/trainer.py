@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cdp_torchrec.data.dataset import Dataset
-from cdp_torchrec.data.loader import EvaluationBatches, load
+from cdp_torchrec.data.loader import EvaluationBatches
+from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.managed_collision import assign_counted_rows
 from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.pipeline import train_pipeline
@@ -37,6 +38,7 @@ class Trainer:
         config: TrainerConfig,
         parallelized: Parallelized,
         data: Dataset,
+        loader: BatchLoader,
         checkpointer: Checkpointer,
         monitor: Monitor,
         *,
@@ -49,6 +51,7 @@ class Trainer:
             config: the loop's settings.
             parallelized: model and optimizer.
             data: training batches, and the validation slice if there is one.
+            loader: prepares both.
             checkpointer: writes checkpoints.
             monitor: shows progress.
             total_steps: steps of the whole training.
@@ -58,6 +61,7 @@ class Trainer:
         self._model = parallelized.model
         self._optimizer = parallelized.optimizer
         self._prefetch = parallelized.prefetch
+        self._loader = loader
         self._batches = data.train
         self._validation = data.validation
         self._checkpointer = checkpointer
@@ -124,12 +128,7 @@ class Trainer:
             self._model, self._optimizer, self._device, prefetch=self._prefetch
         )
         positions = self._batches.positions(progress.position, stop - progress.step)
-        source = load(
-            self._batches,
-            positions,
-            num_workers=self._config.num_workers,
-            pin_memory=self._device.type == "cuda",
-        )
+        source = self._loader.load(self._batches, positions)
         started, first = time.perf_counter(), progress.step
         for step, position in zip(itertools.count(progress.step), positions, strict=False):
             rates = self._optimizer.set_learning_rates(step)
@@ -174,7 +173,7 @@ class Trainer:
             self._model,
             self._optimizer,
             batches,
-            EvaluationSettings(self._device, self._config.num_workers, description="validate"),
+            EvaluationSettings(self._device, self._loader, description="validate"),
         )
         point = report.main_metrics()
         self._monitor.record("validation", step, point)

@@ -27,6 +27,11 @@ class Dataset:
     """Global batches in one pass over the training impressions."""
 
     @property
+    def sources(self) -> list[TrainBatches | EvaluationBatches]:
+        """The batches of all splits."""
+        return [self.train, *([self.validation] if self.validation else []), self.test]
+
+    @property
     def schema(self) -> Schema:
         """Features, entities and history, without the excluded features."""
         return self.reader.schema

@@ -6,10 +6,10 @@ behaviours in one category. The second is the category gate (paper eq. 2), appli
 history before any truncation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -128,8 +128,7 @@ class HistoryStore:
         Raises:
             DatasetError: a file is missing, or the files do not fit each other.
         """
-        self._directory = directory
-        self._num_behaviours = schema.num_behaviours
+        self._arguments = (directory, schema, num_categories)
         self._has_gate = schema.category_entity is not None
         self._num_categories = num_categories
         self._user_offsets = _load(directory / "user_offsets.npy", schema.num_users + 2)
@@ -149,16 +148,21 @@ class HistoryStore:
         Raises:
             DatasetError: one is not, or holds an unknown code; names the file.
         """
+        directory, schema, _ = self._arguments
         orders = [("by_time", "user_offsets.npy", self.by_time, self._user_offsets)]
         if self._has_gate:
-            check_rising(self._directory / "by_category" / "keys.npy", self._keys)
+            check_rising(directory / "by_category" / "keys.npy", self._keys)
             offsets = ("by_category/offsets.npy", self.by_category, self._key_offsets)
             orders.append(("by_category", *offsets))
         for folder, file, behaviours, offsets in orders:
-            check_offsets(self._directory / file, offsets, self._num_behaviours)
-            path = self._directory / folder
+            check_offsets(directory / file, offsets, schema.num_behaviours)
+            path = directory / folder
             check_times(path / "timestamp.npy", behaviours.timestamp, offsets)
             check_codes(path, behaviours.codes(), num_ids)
+
+    def __reduce__(self) -> tuple[Callable[..., "HistoryStore"], tuple[Any, ...]]:
+        """In another process, the same files are mapped anew; their content is not sent."""
+        return _open, self._arguments
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
         """All behaviours of each user strictly before a time.
@@ -197,6 +201,10 @@ class HistoryStore:
         start = np.where(found, self._key_offsets[place], 0)
         stop = np.where(found, self._key_offsets[place + 1], 0)
         return self.by_category, self.by_category.before(Slices(start, stop), before)
+
+
+def _open(directory: Path, schema: HistorySchema, num_categories: int) -> HistoryStore:
+    return HistoryStore(directory, schema, num_categories=num_categories)
 
 
 def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> Behaviours:

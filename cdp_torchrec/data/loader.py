@@ -1,10 +1,7 @@
 """Batches of one rank, addressed by step: the same global order for every number of ranks."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch.utils.data import DataLoader, Dataset
 
 from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
@@ -19,7 +16,7 @@ class Share:
     world_size: int
 
 
-class _Shares(Dataset[Batch]):
+class _Shares:
     """This rank's shares of global batches."""
 
     def __init__(
@@ -106,30 +103,3 @@ class EvaluationBatches(_Shares):
         else:
             impressions = no_impressions(self._order.take(0, 0, 1))
         return self._assembler.assemble(impressions, epoch=None)
-
-
-def load(
-    batches: TrainBatches | EvaluationBatches,
-    items: list[int],
-    *,
-    num_workers: int,
-    pin_memory: bool,
-) -> Iterator[Batch]:
-    """Batches in the order of `items`, prefetched by worker processes.
-
-    Args:
-        batches: where the batches come from.
-        items: positions or steps.
-        num_workers: worker processes; 0 assembles batches in the calling process.
-        pin_memory: put batches into page-locked memory, for copies to a GPU.
-    """
-    return iter(
-        DataLoader(
-            batches,
-            sampler=items,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            multiprocessing_context="forkserver" if num_workers else None,
-        )
-    )

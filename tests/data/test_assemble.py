@@ -16,7 +16,7 @@ from cdp_torchrec.data.dataset import open_dataset
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import Table, build_layout
-from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches, load
+from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import DatasetError, load_schema
 
@@ -265,23 +265,6 @@ def test_evaluation_scores_every_impression_once_on_any_number_of_ranks(tiny_dat
         assert len(keys) == order.num_impressions
         seen[world_size] = sorted(keys)
     assert seen[1] == seen[3]
-
-
-def test_worker_processes_give_the_same_batches_in_the_same_order(tiny_dataset: Path) -> None:
-    batches = TrainBatches(
-        make_order(tiny_dataset, seed=4),
-        make_assembler(tiny_dataset, batch_size=64),
-        global_batch_size=64,
-        share=Share(0, 1),
-    )
-    positions = batches.positions(0, 6)
-    own, others = (
-        list(load(batches, positions, num_workers=workers, pin_memory=False)) for workers in (0, 2)
-    )
-    for a, b in zip(own, others, strict=True):
-        assert torch.equal(a.key, b.key)
-        assert torch.equal(a.sparse.values(), b.sparse.values())
-        assert torch.equal(a.sparse.lengths(), b.sparse.lengths())
 
 
 def test_a_global_batch_larger_than_the_data_is_an_error(tiny_dataset: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from torch import multiprocessing
 # each case has new processes, and the imports are waited for once.
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["tests.distributed.preloaded"])
+
+
+def start_forkserver() -> None:
+    """Start the process that ranks are forked from; loader workers then come from it, too."""
+    forkserver.ensure_running()
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

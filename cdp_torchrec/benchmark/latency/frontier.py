@@ -93,7 +93,7 @@ def _quality(experiment: Experiment, name: str, steps: int) -> Quality:
         experiment.data.test,
         EvaluationSettings(
             experiment.device,
-            experiment.config.trainer.num_workers,
+            experiment.loader,
             description=f"{name}, {steps} steps",
         ),
     )

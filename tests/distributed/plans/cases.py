@@ -207,6 +207,7 @@ def train_until(
         experiment.config.trainer,
         experiment.parallelized,
         replace(experiment.data, validation=None),
+        experiment.loader,
         checkpointer or cast(Checkpointer, _NoCheckpoints()),
         cast(Monitor, recorder),
         total_steps=stop,
