@@ -99,13 +99,14 @@ def train_experiment(
     prepare_synthetic(config.data)
     experiment = build_experiment(config, device)
     run_dir = open_run_directory(config.run)
-    write_run_files(run_dir, config, experiment.parallelized.plan_json)
     checkpointer = make_checkpointer(experiment, run_dir)
     model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
     progress = Progress(step=0, position=0)
     checkpoints = saved_checkpoints(checkpointer.directory)
     if checkpoints:
         progress = checkpointer.load(checkpoints[-1], model, optimizer)
+    # A refused checkpoint leaves the files of its run as they were.
+    write_run_files(run_dir, config, experiment.parallelized.plan_json)
     with Monitor(
         run_dir, total_steps=experiment.total_steps, first_step=progress.step, quiet=quiet
     ) as monitor:
