@@ -4,7 +4,10 @@ import ast
 import difflib
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from cdp_torchrec.standard_streams import flush_streams, prepare_streams
 
 USAGE = """usage: cdp_torchrec COMMAND [ARGUMENT ...]
 
@@ -17,10 +20,13 @@ launch/COMMAND.py ..., elsewhere -m cdp_torchrec.commands.COMMAND -- ..."""
 
 def run() -> None:
     """Run the command that the first argument names, or list all of them."""
+    prepare_streams()
     commands = summaries()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {n:<16}{s}" for n, s in commands.items())))
+        with suppress(BrokenPipeError):  # by `... | head`
+            print(USAGE.format(commands="\n".join(f"  {n:<16}{s}" for n, s in commands.items())))
+        flush_streams()
         return
     if name not in commands:
         close = difflib.get_close_matches(name, commands, n=1)

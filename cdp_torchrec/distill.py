@@ -10,7 +10,7 @@ other. It starts as the teacher's own one-step sampler, by regression to the K-s
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,6 @@ from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
-from cdp_torchrec.run.records import Progress
 from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.whole_file import write_json
 
@@ -117,7 +116,7 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     teacher.denoiser.load_state_dict(student.denoiser.state_dict())
     teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
     make_checkpointer(student_experiment, run_dir).save(
-        Progress(run.record.progress.step, run.record.progress.position),
+        replace(run.record.progress, validations_without_gain=0),
         parallelized.model,
         parallelized.optimizer,
     )

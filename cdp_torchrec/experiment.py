@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.config import dump_toml
+from cdp_torchrec.continuation import check_unchanged, flattered
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
@@ -15,6 +16,7 @@ from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
@@ -28,6 +30,8 @@ from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
 from cdp_torchrec.run.saved import find_checkpoint, saved_checkpoints
+from cdp_torchrec.run.starts import record_start
+from cdp_torchrec.stored_run import parent_run
 from cdp_torchrec.trainer import Trainer
 from cdp_torchrec.whole_file import write_json
 
@@ -100,17 +104,15 @@ def train_experiment(
     experiment = build_experiment(config, device)
     run_dir = open_run_directory(config.run)
     checkpointer = make_checkpointer(experiment, run_dir)
-    model, optimizer = experiment.parallelized.model, experiment.parallelized.optimizer
-    progress = Progress(step=0, position=0)
-    checkpoints = saved_checkpoints(checkpointer.directory)
-    if checkpoints:
-        progress = checkpointer.load(checkpoints[-1], model, optimizer)
-    # A refused checkpoint leaves the files of its run as they were.
+    start = _begin(experiment, checkpointer, run_dir)
+    record_start(run_dir, config, start.progress, start.checkpoint)
     write_run_files(run_dir, config, experiment.parallelized.plan_json)
     with Monitor(
-        run_dir, total_steps=experiment.total_steps, first_step=progress.step, quiet=quiet
+        run_dir, total_steps=experiment.total_steps, first_step=start.progress.step, quiet=quiet
     ) as monitor:
-        monitor.say(_summary(experiment, run_dir, progress))
+        monitor.say(_summary(experiment, run_dir))
+        for note in start.notes:
+            monitor.say(note)
         progress = Trainer(
             config.trainer,
             experiment.parallelized,
@@ -120,8 +122,9 @@ def train_experiment(
             monitor,
             total_steps=experiment.total_steps,
             device=device,
-        ).train(progress)
-        checkpointer.load(find_checkpoint(run_dir), model, optimizer)
+        ).train(start.progress)
+        parallelized = experiment.parallelized
+        checkpointer.load(find_checkpoint(run_dir), parallelized.model, parallelized.optimizer)
         report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
         monitor.record("test", progress.step, report.main_metrics())
     experiment.loader.close()
@@ -238,15 +241,54 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
     )
 
 
-def _summary(experiment: Experiment, run_dir: Path, progress: Progress) -> str:
+@dataclass(frozen=True)
+class _Start:
+    """Where a training begins; the model is that of its checkpoint."""
+
+    progress: Progress
+    checkpoint: Path | None
+    notes: tuple[str, ...]
+    """In words, for the terminal."""
+
+
+def _begin(experiment: Experiment, checkpointer: Checkpointer, run_dir: Path) -> _Start:
+    """Load what the training goes on from; collective.
+
+    Raises:
+        ConfigError: the run would be another one.
+        CheckpointError: a checkpoint belongs to another model or dataset.
+    """
+    config, parallelized = experiment.config, experiment.parallelized
+    if checkpoints := saved_checkpoints(checkpointer.directory):
+        from_rank_zero(lambda: check_unchanged(config, run_dir), purpose="read the run's settings")
+        progress = checkpointer.load(checkpoints[-1], parallelized.model, parallelized.optimizer)
+        notes = [f"resumed at step {progress.step}"]
+        if progress.step >= experiment.total_steps:
+            notes.append(
+                f"nothing is left to train up to step {experiment.total_steps}, the end by "
+                "trainer.max_epochs and trainer.max_steps"
+            )
+        return _Start(progress, checkpoints[-1], tuple(notes))
+    if config.run.fork_from is not None:
+        parent = parent_run(config.run.fork_from)
+        progress = checkpointer.load(
+            parent.checkpoint, parallelized.model, parallelized.optimizer
+        ).forked()
+        torch.manual_seed(config.seed)  # the checkpoint has brought the generator's state
+        notes = [f"forked from {parent.checkpoint}", *flattered(parent.config, config)]
+        return _Start(progress, parent.checkpoint, tuple(notes))
+    notes = ["there is no checkpoint to resume: begun at step 0"] if config.run.resume else []
+    return _Start(Progress(step=0, position=0), None, tuple(notes))
+
+
+def _summary(experiment: Experiment, run_dir: Path) -> str:
     model = experiment.parallelized.model
     tables = sum(p.numel() for n, p in model.named_parameters() if is_table(n))
     dense = sum(p.numel() for n, p in model.named_parameters() if not is_table(n))
-    start = f", resumed at step {progress.step}" if progress.step else ""
     return (
         f"{run_dir}: {experiment.config.model.interest.kind} on {experiment.data.schema.name}, "
         f"{dist.get_world_size()} ranks ({experiment.device.type}), "
         f"{tables:,} sparse parameters on rank 0, {dense:,} dense, "
         f"{experiment.total_steps} steps of {experiment.config.trainer.global_batch_size} "
-        f"impressions{start}"
+        "impressions"
     )

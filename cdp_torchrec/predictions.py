@@ -11,9 +11,16 @@ from torch import Tensor
 
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.whole_file import whole_file
+from cdp_torchrec.whole_file import remove_leftovers, whole_file
 
 _ROW_GROUP = 65536
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what ranks that were killed left of a file of predictions; one process calls it."""
+    for part in path.parent.glob(f".{path.name}.*.partial"):
+        part.unlink(missing_ok=True)
+    remove_leftovers(path.parent, path.name)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class PredictionWriter:
     def __init__(self, file: PredictionFile) -> None:
         """Args: the file, which replaces one that is there."""
         self._file = file
+        file.path.parent.mkdir(parents=True, exist_ok=True)
         self._writer: pq.ParquetWriter | None = None
 
     def _part(self, rank: int) -> Path:

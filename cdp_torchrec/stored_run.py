@@ -4,12 +4,14 @@ Whatever evaluates, exports, distills or measures a run begins here. A run is op
 imported, so that what is wrong with its name or an override shows at once.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
+from cdp_torchrec.config.changes import Change, find_changes
 from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -20,7 +22,8 @@ from cdp_torchrec.run.records import (
     check_dataset,
     read_record,
 )
-from cdp_torchrec.run.saved import CONFIG, find_checkpoint
+from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, find_checkpoint, saved_checkpoints
+from cdp_torchrec.whole_file import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +42,9 @@ class StoredRun(Generic[ConfigT]):
     """Of the run."""
     record: CheckpointRecord
     config: ConfigT
-    """The run's own, with overrides, without the plan that it was trained with."""
+    """The run's own, with overrides, without the plan and hardware that it was trained with."""
+    changes: tuple[Change, ...] = ()
+    """What the overrides change in results: other settings than the run's, or another dataset."""
 
     def load(self, device: "torch.device", config: ExperimentConfig | None = None) -> "Experiment":
         """Build the experiment and load the checkpoint; collective.
@@ -65,7 +70,8 @@ def open_run(
 ) -> StoredRun[ConfigT]:
     """Find a checkpoint and read its run's configuration.
 
-    The plan of the training is dropped: it is of other ranks, and decides nothing but speed.
+    Plan and hardware of the training are dropped: they are of other ranks, and decide nothing but
+    speed.
 
     Args:
         path: run directory, for its best checkpoint, or a checkpoint.
@@ -79,19 +85,64 @@ def open_run(
         ConfigError: an override is wrong.
         DatasetError: there is no readable dataset.
     """
-    checkpoint = find_checkpoint(path)
+    run = _read(find_checkpoint(path), config_class)
+    config = load_config(
+        config_class,
+        overrides,
+        base=run.checkpoint / CONFIG,
+        unset=["sharding.plan", "sharding.hardware"],
+    )
+    dataset = read_schema(config.data).digest()
+    check_dataset(run.record, run.checkpoint, config.data.dir, dataset)
+    changes = [
+        change
+        for change in find_changes(run.config, config)
+        if not change.may_change or _is_moved(change, run.config, config)
+    ]
+    return replace(run, config=config, changes=tuple(changes))
+
+
+def _is_moved(change: Change, own: ExperimentConfig, config: ExperimentConfig) -> bool:
+    return change.key == "data.dir" and own.data.dir.resolve() != config.data.dir.resolve()
+
+
+def parent_run(path: Path) -> StoredRun[ExperimentConfig]:
+    """The run that another one begins from, as it was; its dataset may have moved since.
+
+    Raises:
+        CheckpointError: there is no run or no complete checkpoint, or another release wrote it.
+    """
+    return _read(find_checkpoint(path), ExperimentConfig)
+
+
+def newest_checkpoint(run_dir: Path) -> StoredRun[ExperimentConfig] | None:
+    """Newest checkpoint of a run whose records can be read; None if there is none at all.
+
+    Raises:
+        CheckpointError: none of them can be read, or another release wrote them.
+    """
+    failure = None
+    for checkpoint in reversed(saved_checkpoints(run_dir / CHECKPOINTS)):
+        try:
+            return _read(checkpoint, ExperimentConfig)
+        except CheckpointError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return None
+
+
+def _read(checkpoint: Path, config_class: type[ConfigT]) -> StoredRun[ConfigT]:
+    """A checkpoint with the configuration that it was written under."""
     record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
-    layer = str(checkpoint / CONFIG)
     try:
-        load_config(config_class, [layer])
+        config = load_toml(config_class, checkpoint / CONFIG)
     except ConfigError as error:
         raise CheckpointError(
             f"{checkpoint}: its configuration is not one of this release, {release()}; "
             f"{record.writer} wrote it. Use that release, train again, or, where a key has only "
-            f"got another name, change it in {layer}. {error}"
+            f"got another name, change it in {checkpoint / CONFIG}. {error}"
         ) from error
-    config = load_config(config_class, [layer, *overrides], unset=["sharding.plan"])
-    check_dataset(record, checkpoint, config.data.dir, read_schema(config.data).digest())
     return StoredRun(checkpoint, checkpoint.parent.parent, record, config)
 
 
@@ -108,24 +159,61 @@ def load_checkpoint(experiment: "Experiment", checkpoint: Path) -> None:
     checkpointer.load(checkpoint, parallelized.model, parallelized.optimizer)
 
 
+def evaluation_directory(run: StoredRun[ExperimentConfig]) -> Path:
+    """Where a measurement of a run belongs.
+
+    The run's own directory has that of its best checkpoint under its own settings, and nothing
+    else: any other measurement gets a directory of its own, named by what is other about it.
+    """
+    place = run.directory
+    if run.checkpoint.parent.name != CHECKPOINTS:
+        place = run.checkpoint.parent  # a checkpoint alone, away from its run
+    parts = [] if _is_best(run) else [run.checkpoint.name]
+    if run.changes:
+        if any(change.key == "data.dir" for change in run.changes):
+            parts.append(run.config.data.dir.resolve().name)
+        changed = repr([(change.key, change.new) for change in run.changes])
+        parts.append(hashlib.sha256(changed.encode()).hexdigest()[:8])
+    return place / "evaluations" / "-".join(parts) if parts else place
+
+
+def _is_best(run: StoredRun[ExperimentConfig]) -> bool:
+    try:
+        return find_checkpoint(run.directory) == run.checkpoint
+    except CheckpointError:
+        return False
+
+
 def evaluate_run(
-    run: StoredRun[ExperimentConfig], device: "torch.device", *, write_predictions: bool
+    run: StoredRun[ExperimentConfig],
+    device: "torch.device",
+    *,
+    output: Path | None = None,
+    write_predictions: bool,
 ) -> "Trained":
     """Measure the checkpoint of a run on the test split; collective.
 
     Args:
         run: the run.
         device: where this rank computes.
-        write_predictions: also write predictions.parquet beside evaluation.json.
+        output: directory for evaluation.json, `evaluation_directory` if not given; one that is not
+            the run's also gets the config.toml.
+        write_predictions: also write predictions.parquet beside it.
 
     Raises:
         CheckpointError: the checkpoint does not fit the dataset.
     """
+    from cdp_torchrec.distributed.process_group import is_rank_zero
     from cdp_torchrec.experiment import Trained, evaluate_test
+    from cdp_torchrec.predictions import remove_unfinished
 
+    output = output or evaluation_directory(run)
+    path = output / "predictions.parquet"
+    if is_rank_zero():
+        remove_unfinished(path)  # before all ranks meet and write
     experiment = run.load(device)
-    file = experiment.prediction_file(run.directory / "predictions.parquet")
-    report = evaluate_test(
-        experiment, run.directory, predictions=file if write_predictions else None
-    )
+    file = experiment.prediction_file(path)
+    if is_rank_zero() and output != run.directory:
+        write_whole(output / CONFIG, dump_toml(run.config))
+    report = evaluate_test(experiment, output, predictions=file if write_predictions else None)
     return Trained(experiment, run.directory, run.record.progress, report)

@@ -79,7 +79,10 @@ def remove_leftovers(directory: Path, name: str) -> None:
 
 def why_unwritable(path: Path) -> str | None:
     """What keeps a file or directory from being made or written to; None: nothing."""
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:  # a name that no file can have
+        return error.strerror
     if there.is_dir() and os.access(there, os.W_OK):
         return None
     return f"{there} is not a writable directory"

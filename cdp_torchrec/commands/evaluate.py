@@ -4,10 +4,11 @@
     cdp_torchrec evaluate DATASET
 
 A run is measured at its best checkpoint, beside the untrained scorers of its dataset, and what is
-wrong with it is said in words. evaluation.json is written into the run (beside a checkpoint's run);
---predictions also writes predictions.parquet: request_id, user_id and item_id as the log has them,
-label and probability. For a dataset directory the scorers position, last_touched, popularity and,
-for synthetic data, bayes are measured.
+wrong with it is said in words. evaluation.json is written into the run. Any other measurement,
+of another checkpoint, dataset or setting, goes to a directory of its own under RUN/evaluations, or
+to --output. --predictions also writes predictions.parquet: request_id, user_id and item_id as the
+log has them, label and probability. For a dataset directory the scorers position, last_touched,
+popularity and, for synthetic data, bayes are measured.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig, check_early
-from cdp_torchrec.stored_run import evaluate_run, open_run
+from cdp_torchrec.stored_run import evaluate_run, evaluation_directory, open_run
+from cdp_torchrec.whole_file import why_unwritable
 
 
 def main(arguments: list[str]) -> None:
@@ -33,14 +35,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--predictions", action="store_true", help="write predictions.parquet beside the result"
     )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="directory for the result")
     if asks_help(arguments):
         print(help_text(parser.format_help(), ExperimentConfig, arguments, sections=[]))
         return
     options = parser.parse_intermixed_args(arguments)
 
-    run = None
+    run, output = None, options.output
     if (options.path / "schema.toml").is_file():
         unused = options.overrides + ["--predictions"] * options.predictions
+        unused += ["--output"] * (output is not None)
         if unused:
             raise ConfigError.of(
                 [
@@ -51,6 +55,9 @@ def main(arguments: list[str]) -> None:
     else:
         run = open_run(options.path, options.overrides, ExperimentConfig)
         check_early(run.config)
+        output = output or evaluation_directory(run)
+        if reason := why_unwritable(output):
+            raise ConfigError(f"{output}: {reason}; choose another directory with --output DIR")
 
     from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
@@ -59,8 +66,10 @@ def main(arguments: list[str]) -> None:
     if run is None:
         table = evaluate_references(options.path)
     else:
-        trained = evaluate_run(run, device, write_predictions=options.predictions)
+        trained = evaluate_run(run, device, output=output, write_predictions=options.predictions)
         table = f"{trained.report.table()}\n\n{describe_outcome(trained)}"
+        if output != run.directory:
+            table += f"\n{output / 'evaluation.json'} has this result"
     if is_rank_zero():
         print(table)
 

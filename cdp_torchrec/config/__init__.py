@@ -1,5 +1,6 @@
 """Strict layered configuration: sections, layers, keys, errors and help."""
 
+from cdp_torchrec.config.keys import MAY_CHANGE
 from cdp_torchrec.config.load import (
     Config,
     ConfigConflicts,
@@ -9,4 +10,12 @@ from cdp_torchrec.config.load import (
     load_toml,
 )
 
-__all__ = ["Config", "ConfigConflicts", "ConfigError", "dump_toml", "load_config", "load_toml"]
+__all__ = [
+    "MAY_CHANGE",
+    "Config",
+    "ConfigConflicts",
+    "ConfigError",
+    "dump_toml",
+    "load_config",
+    "load_toml",
+]

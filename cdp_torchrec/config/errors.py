@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cdp_torchrec.config.keys import KeyNode, one_of, toml_value
-from cdp_torchrec.config.layers import DEFAULT, Layers
+from cdp_torchrec.config.keys import KeyNode, one_of, toml_key, toml_value
+from cdp_torchrec.config.layers import DEFAULT, Layers, cut
 
-_MAX_SHOWN = 80
+_MOST_PROBLEMS = 50
+_MAX_INTEGER = 2**63
 
 Location = tuple[str | int, ...]
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -58,7 +59,8 @@ def check(config_class: type[ConfigT], layers: Layers) -> tuple[ConfigT | None, 
         if problem.is_conflict or problem.path not in [known.path for known in problems]:
             problems.append(problem)
     problems += _hidden_conflicts(config_class, data, tree, problems)
-    return None, [_line(problem, layers) for problem in problems]
+    lines = [_line(problem, layers) for problem in problems[:_MOST_PROBLEMS]]
+    return None, lines + ["..."] * (len(problems) >= _MOST_PROBLEMS)
 
 
 def _hidden_conflicts(
@@ -88,12 +90,12 @@ def _validate(
         # As JSON, arrays fill tuples and strings fill paths, while strict types stay strict.
         return config_class.model_validate_json(json.dumps(data)), []
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        details = error.errors(include_url=False)[:_MOST_PROBLEMS]
         return None, [problem for detail in details for problem in _problems(detail, tree)]
 
 
 def _json_data(value: Any, path: Location) -> tuple[Any, list[Problem]]:
-    """The value with dates and non-finite numbers, which JSON lacks, replaced and reported."""
+    """The value with what JSON lacks, or no path and no number can be, replaced and reported."""
     if isinstance(value, Mapping | list):
         entries = value.items() if isinstance(value, Mapping) else enumerate(value)
         pairs = {name: _json_data(inner, (*path, name)) for name, inner in entries}
@@ -105,6 +107,10 @@ def _json_data(value: Any, path: Location) -> tuple[Any, list[Problem]]:
         return value.isoformat(), [Problem(path, text, in_doubt=(path,))]
     if isinstance(value, float) and not math.isfinite(value):
         return 0.0, [Problem(path, "must be a finite number", in_doubt=(path,))]
+    if isinstance(value, int) and abs(value) >= _MAX_INTEGER:
+        return 0, [Problem(path, "must be an integer of 64 bits", in_doubt=(path,))]
+    if isinstance(value, str) and "\0" in value:
+        return "", [Problem(path, "must not have a NUL character", in_doubt=(path,))]
     return value, []
 
 
@@ -138,6 +144,8 @@ def _problems(detail: ErrorDetails, tree: KeyNode) -> list[Problem]:
     if kind == "union_tag_invalid":
         allowed = one_of(list(node.kinds)) + _did_you_mean(context["tag"], node.kinds)
         return [Problem((*path, node.tag), f"must be {allowed}", in_doubt=here)]
+    if not path:
+        return [Problem(path, detail["msg"])]
     if kind in ("missing", "union_tag_not_found") and not isinstance(path[-1], int):
         return [
             Problem(key, f"required key is missing ({allowed})", shows_value=False, in_doubt=here)
@@ -237,15 +245,15 @@ def _did_you_mean(found: str, allowed: Iterable[str]) -> str:
 
 
 def _dotted(path: Location) -> str:
-    return ".".join(map(str, path))
+    return ".".join(str(part) if isinstance(part, int) else toml_key(part) for part in path)
 
 
 def _line(problem: Problem, layers: Layers) -> str:
     if not problem.path:
         return problem.text
     value, source = _found(problem.path, layers)
-    shown = f" = {_shown(value)}" if problem.shows_value and value is not None else ""
-    return f"{_dotted(problem.path)}{shown}: {problem.text}" + (f" [{source}]" if source else "")
+    setting = f" = {shown(value)}" if problem.shows_value and value is not None else ""
+    return f"{_dotted(problem.path)}{setting}: {problem.text}" + (f" [{source}]" if source else "")
 
 
 def _found(path: Location, layers: Layers) -> tuple[Any, str | None]:
@@ -269,6 +277,6 @@ def _node_at(path: Location, data: Any, tree: KeyNode) -> KeyNode:
     return node
 
 
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else toml_value(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+def shown(value: Any) -> str:
+    """A value of a key in a message, cut where it is long."""
+    return cut(repr(value) if isinstance(value, str) else toml_value(value))

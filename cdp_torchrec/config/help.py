@@ -80,9 +80,10 @@ def _wrapped(text: str, prefix: str, *, hanging: str = "") -> list[str]:
 
 
 def _type(node: KeyNode, value: Any) -> str:
-    """Type and range, and why there is no value where there is none."""
+    """Type and range, why there is no value where there is none, and whether it may change."""
     missing = ", required" if node.required else ", not set"
-    return f"({node.allowed}{missing if value is None else ''})"
+    resumed = ", may change when a run goes on" if node.may_change else ""
+    return f"({node.allowed}{missing if value is None else ''}{resumed})"
 
 
 def _describe(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterator[str]:

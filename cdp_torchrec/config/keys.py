@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+_MARK = "may_change"
+
+MAY_CHANGE = Field(json_schema_extra={_MARK: True})
+"""Marks a key, or all keys of a section: a run may go on with another value, because it decides
+neither what is trained nor how it is measured. Every other key is a part of what the run is."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class KeyNode:
     """Elements of a list: one for all of them, or one each."""
     values: "KeyNode | None" = None
     """Each entry of a table whose keys are free."""
+    may_change: bool = False
+    """Whether a run may go on with another value (`MAY_CHANGE`)."""
 
     @property
     def is_table(self) -> bool:
@@ -102,6 +110,8 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def toml_key(name: str) -> str:
     """A key as TOML wants it: quoted only where it must be."""
+    if name.isascii() and name.replace("_", "").replace("-", "").isalnum():
+        return name
     return tomli_w.dumps({name: 0}).removesuffix(" = 0\n")
 
 
@@ -112,6 +122,8 @@ def toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{key} = {inner}" for key, inner in entries) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return hex(value)  # Python writes no decimal of thousands of digits
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
 
 
@@ -125,12 +137,18 @@ def _undocumented(node: KeyNode, prefix: str) -> Iterator[str]:
 
 
 def _node(
-    raw: Mapping[str, Any], definitions: Mapping[str, Any], *, required: bool = False, tag: str = ""
+    raw: Mapping[str, Any],
+    definitions: Mapping[str, Any],
+    *,
+    required: bool = False,
+    tag: str = "",
+    may_change: bool = False,
 ) -> KeyNode:
     shape = _resolved(raw, definitions)
     choice = shape.get("discriminator", {})
     elements = shape.get("prefixItems") or ([shape["items"]] if "items" in shape else [])
     free = shape.get("additionalProperties")
+    may_change = may_change or raw.get(_MARK, False)
     return KeyNode(
         doc=_one_line(raw.get("description") or shape.get("description", "")),
         summary=_one_line(shape.get("description", "")),
@@ -139,17 +157,27 @@ def _node(
         required=required,
         default=raw.get("default"),
         keys={
-            name: _node(child, definitions, required=name in shape.get("required", ()))
+            name: _node(
+                child,
+                definitions,
+                required=name in shape.get("required", ()),
+                may_change=may_change,
+            )
             for name, child in shape.get("properties", {}).items()
             if name != tag
         },
         tag=choice.get("propertyName", ""),
         kinds={
-            kind: _node({"$ref": target}, definitions, tag=choice["propertyName"])
+            kind: _node(
+                {"$ref": target}, definitions, tag=choice["propertyName"], may_change=may_change
+            )
             for kind, target in choice.get("mapping", {}).items()
         },
         items=tuple(_node(element, definitions) for element in elements),
-        values=_node(free, definitions) if isinstance(free, Mapping) else None,
+        values=(
+            _node(free, definitions, may_change=may_change) if isinstance(free, Mapping) else None
+        ),
+        may_change=may_change,
     )
 
 

@@ -3,14 +3,14 @@
 import copy
 import itertools
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config.keys import KeyNode
-from cdp_torchrec.config.shipped import SHIPPED, find_shipped, similar_layers
+from cdp_torchrec.config.shipped import SHIPPED, find_shipped, is_there, similar_layers
+from cdp_torchrec.config.toml_file import MAX_DEPTH, UnreadableError, parse_toml, read_toml
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -18,6 +18,16 @@ DEFAULT = "default"
 KeyPath = tuple[str, ...]
 
 _OVERRIDE = re.compile(r"\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*=(.*)", re.DOTALL | re.ASCII)
+
+
+_MOST_EXTENDS = 20
+_MOST_SHOWN = 80
+
+
+def cut(text: str) -> str:
+    """A text in a message: on one line, and short where it is long."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 @dataclass
@@ -36,6 +46,11 @@ class Layers:
         Where one of several tables is chosen by its `kind`, another kind replaces the old table.
         """
         self._merge(self.data, layer, source, (), self.tree)
+
+    def put(self, layers: "Layers") -> None:
+        """Put layers that are merged already on top, with their sources."""
+        self.add(layers.data, "")
+        self.sources |= layers.sources
 
     def unset(self, path: Sequence[str]) -> None:
         """Forget a key of the layers so far, if one of them set it."""
@@ -60,16 +75,18 @@ class Layers:
     ) -> None:
         for name, value in layer.items():
             path = (*above, name)
-            old = table.get(name)
+            is_there, old = name in table, table.get(name)
             if isinstance(value, Mapping):
                 child = node.keys.get(name) or node.values or KeyNode()
                 if not isinstance(old, dict) or _changes_kind(old, value, child.tag):
-                    self._forget(path)
+                    if is_there:
+                        self._forget(path)
                     table[name] = {}
                 kind = value.get(child.tag, table[name].get(child.tag))
                 self._merge(table[name], value, source, path, child.table(kind))
             else:
-                self._forget(path)
+                if is_there:
+                    self._forget(path)
                 table[name] = copy.deepcopy(value)
             self.sources[path] = source
 
@@ -93,6 +110,7 @@ def read_layers(
     tree: KeyNode,
     *,
     defaults: Mapping[str, Any],
+    base: Path | None = None,
     default_layers: Sequence[Path] = (),
     unset: Sequence[str] = (),
 ) -> tuple[Layers, list[str]]:
@@ -103,14 +121,17 @@ def read_layers(
             not there may be one that comes with the package, from any working directory.
         tree: the keys that may be set.
         defaults: lowest layer.
+        base: whole configuration that lies below what the arguments say, however often that
+            changes a `kind` on its way.
         default_layers: files to read when the arguments name none.
-        unset: dotted keys to forget before the overrides are applied.
+        unset: dotted keys of the base to forget.
 
     Returns:
         The merged layers, and everything that could not be read, one line each.
     """
-    layers = Layers(tree)
-    layers.add(defaults, DEFAULT)
+    asked = Layers(tree)
+    if base is None:
+        asked.add(defaults, DEFAULT)
     files: list[Path] = []
     overrides: dict[KeyPath, Any] = {}
     problems: list[str] = []
@@ -120,13 +141,16 @@ def read_layers(
             if clashes := list(_clashes(key, overrides)):
                 problems += clashes
                 continue
+            if key.count(".") >= MAX_DEPTH:
+                problems.append(f"{cut(key)}: more than {MAX_DEPTH} tables inside each other")
+                continue
             try:
                 overrides[tuple(key.split("."))] = _parse_value(text)
             except ValueError as error:
-                problems.append(f"{key} = {text}: {error} [{COMMAND_LINE}]")
+                problems.append(f"{cut(key)} = {cut(text)}: {error} [{COMMAND_LINE}]")
         elif not is_layer(argument):
             problems.append(
-                f"'{argument}' is neither a layer (a path ending in .toml) nor an override "
+                f"'{cut(argument)}' is neither a layer (a path ending in .toml) nor an override "
                 "(section.key=value, without leading dashes)"
             )
         elif (file := find_shipped(Path(argument))) in files:
@@ -136,11 +160,18 @@ def read_layers(
     seen: set[Path] = set()
     for file in files or default_layers:
         for label, layer in _read_file(file, (), seen, problems):
-            layers.add(layer, label)
+            asked.add(layer, label)
+    # All at once, so that a changed `kind` undoes no other override.
+    asked.add(_nested(overrides), COMMAND_LINE)
+    if base is None:
+        return asked, problems
+    layers = Layers(tree)
+    layers.add(defaults, DEFAULT)
+    for label, layer in _read_file(base, (), set(), problems):
+        layers.add(layer, label)
     for key in unset:
         layers.unset(key.split("."))
-    # All at once, so that a changed `kind` undoes no other override.
-    layers.add(_nested(overrides), COMMAND_LINE)
+    layers.put(asked)
     return layers, problems
 
 
@@ -175,10 +206,12 @@ def _parse_value(text: str) -> Any:
     """
     if not text:
         raise ValueError('no value; an empty string is ""')
+    if not text.isascii() and text.encode(errors="replace") != text.encode(errors="surrogatepass"):
+        raise ValueError("not UTF-8")
     try:
         # Inside a table on one line, no second line, key or comment can hide in the value.
-        parsed = tomllib.loads(f"table = {{value = {text}}}")["table"]
-    except tomllib.TOMLDecodeError as error:
+        parsed = parse_toml(f"table = {{value = {text}}}")["table"]
+    except UnreadableError as error:
         if text[0] in "[{\"'":
             raise ValueError(f"not valid TOML: {str(error).partition(' (at ')[0]}") from error
         return text
@@ -193,25 +226,29 @@ def _read_file(
     A file that several layers extend counts once, where it comes first; otherwise it would undo
     what the layers in between say.
     """
-    file = path.resolve()
-    label = _label(file)
+    try:
+        file = path.resolve()
+        label = _label(file)
+    except (OSError, RuntimeError, ValueError) as error:  # a name or a link that no file can have
+        problems.append(f"{cut(str(path))}: cannot be read: {_reason(error)}{_named_by(below)}")
+        return []
     if file in below:
         chain = " -> ".join(map(_label, (*below[below.index(file) :], file)))
         problems.append(f"{label}: extends itself ({chain})")
+        return []
+    if len(below) >= _MOST_EXTENDS:
+        problems.append(f"{label}: extended through more than {_MOST_EXTENDS} layers")
         return []
     if below and file in seen:
         return []
     seen.add(file)
     try:
-        layer = tomllib.loads(file.read_text(encoding="utf-8"))
+        layer = read_toml(file)
     except FileNotFoundError:
         problems.append(f"{label}: no such file{similar_layers(Path(label))}{_named_by(below)}")
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{label}: cannot be read: {error}{_named_by(below)}")
-        return []
-    except tomllib.TOMLDecodeError as error:
-        problems.append(f"{label}: not valid TOML: {error}")
+    except UnreadableError as error:
+        problems.append(f"{label}: {error}{_named_by(below)}")
         return []
     extends = layer.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
@@ -229,7 +266,7 @@ def _read_file(
 def _extended(file: Path, name: str) -> Path:
     """A layer that another one names: beside it, or else one that comes with the package."""
     beside, shipped = file.parent / name, find_shipped(Path(name))
-    return shipped if not beside.exists() and shipped.is_relative_to(SHIPPED) else beside
+    return shipped if not is_there(beside) and shipped.is_relative_to(SHIPPED) else beside
 
 
 def _label(file: Path) -> str:
@@ -237,6 +274,10 @@ def _label(file: Path) -> str:
     if file.is_relative_to(shipped) and not file.is_relative_to(here):
         return f"configs/{file.relative_to(shipped)}"
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def _named_by(below: tuple[Path, ...]) -> str:

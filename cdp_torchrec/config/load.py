@@ -52,6 +52,7 @@ def load_config(
     config_class: type[ConfigT],
     arguments: Sequence[str],
     *,
+    base: Path | None = None,
     default_layers: Sequence[Path] = (),
     unset: Sequence[str] = (),
 ) -> ConfigT:
@@ -61,8 +62,9 @@ def load_config(
         config_class: what is configured.
         arguments: paths ending in `.toml` (layers, merged left to right) and `section.key=value`
             (a TOML value, or a bare word as a string; applied last wherever they stand).
+        base: a whole configuration on top of which the arguments come, such as that of a run.
         default_layers: layers to read when the arguments name none.
-        unset: dotted keys that no layer sets, only an override.
+        unset: dotted keys of the base to forget.
 
     Raises:
         ConfigError: every mistake found, each with the file or command line that it stands in.
@@ -71,6 +73,7 @@ def load_config(
         arguments,
         key_tree(config_class),
         defaults=default_tables(config_class),
+        base=base,
         default_layers=default_layers,
         unset=unset,
     )
@@ -85,7 +88,7 @@ def load_toml(config_class: type[ConfigT], path: Path) -> ConfigT:
     Raises:
         ConfigError: as `load_config`.
     """
-    return load_config(config_class, (), default_layers=(path,))
+    return load_config(config_class, (), base=path)
 
 
 def dump_toml(config: Config) -> str:

@@ -18,10 +18,18 @@ def find_shipped(path: Path) -> Path:
 
     `configs/data/trivago.toml` and `data/trivago.toml` are found from any working directory.
     """
-    if path.exists() or path.is_absolute():
+    if path.is_absolute() or is_there(path):
         return path
     shipped = SHIPPED.joinpath(*path.parts[path.parts[:1] == (_NAME,) :])
-    return shipped if shipped.exists() else path
+    return shipped if is_there(shipped) else path
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of this name; nothing is where no file can have it."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def similar_layers(path: Path) -> str:

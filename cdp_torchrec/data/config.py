@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import MAY_CHANGE, Config
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 
 EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
@@ -74,7 +74,7 @@ class HistoryConfig(Config):
 class DataConfig(Config):
     """The dataset and how it is read."""
 
-    dir: Path
+    dir: Annotated[Path, MAY_CHANGE]
     """Dataset directory, made by `cdp_torchrec prepare_data`."""
     synthetic: SyntheticConfig | None = None
     """Make this synthetic log at data.dir if nothing is there yet."""

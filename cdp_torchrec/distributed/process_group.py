@@ -10,6 +10,7 @@ are checked before the first of them is imported. For the same reason `main` imp
 TorchRec in its own body.
 """
 
+import errno
 import faulthandler
 import logging
 import os
@@ -27,6 +28,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
+from cdp_torchrec.standard_streams import flush_streams, give_up, prepare_streams
 from cdp_torchrec.whole_file import write_json
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ _SAME_ERROR_GRACE_S = 1.0
 """Head start of rank 0: the launcher stops the rest, so an error of all ranks is shown once."""
 _PEER_LOST_GRACE_S = 10.0
 """How long a rank that only lost a peer waits to be stopped before it reports that itself."""
+
+_MACHINE_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EMFILE", "ENFILE", "ENOMEM")
+}
+"""What the operating system says about itself and not about a file: disk full, and the like."""
 
 _PEER_LOST = (
     "Connection closed by peer",
@@ -121,19 +129,23 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     """Run a launch script: check the installation, call `main`, leave the ranks, report errors.
 
     An error ends the process with exit code 1. A user's mistake is shown as its message alone:
-    ConfigError, DatasetError, and any exception class with the attribute `user_error = True`.
-    Everything else is shown with its traceback. The launcher gets the error too, as the root cause
-    that it prints last. Ranks that fail only because another one did stay quiet.
+    ConfigError, DatasetError, any exception class with the attribute `user_error = True`, and what
+    the operating system refuses about a file. Everything else is shown with its traceback. The
+    launcher gets the error too, as the root cause that it prints last. Ranks that fail only because
+    another one did stay quiet.
 
     Args:
         main: the script; takes the command line without the script's name.
     """
+    prepare_streams()
     faulthandler.enable()
     quiet_libraries()
     date_logs(active=is_rank_zero())
     try:
         check_environment()
+        _check_working_directory()
         main(sys.argv[1:])
+        sys.stdout.flush()
         _leave_process_group()
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
@@ -154,8 +166,22 @@ def _stdout_is_closed() -> bool:
     stdout.register(sys.stdout.fileno(), 0)
     is_closed = any(event & select.POLLERR for _, event in stdout.poll(0))
     if is_closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout)
     return is_closed
+
+
+def _check_working_directory() -> None:
+    """Relative paths need one.
+
+    Raises:
+        ConfigError: it was removed, or may not be read.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the working directory cannot be used: {error.strerror}; change to another one"
+        ) from error
 
 
 def _leave_process_group() -> None:
@@ -187,6 +213,9 @@ def _describe(error: Exception) -> tuple[str, str]:
     where = f"rank {rank()}: " if world_size() > 1 else ""
     if isinstance(error, ConfigError | DatasetError) or getattr(error, "user_error", False):
         return f"{where}{error}", f"{where}error: {error}"
+    if isinstance(error, OSError) and (error.filename or error.errno in _MACHINE_ERRORS):
+        place = f": {error.filename!r}" if error.filename else ""
+        return f"{where}{error.strerror}{place}", f"{where}error: {error.strerror}{place}"
     frames = error.__traceback__.tb_next if error.__traceback__ else None  # without run_main
     report = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
     return f"{where}{type(error).__name__}: {error}", where + report
@@ -219,8 +248,7 @@ def _wait(seconds: float) -> None:
 def _exit(code: int) -> NoReturn:
     """End with `code`; among several ranks at once, whatever threads are stuck in a collective."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     if world_size() > 1:
         os._exit(code)
     sys.exit(code)

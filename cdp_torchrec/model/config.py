@@ -1,10 +1,10 @@
 """Settings of the ranking model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import MAY_CHANGE, Config
 from cdp_torchrec.interest.config import InterestConfig
 
 
@@ -41,5 +41,5 @@ class ModelConfig(Config):
     """Hidden widths of the final MLP over [cross, deep, interest] (paper eq. 1)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the dense part; parameters and losses stay float32."""
-    compile: bool = False
+    compile: Annotated[bool, MAY_CHANGE] = False
     """Compile the dense part with torch.compile."""

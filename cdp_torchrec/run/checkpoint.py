@@ -162,7 +162,8 @@ class Checkpointer:
             raise CheckpointError(f"{checkpoint}: cannot read it: {_reason(error)}") from error
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        optimizer.set_optimizer_step(record.progress.step)
+        done = record.progress
+        optimizer.set_optimizer_step(done.inherited_steps + done.step)
         if same_ranks:
             torch.set_rng_state(state["rng"][str(dist.get_rank())])
         return record.progress
@@ -211,14 +212,17 @@ def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+_DECIDES_STATE = ("model.", "data.vocabulary.", "optimizer.sparse.kind")
+
+
 def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
-    """Keys of the model and its tables that differ from the checkpoint's configuration."""
+    """Keys that decide which parameters and states there are, and differ from the checkpoint's."""
     theirs = dotted(tomllib.loads((checkpoint / CONFIG).read_text()))
     ours = dotted(tomllib.loads(config_toml))
     return [
         f"{key} = {ours.get(key, 'unset')}, in the checkpoint {theirs.get(key, 'unset')}"
         for key in sorted(set(theirs) | set(ours))
-        if key.startswith(("model.", "data.vocabulary.")) and ours.get(key) != theirs.get(key)
+        if key.startswith(_DECIDES_STATE) and ours.get(key) != theirs.get(key)
     ]
 
 

@@ -1,11 +1,11 @@
 """Settings of a run: the training loop, and where its results go."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import MAY_CHANGE, Config
 
 ValidationMetric = Literal["gauc", "auc", "uauc", "log_loss"]
 
@@ -13,11 +13,16 @@ ValidationMetric = Literal["gauc", "auc", "uauc", "log_loss"]
 class RunConfig(Config):
     """Where the results go."""
 
-    dir: Path | None = None
+    dir: Annotated[Path | None, MAY_CHANGE] = None
     """Directory of the run; without it, a new one under runs/, named by the time."""
-    resume: bool = False
-    """Continue from the newest checkpoint in run.dir."""
-    verify: bool = False
+    resume: Annotated[bool, MAY_CHANGE] = False
+    """Continue from the newest checkpoint in run.dir, with the run's own configuration; layers and
+    key=value on top may change what decides no result. Begins where there is no checkpoint yet, so
+    that a job script may repeat one line."""
+    fork_from: Path | None = None
+    """Begin a new run, with other settings, from the weights and the optimizer state of this run's
+    best checkpoint (or of this checkpoint). Its configuration lies below what else is given."""
+    verify: Annotated[bool, MAY_CHANGE] = False
     """Begin with reading the whole dataset, to compare every byte with its checksums; without it, a
     few blocks of each file are compared."""
 
@@ -27,21 +32,21 @@ class TrainerConfig(Config):
 
     global_batch_size: PositiveInt = 4096
     """Impressions per step over all ranks; 4 x 4096 in the paper."""
-    max_epochs: PositiveInt = 1
+    max_epochs: Annotated[PositiveInt, MAY_CHANGE] = 1
     """Passes over the training impressions."""
-    max_steps: PositiveInt | None = None
+    max_steps: Annotated[PositiveInt | None, MAY_CHANGE] = None
     """Stop after this many steps, even within the first epoch."""
-    log_every_steps: PositiveInt = 10
+    log_every_steps: Annotated[PositiveInt, MAY_CHANGE] = 10
     """Steps between two lines of metrics.jsonl."""
-    validate_every_steps: PositiveInt | None = None
+    validate_every_steps: Annotated[PositiveInt | None, MAY_CHANGE] = None
     """Steps between two validations; without it, one at the end of each epoch."""
     validation_metric: ValidationMetric = "gauc"
     """Decides which checkpoint is the best."""
-    patience: PositiveInt | None = None
+    patience: Annotated[PositiveInt | None, MAY_CHANGE] = None
     """Stop after this many validations in a row without a better one; without it, never."""
-    checkpoint_every_steps: PositiveInt | None = None
+    checkpoint_every_steps: Annotated[PositiveInt | None, MAY_CHANGE] = None
     """Steps between two checkpoints; without it, one at each validation and at the end."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[PositiveInt, MAY_CHANGE] = 2
     """Newest checkpoints kept, beside the best one."""
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[NonNegativeInt, MAY_CHANGE] = 0
     """Processes per rank that prepare batches; 0: the training process itself."""

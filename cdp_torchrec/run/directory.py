@@ -21,6 +21,7 @@ from cdp_torchrec.run.saved import (
     RESTARTS,
     check_run_directory,
     is_restarted,
+    named_directory,
     saved_checkpoints,
 )
 from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
@@ -34,14 +35,13 @@ def open_run_directory(config: RunConfig) -> Path:
 
     Raises:
         ConfigError: it holds another run, which this one shall not continue, or cannot be written.
-        CheckpointError: there is nothing to continue.
     """
     return from_rank_zero(lambda: _directory(config), purpose="open the run's directory")
 
 
 def _directory(config: RunConfig) -> Path:
     """As `open_run_directory`, on one rank."""
-    run_dir = config.dir or _unnamed()
+    run_dir = named_directory(config) or _unnamed()
     if reason := why_unwritable(run_dir):
         raise ConfigError(f"run.dir = '{run_dir}': {reason}")
     check_run_directory(run_dir, resume=config.resume)
@@ -54,11 +54,8 @@ def _directory(config: RunConfig) -> Path:
 
 
 def _unnamed() -> Path:
-    """A directory under runs/: that of the launcher's job, or a new one."""
+    """A directory under runs/: a new one, or that of the attempts before this one."""
     parent = Path("runs")
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if job != "none":
-        return parent / job
     mark = secrets.token_hex(3)
     if RESTARTS in os.environ:
         # A job of torchrun without an id: only the launcher itself outlives an attempt.

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.records import (
     BEST,
     CHECKPOINT,
@@ -26,6 +27,12 @@ _MOST_NAMES = 8
 def saved_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints in the directory `checkpoints` of a run, oldest first."""
     return sorted(directory.glob("step-*"))
+
+
+def named_directory(run: RunConfig) -> Path | None:
+    """Directory of a run that has a name: its own, or that of its launcher's job."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run.dir or (None if job == "none" else Path("runs") / job)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -52,20 +59,16 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def check_run_directory(run_dir: Path, *, resume: bool) -> None:
-    """Whether a training may write there.
+    """Whether a training may write there: where nothing is to continue, it begins.
 
     Raises:
         ConfigError: it holds another run, which this one shall not continue.
-        CheckpointError: there is nothing to continue.
     """
-    begun = (run_dir / METRICS).exists()
-    if begun and not (resume or is_restarted()):
+    if (run_dir / METRICS).exists() and not (resume or is_restarted()):
         raise ConfigError(
             f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
             "another directory"
         )
-    if resume and not begun and not saved_checkpoints(run_dir / CHECKPOINTS):
-        raise CheckpointError(f"run.resume: there is no checkpoint in {run_dir}/checkpoints")
 
 
 def is_restarted() -> bool:

@@ -18,7 +18,7 @@ from cdp_torchrec.serving.vocabulary import Vocabulary
 LATEST_TIMESTAMP_MS = 7_258_118_400_000
 """The year 2200: a later moment was not given in milliseconds."""
 USER_FEATURE = "user_id"
-_LONGEST_BAG = 10_000
+LONGEST_BAG = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class RequestEncoder:
         self._vocabularies = vocabularies
         self.max_candidates = max_candidates
         self.max_history = max_history
+        self.num_ids = {entity: len(known) for entity, known in vocabularies.items()}
         self._features = {f.name: f for f in schema.features if f.name != USER_FEATURE}
         self._of_request = [f for f in self._features.values() if f.level == "request"]
         self._of_candidate = [f for f in self._features.values() if f.level == "candidate"]
@@ -87,7 +88,7 @@ class RequestEncoder:
             field = f"features.{feature.name}"
             value = request.features.get(feature.name)
             if feature.kind == "ids":
-                values = [] if value is None else _listed(value, field, at_most=_LONGEST_BAG)
+                values = [] if value is None else _listed(value, field, at_most=LONGEST_BAG)
                 bags[feature.name] = self._codes(feature.entity, values, field)
             else:
                 single[feature.name] = self._column(feature, [value], field)[0]

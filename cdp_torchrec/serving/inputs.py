@@ -17,6 +17,7 @@ from cdp_torchrec.serving.ranker import ranker_inputs
 from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import LARGEST_CODE
 
+_HISTORY_SLOTS = {"pool", "gated", "recent"}
 _OWNER = "history_owner"
 # index_sequences needs two places of padding to put all sequences in one block.
 _PLACES_OF_PADDING = 2
@@ -55,6 +56,21 @@ class InputBuilder:
     def has_history_store(self) -> bool:
         """Whether requests without behaviours get stored ones."""
         return self._store is not None
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the model looks at behaviours."""
+        slots = {feature.slot for feature in self._layout.features}
+        return bool(slots & _HISTORY_SLOTS) or self._layout.count_segments is not None
+
+    def has_behaviours(self, request: EncodedRequest) -> bool:
+        """Whether the request brings behaviours, or the store has some from before it."""
+        if request.history is not None:
+            return len(request.history.item) > 0
+        if self._store is None or request.user > self._history.num_users:
+            return False
+        _, slices = self._store.recent(np.array([request.user]), np.array([request.timestamp]))
+        return bool(slices.lengths[0])
 
     def build(self, requests: Sequence[EncodedRequest]) -> dict[str, Tensor]:
         """Inputs by name; the first places belong to the candidates of all requests in order.

@@ -19,6 +19,7 @@ from cdp_torchrec.serving.artifact import (
 )
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.encode import EncodedRequest, RequestEncoder
+from cdp_torchrec.serving.gaps import Gaps, find_gaps
 from cdp_torchrec.serving.golden import GOLDEN_TOLERANCE, GoldenRequest
 from cdp_torchrec.serving.inputs import InputBuilder
 from cdp_torchrec.serving.parts import open_encoder, open_inputs
@@ -46,6 +47,8 @@ class PredictorMetadata:
     """Longest candidate list of a request."""
     max_history: int
     """Most behaviours that a request may bring."""
+    reads_history: bool
+    """Whether scores depend on behaviours."""
     has_history_store: bool
     """Whether a request without behaviours gets those of a store."""
 
@@ -133,6 +136,7 @@ class Predictor:
             history_columns=("item", "timestamp_ms", *(c for c, of in optional.items() if of)),
             max_candidates=self._encoder.max_candidates,
             max_history=self._encoder.max_history,
+            reads_history=self._inputs.reads_history,
             has_history_store=self._inputs.has_history_store,
         )
 
@@ -142,7 +146,23 @@ class Predictor:
         Raises:
             RequestError: it would not.
         """
-        self._encoder.encode(request)
+        self.encode(request)
+
+    def encode(self, request: Request) -> EncodedRequest:
+        """The request in codes and numbers, for `score_encoded`.
+
+        Raises:
+            RequestError: `score` would not accept it.
+        """
+        return self._encoder.encode(request)
+
+    def gaps(self, encoded: EncodedRequest) -> Gaps:
+        """What the request leaves out, and what training never saw."""
+        return find_gaps(encoded, self._schema.features, self._encoder.num_ids)
+
+    def has_behaviours(self, encoded: EncodedRequest) -> bool:
+        """Whether the request brings behaviours, or the store has some from before it."""
+        return self._inputs.has_behaviours(encoded)
 
     def score(self, request: Request) -> np.ndarray:
         """Click probability of each candidate, float32 [num_candidates].
@@ -156,10 +176,13 @@ class Predictor:
         """As `score` for several requests at once: one array for each, in their order.
 
         Raises:
-            RequestError: one of the requests is not valid. Nothing is scored then, so that a server
+            RequestError: one of the requests is not valid. Nothing is scored then, so that a caller
                 which batches calls `check` on every request first.
         """
-        encoded = [self._encoder.encode(request) for request in requests]
+        return self.score_encoded([self.encode(request) for request in requests])
+
+    def score_encoded(self, encoded: Sequence[EncodedRequest]) -> list[np.ndarray]:
+        """As `score_many` for requests that `encode` has accepted."""
         scores: dict[int, np.ndarray] = {}
         # Behaviours come from the requests or from the store, never from both in one batch.
         for inline in (False, True):

@@ -7,6 +7,7 @@ their order, so that a C++ server can call it, too.
 
 # B places of the batch, R requests, L behaviours, D embedding dim
 
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
-from torch._inductor.package import load_package
 from torch.export import Dim
 
 from cdp_torchrec.data.layout import FeatureLayout
@@ -29,6 +29,7 @@ from cdp_torchrec.data.sequence_index import (
 from cdp_torchrec.model.ranking import DenseBatch, RankingArch
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.compile import compile_ranker
+from cdp_torchrec.serving.compiled import load_compiled
 
 _TENSORS = (
     "bag_lengths",
@@ -243,13 +244,12 @@ class Ranker:
         """
         self._names = tuple(names)
         try:
-            model = load_package(str(path), num_runners=num_runners)
-        except (OSError, RuntimeError) as error:
+            model = load_compiled(path, num_runners=num_runners)
+        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
             raise ArtifactError(f"{path}: cannot load the compiled model: {error}") from error
-        # The call of AOTICompiledModel parses its signature every time, for a list of tensors.
-        self._run = model.loader.boxed_run
+        self._model = model
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Probabilities [B] of inputs by name."""
         assert tuple(inputs) == self._names, "inputs differ from those of the artifact"
-        return self._run(list(inputs.values()))[0]
+        return self._model.run(list(inputs.values()))[0]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._raw)
 
-    def codes(self, values: Iterable[object], *, field: str) -> np.ndarray:
+    def codes(self, values: Iterable[Any], *, field: str) -> np.ndarray:
         """Codes of raw ids, int64; 0 for None.
 
         An unknown id gets the same code beyond num_ids every time, so that it falls on one
@@ -52,7 +53,17 @@ class Vocabulary:
         Raises:
             RequestError: a value is no id.
         """
-        return np.array([self._code(value, field) for value in values], dtype=np.int64)
+        # Texts that are known, nearly all, need no Python code each.
+        values = list(values)
+        try:
+            codes = list(map(self._codes.get, values))
+        except TypeError:  # something that cannot be a key is no id either
+            codes = [None] * len(values)
+        found = [
+            self._code(value, field) if code is None else code
+            for value, code in zip(values, codes, strict=True)
+        ]
+        return np.array(found, dtype=np.int64)
 
     def raw(self, codes: np.ndarray) -> list[str | None]:
         """Raw ids of codes 0..num_ids; None for 0."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cdp_torchrec.benchmark.endpoint.attacks import Siege
 from cdp_torchrec.benchmark.endpoint.clients import (
     Exchange,
     Target,
@@ -168,6 +169,10 @@ LOAD = EndpointLoad(
         exchange(19.97, 20.0, version="v2"),
     ],
     attacked=[exchange(11.0, 11.001, detail="400"), exchange(11.1, 11.2, detail="413")],
+    sieges=[
+        Siege("none", [exchange(20.0, 20.01), exchange(20.1, 20.12)], [1.0, 2.4], 100.0),
+        Siege("storm", [exchange(21.0, 21.1), exchange(21.2, 21.3)], [3.0, 4.6], 120.4),
+    ],
     reload=Reload(start=10.51, stop=12.0, answer="200 {}"),
     exit_code=0,
     num_candidates=25.0,
@@ -188,6 +193,8 @@ def test_figures_are_those_of_known_exchanges() -> None:
         "| valid requests | 0 lost, 1 refused, 4 right, 0 wrong |",
         "| answered by version | 2 v1, 2 v2 |",
         "| their statuses | 1 400, 1 413 |",
+        "| none | 15.0, 19.9, 20.0 | 0 lost, 0 refused, 2 right, 0 wrong | 2 | 100 |",
+        "| storm | 100.0, 100.0, 100.0 | 0 lost, 0 refused, 2 right, 0 wrong | 5 | 120 |",
     ):
         assert line in shown
     numbers = json.loads(json.dumps(as_json(load)))
@@ -207,6 +214,7 @@ def test_a_load_without_mistakes_passes() -> None:
         {"asked": [exchange(10.0, 10.1, outcome="wrong")]},
         {"asked": [exchange(10.0, 10.1, outcome="lost")]},
         {"attacked": [exchange(10.0, 10.1, outcome="wrong")]},
+        {"sieges": [Siege("storm", [exchange(1.0, 1.1, outcome="lost")], [1.0], 1.0)]},
         {"reload": Reload(start=1.0, stop=2.0, answer="400 {}")},
         {"exit_code": -15},
     ],

@@ -94,6 +94,10 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
         config(dataset, folder / "adam_resumed", "run.resume=true", "optimizer.sparse.kind=adam"),
         CPU,
     )
+    fork = (f"run.fork_from={folder / 'adam'}", "optimizer.sparse.kind=adam", "seed=3")
+    train(config(dataset, folder / "fork", *fork), CPU)
+    _copy_until_step_3(folder / "fork", folder / "fork_resumed")
+    train(config(dataset, folder / "fork_resumed", "run.resume=true", *fork), CPU)
     train(
         config(
             dataset,
@@ -110,13 +114,18 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     ).report.auc
     mistakes = {
         "occupied": config(dataset, run),
-        "nothing": config(dataset, folder / "empty", "run.resume=true"),
-        "other_model": config(dataset, resumed, "run.resume=true", "model.embedding_dim=4"),
+        "other_run": config(dataset, resumed, "run.resume=true", "seed=5"),
+        "other_model": config(
+            dataset, folder / "none", f"run.fork_from={resumed}", "model.embedding_dim=4"
+        ),
         "other_module": config(
             dataset,
-            resumed,
-            "run.resume=true",
+            folder / "none",
+            f"run.fork_from={resumed}",
             "model.interest={kind='pooled',recency_segments=[1,4,16]}",
+        ),
+        "other_optimizer": config(
+            dataset, folder / "none", f"run.fork_from={resumed}", "optimizer.sparse.kind=adam"
         ),
         "uneven": config(dataset, folder / "uneven", "trainer.global_batch_size=255"),
     }
@@ -198,6 +207,17 @@ def test_resume_at_the_same_rank_count_is_bit_identical(
     assert len(losses(folder / "two")) == 6
     assert losses(folder / "resumed") == losses(folder / "two")
     assert losses(folder / "adam_resumed") == losses(folder / "adam")
+
+
+def test_a_fork_starts_from_the_weights_of_its_parent_and_resumes_bit_identically(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    assert losses(folder / "fork_resumed") == losses(folder / "fork")
+    assert losses(folder / "fork")[0] < losses(folder / "adam")[0]
+    first, second = (folder / "fork_resumed" / "starts.jsonl").read_text().splitlines()
+    assert json.loads(first)["checkpoint"].startswith(str(folder / "adam" / "checkpoints"))
+    assert json.loads(first)["changed"] == {"seed": [0, 3]}
+    assert (json.loads(second)["step"], json.loads(second)["changed"]) == (3, {})
 
 
 def test_one_two_and_four_ranks_reach_the_same_losses(other_ranks: list[str], folder: Path) -> None:
@@ -289,9 +309,10 @@ def test_training_starts_at_the_click_rate(
     ("mistake", "text"),
     [
         ("occupied", "holds another run: continue it with run.resume=true"),
-        ("nothing", "there is no checkpoint in"),
+        ("other_run", "seed = 5: the run has 0"),
         ("other_model", "model.embedding_dim = 4, in the checkpoint 8"),
         ("other_module", "model.interest.kind = pooled, in the checkpoint cdp"),
+        ("other_optimizer", "optimizer.sparse.kind = adam, in the checkpoint rowwise_adagrad"),
         ("uneven", "trainer.global_batch_size = 255: not a multiple of the 2 ranks"),
     ],
 )

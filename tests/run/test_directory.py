@@ -10,7 +10,6 @@ import torch.distributed as dist
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory
-from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.whole_file import write_whole
 
 pytestmark = pytest.mark.usefixtures("alone", "nowhere")
@@ -90,6 +89,6 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again_when_it_is_re
     assert list(run_dir.iterdir()) == []
 
 
-def test_there_is_nothing_to_resume_where_no_run_began(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
-        open_run_directory(RunConfig(dir=tmp_path / "run", resume=True))
+def test_a_resume_begins_where_no_run_began(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert open_run_directory(RunConfig(dir=run_dir, resume=True)) == run_dir

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.serving.server.config import ServerConfig
@@ -22,6 +22,8 @@ class EndpointSettings(Config):
     """Clients that send valid requests, each the next one as soon as the last one is answered."""
     num_attackers: NonNegativeInt = 2
     """Clients that send malformed requests in the same way."""
+    attack_s: NonNegativeFloat = 5.0
+    """Afterwards, how long each attack lasts, while one valid client asks; 0: no attacks."""
     num_requests: PositiveInt = 500
     """Different requests."""
     output: Path | None = None

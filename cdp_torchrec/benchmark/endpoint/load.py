@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cdp_torchrec.benchmark.endpoint.attacks import attacks, besiege
 from cdp_torchrec.benchmark.endpoint.clients import (
     Exchange,
     Target,
@@ -83,12 +84,32 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
             reload = _reload(target)
             clients.wait_until(1.0)
             asked, attacked = clients.stop()
+            assert process.pid is not None
+            sieges = (
+                besiege(
+                    target,
+                    process.pid,
+                    attacks(
+                        bad,
+                        json.loads(bodies[0]),
+                        max_body_bytes=server.max_body_bytes,
+                        max_history=metadata.max_history,
+                    ),
+                    bodies,
+                    expected,
+                    num_attackers=max(1, settings.num_attackers),
+                    duration_s=settings.attack_s,
+                )
+                if settings.attack_s
+                else []
+            )
         finally:
             process.terminate()
             process.join(_PATIENCE_S)
     return EndpointLoad(
         asked=asked,
         attacked=attacked,
+        sieges=sieges,
         reload=reload,
         exit_code=process.exitcode,
         num_candidates=statistics.mean(len(r.candidates["item_id"]) for r in requests),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cdp_torchrec.benchmark.endpoint.attacks import Siege
 from cdp_torchrec.benchmark.endpoint.clients import Exchange
 from cdp_torchrec.text_table import markdown_table
 from cdp_torchrec.timer import Times
@@ -35,6 +36,8 @@ class EndpointLoad:
 
     asked: Sequence[Exchange]
     attacked: Sequence[Exchange]
+    sieges: Sequence[Siege]
+    """None, then each attack."""
     reload: Reload
     exit_code: int | None
     """Of the server after SIGTERM."""
@@ -51,6 +54,7 @@ class EndpointLoad:
             EndpointError: it did not.
         """
         bad = [e for e in self.asked if e.outcome in ("wrong", "lost")]
+        bad += [e for s in self.sieges for e in s.asked if e.outcome in ("wrong", "lost")]
         bad += [e for e in self.attacked if e.outcome != "right"]
         if bad or not self.reload.answer.startswith("200") or self.exit_code != 0:
             raise EndpointError(
@@ -66,7 +70,7 @@ class EndpointLoad:
     @property
     def answered(self) -> list[Exchange]:
         """Valid requests with the right scores."""
-        return [e for e in self.asked if e.outcome == "right"]
+        return _right(self.asked)
 
     @property
     def answered_during_reload(self) -> list[Exchange]:
@@ -92,7 +96,34 @@ def as_markdown(load: EndpointLoad) -> str:
             f"{load.load_before:.1f}, {load.load_after:.1f} on {os.cpu_count()} cores"
         ),
     }
-    return markdown_table((f"{seconds:.0f} s on loopback", ""), list(rows.items()), left=(0, 1))
+    table = markdown_table((f"{seconds:.0f} s on loopback", ""), list(rows.items()), left=(0, 1))
+    return f"{table}\n\n{_sieges(load.sieges)}" if load.sieges else table
+
+
+def _sieges(sieges: Sequence[Siege]) -> str:
+    """What one valid client and health checks notice of attacks."""
+    header = (
+        "attack",
+        "valid p50, p99, max (ms)",
+        "valid requests",
+        "slowest health check (ms)",
+        "memory (MiB)",
+    )
+    rows = [
+        (
+            siege.name,
+            _milliseconds(_right(siege.asked)),
+            _counted(siege.asked),
+            f"{max(siege.health_ms):.0f}",
+            f"{siege.rss_mib:.0f}",
+        )
+        for siege in sieges
+    ]
+    return markdown_table(header, rows, left=(0, 1, 2))
+
+
+def _right(exchanges: Sequence[Exchange]) -> list[Exchange]:
+    return [e for e in exchanges if e.outcome == "right"]
 
 
 def as_json(load: EndpointLoad) -> dict[str, Any]:
@@ -110,6 +141,15 @@ def as_json(load: EndpointLoad) -> dict[str, Any]:
         "answered_by_version": Counter(e.version for e in answered),
         "malformed_requests": Counter(e.outcome for e in load.attacked),
         "malformed_statuses": Counter(e.detail for e in load.attacked),
+        "attacks": {
+            siege.name: {
+                "latency_ms": _quantiles_ms(_right(siege.asked)),
+                "valid_requests": Counter(e.outcome for e in siege.asked),
+                "slowest_health_check_ms": max(siege.health_ms),
+                "rss_mib": siege.rss_mib,
+            }
+            for siege in load.sieges
+        },
         "exit_code": load.exit_code,
         "load_average": [load.load_before, load.load_after],
         "num_cores": os.cpu_count(),

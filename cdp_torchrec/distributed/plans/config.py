@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import MAY_CHANGE, Config
 
 TypeName = Literal[
     "table_wise",
@@ -57,27 +57,27 @@ class CommunicationConfig(Config):
 class ShardingConfig(Config):
     """Where tables live. The plan never changes the mathematics."""
 
-    strategy: Literal["auto", TypeName] = "auto"
+    strategy: Annotated[Literal["auto", TypeName], MAY_CHANGE] = "auto"
     """auto: TorchRec's planner chooses the type of each large table; the other values force one
     type for all large tables. Tables that sequences read have no table_row_wise,
     table_column_wise and grid_shard: they are row_wise or column_wise then."""
-    small_table_rows: NonNegativeInt = 2000
+    small_table_rows: Annotated[NonNegativeInt, MAY_CHANGE] = 2000
     """With several ranks, tables with at most this many rows are replicated (data-parallel)."""
-    tables: Mapping[str, TableShardingConfig] = {}
+    tables: Annotated[Mapping[str, TableShardingConfig], MAY_CHANGE] = {}
     """Constraints by entity, in place of strategy and small_table_rows."""
-    plan: Path | None = None
+    plan: Annotated[Path | None, MAY_CHANGE] = None
     """A plan file to use as it is, such as the plan.json of a run; then nothing is planned. A
-    resumed run is planned anew, too, unless its plan is named here."""
-    hardware: str | None = None
+    run that goes on with the same number of ranks keeps it; with another number it is planned."""
+    hardware: Annotated[str | None, MAY_CHANGE] = None
     """Name of the hardware or path of its .toml, for the planner's estimates; without it, what
     the machine shows of itself."""
     communication: CommunicationConfig = CommunicationConfig()
     """Precision of embeddings between ranks."""
-    prefetch: bool = False
+    prefetch: Annotated[bool, MAY_CHANGE] = False
     """Fill the GPU's cache of fused_uvm_caching tables for the next batch while the model works
     on this one. Takes GPU memory for one more batch. The planner then takes such a table for one
     in the GPU's memory, however small its cache: its time is a lower bound."""
-    search_seconds: PositiveInt = 60
+    search_seconds: Annotated[PositiveInt, MAY_CHANGE] = 60
     """Time that the search for a plan may take."""
 
     @model_validator(mode="after")

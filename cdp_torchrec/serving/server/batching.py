@@ -2,37 +2,30 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from cdp_torchrec.serving.encode import EncodedRequest
 from cdp_torchrec.serving.predictor import Predictor
-from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.config import ServerConfig
+from cdp_torchrec.serving.server.errors import QueueFullError, StoppingError
+from cdp_torchrec.serving.server.fair_queue import NOBODY, Client, FairQueue
 from cdp_torchrec.serving.server.metrics import ServerMetrics
-
-
-class QueueFullError(RuntimeError):
-    """As many requests as allowed are waiting."""
-
-
-class StoppingError(RuntimeError):
-    """The server accepts no more requests."""
 
 
 @dataclass(frozen=True)
 class _Job:
     predictor: Predictor
-    request: Request
+    request: EncodedRequest
     arrival: float = field(default_factory=time.monotonic)
     probability: Future[np.ndarray] = field(default_factory=Future)
 
     @property
     def num_candidates(self) -> int:
-        return len(self.request.candidates["item_id"])
+        return self.request.num_candidates
 
 
 class Batcher:
@@ -46,19 +39,19 @@ class Batcher:
         """Start the threads."""
         self._config = config
         self._metrics = metrics
-        self._jobs: deque[_Job] = deque()
+        self._jobs: FairQueue[_Job] = FairQueue()
+        self._num_candidates = 0
         self._changed = threading.Condition()
         self._is_closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"scorer-{number}", daemon=True)
-            for number in range(config.num_workers)
-        ]
+        self._threads: set[threading.Thread] = set()
         metrics.watch_queue(lambda: len(self._jobs))
-        for thread in self._threads:
-            thread.start()
+        for _ in range(config.num_workers):
+            self._start_thread()
 
-    def submit(self, predictor: Predictor, request: Request) -> Future[np.ndarray]:
-        """Queue a request that `predictor.check` accepted; a cancelled future is not scored.
+    def submit(
+        self, predictor: Predictor, request: EncodedRequest, *, client: Client = NOBODY
+    ) -> Future[np.ndarray]:
+        """Queue a request that `predictor.encode` made; a cancelled future is not scored.
 
         Raises:
             QueueFullError: too many are waiting.
@@ -70,7 +63,8 @@ class Batcher:
                 raise StoppingError("the server is stopping")
             if len(self._jobs) >= self._config.queue_length:
                 raise QueueFullError(f"{len(self._jobs)} requests are waiting")
-            self._jobs.append(job)
+            self._jobs.push(job, client=client, cost=job.num_candidates)
+            self._num_candidates += job.num_candidates
             self._changed.notify_all()
         return job.probability
 
@@ -79,15 +73,36 @@ class Batcher:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        while self._threads:
+            for thread in list(self._threads):
+                thread.join()
 
-    def _work(self) -> None:
-        while jobs := self._next_batch():
-            # Nobody waits for a future that timed out.
-            waiting = [job for job in jobs if job.probability.set_running_or_notify_cancel()]
-            if waiting:
-                self._score(waiting)
+    def _start_thread(self, jobs: Sequence[_Job] = ()) -> None:
+        thread = threading.Thread(target=self._work, args=(jobs,), name="scorer", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _work(self, jobs: Sequence[_Job]) -> None:
+        """Score what one predictor has checked; another one gets another thread.
+
+        A compiled model can be unloaded only when the threads that ran it have ended.
+        """
+        try:
+            while jobs := jobs or self._next_batch():
+                predictor = jobs[0].predictor
+                self._score_waiting(jobs)
+                jobs = self._next_batch()
+                if jobs and jobs[0].predictor is not predictor:
+                    self._start_thread(jobs)
+                    return
+        finally:
+            self._threads.discard(threading.current_thread())
+
+    def _score_waiting(self, jobs: Sequence[_Job]) -> None:
+        # Nobody waits for a future that timed out.
+        waiting = [job for job in jobs if job.probability.set_running_or_notify_cancel()]
+        if waiting:
+            self._score(waiting)
 
     def _next_batch(self) -> list[_Job]:
         """The jobs to score next; empty when all is done after `close`."""
@@ -104,24 +119,24 @@ class Batcher:
         """Seconds until the queue's head should be scored; None: until something arrives."""
         if not self._jobs:
             return None
-        total = sum(job.num_candidates for job in self._jobs)
-        if self._is_closed or total >= self._config.max_batch_candidates:
+        if self._is_closed or self._num_candidates >= self._config.max_batch_candidates:
             return 0.0
-        return self._jobs[0].arrival + self._config.max_wait_ms / 1000 - time.monotonic()
+        return self._jobs.first().arrival + self._config.max_wait_ms / 1000 - time.monotonic()
 
     def _pop_batch(self) -> list[_Job]:
-        jobs = [self._jobs.popleft()]
+        jobs = [self._jobs.pop()]
         total = jobs[0].num_candidates
-        while self._jobs and self._jobs[0].predictor is jobs[0].predictor:
-            total += self._jobs[0].num_candidates
+        while self._jobs and self._jobs.first().predictor is jobs[0].predictor:
+            total += self._jobs.first().num_candidates
             if total > self._config.max_batch_candidates:
                 break
-            jobs.append(self._jobs.popleft())
+            jobs.append(self._jobs.pop())
+        self._num_candidates -= sum(job.num_candidates for job in jobs)
         return jobs
 
     def _score(self, jobs: Sequence[_Job]) -> None:
         try:
-            found = jobs[0].predictor.score_many([job.request for job in jobs])
+            found = jobs[0].predictor.score_encoded([job.request for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].probability.set_exception(error)

@@ -20,6 +20,13 @@ class ServerConfig(Config):
     """Name of the model in URLs; that of the artifact at the start if not given."""
     history_store: Path | None = None
     """Dataset directory whose history/ answers for requests without behaviours."""
+    strict: bool = False
+    """Refuse to start without the history store that the model reads, and refuse requests that
+    leave a feature out, that name neither user nor history, or whose candidates the model does not
+    know."""
+    reload_token_file: Path | None = None
+    """File with the secret that a reload over HTTP must bring ("Authorization: Bearer ...").
+    Without one, only the machine itself may ask for a reload."""
     max_batch_candidates: PositiveInt = 1024
     """Requests are scored together up to this many candidates; a longer request goes alone."""
     max_wait_ms: NonNegativeFloat = 1.0
@@ -30,5 +37,19 @@ class ServerConfig(Config):
     """Requests that may wait; further ones get status 429."""
     timeout_s: PositiveFloat = 2.0
     """For the arrival of a body (else 408), and then for its scores (else 504)."""
+    header_timeout_s: PositiveFloat = 5.0
+    """For the arrival of a request's headers; then the connection is closed."""
+    idle_timeout_s: PositiveInt = 15
+    """After an answer, for the next request; then the connection is closed."""
+    max_connections: PositiveInt = 512
+    """Further ones take the place of the one that has been idle longest. Less where the limit on
+    open files is low."""
+    max_connections_per_client: PositiveInt = 256
+    """Of one address."""
     max_body_bytes: PositiveInt = 4 * 2**20
-    """Longer bodies get status 413."""
+    """Longer bodies get status 413, compressed or not."""
+    max_body_values: PositiveInt = 200_000
+    """JSON with more commas gets status 413 before it is parsed."""
+    max_waiting_bytes: PositiveInt = 64 * 2**20
+    """Of all large bodies that are being received or processed, and half of it for those of one
+    address; more get status 429."""

@@ -1,13 +1,23 @@
-"""Around the application: bodies are bounded in size and time, and answers are counted."""
+"""Around the application: bodies are bounded in size, number and time, and answers are counted."""
 
 import asyncio
 import time
+from collections import Counter
 
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
+
+_MEDIA_TYPES = (b"", b"application/json", b"application/octet-stream")
+_ENCODINGS = (b"", b"identity", b"gzip", b"deflate")
+# Of every body; what is beyond it is taken from what the server has for large ones.
+_FREE_BYTES = 64 * 1024
+# To copy them is the event loop's work: so it takes a few percent of its time, and 16 bodies of the
+# longest by default arrive in a second.
+_LARGE_BYTES_PER_S = 64 * 2**20
+_OF_RESERVE = ("/v2/health/", "/metrics")
 
 
 class _Refused(Exception):
@@ -16,10 +26,45 @@ class _Refused(Exception):
         self.status = status
 
 
+class _Budget:
+    """Bytes of large bodies that are in the server, in all and by host."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._of_host: Counter[str] = Counter()
+
+    def take(self, host: str, count: int) -> bool:
+        """Whether there are so many left."""
+        total, of_host = self._of_host.total() + count, self._of_host[host] + count
+        if total > self._most or of_host > self._most // 2:
+            return False
+        self._of_host[host] = of_host
+        return True
+
+    def give_back(self, host: str, count: int) -> None:
+        self._of_host[host] -= count
+        if not self._of_host[host]:
+            del self._of_host[host]
+
+
+class _Pace:
+    """How fast the rest of large bodies is read, all together."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def delay_s(self, count: int) -> float:
+        """Seconds to wait before more is read, after `count` bytes."""
+        now = time.monotonic()
+        self._next = max(now, self._next) + count / _LARGE_BYTES_PER_S
+        return self._next - now
+
+
 class BodyLimits:
     """Reads a body whole before the application sees the request, or refuses it.
 
-    Statuses: 408 it did not arrive in time, 413 too large, 415 not plain JSON.
+    Statuses: 408 it did not arrive in time, 413 too large, 415 neither JSON nor tensors, 429 too
+    much is being received, 503 the connection is one of the reserve.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
@@ -27,55 +72,108 @@ class BodyLimits:
         self._app = app
         self._most = config.max_body_bytes
         self._timeout_s = config.timeout_s
+        self._pace = _Pace()
+        self._budget = _Budget(max(config.max_waiting_bytes, 2 * config.max_body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        body = _Body(scope["client"][0] if scope["client"] else "", self._budget, self._most)
         try:
-            body = await self._read(receive)
-            if body:
-                _check_headers(dict(scope["headers"]))
-        except _Refused as refused:
-            # A body that did not arrive may yet, so the connection cannot be used again.
-            response = JSONResponse(
-                {"error": str(refused)}, refused.status, headers={"Connection": "close"}
-            )
-            await response(scope, receive, send)
-            return
-        await self._app(scope, _replay(body, receive), send)
+            try:
+                if scope["state"].get("is_reserve") and not scope["path"].startswith(_OF_RESERVE):
+                    raise _Refused(503, "too many connections")
+                await self._read(body, receive)
+                if body.content:
+                    _check_headers(dict(scope["headers"]))
+            except _Refused as refused:
+                # A body that did not arrive may yet, so the connection cannot be used again.
+                headers = {"Connection": "close"}
+                if refused.status in (429, 503):
+                    headers["Retry-After"] = "1"
+                response = JSONResponse({"error": str(refused)}, refused.status, headers=headers)
+                await response(scope, receive, send)
+                return
+            content = bytes(body.content)
+            body.content.clear()  # it is held once, and still counts
+            await self._app(scope, _replay(content, receive), send)
+        finally:
+            body.drop()
 
-    async def _read(self, receive: Receive) -> bytes:
-        body = bytearray()
-        is_too_large = False
+    async def _read(self, body: "_Body", receive: Receive) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 while True:
                     message = await receive()
-                    body += message.get("body", b"")
-                    if len(body) > self._most:
-                        # A client reads the answer only when it could send everything, so the rest
-                        # is read, too, and thrown away.
-                        is_too_large = True
-                        body.clear()
+                    part = message.get("body", b"")
+                    body.append(part)
+                    if body.num_received > _FREE_BYTES:
+                        await asyncio.sleep(self._pace.delay_s(len(part)))
                     if not message.get("more_body", False):  # complete, or the client is gone
                         break
         except TimeoutError as error:
-            if not is_too_large:
+            if body.refused is None:
                 text = f"the body did not arrive within {self._timeout_s:g} s"
                 raise _Refused(408, text) from error
-        if is_too_large:
-            raise _Refused(413, f"the body has more than {self._most} bytes")
-        return bytes(body)
+        if body.refused is not None:
+            raise body.refused
+
+
+class _Body:
+    """What has arrived of a body.
+
+    A client reads an answer only when it could send everything, so that after a refusal the rest is
+    read, too, and thrown away.
+    """
+
+    def __init__(self, host: str, budget: _Budget, most: int) -> None:
+        self.content = bytearray()
+        self.refused: _Refused | None = None
+        self.num_received = 0
+        self._host = host
+        self._budget = budget
+        self._most = most
+        self._num_taken = 0
+
+    def append(self, part: bytes) -> None:
+        self.num_received += len(part)
+        if self.refused is not None:
+            return
+        self.content += part
+        if len(self.content) > self._most:
+            self._refuse(413, f"the body has more than {self._most} bytes")
+            return
+        beyond = max(0, len(self.content) - _FREE_BYTES) - self._num_taken
+        if beyond > 0:
+            if not self._budget.take(self._host, beyond):
+                self._refuse(429, "the server is busy with large bodies")
+                return
+            self._num_taken += beyond
+
+    def drop(self) -> None:
+        self.content.clear()
+        if self._num_taken:
+            self._budget.give_back(self._host, self._num_taken)
+            self._num_taken = 0
+
+    def _refuse(self, status: int, text: str) -> None:
+        self.drop()
+        self.refused = _Refused(status, text)
 
 
 def _check_headers(headers: dict[bytes, bytes]) -> None:
+    """Clients of the protocol may send no type at all, and the JSON's length in its own header."""
     media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if media_type != b"application/json":
+    if media_type not in _MEDIA_TYPES:
         raise _Refused(
-            415, f"Content-Type: expected application/json, found {media_type.decode('latin-1')!r}"
+            415,
+            "Content-Type: expected application/json or application/octet-stream, found "
+            f"{media_type.decode('latin-1')!r}",
         )
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding != b"identity":
-        raise _Refused(415, f"Content-Encoding: {encoding.decode('latin-1')!r} is not supported")
+    encoding = headers.get(b"content-encoding", b"")
+    if encoding not in _ENCODINGS:
+        raise _Refused(
+            415, f"Content-Encoding: expected gzip or deflate, found {encoding.decode('latin-1')!r}"
+        )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

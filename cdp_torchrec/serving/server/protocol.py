@@ -12,89 +12,59 @@ Source: https://github.com/kserve/open-inference-protocol, specification/protoco
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import msgspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from cdp_torchrec.data.schema import Feature
-from cdp_torchrec.serving.encode import USER_FEATURE
+from cdp_torchrec.serving.encode import LONGEST_BAG, USER_FEATURE
 from cdp_torchrec.serving.predictor import PredictorMetadata
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
+from cdp_torchrec.serving.server.body import Inference
+from cdp_torchrec.serving.server.tensors import InputSpec, tensor_values
 
 OUTPUT = "probability"
+PLATFORM = "pytorch_aotinductor"
+JSON_LENGTH = "Inference-Header-Content-Length"
+"""HTTP header of a body with binary tensors: how long the JSON in front of them is."""
 _ID = ("BYTES", "INT64")
 _INTEGER = ("INT64",)
 _NUMBER = ("FP32", "FP64")
-# The exact types: true is no INT64.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "BYTES": (str, type(None)),
-    "INT64": (int, type(None)),
-    "FP32": (float, int, type(None)),
-    "FP64": (float, int, type(None)),
-}
-
-
-class _Object(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class InferInput(_Object):
-    """$request_input."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: dict[str, Any] = {}
-    data: list[Any]
-
-
-class RequestedOutput(_Object):
-    """$request_output."""
-
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class InferRequest(_Object):
-    """$inference_request. Parameters are hints of other servers, which mean nothing here."""
-
-    id: str | None = None
-    parameters: dict[str, Any] = {}
-    inputs: list[InferInput]
-    outputs: list[RequestedOutput] = []
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What an input may be like."""
-
-    datatypes: tuple[str, ...]
-    """Those allowed; the metadata announces the first."""
-    size: Literal[1, -1]
-    """One value, or a list of any length."""
+_CONFIG_TYPES = {"BYTES": "TYPE_STRING", "INT64": "TYPE_INT64", "FP32": "TYPE_FP32"}
 
 
 def input_specs(metadata: PredictorMetadata) -> dict[str, InputSpec]:
     """Inputs of an artifact by name."""
     specs = {
-        "user": InputSpec(_ID, 1),
-        "timestamp_ms": InputSpec(_INTEGER, 1),
-        "request_id": InputSpec(_ID, 1),
+        "user": InputSpec(_ID, 1, at_most=1, is_required=False),
+        "timestamp_ms": InputSpec(_INTEGER, 1, at_most=1, is_required=True),
+        "request_id": InputSpec(_ID, 1, at_most=1, is_required=False),
     }
     for feature in metadata.features.values():
         if feature.name != USER_FEATURE:
             group = "features" if feature.level == "request" else "candidates"
-            specs[f"{group}.{feature.name}"] = _spec(feature)
+            specs[f"{group}.{feature.name}"] = _spec(feature, metadata)
     for column in metadata.history_columns:
         datatypes = _INTEGER if column == "timestamp_ms" else _ID
-        specs[f"history.{column}"] = InputSpec(datatypes, -1)
+        specs[f"history.{column}"] = InputSpec(
+            datatypes, -1, at_most=metadata.max_history, is_required=False
+        )
     return specs
 
 
-def _spec(feature: Feature) -> InputSpec:
-    is_one = feature.level == "request" and feature.kind != "ids"
-    return InputSpec(_NUMBER if feature.kind == "number" else _ID, 1 if is_one else -1)
+def _spec(feature: Feature, metadata: PredictorMetadata) -> InputSpec:
+    datatypes = _NUMBER if feature.kind == "number" else _ID
+    if feature.level == "candidate":
+        return InputSpec(
+            datatypes,
+            -1,
+            at_most=metadata.max_candidates,
+            is_required=feature.name in metadata.required_candidate_features,
+        )
+    if feature.kind == "ids":
+        return InputSpec(datatypes, -1, at_most=LONGEST_BAG, is_required=False)
+    return InputSpec(datatypes, 1, at_most=1, is_required=False)
 
 
 def model_metadata(name: str, version: str, specs: Mapping[str, InputSpec]) -> dict[str, Any]:
@@ -102,7 +72,7 @@ def model_metadata(name: str, version: str, specs: Mapping[str, InputSpec]) -> d
     return {
         "name": name,
         "versions": [version],
-        "platform": "pytorch_aotinductor",
+        "platform": PLATFORM,
         "inputs": [
             {"name": name, "datatype": spec.datatypes[0], "shape": [spec.size]}
             for name, spec in specs.items()
@@ -111,25 +81,47 @@ def model_metadata(name: str, version: str, specs: Mapping[str, InputSpec]) -> d
     }
 
 
-def to_request(asked: InferRequest, specs: Mapping[str, InputSpec]) -> Request:
-    """The request that an inference asks to score; `Predictor.check` looks at its values.
+def model_config(name: str, specs: Mapping[str, InputSpec]) -> dict[str, Any]:
+    """What Triton's extension "model_configuration" answers, as far as it means something here."""
+    return {
+        "name": name,
+        "platform": PLATFORM,
+        "backend": "cdp_torchrec",
+        "version_policy": {"latest": {"num_versions": 1}},
+        # Of Triton's own batching: here a request is one list of candidates.
+        "max_batch_size": 0,
+        "input": [
+            {
+                "name": name,
+                "data_type": _CONFIG_TYPES[spec.datatypes[0]],
+                "dims": [spec.size],
+                "optional": not spec.is_required,
+            }
+            for name, spec in specs.items()
+        ],
+        "output": [{"name": OUTPUT, "data_type": _CONFIG_TYPES["FP32"], "dims": [-1]}],
+    }
+
+
+def to_request(asked: Inference, specs: Mapping[str, InputSpec]) -> Request:
+    """The request that an inference asks to score; `Predictor.encode` looks at its values.
 
     Raises:
         RequestError: an input is unknown, given twice, or not of its datatype and shape, one that
             is needed is missing, or the output is unknown.
     """
     for output in asked.outputs:
-        if output.name != OUTPUT:
-            raise RequestError("outputs", f"the model gives {OUTPUT!r}, found {output.name!r}")
+        if output != OUTPUT:
+            raise RequestError("outputs", f"the model gives {OUTPUT!r}, found {output!r}")
     values: dict[str, Any] = {}
-    for tensor in asked.inputs:
+    for tensor in asked.tensors:
         if tensor.name in values:
             raise RequestError(tensor.name, "the input is given twice")
-        if tensor.name not in specs:
+        spec = specs.get(tensor.name)
+        if spec is None:
             raise RequestError(tensor.name, f"no such input; allowed: {', '.join(specs)}")
-        spec = specs[tensor.name]
-        _check(tensor, spec)
-        values[tensor.name] = tensor.data[0] if spec.size == 1 else tensor.data
+        found = tensor_values(tensor, spec)
+        values[tensor.name] = found[0] if spec.size == 1 else found
     if "timestamp_ms" not in values:
         raise RequestError("timestamp_ms", "is required")
     return Request(
@@ -140,24 +132,6 @@ def to_request(asked: InferRequest, specs: Mapping[str, InputSpec]) -> Request:
         history=_history(_group(values, "history.")),
         request_id=values.get("request_id", 0),
     )
-
-
-def _check(tensor: InferInput, spec: InputSpec) -> None:
-    if tensor.datatype not in spec.datatypes:
-        allowed = " or ".join(spec.datatypes)
-        raise RequestError(tensor.name, f"expected datatype {allowed}, found {tensor.datatype}")
-    if tensor.shape != [len(tensor.data)]:
-        raise RequestError(
-            tensor.name, f"shape {tensor.shape}, but `data` is a list of {len(tensor.data)} values"
-        )
-    if spec.size == 1 and len(tensor.data) != 1:
-        raise RequestError(tensor.name, f"expected shape [1], found {tensor.shape}")
-    allowed_types = _TYPES[tensor.datatype]
-    for value in tensor.data:
-        if type(value) not in allowed_types:
-            raise RequestError(
-                tensor.name, f"expected {tensor.datatype} in `data`, found {type(value).__name__}"
-            )
 
 
 def _group(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -198,15 +172,37 @@ def _tensor(name: str, value: Any, spec: InputSpec) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": [len(data)], "data": data}
 
 
-def infer_response(
-    name: str, version: str, request_id: str | None, probability: np.ndarray
-) -> dict[str, Any]:
-    """$inference_response with the probability of each candidate, [C]."""
-    output = {
+@dataclass(frozen=True)
+class Answer:
+    """Body and headers of a response."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+def infer_answer(name: str, version: str, asked: Inference, probability: np.ndarray) -> Answer:
+    """$inference_response.
+
+    Args:
+        name: of the model.
+        version: of the model.
+        asked: what is answered, in its form: a list for [N], binary where binary was asked for.
+        probability: of each candidate, float32 [C].
+    """
+    is_row = any(t.name == "candidates.item_id" and len(t.shape) == 2 for t in asked.tensors)
+    output: dict[str, Any] = {
         "name": OUTPUT,
         "datatype": "FP32",
-        "shape": [len(probability)],
-        "data": probability.tolist(),
+        "shape": [1, len(probability)] if is_row else [len(probability)],
     }
     response: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": [output]}
-    return response if request_id is None else response | {"id": request_id}
+    if asked.id is not None:
+        response["id"] = asked.id
+    if not asked.has_binary_output:
+        output["data"] = probability.tolist()
+        return Answer(msgspec.json.encode(response), {"Content-Type": "application/json"})
+    raw = probability.astype("<f4").tobytes()
+    output["parameters"] = {"binary_data_size": len(raw)}
+    text = msgspec.json.encode(response)
+    headers = {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(text))}
+    return Answer(text + raw, headers)

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import uvicorn
@@ -13,12 +15,15 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.serving.server.app import make_app
 from cdp_torchrec.serving.server.batching import Batcher
 from cdp_torchrec.serving.server.config import ServerConfig
+from cdp_torchrec.serving.server.connections import BACKLOG, Connections
+from cdp_torchrec.serving.server.inference import Inferences
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 1024
+# A thread runs so long before another gets its turn: the event loop has little to do, but often.
+_SWITCH_INTERVAL_S = 2e-3
 
 
 def serve(artifact: Path, config: ServerConfig) -> None:
@@ -36,29 +41,38 @@ def serve(artifact: Path, config: ServerConfig) -> None:
     """
     # A request is small, and the workers are the parallelism.
     torch.set_num_threads(1)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with _listen(config) as listener:
         logger.info("listening on %s:%d", *listener.getsockname()[:2])
         metrics = ServerMetrics()
         model = ServedModel(artifact, config, metrics)
         batcher = Batcher(config, metrics)
-        server = make_server(model, batcher, metrics, config)
+        inferences = Inferences(batcher, metrics, config)
+        server = make_server(model, inferences, metrics, config)
         # uvicorn handles signals while it serves, and raises them again when it is done: then, and
         # before it starts, they mean no more than that.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, server.handle_exit)
         asyncio.run(_serve(server, listener, model))
+        inferences.close()
         batcher.close()
         logger.info("stopped")
 
 
 def make_server(
-    model: ServedModel, batcher: Batcher, metrics: ServerMetrics, config: ServerConfig
+    model: ServedModel, inferences: Inferences, metrics: ServerMetrics, config: ServerConfig
 ) -> uvicorn.Server:
     """The HTTP server around an application."""
     settings = uvicorn.Config(
-        make_app(model, batcher, metrics, config),
+        make_app(model, inferences, metrics, config),
+        # A type in uvicorn's eyes, which it only calls.
+        http=cast(Any, Connections(config, metrics).make),
+        timeout_keep_alive=config.idle_timeout_s,
+        backlog=BACKLOG,
         access_log=False,
         log_config=None,
+        # Malformed requests are the clients' affair, and would fill the log.
+        log_level="error",
         lifespan="off",
         server_header=False,
         # Body and scores; then whatever hangs is cut off.
@@ -90,7 +104,7 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedM
 def _listen(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        listener = socket.create_server((config.host, config.port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"host = {config.host!r}, port = {config.port}: cannot listen there: {error}"

@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
+from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.predictor import Predictor, PredictorMetadata
 from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
@@ -54,22 +58,26 @@ class ServedModel:
         Requests go to the previous one until then, and those that it accepted stay with it.
 
         Raises:
-            ArtifactError: the artifact cannot be served; the previous one still is.
+            ArtifactError: the artifact cannot be served, or the server is strict and has no store;
+                the previous one still is.
         """
         async with self._one_load_at_a_time:
             # Followed once: all files come from one artifact even if the link changes now.
             directory = self._artifact.resolve()
             try:
-                predictor = await asyncio.to_thread(
-                    Predictor.open,
-                    directory,
-                    history_store=self._config.history_store,
-                    num_runners=self._config.num_workers,
+                predictor = await _in_a_thread_that_ends(
+                    partial(
+                        Predictor.open,
+                        directory,
+                        history_store=self._config.history_store,
+                        num_runners=self._config.num_workers,
+                    )
                 )
+                loaded = LoadedModel.of(predictor)
+                self._check_history(loaded.metadata)
             except Exception:
                 self._metrics.loads.labels("refused").inc()
                 raise
-            loaded = LoadedModel.of(predictor)
             metadata = loaded.metadata
             self.name = self.name or metadata.name
             self.current = loaded
@@ -77,9 +85,36 @@ class ServedModel:
             self._metrics.model.info({"name": metadata.name, "version": metadata.version})
             logger.info("serving %s as %s, version %s", directory, self.name, metadata.version)
 
+    def _check_history(self, metadata: PredictorMetadata) -> None:
+        """A model that reads histories and gets none scores far worse, and nobody would notice."""
+        self._metrics.has_history_store.set(metadata.has_history_store)
+        if metadata.has_history_store or not metadata.reads_history:
+            return
+        problem = (
+            f"{metadata.name} reads histories, and there is no history_store: requests that do not "
+            "bring their behaviours have none"
+        )
+        if self._config.strict:
+            raise ArtifactError(f"{problem}; with strict = true the server does not start so")
+        logger.warning("%s (cdp_empty_histories_total counts them)", problem)
+
     async def reload(self) -> None:
         """As `load`, but an artifact that cannot be served is only logged."""
         try:
             await self.load()
         except Exception as error:
             logger.error("the artifact was refused, the previous one stays: %s", error)
+
+
+async def _in_a_thread_that_ends(open_predictor: Callable[[], Predictor]) -> Predictor:
+    """Only then can the compiled model be unloaded (compiled.load_compiled)."""
+    opened: Future[Predictor] = Future()
+
+    def run() -> None:
+        try:
+            opened.set_result(open_predictor())
+        except BaseException as error:
+            opened.set_exception(error)
+
+    threading.Thread(target=run, name="loader", daemon=True).start()
+    return await asyncio.wrap_future(opened)

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 
 from cdp_torchrec.serving.artifact import GOLDEN, TABLES, read_manifest, write_manifest
+from cdp_torchrec.serving.encode import EncodedRequest
 from cdp_torchrec.serving.golden import GoldenRequest
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.batching import Batcher
 from cdp_torchrec.serving.server.config import ServerConfig
+from cdp_torchrec.serving.server.inference import Inferences
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import make_server
@@ -37,9 +39,9 @@ class GatedPredictor(Predictor):
         self.__dict__.update(inner.__dict__)
         self.gate = threading.Event()
 
-    def score_many(self, requests: Sequence[Request]) -> list[np.ndarray]:
+    def score_encoded(self, encoded: Sequence[EncodedRequest]) -> list[np.ndarray]:
         assert self.gate.wait(30)
-        return super().score_many(requests)
+        return super().score_encoded(encoded)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def running(
     model = ServedModel(artifact, config, metrics)
     model.current = None if predictor is None else LoadedModel.of(predictor)
     batcher = Batcher(config, metrics)
-    server = make_server(model, batcher, metrics, config)
+    inferences = Inferences(batcher, metrics, config)
+    server = make_server(model, inferences, metrics, config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = server.serve(sockets=[listener])
         thread = threading.Thread(target=asyncio.run, args=(serving,))
@@ -90,13 +93,15 @@ def running(
         finally:
             server.should_exit = True
             thread.join()
+            inferences.close()
             batcher.close()
 
 
 @pytest.fixture(scope="session")
 def server(artifact: Path, predictor: Predictor, tiny_dataset: Path) -> Iterator[Server]:
     """One for all tests that leave it as it is."""
-    with running(artifact, predictor, tiny_dataset, timeout_s=30.0, max_body_bytes=100_000) as it:
+    limits = {"max_body_bytes": 100_000, "max_body_values": 10_000}
+    with running(artifact, predictor, tiny_dataset, timeout_s=30.0, **limits) as it:
         yield it
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cdp_torchrec.serving.encode import EncodedRequest
 from cdp_torchrec.serving.predictor import Predictor
-from cdp_torchrec.serving.request import Request
-from cdp_torchrec.serving.server.batching import Batcher, QueueFullError, StoppingError
+from cdp_torchrec.serving.server.batching import Batcher
 from cdp_torchrec.serving.server.config import ServerConfig
+from cdp_torchrec.serving.server.errors import QueueFullError, StoppingError
+from cdp_torchrec.serving.server.fair_queue import Client
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 
 TIMEOUT_S = 10.0
@@ -26,18 +28,28 @@ class FakePredictor(Predictor):
         self.gate = threading.Event()
         self.is_busy = threading.Event()
 
-    def score_many(self, requests: Sequence[Request]) -> list[np.ndarray]:
+    def score_encoded(self, encoded: Sequence[EncodedRequest]) -> list[np.ndarray]:
         self.is_busy.set()
         assert self.gate.wait(TIMEOUT_S)
-        self.batches.append([int(str(request.request_id)) for request in requests])
-        if any(request.user == "culprit" for request in requests):
+        self.batches.append([request.request_id for request in encoded])
+        if any(request.user == CULPRIT for request in encoded):
             raise FloatingPointError("not finite")
-        return [np.array(request.candidates["item_id"]) for request in requests]
+        return [request.candidate["item_id"] for request in encoded]
 
 
-def request(number: int, *, candidates: int = 1, user: str = "user") -> Request:
-    items = [number] * candidates
-    return Request(user=user, timestamp_ms=0, candidates={"item_id": items}, request_id=number)
+CULPRIT = 7
+
+
+def request(number: int, *, candidates: int = 1, user: int = 1) -> EncodedRequest:
+    return EncodedRequest(
+        request_id=number,
+        user=user,
+        timestamp=0,
+        request={},
+        bags={},
+        candidate={"item_id": np.full(candidates, number)},
+        history=None,
+    )
 
 
 @pytest.fixture
@@ -89,7 +101,7 @@ def test_a_request_without_company_is_scored_after_the_wait(start: Callable[...,
 def test_only_the_culprit_fails_when_a_batch_fails(start: Callable[..., Batcher]) -> None:
     batcher, predictor = start(), FakePredictor()
     busy_with_one(batcher, predictor)
-    users = ["a", "culprit", "b"]
+    users = [1, CULPRIT, 2]
     scored = [
         batcher.submit(predictor, request(number, user=user))
         for number, user in enumerate(users, start=1)
@@ -133,6 +145,22 @@ def test_a_batch_has_one_predictor(start: Callable[..., Batcher]) -> None:
         found.result(TIMEOUT_S)
     assert old.batches == [[0], [1, 2], [5]]
     assert new.batches == [[3, 4]]
+
+
+def test_a_short_request_goes_before_long_ones_of_others_that_came_earlier(
+    start: Callable[..., Batcher],
+) -> None:
+    batcher, predictor = start(max_batch_candidates=10), FakePredictor()
+    busy_with_one(batcher, predictor)
+    greedy, modest = Client("a", 1), Client("b", 1)
+    scored = [
+        batcher.submit(predictor, request(n, candidates=10), client=greedy) for n in range(1, 4)
+    ]
+    scored.append(batcher.submit(predictor, request(9, candidates=2), client=modest))
+    predictor.gate.set()
+    for found in scored:
+        found.result(TIMEOUT_S)
+    assert predictor.batches == [[0], [9], [1], [2], [3]]
 
 
 def test_closing_scores_what_is_queued_and_accepts_no_more() -> None:

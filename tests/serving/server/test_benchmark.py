@@ -19,6 +19,7 @@ def test_a_server_bears_load_a_reload_and_malformed_requests(
         "num_clients=2",
         "num_attackers=1",
         "num_requests=8",
+        "attack_s=1.0",
         f"output={tmp_path}",
     ]
     benchmark.main(["endpoint", str(artifact), *(f"benchmark.{s}" for s in settings)])
@@ -28,3 +29,7 @@ def test_a_server_bears_load_a_reload_and_malformed_requests(
     assert len(found["answered_by_version"]) == 2
     assert found["reload_answer"].startswith("200") and found["exit_code"] == 0
     assert found["requests_per_s"] > 0
+    assert len(found["attacks"]) == 5
+    for siege in found["attacks"].values():
+        assert set(siege["valid_requests"]) <= {"right", "refused"}
+        assert siege["valid_requests"]["right"] > 0

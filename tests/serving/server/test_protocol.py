@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol say exactly what a request says."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
+from cdp_torchrec.serving.server.body import read_inference
 from cdp_torchrec.serving.server.protocol import (
-    InferRequest,
     input_specs,
     model_metadata,
     to_infer_request,
@@ -18,7 +19,8 @@ from cdp_torchrec.serving.server.protocol import (
 
 
 def from_body(body: dict[str, Any], predictor: Predictor) -> Request:
-    return to_request(InferRequest.model_validate(body), input_specs(predictor.metadata))
+    asked = read_inference(json.dumps(body).encode(), json_length=None, most_values=10_000)
+    return to_request(asked, input_specs(predictor.metadata))
 
 
 def test_a_request_survives_the_way_to_tensors_and_back(
@@ -75,7 +77,22 @@ BAD = {
     "given twice": (lambda inputs: [*inputs, inputs[0]], "timestamp_ms"),
     "no moment": (without("timestamp_ms"), "timestamp_ms"),
     "shape of another length": (change("candidates.item_id", shape=[3]), "candidates.item_id"),
-    "shape of two dimensions": (change("candidates.item_id", shape=[1, 8]), "candidates.item_id"),
+    "two rows": (change("candidates.item_id", shape=[2, 4]), "candidates.item_id"),
+    "three dimensions": (change("candidates.item_id", shape=[1, 1, 8]), "candidates.item_id"),
+    "endless shape": (change("candidates.item_id", shape=[1] * 5_000), "candidates.item_id"),
+    "negative shape": (change("candidates.item_id", shape=[-1]), "candidates.item_id"),
+    "shape of a text": (change("candidates.item_id", shape=["8"]), "candidates.item_id"),
+    "huge shape": (change("candidates.item_id", shape=[10**30]), "candidates.item_id"),
+    "more than the model takes": (
+        change("candidates.item_id", shape=[51], data=["a"] * 51),
+        "candidates.item_id",
+    ),
+    "no data": (change("user", data=None), "user"),
+    "an object for a value": (change("user", data=[{}]), "user"),
+    "a number beyond all": (
+        change("candidates.log_price", data=[float("1e308") * 10] * 8),
+        "body",
+    ),
     "no shape": (change("user", shape=[]), "user"),
     "two users": (change("user", shape=[2], data=["a", "b"]), "user"),
     "number for a text": (change("user", data=[1]), "user"),

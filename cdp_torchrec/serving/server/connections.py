@@ -1,0 +1,210 @@
+"""How many connections there may be, and how long one may say nothing.
+
+uvicorn bounds neither the time that a request's headers take nor the number of connections, so that
+a few hundred half-sent lines would keep everyone else out.
+"""
+
+import asyncio
+import resource
+import time
+from collections import defaultdict
+from typing import Any, Literal
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cdp_torchrec.serving.server.config import ServerConfig
+from cdp_torchrec.serving.server.metrics import ServerMetrics
+
+RESERVE = 32
+"""Connections beyond the most, which may ask for health and metrics only."""
+BACKLOG = 128
+"""Connections that the system may accept before the server looks at them."""
+_OTHER_FILES = 128
+"""Of artifact, libraries and logs."""
+_SWEEP_S = 0.25
+_MOST_HEADER_BYTES = 32 * 1024
+_MOST_PIPELINED = 16
+
+_Reason = Literal["headers late", "headers too long", "answer not read", "evicted", "refused"]
+_TOO_MANY = b"""HTTP/1.1 503 Service Unavailable\r
+content-type: application/json\r
+content-length: 32\r
+retry-after: 1\r
+connection: close\r
+\r
+{"error":"too many connections"}"""
+
+
+class Connections:
+    """All that are open."""
+
+    def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
+        """Args: the limits, and where to count."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = files - BACKLOG - RESERVE - _OTHER_FILES
+        self._most = max(1, min(config.max_connections, spare))
+        self._most_of_host = config.max_connections_per_client
+        self._header_timeout_s = config.header_timeout_s
+        self._answer_timeout_s = config.timeout_s
+        self._metrics = metrics
+        # Of each host, those that wait longest for their client first.
+        self._of_host: dict[str, dict[Connection, None]] = defaultdict(dict)
+        self._num_open = 0
+        metrics.connections.set_function(lambda: self._num_open)
+
+    def make(self, **settings: Any) -> "Connection":
+        """A connection, as uvicorn asks for one."""
+        return Connection(self, **settings)
+
+    def admit(self, connection: "Connection") -> bool:
+        """Whether a new connection may stay, perhaps in the place of an idle one."""
+        if not self._num_open:
+            connection.loop.call_later(_SWEEP_S, self._sweep, connection.loop)
+        host = connection.host
+        if len(self._of_host[host]) >= self._most_of_host:
+            if not self._evict(host):
+                self._metrics.closed.labels("refused").inc()
+                return False
+        elif self._num_open >= self._most and not self._evict(self._busiest_host()):
+            if self._num_open >= self._most + RESERVE:
+                self._metrics.closed.labels("refused").inc()
+                return False
+            connection.is_reserve = True
+        self._of_host[host][connection] = None
+        self._num_open += 1
+        return True
+
+    def answered(self, connection: "Connection") -> None:
+        """From now on it waits for its client again."""
+        if connection in (known := self._of_host[connection.host]):
+            del known[connection]
+            known[connection] = None
+
+    def discard(self, connection: "Connection") -> None:
+        """It is closed."""
+        known = self._of_host[connection.host]
+        if connection in known:
+            del known[connection]
+            self._num_open -= 1
+        if not known:
+            del self._of_host[connection.host]
+
+    def close(self, connection: "Connection", reason: _Reason) -> None:
+        """End it, whatever it waits for."""
+        self._metrics.closed.labels(reason).inc()
+        self.discard(connection)
+        connection.transport.abort()
+
+    def _busiest_host(self) -> str:
+        return max(self._of_host, key=lambda host: len(self._of_host[host]))
+
+    def _evict(self, host: str) -> bool:
+        """End the one of a host that has waited longest for its client."""
+        idle = next((c for c in self._of_host[host] if not c.is_busy), None)
+        if idle is None:
+            return False
+        self.close(idle, "evicted")
+        return True
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = time.monotonic()
+        for connection in [c for known in self._of_host.values() for c in known]:
+            if _is_over(connection.headers_since, self._header_timeout_s, now):
+                self.close(connection, "headers late")
+            elif _is_over(connection.unread_since, self._answer_timeout_s, now):
+                self.close(connection, "answer not read")
+            elif connection.unread_since is None and connection.transport.is_closing():
+                connection.unread_since = now
+        if self._num_open:
+            loop.call_later(_SWEEP_S, self._sweep, loop)
+
+
+def _is_over(since: float | None, most_s: float, now: float) -> bool:
+    return since is not None and now - since > most_s
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, within limits."""
+
+    def __init__(self, connections: Connections, **settings: Any) -> None:
+        """Args: all others, and uvicorn's own arguments."""
+        super().__init__(**settings)
+        self._all = connections
+        self.host = ""
+        self.is_reserve = False
+        self.headers_since: float | None = time.monotonic()
+        """When headers that are not complete began; a new connection must begin at once."""
+        self.unread_since: float | None = None
+        """When the client stopped to read an answer."""
+        self._is_in_headers = True
+        self._num_bytes = 0
+        self._num_header_bytes = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the client waits for the server, or sends a body."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Stay, or say why not."""
+        super().connection_made(transport)
+        self.host = self.client[0] if self.client else ""
+        if not self._all.admit(self):
+            transport.write(_TOO_MANY)
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Make room."""
+        self._all.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bound the headers in time and length."""
+        if self.headers_since is None and not self.is_busy:
+            self.headers_since = time.monotonic()
+        self._num_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_headers and self._num_bytes > _MOST_HEADER_BYTES:
+            self._all.close(self, "headers too long")
+
+    def on_message_begin(self) -> None:
+        """A request; llhttp stops at what is raised here, and uvicorn answers 400."""
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            raise ValueError("too many requests before the first answer")
+        self._num_header_bytes = 0
+        super().on_message_begin()
+        self.scope["state"]["is_reserve"] = self.is_reserve
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of a request's, or behind its chunks."""
+        self._num_header_bytes += len(name) + len(value)
+        if self._num_header_bytes > _MOST_HEADER_BYTES:
+            raise ValueError("headers too long")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Now the limits of bodies hold."""
+        self._is_in_headers = False
+        self.headers_since = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Whatever comes now is the next request's."""
+        self._is_in_headers = True
+        self._num_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Now the client's time runs."""
+        self._all.answered(self)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self.unread_since = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self.unread_since = None
+        super().resume_writing()

@@ -1,0 +1,133 @@
+"""Nobody is shut out by those who open connections and say nothing, or too much at once."""
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import httpx
+import pytest
+
+from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Request
+
+from .conftest import NAME, GatedPredictor, Server, probabilities
+
+TIMEOUT_S = 20.0
+INFER = f"/v2/models/{NAME}/infer"
+
+
+def connect(server: Server, sent: bytes = b"") -> socket.socket:
+    port = server.client.base_url.port or 0
+    connection = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    connection.sendall(sent)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server ends it before long."""
+    try:
+        while connection.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", b"\r\n", b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-A: "])
+def test_headers_that_do_not_arrive_end_the_connection(
+    start_server: Callable[..., Server], predictor: Predictor, sent: bytes
+) -> None:
+    server = start_server(predictor, header_timeout_s=0.2)
+    with connect(server, sent) as slow:
+        assert is_closed(slow)
+    assert server.metric('cdp_connections_closed_total{reason="headers late"}') == 1
+
+
+def test_a_second_request_has_the_same_time_for_its_headers(
+    start_server: Callable[..., Server], predictor: Predictor
+) -> None:
+    server = start_server(predictor, header_timeout_s=0.3)
+    with connect(server, b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n") as slow:
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"G")
+        assert is_closed(slow)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /v2 HTTP/1.1\r\nX: " + b"a" * 300_000,
+        b"GET /" + b"a" * 300_000,
+        b"GET /v2 HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(20_000)) + b"\r\n",
+        b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: a\r\n" * 50_000,
+        b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 3_000,
+    ],
+    ids=["one header", "path", "many headers", "trailers", "requests ahead of the first answer"],
+)
+def test_headers_and_requests_without_end_are_cut_off(server: Server, sent: bytes) -> None:
+    with connect(server) as greedy:
+        try:
+            greedy.sendall(sent)
+        except ConnectionError:
+            return
+        assert is_closed(greedy)
+
+
+def test_new_connections_take_the_place_of_those_that_wait_longest(
+    start_server: Callable[..., Server], predictor: Predictor, requests: list[Request]
+) -> None:
+    server = start_server(predictor, max_connections=8, header_timeout_s=TIMEOUT_S)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(connect(server, b"G")) for _ in range(40)]
+        assert server.client.get("/v2/health/ready").status_code == 200
+        assert len(probabilities(server.infer(requests[0]))) > 0
+        assert all(is_closed(connection) for connection in silent[:30])
+        assert server.metric("cdp_connections") <= 8
+
+
+def test_one_client_has_no_more_than_its_share(
+    start_server: Callable[..., Server], predictor: Predictor
+) -> None:
+    server = start_server(predictor, max_connections_per_client=3)
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(connect(server, b"G"))
+        assert server.client.get("/v2/health/ready").status_code == 200
+        assert server.metric("cdp_connections") <= 3
+
+
+def test_health_is_answered_when_every_connection_is_busy(
+    start_server: Callable[..., Server], predictor: Predictor, requests: list[Request]
+) -> None:
+    gated = GatedPredictor(predictor)
+    server = start_server(gated, max_connections=2, timeout_s=TIMEOUT_S, max_wait_ms=0.0)
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode()
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(server, head))
+        client = stack.enter_context(httpx.Client(base_url=server.client.base_url))
+        deadline = time.monotonic() + TIMEOUT_S
+        while client.post(INFER, json={}).status_code != 503:
+            assert time.monotonic() < deadline
+        assert client.get("/v2/health/ready").status_code == 200
+        assert client.get("/metrics").status_code == 200
+        gated.gate.set()
+
+
+def test_large_bodies_have_a_common_limit_and_small_ones_do_not_care(
+    start_server: Callable[..., Server], predictor: Predictor, requests: list[Request]
+) -> None:
+    server = start_server(
+        predictor, max_body_bytes=400_000, max_waiting_bytes=800_000, timeout_s=TIMEOUT_S
+    )
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 390000\r\n\r\n".encode()
+    with ExitStack() as stack:
+        stack.enter_context(connect(server, head + b" " * 380_000))
+        deadline = time.monotonic() + TIMEOUT_S
+        while (answer := server.client.post(INFER, content=b" " * 390_000)).status_code != 429:
+            assert time.monotonic() < deadline
+        assert answer.headers["Retry-After"] == "1"
+        assert len(probabilities(server.infer(requests[0]))) > 0

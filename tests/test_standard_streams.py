@@ -1,0 +1,67 @@
+"""A command says what it has to say, or ends quietly, whatever its output is connected to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+SAYS = (
+    "from cdp_torchrec.distributed.process_group import run_main\n"
+    "run_main(lambda arguments: print('caf\\u00e9 \\udce9', *arguments))\n"
+)
+
+
+def run(shell: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the program above, as $SAYS."""
+    (cwd / "says.py").write_text(SAYS)
+    return subprocess.run(
+        ["/bin/bash", "-c", f"set -o pipefail; {shell}"],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SAYS": f"{sys.executable} says.py", **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("ascii", "caf\\xe9 \\udce9\n"), ("utf-8", "caf\u00e9 \\udce9\n")],
+)
+def test_what_an_encoding_lacks_is_shown_as_an_escape(
+    tmp_path: Path, encoding: str, said: str
+) -> None:
+    done = run("$SAYS", tmp_path, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_nobody_needs_to_read_it(tmp_path: Path) -> None:
+    done = run("$SAYS >&-; echo $?; $SAYS <&- >&- 2>&-; echo $?; $SAYS | true", tmp_path)
+    assert (done.stdout, done.stderr) == ("0\n0\n", "")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    done = run("$SAYS > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = run("cd gone && rmdir ../gone && ${SAYS/says.py/$OLDPWD/says.py}", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the working directory cannot be used: No such file")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "reads.py").write_text(
+        "from pathlib import Path\n"
+        "from cdp_torchrec.distributed.process_group import run_main\n"
+        "run_main(lambda arguments: Path('a' * 5000).read_text())\n"
+    )
+    done = run(f"{sys.executable} reads.py", tmp_path)
+    assert done.stderr == f"error: File name too long: '{'a' * 5000}'\n"

@@ -1,0 +1,70 @@
+"""The run's own evaluation is that of its best checkpoint under its own settings, and no other."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.predictions import remove_unfinished
+from cdp_torchrec.stored_run import evaluation_directory, open_run
+from cdp_torchrec.whole_file import write_whole
+from tests.test_continuation import begin, nowhere
+
+__all__ = ["nowhere"]  # a fixture of these tests, too
+
+
+def place(path: str = "mine", *overrides: str) -> Path:
+    return evaluation_directory(open_run(Path(path), overrides, ExperimentConfig))
+
+
+def test_a_run_is_measured_into_its_own_directory() -> None:
+    begin()
+    assert place() == Path("mine")
+    assert place("mine", "trainer.num_workers=2", "sharding.strategy=row_wise") == Path("mine")
+    moved = f"data.dir={Path('data/quickstart').absolute()}"
+    assert place("mine", moved) == Path("mine"), "the same dataset by another name"
+
+
+@pytest.mark.parametrize(
+    "override", ["data.dir=other", "model.interest.num_inference_steps=2", "seed=9"]
+)
+def test_any_other_measurement_has_a_directory_of_its_own(override: str) -> None:
+    begin()
+    found = place("mine", override)
+    assert found.parent == Path("mine", "evaluations")
+    assert found == place("mine", override), "measured again into the same"
+    assert found != place("mine", override, "data.history.max_length=50")
+
+
+def test_the_directory_is_named_by_the_dataset() -> None:
+    begin()
+    assert place("mine", "data.dir=logs/june").name.startswith("june-")
+    assert place("mine", "data.dir=logs/june") != place("mine", "data.dir=other/june")
+
+
+def test_a_checkpoint_that_is_not_the_best_has_a_directory_of_its_own() -> None:
+    begin()
+    best, newer = (Path("mine", "checkpoints", f"step-0000000{n}") for n in (4, 8))
+    shutil.copytree(best, newer)
+    record = json.loads((newer / "checkpoint.json").read_text())
+    record["progress"]["step"] = 8
+    write_whole(newer / "checkpoint.json", json.dumps(record))
+    assert place() == place(str(newer)) == Path("mine")
+    assert place(str(best)) == Path("mine", "evaluations", "step-00000004")
+
+
+def test_a_checkpoint_away_from_its_run_is_measured_beside_itself() -> None:
+    begin()
+    shutil.copytree("mine/checkpoints/step-00000004", "kept/step-00000004")
+    assert place("kept/step-00000004") == Path("kept", "evaluations", "step-00000004")
+
+
+def test_parts_of_predictions_of_killed_ranks_are_removed(tmp_path: Path) -> None:
+    names = (".predictions.parquet.3.partial", ".predictions.parquet.partial-1a2b")
+    for name in (*names, "predictions.parquet", ".other.parquet.3.partial"):
+        write_whole(tmp_path / name, "")
+    remove_unfinished(tmp_path / "predictions.parquet")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".other.parquet.3.partial", "predictions.parquet"]
