@@ -35,24 +35,16 @@ class ExperimentConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         history, kept = self.model.interest.history, self.data.history.max_length
-        problems = [
-            (key, f"must be below data.history.max_length = {kept}, found {found}")
-            for key, found in (
-                ("model.interest.recency_segments", sum(history.pool_segments or ())),
-                ("data.history.count_segments", sum(self.data.history.count_segments)),
-            )
-            if found >= kept
-        ]
         if (history.recent_length or 0) > kept:
-            problems.append(
-                (
-                    "data.history.max_length",
-                    f"keeps {kept} behaviours, but model.interest reads the last "
-                    f"{history.recent_length}; raise it, or shorten the module's history",
-                )
+            raise ConfigConflicts(
+                [
+                    (
+                        "data.history.max_length",
+                        f"keeps {kept} behaviours, but model.interest reads the last "
+                        f"{history.recent_length}; raise it, or shorten the module's history",
+                    )
+                ]
             )
-        if problems:
-            raise ConfigConflicts(problems)
         return self
 
 

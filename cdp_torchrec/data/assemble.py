@@ -37,7 +37,7 @@ class BatchAssembler:
             layout: tables, keys and forms of the history.
             store: the behaviours.
             batch_size: places in a batch.
-            max_history_length: behaviours kept of a history.
+            max_history_length: behaviours of a sequence, the most recent ones.
             seed: seed of the training noise.
             history_owner: request column that says whose behaviours in the store count.
             blocks: how sequences are grouped.

@@ -64,8 +64,9 @@ class HistoryConfig(Config):
     """How much of the history a model sees."""
 
     max_length: PositiveInt = 100
-    """Behaviours kept: the most recent ones of the user, and apart from them the most recent ones
-    in the target item's category. The paper's users have 2000 behaviours on average."""
+    """Behaviours of a sequence: the most recent ones of the user, and apart from them the most
+    recent ones in the target item's category. Pooled sums and counts read all behaviours in the
+    category, however many. The paper's users have 2000 behaviours on average."""
     count_segments: tuple[PositiveInt, ...] = ()
     """Sizes of the most recent segments of the gated history in which the tower learns its counts
     (model.interaction.history_counts); a last segment holds all older behaviours."""

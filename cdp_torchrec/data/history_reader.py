@@ -1,9 +1,12 @@
-"""Histories of a run of impressions in every form that the model reads."""
+"""Histories of a run of impressions in every form that the model reads.
+
+Sums and counts are of the whole gated history, however long; only sequences are cut.
+"""
 
 # B impressions, G gated histories, L behaviours, K recency segments
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +14,8 @@ from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import POOL_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
+
+_BUCKETS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class HistoryReader:
         Args:
             store: the behaviours.
             layout: says which forms are wanted.
-            max_length: behaviours kept, the most recent ones.
+            max_length: behaviours of a sequence, the most recent ones.
             owner: request column that says whose behaviours in the store count.
         """
         self._store = store
@@ -72,7 +77,8 @@ class HistoryReader:
         bags: dict[str, JaggedCodes] = {}
         gated, recent = None, None
         if lookup.gated or lookup.pool_segments is not None or segments is not None:
-            index, group = self._gated(impressions)
+            sums = lookup.pool_segments is not None or segments is not None
+            index, group = self._gated(impressions, at_most=None if sums else self._max_length)
             if segments is not None:
                 counts = _counts(group, segments, index, impressions.candidate["item_id"])
             if lookup.pool_segments is not None:
@@ -80,13 +86,15 @@ class HistoryReader:
                     items = np.asarray(group.behaviours.item[part.rows()])
                     bags[f"{POOL_KEY}_{k}"] = JaggedCodes(items, part.lengths)
             if lookup.gated:
-                gated = self._sequence("gated", group, index, bags)
+                gated = self._sequence("gated", group.last(self._max_length), index, bags)
         if lookup.recent:
             group = self._recent(impressions)
             recent = self._sequence("recent", group, impressions.request_index, bags)
         return Histories(index, counts, bags, gated, recent)
 
-    def _gated(self, impressions: Impressions) -> tuple[np.ndarray, "_Group"]:
+    def _gated(
+        self, impressions: Impressions, *, at_most: int | None
+    ) -> tuple[np.ndarray, "_Group"]:
         """Category gate (paper eq. 2) once per (request, category); group of each impression."""
         request = impressions.request_index
         category = np.zeros(len(request), dtype=np.int64)
@@ -96,10 +104,11 @@ class HistoryReader:
         groups, index = np.unique(request * span + category, return_inverse=True)
         request, category = np.divmod(groups, span)
         before = impressions.request["timestamp"][request]
-        behaviours, whole = self._store.gated(
+        behaviours, slices = self._store.gated(
             impressions.request[self._owner][request], category, before
         )
-        slices = whole.last(self._max_length)
+        if at_most is not None:
+            slices = slices.last(at_most)
         behaviours.check(slices, before)
         return index, _Group(behaviours, slices, before, category)
 
@@ -140,6 +149,10 @@ class _Group:
     category: np.ndarray | None
     """Category of each history, if it is gated."""
 
+    def last(self, count: int) -> "_Group":
+        """Only the `count` most recent behaviours of each history."""
+        return replace(self, slices=self.slices.last(count))
+
 
 def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Iterator[Slices]:
     """The most recent behaviours in segments of these sizes, then all older ones."""
@@ -153,22 +166,25 @@ def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Iterator[Slices]:
 def _counts(
     group: _Group, segments: tuple[int, ...], index: np.ndarray, item_id: np.ndarray
 ) -> np.ndarray:
-    lengths, matches = [], []
-    for part in _by_recency(group.slices, segments):
-        items = np.asarray(group.behaviours.item[part.rows()])
-        owner = np.repeat(np.arange(len(part.lengths)), part.lengths)
-        lengths.append(part.lengths[index].astype(np.float32))
-        matches.append(_count_matches(owner, items, index, item_id))
-    return np.stack(lengths + matches, axis=1)
-
-
-def _count_matches(
-    owner: np.ndarray, items: np.ndarray, index: np.ndarray, item_id: np.ndarray
-) -> np.ndarray:
-    """Number of a history's items that equal each impression's item, float [B]."""
-    found, counts = np.unique((owner << 32) | items, return_counts=True)
-    wanted = (index << 32) | item_id
-    if not len(found):
-        return np.zeros(len(wanted), dtype=np.float32)
-    place = np.minimum(np.searchsorted(found, wanted), len(found) - 1)
-    return np.where(found[place] == wanted, counts[place], 0).astype(np.float32)
+    """Behaviours of each impression's history by segment, then those on its item, [B, 2 K]."""
+    parts = [part.lengths[index] for part in _by_recency(group.slices, segments)]
+    lengths = np.stack(parts, axis=1).astype(np.float32)
+    wanted, place = np.unique((index << 32) | item_id, return_inverse=True)
+    if not len(wanted):
+        return np.concatenate([lengths, lengths], axis=1)
+    rows = group.slices.rows()
+    # A look into a small table spares nearly all behaviours the search, however long histories are.
+    items = np.asarray(group.behaviours.item[rows])
+    is_wanted = np.zeros(_BUCKETS, dtype=bool)
+    is_wanted[item_id % _BUCKETS] = True
+    places = np.flatnonzero(is_wanted[items % _BUCKETS])
+    owner = np.searchsorted(np.cumsum(group.slices.lengths), places, side="right")
+    key = (owner << 32) | items[places]
+    found = np.minimum(np.searchsorted(wanted, key), len(wanted) - 1)
+    is_match = wanted[found] == key
+    found, owner, rows = found[is_match], owner[is_match], rows[places[is_match]]
+    recency = group.slices.stop[owner] - 1 - rows
+    segment = np.searchsorted(np.cumsum(segments), recency, side="right")
+    cell = found * len(parts) + segment
+    counts = np.bincount(cell, minlength=len(wanted) * len(parts)).reshape(-1, len(parts))
+    return np.concatenate([lengths, counts[place].astype(np.float32)], axis=1)

@@ -160,6 +160,10 @@ class HistoryStore:
             check_times(path / "timestamp.npy", behaviours.timestamp, offsets)
             check_codes(path, behaviours.codes(), num_ids)
 
+    def behaviours_of_users(self) -> np.ndarray:
+        """How many behaviours each user has, [largest user code + 1]."""
+        return np.diff(self._user_offsets)
+
     def __reduce__(self) -> tuple[Callable[..., "HistoryStore"], tuple[Any, ...]]:
         """In another process, the same files are mapped anew; their content is not sent."""
         return _open, self._arguments

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.distributed.interruption import Interrupted, Interruption
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
 from cdp_torchrec.standard_streams import flush_streams, give_up, prepare_streams
@@ -128,11 +129,11 @@ def init_process_group(*, timeout_s: float = 300.0) -> "torch.device":
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Run a launch script: check the installation, call `main`, leave the ranks, report errors.
 
-    An error ends the process with exit code 1. A user's mistake is shown as its message alone:
-    ConfigError, DatasetError, any exception class with the attribute `user_error = True`, and what
-    the operating system refuses about a file. Everything else is shown with its traceback. The
-    launcher gets the error too, as the root cause that it prints last. Ranks that fail only because
-    another one did stay quiet.
+    An error ends the process with exit code 1, a signal with 128 and its number. A user's mistake
+    is shown as its message alone: ConfigError, DatasetError, any exception class with the attribute
+    `user_error = True`, and what the operating system refuses about a file. Everything else is
+    shown with its traceback. The launcher gets the error too, as the root cause that it prints
+    last. Ranks that fail only because another one did stay quiet.
 
     Args:
         main: the script; takes the command line without the script's name.
@@ -149,6 +150,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         _leave_process_group()
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
+    except Interrupted as end:
+        _record_for_launcher(str(end), str(end))
+        if is_rank_zero():
+            print(end, file=sys.stderr)
+        _exit(end.exit_code)
     except SystemExit as end:  # argparse has said what is wrong with the command line
         if end.code not in (None, 0):
             message = f"the script ended with exit code {end.code}; its message is above"
@@ -199,6 +205,8 @@ def _fail(error: Exception) -> NoReturn:
         # The launcher stops the other ranks with SIGTERM: let it, whatever main has installed.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _lost_peer(error):
+        if number := Interruption.received():
+            _exit(128 + number)  # the launcher has stopped this rank already
         _wait(_PEER_LOST_GRACE_S)
     message, report = _describe(error)
     _record_for_launcher(message, report)  # first: the launcher sorts root causes by this time

@@ -41,7 +41,7 @@ class InputBuilder:
             layout: tables and keys.
             tables: the embeddings.
             history: what behaviours consist of.
-            max_history_length: behaviours kept of a history.
+            max_history_length: behaviours of a sequence, the most recent ones.
             history_store: behaviours of requests that bring none; None: they have none.
         """
         # An unknown id has a code beyond the vocabulary.

@@ -157,7 +157,7 @@ def export_ranker(
         layout: tells which embeddings are those of behaviours.
         inputs: an example from `ranker_inputs`.
         package: the file to write, `*.pt2`.
-        max_history_length: behaviours kept of a history.
+        max_history_length: behaviours of a sequence, the most recent ones.
 
     Raises:
         ArtifactError: there is no working C++ compiler, or the module's graph depends on the sizes.

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import duckdb
 
 from cdp_torchrec.data.manifest import write_manifest
+from cdp_torchrec.data.plausibility import judge, refuse_errors
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
 from cdp_torchrec.data.prepare.request_files import Moments, write_requests
@@ -25,6 +26,8 @@ from cdp_torchrec.data.prepare.request_tables import code_requests
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import open_staging
 from cdp_torchrec.data.prepare.starter import write_starter
+from cdp_torchrec.data.prepare.summarise import summarise
+from cdp_torchrec.data.prepare.summary_text import describe_summary
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
 from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
 from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
@@ -67,6 +70,7 @@ def build_dataset(
             schema = _build(connection, staging, partial, spec)
         shutil.rmtree(work)
         schema.save(partial)
+        _summarise(partial, schema, named=staging)
         write_starter(partial, data_dir=output)
         write_manifest(partial)
     return schema
@@ -121,6 +125,16 @@ def engine_errors(source: Path, output: Path) -> Generator[None]:
         raise PreparationError(f"{output} was not made, nothing is left of it: {error}") from error
     except duckdb.Error as error:
         raise DatasetError(f"{source}: {error}") from error
+
+
+def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
+    """Print and store what the log looks like as a whole; refuse what no sane log looks like."""
+    summary = summarise(dataset, schema)
+    findings = judge(summary)
+    doubts = [finding for finding in findings if finding.level == "warning"]
+    print(describe_summary(schema, summary, doubts), flush=True)
+    refuse_errors(named, findings)
+    summary.save(dataset)
 
 
 def _check_new(output: Path) -> None:
