@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp_torchrec.data.requests import Impressions, ListColumn
-from cdp_torchrec.data.schema import LARGEST_NUMBER, LATEST_TIMESTAMP_MS, Feature, Schema
+from cdp_torchrec.data.schema import (
+    LARGEST_NUMBER,
+    LATEST_TIMESTAMP_MS,
+    USER_ENTITY,
+    Feature,
+    Schema,
+)
 from cdp_torchrec.serving.inline_histories import EncodedHistory
 from cdp_torchrec.serving.keys import request_number
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
-USER_ENTITY = "user"
 USER_FEATURE = "user_id"
 LONGEST_BAG = 10_000
 
