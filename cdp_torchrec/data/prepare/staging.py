@@ -48,8 +48,8 @@ def build_dataset(
 ) -> Schema:
     """Build the dataset directory `output` from `staging`; all of it or nothing.
 
-    The same staging files give the same dataset, whatever the limits. Beside it lies a first
-    configuration for training on it, starter.toml.
+    The same staging files give the same dataset, whatever the limits. In it lies a first
+    configuration for training on it, starter.toml. A summary of the log is printed.
 
     Args:
         staging: directory with `requests/*.parquet` and `behaviours/*.parquet`.
@@ -58,7 +58,8 @@ def build_dataset(
         limits: memory and threads of the engine.
 
     Raises:
-        DatasetError: a staging file is unreadable or breaks the contract, or `output` exists.
+        DatasetError: a staging file is unreadable or breaks the contract, no sane log looks like
+            all of them together, or `output` exists.
         PreparationError: the dataset cannot be written.
     """
     _check_new(output)
