@@ -20,10 +20,12 @@ from cdp_torchrec.run.lock import locked
 from cdp_torchrec.run.saved import (
     CHECKPOINTS,
     CONFIG,
+    ENVIRONMENT,
     METRICS,
     RESTARTS,
     check_run_directory,
     is_restarted,
+    job_name,
     named_directory,
     saved_checkpoints,
 )
@@ -71,7 +73,7 @@ def _unnamed() -> Path:
         launcher = f"{platform.node()} {os.getppid()}"
         mark = hashlib.sha256(launcher.encode()).hexdigest()[:6]
         former = sorted(parent.glob(f"*-{mark}"))
-        if former and is_restarted():
+        if former and is_restarted(former[-1]):
             return former[-1]
     while True:
         run_dir = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
@@ -97,4 +99,4 @@ def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:
         return
     write_whole(run_dir / CONFIG, dump_toml(config))
     write_whole(run_dir / "plan.json", plan_json)
-    write_json(run_dir / "environment.json", describe_environment())
+    write_json(run_dir / ENVIRONMENT, describe_environment() | {"job": job_name()})

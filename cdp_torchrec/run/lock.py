@@ -29,7 +29,7 @@ def locked(run_dir: Path) -> Generator[None]:
         ConfigError: another process holds it; names the process and its machine.
     """
     with (run_dir / LOCK).open("a+") as file:
-        deadline = time.monotonic() + (_RESTART_GRACE_S if is_restarted() else 0.0)
+        deadline = time.monotonic() + (_RESTART_GRACE_S if is_restarted(run_dir) else 0.0)
         while not _acquired(file.fileno()):
             if time.monotonic() >= deadline:
                 file.seek(0)

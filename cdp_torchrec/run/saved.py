@@ -1,5 +1,6 @@
 """What a run directory holds: its checkpoints, another run, or something else; needs no torch."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, Validation, re
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 LOCK = "lock"
 
@@ -47,8 +49,8 @@ def best_checkpoint(directory: Path) -> tuple[Path, Validation] | None:
 
 def named_directory(run: RunConfig) -> Path | None:
     """Directory of a run that has a name: its own, or that of its launcher's job."""
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return run.dir or (None if job == "none" else Path("runs") / job)
+    job = job_name()
+    return run.dir or (None if job is None else Path("runs") / job)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -84,7 +86,7 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
     has_checkpoints = bool(saved_checkpoints(run_dir / CHECKPOINTS))
     if not has_checkpoints and not _is_finished(run_dir / METRICS):
         return
-    if not (resume or is_restarted()):
+    if not (resume or is_restarted(run_dir)):
         raise ConfigError(
             f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
             "another directory"
@@ -99,9 +101,25 @@ def _is_finished(metrics: Path) -> bool:
     return bool(lines) and b'"kind": "test"' in lines[-1]
 
 
-def is_restarted() -> bool:
-    """Whether this is a later attempt of an elastic job."""
-    return int(os.environ.get(RESTARTS, "0")) > 0
+def is_restarted(run_dir: Path) -> bool:
+    """Whether this is a later attempt of the job that a run belongs to.
+
+    A launcher counts only its own restarts: where a lost node comes back, or a scheduler starts the
+    whole job again, it is the job's name that tells.
+    """
+    if int(os.environ.get(RESTARTS, "0")) > 0:
+        return True
+    job = job_name()
+    try:
+        return job is not None and json.loads((run_dir / ENVIRONMENT).read_bytes())["job"] == job
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def job_name() -> str | None:
+    """The launcher's name of this job, the same on all nodes and attempts; None: it has none."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if job == "none" else job
 
 
 def _readable(checkpoint: Path) -> Path:

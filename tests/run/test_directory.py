@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.directory import open_run_directory
+from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.whole_file import write_whole
 
 pytestmark = pytest.mark.usefixtures("alone", "nowhere")
@@ -65,6 +65,19 @@ def test_the_launchers_id_is_the_name_and_a_restarted_attempt_finds_it(
         opened(RunConfig())
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert opened(RunConfig()) == Path("runs/train-x1")
+
+
+def test_a_node_that_comes_back_knows_the_run_by_the_name_of_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunConfig(dir=Path("mine"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # of the new launcher on this node
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x1")
+    write_run_files(begin(run), run, plan_json="{}")
+    assert opened(run) == Path("mine")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x2")
+    with pytest.raises(ConfigError, match="holds another run"):
+        opened(run)
 
 
 def test_a_restarted_attempt_of_a_job_without_an_id_finds_its_directory(
