@@ -234,8 +234,8 @@ CHECKS = (
         "largest_user",
         "{value:.2%} of the {count:,} {of} are of one user, {example}: is it the id of all who "
         "have none?",
-        warn_above=0.2,
-        error_above=0.9,
+        warn_above=0.3,
+        error_above=0.8,
         at_least=50,
     ),
     Check(
@@ -247,8 +247,8 @@ CHECKS = (
     # Columns
     Check(
         "constant",
-        "'{of}' has the same value, or none, in all of the training split: leave it out with "
-        'data.exclude_features=["{of}"]',
+        "'{of}' has the same value, or none, in all of the training split, so that it says "
+        "nothing (data.exclude_features leaves features out)",
         warn_above=0.0,
     ),
     Check(

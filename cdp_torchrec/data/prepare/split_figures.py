@@ -92,6 +92,14 @@ class SplitFigures:
         self._gate = schema.gate_feature()
         self._has_behaviours = store.behaviours_of_users() > 0
         self._leaks = LeakMeter() if with_leaks else None
+        ids = [feature for feature in schema.features if feature.kind == "id"]
+        self._pairs = [
+            (first.name, second.name)
+            for first in ids
+            for second in ids
+            if first.entity == second.entity
+            and (first.level, second.level) == ("request", "candidate")
+        ]
         self._searched = self._rows = 0
         self._digests: list[np.ndarray] = []
         self._history, self._gated, self._candidates = Lengths(), Lengths(), Lengths()
@@ -186,6 +194,9 @@ class SplitFigures:
                 column = features[feature.name]
                 wide = feature.level == "candidate"
                 columns[feature.name] = column if wide else np.repeat(column, lengths)
+        # A request may name the candidate that was clicked.
+        for first, second in self._pairs:
+            columns[f"{first} = {second}"] = (columns[first] == columns[second]).astype(np.int64)
         self._leaks.add(columns, label, request)
 
     def leaks(self) -> dict[str, dict[str, Figure]]:
