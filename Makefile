@@ -1,4 +1,4 @@
-# make train | test | long | check | lint | install | clean | help. Each sets up its own virtual environment first.
+# make train | test | long | check | chaos | lint | install | clean | help. Each sets up its own virtual environment first.
 
 # Interpreter that the virtual environment is made from (3.11 or newer), and where it is made.
 PYTHON ?= python3
@@ -10,6 +10,10 @@ DEVICE ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),cuda,cpu)
 # Where the CPU build of torch is asked for: elsewhere plain `torch` is the CUDA build of several
 # GB. Where this index cannot be reached, pip's own configuration (find-links, index) decides.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# What make chaos does: another seed draws other faults.
+FAULTS ?= 300
+SEED ?= 0
 
 BIN := $(VENV)/bin
 # -qq: errors only.
@@ -25,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist
 pinned = $(shell sed -n 's/.*"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: train test long check lint install clean help
+.PHONY: train test long check chaos lint install clean help
 
 train: $(STAMP)  ## train the quickstart on 4 ranks
 	$(BIN)/torchx run dist.ddp -j 1x4 launch/train.py
@@ -38,6 +42,9 @@ long: $(STAMP)  ## run the tests that take minutes, and no others
 
 check: $(STAMP)  ## run all tests in all combinations
 	CDP_WHOLE_MATRIX=1 $(PYTEST) -m '$(if $(filter cpu,$(DEVICE)),not gpu)'
+
+chaos: $(STAMP)  ## do 300 random faults to trainings, data, artifacts and a server
+	$(BIN)/python -m tests.chaos --faults $(FAULTS) --seed $(SEED)
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .
