@@ -38,7 +38,7 @@ def load_training(arguments: Sequence[str]) -> ExperimentConfig:
     directory = named_directory(run)
     if run.resume and directory is None:
         raise ConfigError("run.resume = true: which run? Name it with run.dir=DIR")
-    if directory is not None and (run.resume or is_restarted()):
+    if directory is not None and (run.resume or is_restarted(directory)):
         newest = newest_checkpoint(directory)
         if base := _own_file(directory, newest):
             unset = _out_of_place(asked, newest)

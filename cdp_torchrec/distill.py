@@ -87,9 +87,21 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     student_dir = config.distill.dir or _beside(run.directory)
     teacher_config = _with_steps(config, teacher_steps)
     student_config = _with_steps(config, 1, run=RunConfig(dir=student_dir))
-    run_dir = open_run_directory(student_config.run)
-    experiment = run.load(device, teacher_config)
-    parallelized = experiment.parallelized
+    with open_run_directory(student_config.run) as run_dir:
+        experiment = run.load(device, teacher_config)
+        return _distill_into(run_dir, run, experiment, student_config, teacher_steps)
+
+
+def _distill_into(
+    run_dir: Path,
+    run: StoredRun[DistillExperimentConfig],
+    experiment: Experiment,
+    student_config: ExperimentConfig,
+    teacher_steps: int,
+) -> Distilled:
+    config = run.config
+    interest = _distillable(config.model.interest)
+    device, parallelized = experiment.device, experiment.parallelized
     student_experiment = Experiment(
         student_config,
         device,
@@ -115,11 +127,13 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     after = relative_error(experiment, teacher, student, config.distill)
     teacher.denoiser.load_state_dict(student.denoiser.state_dict())
     teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
-    make_checkpointer(student_experiment, run_dir).save(
+    checkpointer = make_checkpointer(student_experiment, run_dir)
+    checkpointer.save(
         replace(run.record.progress, validations_without_gain=0),
         parallelized.model,
         parallelized.optimizer,
     )
+    checkpointer.finish()
     stages.begin("score the test split with the student")
     student_report = evaluate_test(student_experiment, run_dir)
     distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)

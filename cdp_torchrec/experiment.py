@@ -1,5 +1,6 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cdp_torchrec.continuation import check_unchanged, flattered
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
+from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
@@ -28,7 +30,7 @@ from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
-from cdp_torchrec.run.saved import find_checkpoint, saved_checkpoints
+from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.run.starts import record_start
 from cdp_torchrec.stored_run import open_run
 from cdp_torchrec.trainer import Trainer
@@ -100,29 +102,43 @@ def train_experiment(
         quiet: no progress bar and no lines in the terminal.
     """
     prepare_synthetic(config.data)
+    doubts = check_plausible(config.data)
     experiment = build_experiment(config, device)
-    run_dir = open_run_directory(config.run)
+    with open_run_directory(config.run) as run_dir:
+        return _train_in(run_dir, experiment, doubts, num_bootstrap=num_bootstrap, quiet=quiet)
+
+
+def _train_in(
+    run_dir: Path,
+    experiment: Experiment,
+    doubts: Sequence[str],
+    *,
+    num_bootstrap: int,
+    quiet: bool,
+) -> Trained:
+    config, parallelized = experiment.config, experiment.parallelized
     checkpointer = make_checkpointer(experiment, run_dir)
-    start = _begin(experiment, checkpointer, run_dir)
+    start = _begin(experiment, checkpointer)
     record_start(run_dir, config, start.progress, start.checkpoint)
-    write_run_files(run_dir, config, experiment.parallelized.plan_json)
+    write_run_files(run_dir, config, parallelized.plan_json)
     with Monitor(
         run_dir, total_steps=experiment.total_steps, first_step=start.progress.step, quiet=quiet
     ) as monitor:
+        for doubt in doubts:
+            monitor.say(f"warning: {config.data.dir}: {doubt}")
         monitor.say(_summary(experiment, run_dir))
         for note in start.notes:
             monitor.say(note)
         progress = Trainer(
             config.trainer,
-            experiment.parallelized,
+            parallelized,
             experiment.data,
             experiment.loader,
             checkpointer,
             monitor,
             total_steps=experiment.total_steps,
-            device=device,
+            device=experiment.device,
         ).train(start.progress)
-        parallelized = experiment.parallelized
         checkpointer.load(find_checkpoint(run_dir), parallelized.model, parallelized.optimizer)
         report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
         monitor.record("test", progress.step, report.main_metrics())
@@ -234,6 +250,7 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
         config_toml=dump_toml(experiment.config),
         plan_json=experiment.parallelized.plan_json,
         keep_last=experiment.config.trainer.keep_checkpoints,
+        mode=experiment.config.trainer.checkpoint_mode,
     )
 
 
@@ -247,7 +264,7 @@ class _Start:
     """In words, for the terminal."""
 
 
-def _begin(experiment: Experiment, checkpointer: Checkpointer, run_dir: Path) -> _Start:
+def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
     """Load what the training goes on from; collective.
 
     Raises:
@@ -255,16 +272,19 @@ def _begin(experiment: Experiment, checkpointer: Checkpointer, run_dir: Path) ->
         CheckpointError: a checkpoint belongs to another model or dataset.
     """
     config, parallelized = experiment.config, experiment.parallelized
-    if checkpoints := saved_checkpoints(checkpointer.directory):
-        from_rank_zero(lambda: check_unchanged(config, run_dir), purpose="read the run's settings")
-        progress = checkpointer.load(checkpoints[-1], parallelized.model, parallelized.optimizer)
+    from_rank_zero(
+        lambda: check_unchanged(config, checkpointer.run_dir), purpose="read the run's settings"
+    )
+    newest = checkpointer.load_newest(parallelized.model, parallelized.optimizer)
+    if newest is not None:
+        checkpoint, progress = newest
         notes = [f"resumed at step {progress.step}"]
         if progress.step >= experiment.total_steps:
             notes.append(
                 f"nothing is left to train up to step {experiment.total_steps}, the end by "
                 "trainer.max_epochs and trainer.max_steps"
             )
-        return _Start(progress, checkpoints[-1], tuple(notes))
+        return _Start(progress, checkpoint, tuple(notes))
     if config.run.fork_from is not None:
         parent = open_run(config.run.fork_from, (), ExperimentConfig)
         progress = checkpointer.load(

@@ -7,7 +7,7 @@ from pydantic import NonNegativeInt, model_validator
 from cdp_torchrec.config import Config, ConfigConflicts, ConfigError
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.schema import read_schema
-from cdp_torchrec.distributed.config import OptimizerConfig
+from cdp_torchrec.distributed.config import OptimizerConfig, RanksConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.model.config import ModelConfig
@@ -31,6 +31,8 @@ class ExperimentConfig(Config):
     """Where the tables live."""
     trainer: TrainerConfig = TrainerConfig()
     """The training loop."""
+    ranks: RanksConfig = RanksConfig()
+    """How long the ranks wait for one another."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -14,6 +14,7 @@ from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import Change, find_changes
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.run.checksums import verify
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, CheckpointRecord, read_record
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, find_checkpoint, saved_checkpoints
 from cdp_torchrec.whole_file import write_whole
@@ -114,14 +115,14 @@ def newest_checkpoint(run_dir: Path) -> StoredRun[ExperimentConfig] | None:
 
 def _read(checkpoint: Path, config_class: type[ConfigT]) -> StoredRun[ConfigT]:
     """A checkpoint with the configuration that it was written under."""
-    record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
+    record = read_record(checkpoint / CHECKPOINT)
+    verify(checkpoint, record, [CONFIG])
     try:
         config = load_toml(config_class, checkpoint / CONFIG)
     except ConfigError as error:
         raise CheckpointError(
             f"{checkpoint}: its configuration is not one of this release, {release()}; "
-            f"{record.writer} wrote it. Use that release, train again, or, where a key has only "
-            f"got another name, change it in {checkpoint / CONFIG}. {error}"
+            f"{record.writer} wrote it. Use that release, or train again. {error}"
         ) from error
     return StoredRun(checkpoint, checkpoint.parent.parent, record, config)
 

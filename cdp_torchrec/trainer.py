@@ -13,6 +13,7 @@ from torch import Tensor
 from cdp_torchrec.data.dataset import Dataset
 from cdp_torchrec.data.loader import EvaluationBatches
 from cdp_torchrec.data.workers import BatchLoader
+from cdp_torchrec.distributed.interruption import Interrupted, Interruption
 from cdp_torchrec.distributed.managed_collision import assign_counted_rows
 from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.pipeline import train_pipeline
@@ -21,7 +22,7 @@ from cdp_torchrec.model.train_task import TrainOutput
 from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.config import TrainerConfig
 from cdp_torchrec.run.monitor import Monitor, memory_gib
-from cdp_torchrec.run.records import Progress
+from cdp_torchrec.run.records import Progress, Validation
 
 
 class NonFiniteLossError(RuntimeError):
@@ -70,7 +71,8 @@ class Trainer:
         self._validate_every = config.validate_every_steps or data.steps_per_epoch
         self._checkpoint_every = config.checkpoint_every_steps or self._validate_every
         self._device = device
-        self._best = checkpointer.best_value()
+        self._best = checkpointer.best()
+        self._interruption = Interruption(device, world_size=dist.get_world_size())
 
     def train(self, progress: Progress) -> Progress:
         """Train from a position to the end, or until validation stops improving.
@@ -78,39 +80,49 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss became infinite or not a number.
             CheckpointError: a checkpoint could not be written.
+            Interrupted: by SIGTERM or SIGINT; a checkpoint is written.
         """
-        while progress.step < self._total_steps and not self._is_stalled(progress):
-            progress = self._segment(progress, self._next_stop(progress.step))
-            value = None
-            if self._validation is not None and self._due(progress.step, self._validate_every):
-                value = self._validate(self._validation, progress.step)
-                better = self._is_better(value)
-                since = 0 if better else progress.validations_without_gain + 1
-                progress = replace(progress, validations_without_gain=since)
-            if value is not None or self._due(progress.step, self._checkpoint_every):
-                checkpoint = self._checkpointer.save(progress, self._model, self._optimizer)
-                if value is not None and progress.validations_without_gain == 0:
-                    self._best = value
-                    self._checkpointer.mark_best(checkpoint, self._config.validation_metric, value)
+        with self._interruption:
+            while progress.step < self._total_steps and not self._is_stalled(progress):
+                progress = self._segment(progress, self._next_stop(progress.step))
+                progress = self._keep(progress)
+            self._checkpointer.finish()
         if progress.step < self._total_steps:
+            best = "none" if self._best is None else f"{self._best.value:.4f}"
             self._monitor.say(
                 f"stopped early at step {progress.step}: {self._config.patience} validations "
-                f"without a better {self._config.validation_metric} than {self._best:.4f}"
+                f"without a better {self._config.validation_metric} than {best}"
+            )
+        return progress
+
+    def _keep(self, progress: Progress) -> Progress:
+        """Validate and write a checkpoint where they are due, or a signal asks for one."""
+        self._interruption.agree(failed=self._checkpointer.has_failed)
+        number = self._interruption.signal
+        validation = None
+        validates = self._validation is not None and self._due(progress.step, self._validate_every)
+        if self._validation is not None and validates:
+            validation = self._validate(self._validation, progress.step)
+            is_best = validation is not None and (
+                self._best is None or validation.is_better_than(self._best)
+            )
+            since = 0 if is_best else progress.validations_without_gain + 1
+            progress = replace(progress, validations_without_gain=since)
+            self._best = validation if is_best else self._best
+        if validates or number or self._due(progress.step, self._checkpoint_every):
+            self._checkpointer.save(progress, self._model, self._optimizer, validation)
+        if number:
+            self._checkpointer.finish()
+            raise Interrupted(
+                number,
+                f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint; "
+                f"go on with run.dir={self._checkpointer.run_dir} run.resume=true",
             )
         return progress
 
     def _is_stalled(self, progress: Progress) -> bool:
         patience = self._config.patience
         return patience is not None and progress.validations_without_gain >= patience
-
-    def _is_better(self, value: float) -> bool:
-        if math.isnan(value):
-            return False  # no request with both labels, say
-        if self._best is None:
-            return True
-        if self._config.validation_metric == "log_loss":
-            return value < self._best
-        return value > self._best
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._total_steps
@@ -128,11 +140,16 @@ class Trainer:
             self._model, self._optimizer, self._device, prefetch=self._prefetch
         )
         positions = self._batches.positions(progress.position, stop - progress.step)
-        source = self._loader.load(self._batches, positions)
+        batches = self._loader.load(self._batches, positions)
+        # Where a signal ends the segment, the pipeline finishes what it has begun.
+        source = itertools.takewhile(lambda _: not self._interruption.signal, batches)
         started, first = time.perf_counter(), progress.step
         for step, position in zip(itertools.count(progress.step), positions, strict=False):
             rates = self._optimizer.set_learning_rates(step)
-            output: TrainOutput = pipeline.progress(source)
+            try:
+                output: TrainOutput = pipeline.progress(source)
+            except StopIteration:
+                break
             progress = replace(
                 progress, step=step + 1, position=position + self._config.global_batch_size
             )
@@ -142,6 +159,9 @@ class Trainer:
                 speed = (progress.step - first) * self._config.global_batch_size / (now - started)
                 started, first = now, progress.step
                 self._log(progress.step, output, rates, speed)
+            self._interruption.after_step(failed=self._checkpointer.has_failed)
+            if self._interruption.has_failed:
+                self._checkpointer.finish()  # raises what failed
         pipeline.detach()
         assign_counted_rows(self._model)
         return progress
@@ -151,6 +171,7 @@ class Trainer:
     ) -> None:
         losses = {name: float(value) for name, value in average(output.losses).items()}
         if not math.isfinite(losses["loss"]):
+            self._checkpointer.finish()
             raise NonFiniteLossError(
                 f"step {step}: the loss is {losses['loss']} ({losses}); lower the learning rates "
                 "(optimizer.sparse.lr, optimizer.dense.lr) or clip dense gradients "
@@ -167,8 +188,8 @@ class Trainer:
             | {"impressions_per_s": impressions_per_s, "memory_gib": memory_gib(self._device)},
         )
 
-    def _validate(self, batches: EvaluationBatches, step: int) -> float:
-        """Measure the validation slice and return the metric that decides."""
+    def _validate(self, batches: EvaluationBatches, step: int) -> Validation | None:
+        """Measure the validation slice; None if the metric that decides is undefined."""
         report = evaluate(
             self._model,
             self._optimizer,
@@ -180,7 +201,10 @@ class Trainer:
         self._monitor.say(
             f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in point.items())
         )
-        return point[self._config.validation_metric]
+        name = self._config.validation_metric
+        value = point[name]
+        # No request with both labels, say.
+        return None if math.isnan(value) else Validation(metric=name, value=value)
 
 
 def average(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:

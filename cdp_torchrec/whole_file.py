@@ -63,6 +63,13 @@ def whole_directory(path: Path) -> Generator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_whole(path: Path) -> None:
+    """Remove a directory so that nobody ever sees a part of it."""
+    partial = _beside(path)
+    path.rename(partial)
+    shutil.rmtree(partial)
+
+
 def remove_leftovers(directory: Path, name: str) -> None:
     """Remove what processes that were killed left half-written.
 

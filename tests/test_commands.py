@@ -87,8 +87,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str, 
     (folder / "mine.toml").write_text(SMALL.format(data="no/data"))
     (folder / "data").mkdir()
     (folder / "data" / "schema.toml").touch()
-    (folder / "begun").mkdir()
-    (folder / "begun" / "metrics.jsonl").touch()
+    (folder / "begun" / "checkpoints" / "step-00000003").mkdir(parents=True)
     return run_all([*MISTAKES, *(f"{name} --help" for name in COMMANDS)], folder)
 
 

@@ -8,7 +8,13 @@ from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import changeable
 from cdp_torchrec.continuation import check_unchanged, flattered, load_training
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.run.records import CheckpointError, CheckpointRecord, Progress
+from cdp_torchrec.run.checksums import record_text
+from cdp_torchrec.run.records import (
+    FORMAT_VERSION,
+    CheckpointError,
+    CheckpointRecord,
+    Progress,
+)
 from cdp_torchrec.run.saved import saved_checkpoints
 from cdp_torchrec.whole_file import write_whole
 from tests.paths import CONFIGS
@@ -34,14 +40,22 @@ def begin(*settings: str, ranks: int = 1) -> ExperimentConfig:
     """What a training leaves that was killed behind its checkpoint of step 4."""
     config = load_training([*LINE, *settings])
     checkpoint = Path("mine", "checkpoints", "step-00000004")
-    record = CheckpointRecord(
-        format_version=1, progress=Progress(4, 1024), schema_fingerprint="-", world_size=ranks
-    )
-    write_whole(checkpoint / "checkpoint.json", record.model_dump_json())
-    write_whole(checkpoint / ".metadata", "")
+    write_record(checkpoint, config, ranks=ranks)
     for folder in (checkpoint, Path("mine")):
         write_whole(folder / "config.toml", dump_toml(config))
     return config
+
+
+def write_record(checkpoint: Path, config: ExperimentConfig, *, ranks: int = 1) -> None:
+    record = CheckpointRecord(
+        format_version=FORMAT_VERSION,
+        release="0.1.0",
+        progress=Progress(4, 1024),
+        schema_fingerprint="-",
+        world_size=ranks,
+        files={"config.toml": record_text(dump_toml(config))},
+    )
+    write_whole(checkpoint / "checkpoint.json", record.sealed())
 
 
 def refusal(*arguments: str) -> str:
@@ -212,8 +226,7 @@ def test_a_fork_is_resumed_by_the_line_that_began_it_and_records_its_parent() ->
     line = ["run.fork_from=mine", "run.dir=fork", "seed=8", "run.resume=true"]
     fork = load_training(line)
     begun = Path("fork", "checkpoints", "step-00000001")
-    for name in ("checkpoint.json", ".metadata"):
-        write_whole(begun / name, Path("mine/checkpoints/step-00000004", name).read_bytes())
+    write_record(begun, fork)
     for folder in (begun, Path("fork")):
         write_whole(folder / "config.toml", dump_toml(fork))
     assert load_training(line) == fork

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
     from cdp_torchrec.distill import distill_run
 
-    distilled = distill_run(run, init_process_group())
+    distilled = distill_run(run, init_process_group(run.config.ranks))
     if is_rank_zero():
         print(distilled.table())
 

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
 
-    device = init_process_group()
+    device = init_process_group(run.config.ranks if run else None)
     if run is None:
         table = evaluate_references(options.path)
     else:

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
     from cdp_torchrec.serving.export import export_run
 
-    exported = export_run(run, init_process_group(), output=options.output)
+    exported = export_run(run, init_process_group(run.config.ranks), output=options.output)
     size = sum(path.stat().st_size for path in exported.directory.rglob("*") if path.is_file())
     print(exported.parity.table())
     print(

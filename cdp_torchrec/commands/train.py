@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     from cdp_torchrec.experiment import train_experiment
     from cdp_torchrec.outcome import describe_outcome
 
-    trained = train_experiment(config, init_process_group())
+    trained = train_experiment(config, init_process_group(config.ranks))
     outcome = describe_outcome(trained)
     if is_rank_zero():
         print(trained.report.table(), outcome, sep="\n\n")

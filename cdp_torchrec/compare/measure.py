@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from cdp_torchrec.compare.results import Latency, TrainingCost
 from cdp_torchrec.data.loader import Share
-from cdp_torchrec.experiment import Experiment, Trained, make_checkpointer, open_data
+from cdp_torchrec.experiment import Experiment, Trained, open_data
 from cdp_torchrec.model.sparse_arch import is_table
+from cdp_torchrec.run.saved import CHECKPOINTS, best_checkpoint
 from cdp_torchrec.timer import device_timer
 
 _TIMED_REQUESTS = 100
@@ -40,14 +41,14 @@ def measure_cost(trained: Trained) -> TrainingCost | None:
     if dist.get_rank() != 0:
         return None
     trainer = experiment.config.trainer
-    validation = make_checkpointer(experiment, trained.run_dir).best_value()
-    if validation is None:
+    best = best_checkpoint(trained.run_dir / CHECKPOINTS)
+    if best is None:
         raise NoValidationError(f"{trainer.validation_metric} was undefined in all validations")
     training_s, speed = training_speed(
         trained.run_dir / "metrics.jsonl", global_batch_size=trainer.global_batch_size
     )
     return TrainingCost(
-        validation=validation,
+        validation=best[1].value,
         steps=trained.progress.step,
         training_s=training_s,
         impressions_per_s=speed,

@@ -1,7 +1,6 @@
 """Runs the cells of a table that are selected and not finished; collective on all ranks."""
 
 import gc
-import shutil
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
@@ -115,10 +114,7 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
 def _prepare(directory: Path) -> bool:
     """Make a directory ready for another attempt; whether it has something to continue from."""
     forget_failure(directory)
-    if saved_checkpoints(directory / "checkpoints"):
-        return True
-    shutil.rmtree(directory, ignore_errors=True)
-    return False
+    return bool(saved_checkpoints(directory / "checkpoints"))
 
 
 def _is_finished(cell: Cell) -> bool:

@@ -128,6 +128,10 @@ class HistoryStore:
             self._keys = _load(folder / "keys.npy", None)
             self._key_offsets = _load(folder / "offsets.npy", len(self._keys) + 1)
 
+    def behaviours_of_users(self) -> np.ndarray:
+        """How many behaviours each user has, [largest user code + 1]."""
+        return np.diff(self._user_offsets)
+
     def __reduce__(self) -> tuple[Callable[..., "HistoryStore"], tuple[Any, ...]]:
         """In another process, the same files are mapped anew; their content is not sent."""
         return _open, self._arguments

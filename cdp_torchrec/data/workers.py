@@ -151,6 +151,10 @@ class BatchLoader:
 def _begin(worker: int) -> None:
     """Prepare this worker process; it ends as soon as its rank has ended, however that happened."""
     quiet_libraries()
+    # Ctrl-C and a cluster's SIGTERM reach every process of a job: the rank ends its last steps
+    # first, and needs their batches.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     rank = multiprocessing.parent_process()
     assert rank is not None
 

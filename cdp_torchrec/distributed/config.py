@@ -5,7 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import MAY_CHANGE, Config
+
+
+class RanksConfig(Config):
+    """How long the ranks of a job wait for one another."""
+
+    silence_limit_s: Annotated[PositiveFloat, MAY_CHANGE] = 60.0
+    """Seconds without a sign of life after which a rank counts as lost and the job ends, or is
+    restarted: the process is stopped, or its machine is gone. Computing and waiting are no
+    silence."""
+    collective_timeout_s: Annotated[PositiveFloat, MAY_CHANGE] = 300.0
+    """Seconds after which a collective that some rank never reached is an error, though all ranks
+    live; longer than a rank may take for what the others do not do."""
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

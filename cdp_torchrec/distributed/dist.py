@@ -6,7 +6,10 @@ Registered as entry point `dist` of the group `torchx.components`, it takes the 
 own `dist.ddp`, accepts everything that that one accepts, and the script as a positional argument.
 """
 
+import argparse
+import itertools
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -17,6 +20,8 @@ from torchx.runner.config import get_config
 from torchx.schedulers import get_default_scheduler_name
 from torchx.specs import AppDef
 from torchx.specs.finder import ComponentValidationException
+
+from cdp_torchrec.distributed.launcher import end_with_parent
 
 
 def ddp(
@@ -40,7 +45,7 @@ def ddp(
 ) -> AppDef:
     """Ranks of one script on one or more nodes: dist.ddp -j 1x4 launch/train.py key=value.
 
-    Restarts of failed ranks: --env PET_MAX_RESTARTS=2.
+    Restarts of failed ranks: --max_retries 2.
 
     Args:
         script_args: the script (a path ending in .py) and its arguments
@@ -54,7 +59,8 @@ def ddp(
         memMB: memory per node, in MB
         j: [{min_nnodes}:]{nnodes}x{nproc_per_node}
         env: environment variables of the ranks (e.g. ENV1=v1,ENV2=v2)
-        max_retries: how often the scheduler retries the whole job
+        max_retries: how often failed ranks are restarted; a scheduler that can restarts the whole
+            job as often
         rdzv_port: port on the first node for the rendezvous of several nodes
         rdzv_backend: rendezvous backend of several nodes
         mounts: mounts into the container (e.g. type=bind,src=/host,dst=/job[,readonly])
@@ -79,9 +85,9 @@ def ddp(
         script = arguments.pop(0)
         if arguments[:1] == ["--"]:
             arguments.pop(0)
-    _check_scheduler()
+    scheduler = _scheduler()
     _prefer_this_installation()
-    return stock.ddp(
+    job = stock.ddp(
         *arguments,
         script=script,
         m=m,
@@ -92,7 +98,7 @@ def ddp(
         gpu=gpu,
         memMB=memMB,
         j=j,
-        env=_with_defaults(env or {}),
+        env=_with_defaults(env or {}, max_retries, nodes_may_change=":" in j),
         max_retries=max_retries,
         rdzv_port=rdzv_port,
         rdzv_backend=rdzv_backend,
@@ -100,32 +106,60 @@ def ddp(
         debug=debug,
         tee=tee,
     )
+    if scheduler == "local_cwd":
+        _end_with_torchx(job)
+    return job
 
 
-def _with_defaults(env: Dict[str, str]) -> Dict[str, str]:
+def _with_defaults(env: Dict[str, str], max_retries: int, nodes_may_change: bool) -> Dict[str, str]:
     """A log that shows the ranks' own lines, and restarts that find each other."""
     # torchrun warns of its own defaults; its errors stay visible.
     env.setdefault("LOGLEVEL", os.environ.get("LOGLEVEL", "ERROR"))
     # Every refresh of a progress bar becomes a line of the job's log.
     env.setdefault("TQDM_MININTERVAL", "5")
-    if "PET_MAX_RESTARTS" in env:
+    # From SIGTERM to SIGKILL, for a checkpoint; a scheduler may be less patient.
+    env.setdefault("PET_SHUTDOWN_TIMEOUT", "120")
+    if max_retries:
+        # No local scheduler retries; torchrun does.
+        env.setdefault("PET_MAX_RESTARTS", str(max_retries))
+    if "PET_MAX_RESTARTS" in env or nodes_may_change:
         # A restart that reuses the first attempt's store reads stale addresses (torch 2.13).
         env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return env
 
 
-def _check_scheduler() -> None:
-    """Say it in one line where `torchx run` would take Docker by default, and there is none."""
+def _scheduler() -> Optional[str]:
+    """The scheduler of this `torchx run`; None where something else asks for the job.
+
+    Raises:
+        ComponentValidationException: it would be Docker by default, and there is none.
+    """
     command = sys.argv[1:]
-    if command[:1] != ["run"] or any(word.startswith(("-s", "--sch")) for word in command):
-        return
-    chosen = get_config(prefix="cli", name="run", key="scheduler")
+    if command[:1] != ["run"]:
+        return None
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-s", "--scheduler")
+    before = itertools.takewhile(lambda word: word != "dist.ddp", command)
+    named = parser.parse_known_args(list(before))[0].scheduler
+    chosen = named or get_config(prefix="cli", name="run", key="scheduler")
+    if chosen is not None:
+        return chosen
     docker = "DOCKER_HOST" in os.environ or Path("/var/run/docker.sock").exists()
-    if chosen is None and get_default_scheduler_name() == "local_docker" and not docker:
+    default = get_default_scheduler_name()
+    if default == "local_docker" and not docker:
         raise ComponentValidationException(
             "no .torchxconfig here names a scheduler, and TorchX's default, Docker, is not "
             "installed: torchx run -s local_cwd dist.ddp ... starts the ranks on this machine"
         )
+    return default
+
+
+def _end_with_torchx(job: AppDef) -> None:
+    """Let torchrun end when this process does, even by SIGKILL; it stands apart in a session."""
+    for role in job.roles:
+        option, line = role.args
+        launcher = f"{shlex.quote(sys.executable)} -m {end_with_parent.__module__} {os.getpid()}"
+        role.args = [option, f"exec {launcher} {line}"]
 
 
 def _prefer_this_installation() -> None:

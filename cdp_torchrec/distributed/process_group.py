@@ -26,6 +26,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.distributed.config import RanksConfig
+from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
+from cdp_torchrec.distributed.interruption import Interrupted, Interruption
+from cdp_torchrec.distributed.launcher import end_with_parent
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
 from cdp_torchrec.standard_streams import flush_streams, give_up, prepare_streams
@@ -33,6 +37,7 @@ from cdp_torchrec.whole_file import write_json
 
 if TYPE_CHECKING:
     import torch
+    from torch import distributed as dist
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +78,18 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
-def init_process_group(*, timeout_s: float = 300.0) -> "torch.device":
+_heartbeat: Heartbeat | None = None
+"""Of the ranks that this process has joined."""
+
+
+def init_process_group(config: RanksConfig | None = None) -> "torch.device":
     """Join the job's ranks and choose this rank's device.
 
     One GPU per rank of this node: CUDA and NCCL; otherwise CPU and gloo. Works under torchrun and
     TorchX and, as one rank, without any launcher.
 
     Args:
-        timeout_s: seconds after which a collective that some rank never reached is an error.
+        config: how long the ranks wait for one another; None: the defaults.
 
     Returns:
         This rank's device, already made current.
@@ -105,15 +114,10 @@ def init_process_group(*, timeout_s: float = 300.0) -> "torch.device":
             num_gpus,
         )
 
-    timeout = timedelta(seconds=timeout_s)
-    if "RANK" in os.environ:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        # torchrun serves every restart from one store; without a prefix, attempt N + 1 reads the
-        # addresses of attempt N and cannot connect.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt_{attempt}", store)
-    else:
-        store = dist.HashStore()
+    config = config or RanksConfig()
+    timeout = timedelta(seconds=config.collective_timeout_s)
+    store = _open_store(timeout) if "RANK" in os.environ else dist.HashStore()
+    heartbeat = _show_up(store, config.silence_limit_s) if world_size() > 1 else None
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
@@ -122,21 +126,58 @@ def init_process_group(*, timeout_s: float = 300.0) -> "torch.device":
         timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
+    if heartbeat:
+        heartbeat.start()
     return device
+
+
+def _open_store(timeout: timedelta) -> "dist.Store":
+    """The store of this attempt's ranks."""
+    from torch import distributed as dist
+
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return store  # of rank 0, as young as this attempt
+    # torchrun serves every restart from one store; without a prefix, attempt N + 1 reads the
+    # addresses of attempt N and cannot connect.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}", store)
+
+
+def _show_up(store: "dist.Store", limit_s: float) -> Heartbeat:
+    """Let the ranks miss one that falls silent."""
+    global _heartbeat
+    _heartbeat = Heartbeat(
+        store, rank=rank(), world_size=world_size(), limit_s=limit_s, lost=_end_without
+    )
+    return _heartbeat
+
+
+def _end_without(lost: LostRank) -> None:
+    """End this rank, which waits for one that is lost, in the middle of whatever it does."""
+    report = f"rank {rank()}: error: {lost}"
+    _record_for_launcher(f"rank {rank()}: {lost}", report)
+    if rank() <= 1:  # rank 0 misses all, the others miss rank 0
+        print(report, file=sys.stderr)
+    _wait(_SAME_ERROR_GRACE_S)  # this error comes first
+    lost.kill()
+    _exit(1)
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Run a launch script: check the installation, call `main`, leave the ranks, report errors.
 
-    An error ends the process with exit code 1. A user's mistake is shown as its message alone:
-    ConfigError, DatasetError, any exception class with the attribute `user_error = True`, and what
-    the operating system refuses about a file. Everything else is shown with its traceback. The
-    launcher gets the error too, as the root cause that it prints last. Ranks that fail only because
-    another one did stay quiet.
+    An error ends the process with exit code 1, a signal with 128 and its number. A user's mistake
+    is shown as its message alone: ConfigError, DatasetError, any exception class with the attribute
+    `user_error = True`, and what the operating system refuses about a file. Everything else is
+    shown with its traceback. The launcher gets the error too, as the root cause that it prints
+    last. Ranks that fail only because another one did stay quiet.
 
     Args:
         main: the script; takes the command line without the script's name.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGKILL, parent=os.getppid())
     prepare_streams()
     faulthandler.enable()
     quiet_libraries()
@@ -149,6 +190,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         _leave_process_group()
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
+    except Interrupted as end:
+        _record_for_launcher(str(end), str(end))
+        if is_rank_zero():
+            print(end, file=sys.stderr)
+        _exit(end.exit_code)
     except SystemExit as end:  # argparse has said what is wrong with the command line
         if end.code not in (None, 0):
             message = f"the script ended with exit code {end.code}; its message is above"
@@ -190,6 +236,8 @@ def _leave_process_group() -> None:
     from torch import distributed as dist
 
     if dist.is_available() and dist.is_initialized():
+        if _heartbeat:
+            _heartbeat.leave()
         dist.destroy_process_group()
 
 
@@ -199,6 +247,8 @@ def _fail(error: Exception) -> NoReturn:
         # The launcher stops the other ranks with SIGTERM: let it, whatever main has installed.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _lost_peer(error):
+        if number := Interruption.received():
+            _exit(128 + number)  # the launcher has stopped this rank already
         _wait(_PEER_LOST_GRACE_S)
     message, report = _describe(error)
     _record_for_launcher(message, report)  # first: the launcher sorts root causes by this time
@@ -213,6 +263,9 @@ def _describe(error: Exception) -> tuple[str, str]:
     where = f"rank {rank()}: " if world_size() > 1 else ""
     if isinstance(error, ConfigError | DatasetError) or getattr(error, "user_error", False):
         return f"{where}{error}", f"{where}error: {error}"
+    if _lost_peer(error):  # on another node: here, the launcher would have stopped this rank
+        message = f"{where}another rank has ended, or its node is gone; its own output says why"
+        return message, f"{where}error: {message.removeprefix(where)} ({error})"
     if isinstance(error, OSError) and (error.filename or error.errno in _MACHINE_ERRORS):
         place = f": {error.filename!r}" if error.filename else ""
         return f"{where}{error.strerror}{place}", f"{where}error: {error.strerror}{place}"

@@ -1,4 +1,4 @@
-"""What one rank finds out for all of them."""
+"""What one rank finds out for all of them, and what each one does for the others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,3 +50,34 @@ def from_rank_zero(make: Callable[[], _Shared], *, purpose: str) -> _Shared:
             raise found.kind(found.text)
         raise RuntimeError(f"rank 0 could not {purpose}: {found.text}")
     return found  # pyrefly: ignore[bad-return]
+
+
+def on_all_ranks(
+    step: Callable[[], _Shared], *, group: dist.ProcessGroup | None = None
+) -> list[_Shared]:
+    """What each rank makes of a step, on all ranks; an error of one is an error of all; collective.
+
+    Args:
+        step: what this rank does; what it returns is pickled.
+        group: all ranks; without it, the one that they joined first.
+
+    Raises:
+        Exception: a user's mistake that a rank raised; on all ranks.
+        RuntimeError: anything else that went wrong on a rank; on all ranks.
+    """
+    own: _Shared | _Failure
+    try:
+        own = step()
+    except Exception as error:  # whatever it is: the other ranks are waiting
+        is_mistake = isinstance(error, ConfigError) or getattr(error, "user_error", False)
+        own = _Failure(str(error), type(error) if is_mistake else None)
+    gathered: list[_Shared | _Failure] = [own] * dist.get_world_size()
+    dist.all_gather_object(gathered, own, group=group)
+    found: list[_Shared] = []
+    for rank, part in enumerate(gathered):
+        if isinstance(part, _Failure):
+            if part.kind is not None:
+                raise part.kind(part.text)
+            raise RuntimeError(f"rank {rank}: {part.text}")
+        found.append(part)
+    return found

@@ -2,13 +2,13 @@
 
 A checkpoint is a directory `step-00001200` that appears by one rename. It holds the tensors of
 model and optimizers (torch.distributed.checkpoint), the resolved config, the sharding plan, and
-`checkpoint.json` with step, data position and the digest of the dataset's schema.
+`checkpoint.json`: step, data position, what the validation measured, the digest of the dataset's
+schema, and size and checksum of every other file. What belongs together is committed at once.
 """
 
+import logging
 import shutil
-import tomllib
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,33 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
+from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
 from cdp_torchrec.environment import release
+from cdp_torchrec.run.checksums import record_text, verify
+from cdp_torchrec.run.config import CheckpointMode
+from cdp_torchrec.run.fit import check_fit
+from cdp_torchrec.run.metadata import SafeReader
 from cdp_torchrec.run.records import (
-    BEST,
     CHECKPOINT,
     FORMAT_VERSION,
-    BestRecord,
     CheckpointError,
     CheckpointRecord,
+    DamagedCheckpointError,
+    FileRecord,
     Progress,
+    Validation,
     read_record,
 )
-from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
-from cdp_torchrec.whole_file import remove_leftovers, whole_directory, write_whole
+from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, best_checkpoint, saved_checkpoints
+from cdp_torchrec.run.writer import CheckpointWriter, reason
+from cdp_torchrec.whole_file import remove_whole
+
+logger = logging.getLogger(__name__)
+
+PLAN = "plan.json"
 
 
 class Checkpointer:
@@ -47,6 +56,7 @@ class Checkpointer:
         config_toml: str,
         plan_json: str,
         keep_last: int,
+        mode: CheckpointMode,
     ) -> None:
         """Use `<run_dir>/checkpoints`.
 
@@ -56,74 +66,113 @@ class Checkpointer:
             config_toml: the resolved config, written into every checkpoint.
             plan_json: the sharding plan as a plan file has it, written into every checkpoint.
             keep_last: number of newest checkpoints kept, beside the best one.
+            mode: whether the training waits until a checkpoint is written.
         """
+        self.run_dir = run_dir
         self.directory = run_dir / CHECKPOINTS
         self._schema_fingerprint = schema_fingerprint
         self._config_toml = config_toml
         self._plan_json = plan_json
         self._keep_last = keep_last
+        self._writer = CheckpointWriter(mode)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank knows that the checkpoint in flight could not be written."""
+        return self._writer.has_failed
 
     def save(
-        self, progress: Progress, model: DistributedModelParallel, optimizer: ScheduledOptimizer
-    ) -> Path:
-        """Write a checkpoint; collective.
+        self,
+        progress: Progress,
+        model: DistributedModelParallel,
+        optimizer: ScheduledOptimizer,
+        validation: Validation | None = None,
+    ) -> None:
+        """Write a checkpoint, after the one in flight; collective.
+
+        Args:
+            progress: where the training stands.
+            model: its model; may be trained on at once.
+            optimizer: of the model.
+            validation: what was measured of this very model.
 
         Raises:
-            CheckpointError: it could not be written; nothing is left behind, older ones stay.
+            CheckpointError: the one in flight, or this one in the mode "blocking", could not be
+                written; nothing is left behind, older ones stay.
         """
+        state = _state(model, optimizer)
+        state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
+        world_size = dist.get_world_size()
+
+        def text_files(tensors: Mapping[str, FileRecord]) -> dict[str, str]:
+            texts = {CONFIG: self._config_toml, PLAN: self._plan_json}
+            record = CheckpointRecord(
+                format_version=FORMAT_VERSION,
+                release=release(),
+                progress=progress,
+                validation=validation,
+                schema_fingerprint=self._schema_fingerprint,
+                world_size=world_size,
+                files={**tensors, **{name: record_text(text) for name, text in texts.items()}},
+            )
+            return {**texts, CHECKPOINT: record.sealed()}
+
         final = self.directory / f"step-{progress.step:08d}"
-        leader = dist.get_rank() == 0
-        record = CheckpointRecord(
-            format_version=FORMAT_VERSION,
-            release=release(),
-            progress=progress,
-            schema_fingerprint=self._schema_fingerprint,
-            world_size=dist.get_world_size(),
-        )
-        try:
-            with _whole_on_all_ranks(final) as partial:
-                state = _state(model, optimizer)
-                state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
-                dcp.save(state, checkpoint_id=partial)
-                if leader:
-                    write_whole(partial / CHECKPOINT, record.model_dump_json(indent=2))
-                    write_whole(partial / CONFIG, self._config_toml)
-                    write_whole(partial / "plan.json", self._plan_json)
-        except (Exception, CheckpointException) as error:
-            raise CheckpointError(
-                f"{final}: cannot write the checkpoint: {_reason(error)}"
-            ) from error
-        if leader:
-            self._prune()
-        dist.barrier()
-        return final
+        self._writer.write(final, state, text_files, self._prune)
 
-    def mark_best(self, checkpoint: Path, metric: str, value: float) -> None:
-        """Remember the best checkpoint by validation, which is never pruned; collective."""
-        if dist.get_rank() == 0:
-            record = BestRecord(checkpoint=checkpoint.name, metric=metric, value=value)
-            write_whole(self.directory / BEST, record.model_dump_json(indent=2))
-            self._prune()  # the former best may go
-        # Without it another rank may still read the former best, and load that one.
-        dist.barrier()
+    def finish(self) -> None:
+        """Wait until the checkpoint in flight is there.
 
-    def best_value(self) -> float | None:
-        """Metric of the best checkpoint so far, if one is marked."""
-        best = self._best()
-        return None if best is None else best.value
+        Raises:
+            CheckpointError: it could not be written; nothing is left of it, older ones stay.
+        """
+        self._writer.finish()
 
-    def _best(self) -> BestRecord | None:
-        path = self.directory / BEST
-        return read_record(BestRecord, path) if path.is_file() else None
+    def best(self) -> Validation | None:
+        """What was measured of the best checkpoint so far."""
+        best = best_checkpoint(self.directory)
+        return None if best is None else best[1]
 
     def _prune(self) -> None:
         keep = {path.name for path in saved_checkpoints(self.directory)[-self._keep_last :]}
-        best = self._best()
+        best = best_checkpoint(self.directory)
         if best is not None:
-            keep.add(best.checkpoint)
+            keep.add(best[0].name)
         for path in saved_checkpoints(self.directory):
             if path.name not in keep:
-                shutil.rmtree(path)
+                remove_whole(path)
+
+    def load_newest(
+        self, model: DistributedModelParallel, optimizer: ScheduledOptimizer
+    ) -> tuple[Path, Progress] | None:
+        """Load the newest checkpoint that is not damaged; None if there is none at all. Collective.
+
+        A damaged one is said and put aside, so that the training may come by its step again.
+
+        Raises:
+            CheckpointError: all are damaged, or the newest good one does not fit.
+        """
+        checkpoints = from_rank_zero(
+            lambda: saved_checkpoints(self.directory), purpose="list the checkpoints"
+        )
+        damaged: dict[Path, str] = {}
+        newest: Path | None = None
+        for checkpoint in reversed(checkpoints):
+            try:
+                # Of the older ones nothing but the record is needed: which one is the best.
+                self._verify(checkpoint, record_only=newest is not None)
+                newest = newest or checkpoint
+            except DamagedCheckpointError as error:
+                damaged[checkpoint] = str(error)
+        if newest is None:
+            if damaged:
+                raise CheckpointError(
+                    f"{self.directory}: every checkpoint is damaged: {'; '.join(damaged.values())}"
+                )
+            return None
+        chosen = newest
+        from_rank_zero(lambda: _put_aside(damaged, chosen), purpose="put a checkpoint aside")
+        return newest, self._load_verified(newest, model, optimizer)
 
     def load(
         self, checkpoint: Path, model: DistributedModelParallel, optimizer: ScheduledOptimizer
@@ -134,8 +183,33 @@ class Checkpointer:
 
         Raises:
             CheckpointError: it belongs to another model or schema; names every difference.
+            DamagedCheckpointError: files of it are damaged; names them.
         """
-        record = read_record(CheckpointRecord, checkpoint / CHECKPOINT)
+        self._verify(checkpoint)
+        return self._load_verified(checkpoint, model, optimizer)
+
+    def _verify(self, checkpoint: Path, *, record_only: bool = False) -> None:
+        """Read every file once, each rank its share; collective."""
+
+        def own_share() -> str | None:
+            try:
+                record = read_record(checkpoint / CHECKPOINT)
+                names = sorted(record.files)[dist.get_rank() :: dist.get_world_size()]
+                if not record_only:
+                    verify(checkpoint, record, names)
+            except DamagedCheckpointError as error:
+                return str(error)
+            return None
+
+        problems = on_all_ranks(own_share)
+        found = sorted({problem for problem in problems if problem is not None})
+        if found:
+            raise DamagedCheckpointError("; ".join(found))
+
+    def _load_verified(
+        self, checkpoint: Path, model: DistributedModelParallel, optimizer: ScheduledOptimizer
+    ) -> Progress:
+        record = read_record(checkpoint / CHECKPOINT)
         if record.schema_fingerprint != self._schema_fingerprint:
             raise CheckpointError(
                 f"{checkpoint}: trained on a dataset with schema {record.schema_fingerprint}, "
@@ -145,20 +219,11 @@ class Checkpointer:
         same_ranks = record.world_size == dist.get_world_size()
         if same_ranks:
             state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
-        problems = _key_problems(checkpoint, state)
-        if problems:
-            different = _config_differences(checkpoint, self._config_toml)
-            why = "is of another model"
-            if not different:
-                why = (
-                    f"was written by {record.writer}, whose model has other parameters than that "
-                    f"of this release, {release()}; use that release, or train again"
-                )
-            raise CheckpointError(f"{checkpoint} {why}:" + _listed(different + problems))
+        check_fit(checkpoint, record, state, self._config_toml)
         try:
-            dcp.load(state, checkpoint_id=checkpoint)
+            dcp.load(state, storage_reader=SafeReader(checkpoint))
         except CheckpointException as error:
-            raise CheckpointError(f"{checkpoint}: cannot read it: {_reason(error)}") from error
+            raise CheckpointError(f"{checkpoint}: cannot read it: {reason(error)}") from error
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = record.progress
@@ -168,70 +233,13 @@ class Checkpointer:
         return record.progress
 
 
-@contextmanager
-def _whole_on_all_ranks(final: Path) -> Generator[Path]:
-    """whole_directory of the first rank, to be filled by all; collective."""
-    leader = dist.get_rank() == 0
-    if leader:
-        remove_leftovers(final.parent, "step-*")
-    with whole_directory(final) if leader else nullcontext(final) as partial:
-        shared = [partial]
-        dist.broadcast_object_list(shared)
-        yield shared[0]
-
-
 def _state(model: DistributedModelParallel, optimizer: ScheduledOptimizer) -> dict[str, Any]:
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
-def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
-    """Tensors of ours that the checkpoint lacks or has in another shape, and any left over."""
-    saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    own = dotted(state)
-    shapes = {
-        key: tuple(entry.size)
-        for key, entry in saved.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    # Ranks hold different optimizer keys: a table-wise table's state lives on its owner only.
-    gathered: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, {key: tuple(tensor.size()) for key, tensor in own.items()})
-    wanted = {key: shape for part in gathered for key, shape in part.items()}
-    problems = [f"missing in the checkpoint: {key}" for key in sorted(set(wanted) - set(shapes))]
-    problems += [
-        f"not part of this model: {key}"
-        for key in sorted(set(shapes) - set(wanted))
-        if not key.startswith("rng.")
-    ]
-    problems += [
-        f"{key}: shape {list(shapes[key])} in the checkpoint, {list(wanted[key])} in this model"
-        for key in sorted(set(shapes) & set(wanted))
-        if shapes[key] != wanted[key]
-    ]
-    return problems
-
-
-_DECIDES_STATE = ("model.", "data.vocabulary.", "optimizer.sparse.kind")
-
-
-def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
-    """Keys that decide which parameters and states there are, and differ from the checkpoint's."""
-    theirs = dotted(tomllib.loads((checkpoint / CONFIG).read_text()))
-    ours = dotted(tomllib.loads(config_toml))
-    return [
-        f"{key} = {ours.get(key, 'unset')}, in the checkpoint {theirs.get(key, 'unset')}"
-        for key in sorted(set(theirs) | set(ours))
-        if key.startswith(_DECIDES_STATE) and ours.get(key) != theirs.get(key)
-    ]
-
-
-def _reason(error: BaseException) -> str:
-    """What failed on each rank; CheckpointException, no Exception, has it with tracebacks."""
-    if isinstance(error, CheckpointException):
-        return "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
-    return str(error)
-
-
-def _listed(problems: Sequence[str], most: int = 20) -> str:
-    more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
-    return "".join(f"\n  {problem}" for problem in [*problems[:most], *more])
+def _put_aside(damaged: Mapping[Path, str], instead: Path) -> None:
+    for checkpoint, problem in damaged.items():
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        logger.warning("%s; put aside as %s. Going on with %s", problem, aside.name, instead.name)

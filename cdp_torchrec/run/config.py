@@ -7,6 +7,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from cdp_torchrec.config import MAY_CHANGE, Config
 
+CheckpointMode = Literal["background", "blocking"]
 ValidationMetric = Literal["gauc", "auc", "uauc", "log_loss"]
 
 
@@ -43,6 +44,10 @@ class TrainerConfig(Config):
     """Stop after this many validations in a row without a better one; without it, never."""
     checkpoint_every_steps: Annotated[PositiveInt | None, MAY_CHANGE] = None
     """Steps between two checkpoints; without it, one at each validation and at the end."""
+    checkpoint_mode: Annotated[CheckpointMode, MAY_CHANGE] = "background"
+    """"background": the loop stops for a copy of the tensors only, which takes as much main memory
+    as they do, and goes on while the copy is written; "blocking": it waits until they are
+    written."""
     keep_checkpoints: Annotated[PositiveInt, MAY_CHANGE] = 2
     """Newest checkpoints kept, beside the best one."""
     num_workers: Annotated[NonNegativeInt, MAY_CHANGE] = 0

@@ -6,6 +6,8 @@ import platform
 import secrets
 import shutil
 import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,37 +16,46 @@ from cdp_torchrec.config import Config, ConfigError, dump_toml
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.environment import describe_environment
 from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.lock import locked
 from cdp_torchrec.run.saved import (
     CHECKPOINTS,
     CONFIG,
+    ENVIRONMENT,
     METRICS,
     RESTARTS,
     check_run_directory,
     is_restarted,
+    job_name,
     named_directory,
     saved_checkpoints,
 )
 from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
 
 
-def open_run_directory(config: RunConfig) -> Path:
-    """Directory of this run, the same on all ranks; collective.
+@contextmanager
+def open_run_directory(config: RunConfig) -> Generator[Path]:
+    """Hold the directory of this run, the same on all ranks; collective.
 
     A run that nobody named gets a new directory, whatever other runs start at the same moment; a
     restarted attempt of an elastic job finds that of the attempts before it.
 
     Raises:
-        ConfigError: it holds another run, which this one shall not continue, or cannot be written.
+        ConfigError: it holds another run, which this one shall not continue, another job is at
+            work there, or it cannot be written.
+        CheckpointError: the checkpoints of a finished run are gone.
     """
-    return from_rank_zero(lambda: _directory(config), purpose="open the run's directory")
+    with ExitStack() as held:
+        yield from_rank_zero(lambda: _directory(config, held), purpose="open the run's directory")
 
 
-def _directory(config: RunConfig) -> Path:
+def _directory(config: RunConfig, held: ExitStack) -> Path:
     """As `open_run_directory`, on one rank."""
     run_dir = named_directory(config) or _unnamed()
     if reason := why_unwritable(run_dir):
         raise ConfigError(f"run.dir = '{run_dir}': {reason}")
     check_run_directory(run_dir, resume=config.resume)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(locked(run_dir))
     if not saved_checkpoints(run_dir / CHECKPOINTS):
         # An attempt that ended before its first checkpoint left nothing to continue from, so that
         # this one begins again, and so do its numbers.
@@ -62,7 +73,7 @@ def _unnamed() -> Path:
         launcher = f"{platform.node()} {os.getppid()}"
         mark = hashlib.sha256(launcher.encode()).hexdigest()[:6]
         former = sorted(parent.glob(f"*-{mark}"))
-        if former and is_restarted():
+        if former and is_restarted(former[-1]):
             return former[-1]
     while True:
         run_dir = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{mark}"
@@ -88,4 +99,4 @@ def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:
         return
     write_whole(run_dir / CONFIG, dump_toml(config))
     write_whole(run_dir / "plan.json", plan_json)
-    write_json(run_dir / "environment.json", describe_environment())
+    write_json(run_dir / ENVIRONMENT, describe_environment() | {"job": job_name()})

@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.progress import ProgressBar
+from cdp_torchrec.run.metrics_file import cut_metrics
+from cdp_torchrec.run.saved import METRICS
 
 
 class Monitor:
@@ -21,7 +23,7 @@ class Monitor:
     def __init__(
         self, run_dir: Path, *, total_steps: int, first_step: int, quiet: bool = False
     ) -> None:
-        """Open `<run_dir>/metrics.jsonl`, appending to it, and start counting steps.
+        """Open `<run_dir>/metrics.jsonl`, continue it after `first_step`, and start counting steps.
 
         Args:
             run_dir: directory of the run.
@@ -41,8 +43,11 @@ class Monitor:
             keep=True,
         )
         if self._active:
-            self._file = (run_dir / "metrics.jsonl").open("a")
-            self._board = SummaryWriter(run_dir / "tensorboard")
+            cut_metrics(run_dir / METRICS, first_step)
+            self._file = (run_dir / METRICS).open("a")
+            # TensorBoard forgets what it was told of later steps.
+            purge_step = first_step + 1 if first_step else None
+            self._board = SummaryWriter(run_dir / "tensorboard", purge_step=purge_step)
 
     def __enter__(self) -> Self:
         return self

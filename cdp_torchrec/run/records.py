@@ -1,9 +1,10 @@
-"""What a checkpoint and the mark of the best one say about themselves: small, strict JSON files."""
+"""What a checkpoint says about itself: a small, strict JSON file that covers all of its files."""
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+import xxhash
 from pydantic import ConfigDict, FiniteFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
@@ -12,17 +13,18 @@ from cdp_torchrec.config.errors import check
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import Layers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKPOINT = "checkpoint.json"
-BEST = "best.json"
-
-RecordT = TypeVar("RecordT", bound=Config)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, found, or loaded into this model."""
 
     user_error = True
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file of a checkpoint is missing or is not what was written."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -43,72 +45,101 @@ class Progress:
         return Progress(step=0, position=0, inherited_steps=self.inherited_steps + self.step)
 
 
+class Validation(Config):
+    """What a validation measured."""
+
+    metric: str
+    """Which metric decides."""
+    value: FiniteFloat
+    """Its value."""
+
+    def is_better_than(self, other: "Validation") -> bool:
+        """Whether this model is the better one; of equal ones the first stays the best."""
+        if self.metric == "log_loss":
+            return self.value < other.value
+        return self.value > other.value
+
+
+class FileRecord(Config):
+    """A file of a checkpoint as it was written."""
+
+    size: NonNegativeInt
+    """Bytes."""
+    digest: str
+    """XXH3 of the content, 128 bits in hexadecimal."""
+
+
 class CheckpointRecord(Config):
     """Contents of `checkpoint.json`."""
 
     format_version: PositiveInt
     """Of the checkpoint's files."""
-    release: str | None = None
-    """Version and commit of cdp_torchrec that wrote it; None: before that was recorded."""
+    release: str
+    """Version and commit of cdp_torchrec that wrote it."""
     progress: Progress
     """Where the training stood."""
+    validation: Validation | None = None
+    """Of this model; none if it was not validated, or the metric was undefined."""
     schema_fingerprint: str
     """Digest of the dataset's schema."""
     world_size: PositiveInt
     """Number of ranks that wrote it."""
+    files: dict[str, FileRecord]
+    """All other files of the checkpoint, by name."""
+    checksum: str = ""
+    """Of everything above, as it is in the file."""
 
     @property
     def writer(self) -> str:
         """Who wrote it, in words."""
-        return f"cdp_torchrec {self.release}" if self.release else "an earlier cdp_torchrec"
+        return f"cdp_torchrec {self.release}"
+
+    def sealed(self) -> str:
+        """The text of the file, with the checksum over the rest of it."""
+        data = self.model_dump(mode="json")
+        return json.dumps(data | {"checksum": _checksum(data)}, indent=2)
 
 
-class BestRecord(Config):
-    """Contents of `best.json`: the best checkpoint of a run by validation."""
-
-    format_version: PositiveInt = FORMAT_VERSION
-    """Of the checkpoint's files."""
-    checkpoint: str
-    """Name of its directory."""
-    metric: str
-    """What was measured."""
-    value: FiniteFloat
-    """Its value."""
-
-
-def read_record(record_class: type[RecordT], path: Path) -> RecordT:
-    """Read a record.
+def read_record(path: Path) -> CheckpointRecord:
+    """Read the record of a checkpoint.
 
     Args:
-        record_class: what the file holds.
         path: the file.
 
     Raises:
-        CheckpointError: it cannot be read, was written in another format, or a key is wrong; names
+        CheckpointError: it was written in another format; says by which release.
+        DamagedCheckpointError: it cannot be read, is not what was written, or a key is wrong; names
             the file and for each mistake the key, the value found and those allowed.
     """
     try:
         data = json.loads(path.read_bytes())
-    except OSError as error:
+    except PermissionError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is damaged: no JSON: {error}") from error
+        raise DamagedCheckpointError(f"{path}: is damaged: no JSON: {error}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{path}: is damaged: found a {type(data).__name__}, expected a table"
         )
     version = data.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        by = f", was written by cdp_torchrec {data['release']}" if "release" in data else ""
+        by = f", was written by cdp_torchrec {data['release']}" if data.get("release") else ""
         raise CheckpointError(
             f"{path}: has format {version!r}{by}; this release reads {FORMAT_VERSION}: use the "
             "release that wrote it, or train again"
         )
-    layers = Layers(key_tree(record_class))
+    layers = Layers(key_tree(CheckpointRecord))
     layers.add(data, path.name)
-    record, mistakes = check(record_class, layers)
+    record, mistakes = check(CheckpointRecord, layers)
     if record is None:
-        raise CheckpointError(
-            "\n  ".join([f"{path}: is damaged, or of another release", *mistakes])
-        )
+        raise DamagedCheckpointError("\n  ".join([f"{path}: is damaged", *mistakes]))
+    if record.checksum != _checksum(data):
+        raise DamagedCheckpointError(f"{path}: is damaged: its checksum does not match")
     return record
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    content = {key: value for key, value in data.items() if key != "checksum"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())

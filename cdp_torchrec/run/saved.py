@@ -1,26 +1,23 @@
 """What a run directory holds: its checkpoints, another run, or something else; needs no torch."""
 
+import json
 import os
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.run.checksums import verify
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.records import (
-    BEST,
-    CHECKPOINT,
-    BestRecord,
-    CheckpointError,
-    read_record,
-)
+from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, Validation, read_record
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+LOCK = "lock"
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 """Where the launcher says which attempt of an elastic job this is, from 0."""
 
-_FILES = (CHECKPOINT, CONFIG, ".metadata")
 _MOST_NAMES = 8
 
 
@@ -29,57 +26,105 @@ def saved_checkpoints(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*"))
 
 
+def best_checkpoint(directory: Path) -> tuple[Path, Validation] | None:
+    """The best checkpoint by validation in the directory `checkpoints` of a run, if one has any.
+
+    Raises:
+        CheckpointError: a record is damaged or of another format, or they are of several metrics.
+    """
+    best: tuple[Path, Validation] | None = None
+    for path in saved_checkpoints(directory):
+        found = read_record(path / CHECKPOINT).validation
+        if found is None:
+            continue
+        if best is not None and found.metric != best[1].metric:
+            raise CheckpointError(
+                f"{directory}: {best[0].name} was chosen by {best[1].metric}, {path.name} by "
+                f"{found.metric}; name one of them yourself"
+            )
+        if best is None or found.is_better_than(best[1]):
+            best = path, found
+    return best
+
+
 def named_directory(run: RunConfig) -> Path | None:
     """Directory of a run that has a name: its own, or that of its launcher's job."""
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return run.dir or (None if job == "none" else Path("runs") / job)
+    job = job_name()
+    return run.dir or (None if job is None else Path("runs") / job)
 
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint itself, or the best (else the newest) one of a run directory.
 
+    Its settings are verified here, its tensors when they are loaded.
+
     Raises:
         CheckpointError: there is none; says what is there instead.
+        DamagedCheckpointError: it, or a record that may be of the best one, is damaged.
     """
     if (path / CHECKPOINT).is_file():
-        return _complete(path)
-    directory = path / CHECKPOINTS
-    if (directory / BEST).is_file():
-        best = directory / read_record(BestRecord, directory / BEST).checkpoint
-        if not best.is_dir():
-            raise CheckpointError(
-                f"{directory / BEST}: names {best.name}, which is not there; name one of "
-                f"{_names(saved_checkpoints(directory))} yourself"
-            )
-        return _complete(best)
-    found = saved_checkpoints(directory)
+        return _readable(path)
+    best = best_checkpoint(path / CHECKPOINTS)
+    if best is not None:
+        return _readable(best[0])
+    found = saved_checkpoints(path / CHECKPOINTS)
     if not found:
         raise CheckpointError(f"{path}: {_what_it_is(path)}")
-    return _complete(found[-1])
+    return _readable(found[-1])
 
 
 def check_run_directory(run_dir: Path, *, resume: bool) -> None:
     """Whether a training may write there: where nothing is to continue, it begins.
 
+    A run that ended before its first checkpoint left nothing to continue from: it begins again,
+    resumed or not.
+
     Raises:
         ConfigError: it holds another run, which this one shall not continue.
+        CheckpointError: the checkpoints of a finished run are gone.
     """
-    if (run_dir / METRICS).exists() and not (resume or is_restarted()):
+    has_checkpoints = bool(saved_checkpoints(run_dir / CHECKPOINTS))
+    if not has_checkpoints and not _is_finished(run_dir / METRICS):
+        return
+    if not (resume or is_restarted(run_dir)):
         raise ConfigError(
             f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
             "another directory"
         )
+    if not has_checkpoints:
+        raise CheckpointError(f"run.resume: {run_dir}/checkpoints is gone or empty")
 
 
-def is_restarted() -> bool:
-    """Whether this is a later attempt of an elastic job."""
-    return int(os.environ.get(RESTARTS, "0")) > 0
+def _is_finished(metrics: Path) -> bool:
+    """Whether a run was measured on the test split, which is the last thing it does."""
+    lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
+    return bool(lines) and b'"kind": "test"' in lines[-1]
 
 
-def _complete(checkpoint: Path) -> Path:
-    missing = [name for name in _FILES if not (checkpoint / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{checkpoint}: incomplete, without {' and '.join(missing)}")
+def is_restarted(run_dir: Path) -> bool:
+    """Whether this is a later attempt of the job that a run belongs to.
+
+    A launcher counts only its own restarts: where a lost node comes back, or a scheduler starts the
+    whole job again, it is the job's name that tells.
+    """
+    if int(os.environ.get(RESTARTS, "0")) > 0:
+        return True
+    job = job_name()
+    try:
+        return job is not None and json.loads((run_dir / ENVIRONMENT).read_bytes())["job"] == job
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def job_name() -> str | None:
+    """The launcher's name of this job, the same on all nodes and attempts; None: it has none."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if job == "none" else job
+
+
+def _readable(checkpoint: Path) -> Path:
+    record = read_record(checkpoint / CHECKPOINT)
+    verify(checkpoint, record, [CONFIG])
     return checkpoint
 
 
@@ -94,6 +139,8 @@ def _what_it_is(path: Path) -> str:
             "an unfinished run without a checkpoint: it is still before its first one, or was "
             "stopped before it; go on with run.resume=true"
         )
+    if any(path.glob("*.distcp")):
+        return f"a checkpoint without its {CHECKPOINT}"
     if (path / "artifact.json").is_file():
         return "an exported artifact, neither a run directory nor a checkpoint"
     if (path / "schema.toml").is_file():

@@ -4,24 +4,17 @@ torch's own loader unpacks to a directory of its own, which a kill leaves behind
 library that it ever loaded: a server that reloads grows.
 """
 
-import fcntl
-import os
-import shutil
 import struct
-import tempfile
 import threading
-import time
 import weakref
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_PREFIX = "cdp_ranker-"
-_LOCK = "lock"
-_YOUNG_S = 60.0
+from cdp_torchrec.serving.scratch import Scratch
 
 # ELF64: places in its header, in a section's and in a symbol's.
 _SECTIONS, _SECTION = struct.Struct("<Q"), struct.Struct("<4xI16xQQ16xQ")
@@ -64,49 +57,23 @@ def load_compiled(path: Path, *, num_runners: int) -> Compiled:
     Raises:
         OSError, RuntimeError, zipfile.BadZipFile: it cannot be loaded.
     """
-    remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    lock = (folder / _LOCK).open("w")
+    scratch = Scratch()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder)
-        [root] = (entry for entry in folder.iterdir() if entry.is_dir())
+            archive.extractall(scratch.path)
+        [root] = (entry for entry in scratch.path.iterdir() if entry.is_dir())
         for library in root.rglob("*.so"):
             _allow_unloading(library)
         loader = torch._C._aoti.AOTIModelPackageLoader(str(root), "model", False, num_runners, -1)
     except BaseException:
-        _remove(folder, lock)
+        scratch.remove()
         raise
     if any(root.rglob("*.cubin")):
         # Kernels of a GPU are read when they first run.
-        weakref.finalize(loader, _remove, folder, lock)
+        weakref.finalize(loader, scratch.remove)
     else:
-        _remove(folder, lock)
+        scratch.remove()
     return Compiled(loader)
-
-
-def _remove(folder: Path, lock: IO[str]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    lock.close()
-
-
-def remove_leftovers() -> None:
-    """Remove what processes that were killed had unpacked: nobody holds its lock."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            found = folder.lstat()
-            if found.st_uid != os.getuid() or time.time() - found.st_mtime < _YOUNG_S:
-                continue  # of another user, or perhaps not locked yet
-            # Whatever others have put there is not followed.
-            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
-        except OSError:
-            continue  # in use, or gone
 
 
 def _allow_unloading(library: Path) -> None:

@@ -29,6 +29,8 @@ class ExportConfig(Config):
     tolerance: PositiveFloat | None = None
     """Largest difference in probability between both; above it nothing is exported. 1e-5 if not
     given, and for the drift of float16 tables 1e-3, of int8 tables or a bfloat16 model 2e-2."""
+    signing_key: Path | None = None
+    """PEM file of an Ed25519 private key that signs the artifact, for servers with trusted_keys."""
 
 
 class ExportedConfig(ExperimentConfig):

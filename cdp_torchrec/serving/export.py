@@ -41,6 +41,7 @@ from cdp_torchrec.serving.parts import (
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.ranker import check_compiler, export_ranker
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.signature import check_signing_key
 from cdp_torchrec.serving.tables import write_tables
 from cdp_torchrec.serving.weights import load_weights
 from cdp_torchrec.stored_run import StoredRun
@@ -70,6 +71,7 @@ def export_run(
 
     Raises:
         ConfigError: a setting is wrong, or the directory exists.
+        SignatureError: export.signing_key is no key.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
         ArtifactError: it cannot be compiled, or scores differently; nothing is left behind.
     """
@@ -100,7 +102,11 @@ def export_run(
         stages.begin(f"check and complete {directory}")
         golden = _golden(partial, config, predictor, requests)
         (partial / GOLDEN).write_text(json.dumps(golden.to_json(), indent=1))
-        manifest = write_manifest(partial, manifest.model_copy(update={"parity": parity.to_json()}))
+        manifest = write_manifest(
+            partial,
+            manifest.model_copy(update={"parity": parity.to_json()}),
+            signing_key=config.export.signing_key,
+        )
     return Exported(directory, manifest, parity)
 
 
@@ -118,6 +124,8 @@ def _check(config: ExportedConfig, directory: Path) -> None:
         raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
     if reason := why_unwritable(directory):
         raise ConfigError(f"{directory}: cannot be made: {reason}")
+    if config.export.signing_key is not None:
+        check_signing_key(config.export.signing_key)
     check_compiler()
 
 

@@ -47,7 +47,9 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
         RequestFileError: a file or one of its rows cannot be scored; nothing is written.
     """
     torch.set_num_threads(1)
-    predictor = Predictor.open(artifact, history_store=config.history_store)
+    predictor = Predictor.open(
+        artifact, history_store=config.history_store, trusted_keys=config.trusted_keys
+    )
     files = RequestFiles(requests, predictor.metadata, keep=config.keep)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if rank == 0:

@@ -15,6 +15,8 @@ class PredictConfig(Config):
     history_store: Path | None = None
     """Dataset directory whose histories answer for requests without behaviours of their own; it
     must have been prepared with the artifact's vocabularies."""
+    trusted_keys: tuple[Path, ...] = ()
+    """PEM files of Ed25519 public keys: an artifact that none of them signed is refused."""
     keep: tuple[str, ...] = ()
     """Columns of the requests that are written, too. A list must have one element per candidate,
     unless it is a feature of the request; everything else is repeated for each candidate."""

@@ -15,7 +15,7 @@ from cdp_torchrec.serving.artifact import (
     RANKER,
     ArtifactError,
     Manifest,
-    read_manifest,
+    verified,
 )
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.encode import EncodedRequest, RequestEncoder
@@ -77,7 +77,12 @@ class Predictor:
 
     @classmethod
     def open(
-        cls, directory: Path, *, history_store: Path | None = None, num_runners: int = 1
+        cls,
+        directory: Path,
+        *,
+        history_store: Path | None = None,
+        num_runners: int = 1,
+        trusted_keys: Sequence[Path] = (),
     ) -> Self:
         """Load an artifact, verify it, and re-score its golden request.
 
@@ -87,16 +92,20 @@ class Predictor:
                 behaviours; it must have been prepared with the artifact's vocabularies. None: such
                 requests have an empty history.
             num_runners: dense computations that may run at the same time; further threads wait.
+            trusted_keys: PEM files of Ed25519 public keys, one of which must have signed the
+                artifact; none: whoever made it is trusted.
 
         Raises:
-            ArtifactError: a file is missing or altered, the versions do not fit, the store belongs
-                to other vocabularies, or the golden request scores differently.
+            ArtifactError: a file is missing, altered or not part of the artifact, nobody trusted
+                signed it, the versions do not fit, the store belongs to other vocabularies, or the
+                golden request scores differently.
+            SignatureError: a key cannot be read.
         """
-        manifest = read_manifest(directory)
-        predictor = cls.load(
-            directory, manifest, history_store=history_store, num_runners=num_runners
-        )
-        golden = GoldenRequest.from_json(json.loads((directory / GOLDEN).read_text()))
+        with verified(directory, trusted_keys=trusted_keys) as (files, manifest):
+            predictor = cls.load(
+                files, manifest, history_store=history_store, num_runners=num_runners
+            )
+            golden = GoldenRequest.from_json(json.loads((files / GOLDEN).read_text()))
         found = predictor.score(golden.request)
         difference = float(np.abs(found - golden.probabilities).max())
         if not difference <= GOLDEN_TOLERANCE:

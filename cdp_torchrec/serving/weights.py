@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from cdp_torchrec.model.sparse_arch import TABLE_MARKS, is_table, table_name
-from cdp_torchrec.run.records import CheckpointError
+from cdp_torchrec.run.checksums import verify
+from cdp_torchrec.run.metadata import SafeReader
+from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, read_record
 
 _MODEL = "model"
 _DENSE = ".ranking_arch."
@@ -36,8 +38,12 @@ def load_weights(checkpoint: Path, entities: Mapping[str, tuple[int, int]]) -> W
 
     Raises:
         CheckpointError: a table is missing or has another shape.
+        DamagedCheckpointError: files of the checkpoint are damaged; names them.
     """
-    saved = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    record = read_record(checkpoint / CHECKPOINT)
+    verify(checkpoint, record, record.files)
+    reader = SafeReader(checkpoint)
+    saved = reader.read_metadata().state_dict_metadata
     state = {
         key.removeprefix(f"{_MODEL}."): torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in saved.items()
@@ -45,7 +51,7 @@ def load_weights(checkpoint: Path, entities: Mapping[str, tuple[int, int]]) -> W
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load({_MODEL: state}, checkpoint_id=checkpoint, no_dist=True)
+        dcp.load({_MODEL: state}, storage_reader=reader, no_dist=True)
     found = {key: tensor for key, tensor in state.items() if is_table(key)}
     tables = {}
     for entity, shape in entities.items():

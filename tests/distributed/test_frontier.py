@@ -17,8 +17,9 @@ from cdp_torchrec.distill import distill_run
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.run import checkpoint
-from cdp_torchrec.run.records import CheckpointError
+from cdp_torchrec.run import fit
+from cdp_torchrec.run.checksums import record_file
+from cdp_torchrec.run.records import CheckpointError, read_record
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.serving import export
 from cdp_torchrec.serving.artifact import ArtifactError
@@ -174,7 +175,7 @@ def evaluate_planned(run: Path, plan: Path) -> None:
 
 def evaluate_with_other_keys(run: Path) -> None:
     problems = ["not part of this model: model.scores.bias"]
-    with mock.patch.object(checkpoint, "_key_problems", lambda *_: problems):
+    with mock.patch.object(fit, "_key_problems", lambda *_: problems):
         evaluate_run(open_run(run, [], ExperimentConfig), CPU, write_predictions=False)
 
 
@@ -189,6 +190,9 @@ def of_other_config(run: Path) -> Path:
     old = Path(shutil.copytree(find_checkpoint(run), run.parent / "old_config"))
     layer = old / "config.toml"
     layer.write_text(layer.read_text() + "\n[model.deep]\nlayers = 3\n")
+    record = read_record(old / "checkpoint.json")
+    record.files["config.toml"] = record_file(layer)
+    (old / "checkpoint.json").write_text(record.sealed())
     return old
 
 

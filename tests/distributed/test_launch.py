@@ -115,9 +115,11 @@ def test_every_form_with_a_script_is_the_same_job(form: str) -> None:
     assert job.roles[0].args == expected.roles[0].args
 
 
-def test_restarts_asked_for_do_not_share_a_store() -> None:
-    job = materialize_appdef(dist.ddp, ["--env", "PET_MAX_RESTARTS=2", "launch/train.py"])
-    assert job.roles[0].env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+@pytest.mark.parametrize("asked", [["--max_retries", "2"], ["--env", "PET_MAX_RESTARTS=2"]])
+def test_restarts_asked_for_are_torchruns_and_do_not_share_a_store(asked: list[str]) -> None:
+    env = materialize_appdef(dist.ddp, [*asked, "launch/train.py"]).roles[0].env
+    assert env["PET_MAX_RESTARTS"] == "2"
+    assert env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
 
 
 def test_no_script_is_one_clear_message(project: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -23,9 +24,14 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.distributed import interruption
+from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.experiment import build_experiment, train
 from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import CheckpointError
+from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
@@ -86,7 +92,8 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"auc": report.auc}
     train(config(dataset, folder / "adam", "optimizer.sparse.kind=adam"), CPU)
     resumed = folder / "resumed"
-    for name in ("resumed", "one", "four"):
+    _copy_with_damage(run, resumed)
+    for name in ("one", "four"):
         _copy_until_step_3(run, folder / name)
     _copy_until_step_3(folder / "adam", folder / "adam_resumed")
     train(config(dataset, resumed, "run.resume=true"), CPU)
@@ -106,6 +113,11 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
             "trainer.checkpoint_every_steps=1",
         ),
         CPU,
+    )
+    interrupted = config(dataset, folder / "interrupted", "trainer.validate_every_steps=6")
+    found["interrupted"] = interrupt(interrupted)
+    train(
+        interrupted.model_copy(update={"run": RunConfig(dir=interrupted.run.dir, resume=True)}), CPU
     )
     with mock.patch.dict(os.environ, TORCHELASTIC_RESTART_COUNT="1"):
         found["restarted"] = train(config(dataset, run), CPU).auc
@@ -150,12 +162,40 @@ def train_on_a_full_disk(settings: ExperimentConfig) -> None:
         train(settings, CPU)
 
 
+def interrupt(settings: ExperimentConfig) -> str:
+    """Send SIGTERM to the last rank after its first step; what the training ended with."""
+
+    def kill(monitor: Monitor) -> None:
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with (
+        mock.patch.object(Monitor, "advance", kill),
+        mock.patch.object(interruption, "_EVERY_S", 0),
+    ):
+        try:
+            train(settings, CPU)
+        except Interrupted as end:
+            return f"{end.exit_code}: {end}"
+    return "it went on"
+
+
+def _copy_with_damage(run: Path, copy: Path) -> None:
+    """Copy a run with a changed byte in the tensors of its newest checkpoint, at step 6."""
+    if torch.distributed.get_rank() == 0:
+        shutil.copytree(run, copy)
+        file = copy / "checkpoints" / "step-00000006" / "__1_0.distcp"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0x80
+        file.write_bytes(content)
+    torch.distributed.barrier()
+
+
 def _copy_until_step_3(run: Path, copy: Path) -> None:
     """Copy a run as it was at step 3; every rank may call it."""
     if torch.distributed.get_rank() == 0:
         shutil.copytree(run, copy)
         shutil.rmtree(copy / "checkpoints" / "step-00000006")
-        (copy / "checkpoints" / "best.json").unlink()
         lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
         (copy / "metrics.jsonl").write_text("".join(lines[:4]))
     torch.distributed.barrier()
@@ -209,6 +249,24 @@ def test_resume_at_the_same_rank_count_is_bit_identical(
     assert losses(folder / "adam_resumed") == losses(folder / "adam")
 
 
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    names = {path.name for path in (folder / "resumed" / "checkpoints").iterdir()}
+    assert names == {"step-00000003", "step-00000006", "damaged-step-00000006"}
+
+
+def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_loses_nothing(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    said = f"go on with run.dir={folder}/interrupted run.resume=true"
+    assert re.fullmatch(
+        rf"143: SIGTERM: stopped after step [1-5] of 6, with a checkpoint; {said}",
+        two_ranks["interrupted"],
+    )
+    assert losses(folder / "interrupted") == losses(folder / "two")
+
+
 def test_a_fork_starts_from_the_weights_of_its_parent_and_resumes_bit_identically(
     two_ranks: dict[str, Any], folder: Path
 ) -> None:
@@ -235,8 +293,8 @@ def test_the_newest_and_the_best_checkpoint_are_kept(
     two_ranks: dict[str, Any], folder: Path
 ) -> None:
     checkpoints = folder / "pruned" / "checkpoints"
-    best = json.loads((checkpoints / "best.json").read_text())["checkpoint"]
-    assert {path.name for path in checkpoints.glob("step-*")} == {"step-00000006", best}
+    best = find_checkpoint(folder / "pruned").name
+    assert {path.name for path in checkpoints.iterdir()} == {"step-00000006", best}
 
 
 def test_a_restarted_attempt_continues_by_itself(two_ranks: dict[str, Any]) -> None:

@@ -1,5 +1,8 @@
 """Each run has a directory of its own, and each attempt of a job the same."""
 
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +12,7 @@ import torch.distributed as dist
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.directory import open_run_directory
+from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.whole_file import write_whole
 
 pytestmark = pytest.mark.usefixtures("alone", "nowhere")
@@ -30,16 +33,24 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def begin(run_dir: Path) -> Path:
-    write_whole(run_dir / "metrics.jsonl", "{}\n")
+def begin(config: RunConfig) -> Path:
+    """A run up to its first checkpoint."""
+    with open_run_directory(config) as run_dir:
+        write_whole(run_dir / "metrics.jsonl", "{}\n")
+        (run_dir / "checkpoints" / "step-00000003").mkdir(parents=True)
     return run_dir
+
+
+def opened(config: RunConfig) -> Path:
+    with open_run_directory(config) as run_dir:
+        return run_dir
 
 
 def test_runs_that_start_in_the_same_second_have_directories_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(time, "strftime", lambda pattern: "20260801-120000")
-    found = {begin(open_run_directory(RunConfig())) for _ in range(20)}
+    found = {begin(RunConfig()) for _ in range(20)}
     assert len(found) == 20
     assert all(path.is_dir() and path.match("runs/20260801-120000-??????") for path in found)
 
@@ -49,11 +60,24 @@ def test_the_launchers_id_is_the_name_and_a_restarted_attempt_finds_it(
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert begin(open_run_directory(RunConfig())) == Path("runs/train-x1")
+    assert begin(RunConfig()) == Path("runs/train-x1")
     with pytest.raises(ConfigError, match="holds another run"):
-        open_run_directory(RunConfig())
+        opened(RunConfig())
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert open_run_directory(RunConfig()) == Path("runs/train-x1")
+    assert opened(RunConfig()) == Path("runs/train-x1")
+
+
+def test_a_node_that_comes_back_knows_the_run_by_the_name_of_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunConfig(dir=Path("mine"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")  # of the new launcher on this node
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x1")
+    write_run_files(begin(run), run, plan_json="{}")
+    assert opened(run) == Path("mine")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x2")
+    with pytest.raises(ConfigError, match="holds another run"):
+        opened(run)
 
 
 def test_a_restarted_attempt_of_a_job_without_an_id_finds_its_directory(
@@ -63,32 +87,55 @@ def test_a_restarted_attempt_of_a_job_without_an_id_finds_its_directory(
     monkeypatch.setattr(time, "strftime", lambda pattern: next(names))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    begin(open_run_directory(RunConfig()))
-    second = begin(open_run_directory(RunConfig()))  # a later job of the same launcher
+    begin(RunConfig())
+    second = begin(RunConfig())  # a later job of the same launcher
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert open_run_directory(RunConfig()) == second
+    assert opened(RunConfig()) == second
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     write_whole(tmp_path / "file", "")
     with pytest.raises(ConfigError) as raised:
-        open_run_directory(RunConfig(dir=tmp_path / "file" / "run"))
+        opened(RunConfig(dir=tmp_path / "file" / "run"))
     assert str(raised.value) == (
         f"run.dir = '{tmp_path}/file/run': {tmp_path}/file is not a writable directory"
     )
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_begins_again_when_it_is_resumed(
-    tmp_path: Path,
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(
+    tmp_path: Path, resume: bool
 ) -> None:
-    run_dir = begin(tmp_path / "run")
+    run_dir = begin(RunConfig(dir=tmp_path / "run"))
+    (run_dir / "checkpoints" / "step-00000003").rmdir()
     write_whole(run_dir / "tensorboard" / "events", "")
-    with pytest.raises(ConfigError, match=r"continue it with run\.resume=true"):
-        open_run_directory(RunConfig(dir=run_dir))
-    assert open_run_directory(RunConfig(dir=run_dir, resume=True)) == run_dir
-    assert list(run_dir.iterdir()) == []
+    assert opened(RunConfig(dir=run_dir, resume=resume)) == run_dir
+    assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "lock"]
+
+
+def test_a_directory_in_use_names_who_uses_it(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    holding = """
+import sys, time
+from pathlib import Path
+from cdp_torchrec.run.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    run_dir.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(run_dir)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        who = f"is in use by process {holder.pid} on {platform.node()}: wait for its end"
+        with pytest.raises(ConfigError, match=who):
+            opened(RunConfig(dir=run_dir))
+        holder.kill()
+    assert opened(RunConfig(dir=run_dir)) == run_dir
 
 
 def test_a_resume_begins_where_no_run_began(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert open_run_directory(RunConfig(dir=run_dir, resume=True)) == run_dir
+    assert opened(RunConfig(dir=run_dir, resume=True)) == run_dir

@@ -6,45 +6,69 @@ from pathlib import Path
 
 import pytest
 
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.run.checksums import record_text, verify
 from cdp_torchrec.run.records import (
-    BestRecord,
     CheckpointError,
     CheckpointRecord,
+    DamagedCheckpointError,
     Progress,
+    Validation,
     read_record,
 )
-from cdp_torchrec.run.saved import find_checkpoint
+from cdp_torchrec.run.saved import best_checkpoint, check_run_directory, find_checkpoint
 from cdp_torchrec.whole_file import write_whole
 
+FILES = {"config.toml": "seed = 1\n", ".metadata": "index", "__0_0.distcp": "tensors"}
 RECORD = CheckpointRecord(
-    format_version=1,
+    format_version=2,
     release="0.1.0",
     progress=Progress(step=3, position=768, validations_without_gain=1),
+    validation=Validation(metric="gauc", value=0.25),
     schema_fingerprint="abc",
     world_size=2,
+    files={name: record_text(text) for name, text in FILES.items()},
 )
 
 
-def make_run(run: Path, *steps: int, best: int | None = None) -> Path:
-    """The files that make a directory a run."""
+def make_run(run: Path, gauc: dict[int, float | None], metric: str = "gauc") -> Path:
+    """The files that make a directory a run, with checkpoints at these steps."""
     write_whole(run / "config.toml", "")
     write_whole(run / "metrics.jsonl", "")
-    for step in steps:
+    for step, value in gauc.items():
         checkpoint = run / "checkpoints" / f"step-{step:08d}"
-        write_whole(checkpoint / "checkpoint.json", RECORD.model_dump_json())
-        write_whole(checkpoint / "config.toml", "")
-        write_whole(checkpoint / ".metadata", "")
-    if best is not None:
-        mark = BestRecord(checkpoint=f"step-{best:08d}", metric="gauc", value=0.7)
-        write_whole(run / "checkpoints" / "best.json", mark.model_dump_json())
+        for name, text in FILES.items():
+            write_whole(checkpoint / name, text)
+        measured = None if value is None else Validation(metric=metric, value=value)
+        record = RECORD.model_copy(update={"validation": measured})
+        write_whole(checkpoint / "checkpoint.json", record.sealed())
     return run
 
 
-def test_the_best_checkpoint_is_taken_else_the_newest_or_the_one_named(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", 3, 6)
-    assert find_checkpoint(run).name == "step-00000006"
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("gauc", {3: 0.6, 6: 0.7, 9: 0.65}, 6),
+        ("gauc", {3: 0.6, 6: 0.6, 9: None}, 3),
+        ("log_loss", {3: 0.6, 6: 0.7, 9: 0.65}, 3),
+        ("gauc", {3: None, 6: None}, 6),
+    ],
+)
+def test_the_best_checkpoint_by_its_own_record_is_taken_else_the_newest(
+    tmp_path: Path, metric: str, values: dict[int, float | None], best: int
+) -> None:
+    run = make_run(tmp_path / "run", values, metric)
+    assert find_checkpoint(run).name == f"step-{best:08d}"
     assert find_checkpoint(run / "checkpoints" / "step-00000003").name == "step-00000003"
-    assert find_checkpoint(make_run(run, best=3)).name == "step-00000003"
+
+
+def test_checkpoints_that_two_metrics_measured_have_no_best_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {3: 0.6})
+    make_run(run, {6: 0.5}, "log_loss")
+    with pytest.raises(
+        CheckpointError, match=r"step-00000003 was chosen by gauc, step-00000006 by"
+    ):
+        best_checkpoint(run / "checkpoints")
 
 
 def artifact(folder: Path) -> Path:
@@ -58,31 +82,39 @@ def dataset(folder: Path) -> Path:
 
 
 def unfinished(folder: Path) -> Path:
-    return make_run(folder / "unfinished")
+    return make_run(folder / "unfinished", {})
 
 
 def incomplete(folder: Path) -> Path:
-    run = make_run(folder / "run", 3)
+    run = make_run(folder / "run", {3: 0.6})
     (run / "checkpoints" / "step-00000003" / ".metadata").unlink()
     return run
 
 
-def lost(folder: Path) -> Path:
-    return make_run(folder / "run", 3, best=6)
+def unrecorded(folder: Path) -> Path:
+    checkpoint = make_run(folder / "run", {3: 0.6}) / "checkpoints" / "step-00000003"
+    (checkpoint / "checkpoint.json").unlink()
+    return checkpoint
+
+
+def edited(folder: Path) -> Path:
+    run = make_run(folder / "run", {3: 0.6})
+    (run / "checkpoints" / "step-00000003" / "config.toml").write_text("seed = 2\n")
+    return run
 
 
 def misspelt(folder: Path) -> Path:
-    make_run(folder / "trivago-cdp", 3)
+    make_run(folder / "trivago-cdp", {3: 0.6})
     return folder / "trivago-pdc"
 
 
 def parent(folder: Path) -> Path:
-    make_run(folder / "one", 3)
-    return make_run(folder / "two", 3).parent
+    make_run(folder / "one", {3: 0.6})
+    return make_run(folder / "two", {3: 0.6}).parent
 
 
 def inside(folder: Path) -> Path:
-    return make_run(folder / "run", 3) / "checkpoints"
+    return make_run(folder / "run", {3: 0.6}) / "checkpoints"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +123,9 @@ def inside(folder: Path) -> Path:
         (artifact, "an exported artifact, neither a run directory nor a checkpoint"),
         (dataset, "a dataset directory, neither a run directory nor a checkpoint"),
         (unfinished, "an unfinished run without a checkpoint: .* go on with run.resume=true"),
-        (incomplete, "step-00000003: incomplete, without .metadata"),
-        (lost, "best.json: names step-00000006, which is not there; name one of step-00000003"),
+        (incomplete, "step-00000003/.metadata: is missing"),
+        (unrecorded, "step-00000003: a checkpoint without its checkpoint.json"),
+        (edited, "step-00000003/config.toml: is damaged: its checksum does not match"),
         (misspelt, "trivago-pdc: no such directory; runs in .*: trivago-cdp"),
         (parent, "neither a run directory nor a checkpoint; runs in .*: one, two"),
         (inside, "the checkpoints of a run; name the run, .*/run, or one of them"),
@@ -105,16 +138,48 @@ def test_what_is_no_run_says_what_it_is(
         find_checkpoint(make(tmp_path))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_without_a_checkpoint_begins_again(tmp_path: Path, resume: bool) -> None:
+    check_run_directory(make_run(tmp_path / "run", {}), resume=resume)
+
+
+def test_a_run_with_results_is_continued_only_on_demand(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {3: 0.6})
+    with pytest.raises(ConfigError, match=r"holds another run: continue it with run\.resume=true"):
+        check_run_directory(run, resume=False)
+    check_run_directory(run, resume=True)
+    finished = make_run(tmp_path / "finished", {})
+    write_whole(finished / "metrics.jsonl", json.dumps({"kind": "test", "step": 3}) + "\n")
+    with pytest.raises(ConfigError, match="holds another run"):
+        check_run_directory(finished, resume=False)
+    with pytest.raises(CheckpointError, match="checkpoints is gone or empty"):
+        check_run_directory(finished, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_text("tensorS"), "its checksum does not match"),
+        (lambda path: path.write_text("tens"), "it has 4 bytes instead of 7"),
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: (path.unlink(), path.mkdir()), "is damaged|cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    checkpoint = make_run(tmp_path / "run", {3: 0.6}) / "checkpoints" / "step-00000003"
+    verify(checkpoint, RECORD, RECORD.files)
+    damage(checkpoint / "__0_0.distcp")
+    with pytest.raises(DamagedCheckpointError, match=rf"__0_0\.distcp: .*({said})"):
+        verify(checkpoint, RECORD, RECORD.files)
+
+
 def test_a_record_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.json"
-    write_whole(path, RECORD.model_dump_json())
-    assert read_record(CheckpointRecord, path) == RECORD
-
-
-def test_a_record_of_before_the_release_was_recorded_reads(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.json"
-    write_whole(path, RECORD.model_dump_json(exclude={"release"}))
-    assert read_record(CheckpointRecord, path).writer == "an earlier cdp_torchrec"
+    write_whole(path, RECORD.sealed())
+    read = read_record(path)
+    assert read.model_copy(update={"checksum": ""}) == RECORD
 
 
 @pytest.mark.parametrize(
@@ -125,27 +190,39 @@ def test_a_record_of_before_the_release_was_recorded_reads(tmp_path: Path) -> No
         ({"progress": {"step": 1}}, "progress.position: required key is missing"),
         ({"schema_fingerprint": 7}, "schema_fingerprint = 7: must be a string"),
         ({"foo": 1}, "foo: unknown key"),
+        ({"progress": {"step": 1, "position": 5}}, "is damaged: its checksum does not match"),
         (
-            {"format_version": 2, "release": "0.9.1"},
-            "has format 2, was written by cdp_torchrec 0.9.1; this release reads 1: use the "
+            {"format_version": 9, "release": "0.9.1"},
+            "has format 9, was written by cdp_torchrec 0.9.1; this release reads 2: use the "
             "release that wrote it, or train again",
         ),
+        ({"format_version": 1, "release": None}, "has format 1; this release reads 2: use the"),
     ],
 )
 def test_a_wrong_record_names_file_key_value_and_what_is_allowed(
     tmp_path: Path, change: dict[str, object], said: str
 ) -> None:
     path = tmp_path / "checkpoint.json"
-    write_whole(path, json.dumps(RECORD.model_dump(mode="json") | change))
+    write_whole(path, json.dumps(json.loads(RECORD.sealed()) | change))
     with pytest.raises(CheckpointError) as raised:
-        read_record(CheckpointRecord, path)
+        read_record(path)
     assert str(path) in str(raised.value)
     assert said in str(raised.value)
 
 
+def test_a_change_of_any_character_of_a_record_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.json"
+    text = RECORD.sealed()
+    for place, character in enumerate(text):
+        if character.isalnum():
+            path.write_text(text[:place] + chr(ord(character) ^ 1) + text[place + 1 :])
+            with pytest.raises(CheckpointError):
+                read_record(path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "best.json"
+    path = tmp_path / "checkpoint.json"
     write_whole(path, text)
-    with pytest.raises(CheckpointError, match=r"best\.json: is damaged"):
-        read_record(BestRecord, path)
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoint\.json: is damaged"):
+        read_record(path)

@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> None:
     from cdp_torchrec.benchmark.latency.frontier import measure_run
     from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 
-    report = measure_run(cdp_run, init_process_group())
+    report = measure_run(cdp_run, init_process_group(cdp_run.config.ranks))
     text = as_markdown(report)
     write_output(output, "latency", text=text, numbers=as_json(report))
     if report.qualities:

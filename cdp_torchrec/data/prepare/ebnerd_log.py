@@ -16,13 +16,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.database import (
     first_broken_rule,
     first_row,
     sql_paths,
     sql_string,
 )
-from cdp_torchrec.data.prepare.staging_checks import utc
 from cdp_torchrec.data.schema import DatasetError
 
 LONGEST_READ_S = 1800

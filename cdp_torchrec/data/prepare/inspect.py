@@ -7,9 +7,12 @@ from typing import Literal
 
 import numpy as np
 
+from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.plausibility import judge
 from cdp_torchrec.data.prepare.dataset_files import row_groups, training_counts, values
-from cdp_torchrec.data.prepare.staging_checks import utc
+from cdp_torchrec.data.prepare.summarise import summarise
+from cdp_torchrec.data.prepare.summary_text import describe_summary
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Feature, Schema, load_schema
 from cdp_torchrec.text_table import aligned_table
@@ -28,8 +31,10 @@ def describe_dataset(dataset: Path) -> str:
     counts = {name: training_counts(dataset, name) for name in schema.entities}
     seen = {name: int((count > 0).sum()) for name, count in counts.items()}
     splits = {split: _read_split(dataset, schema, split, seen) for split in schema.splits}
+    summary = summarise(dataset, schema)
     sections = [
         [f"{schema.name}: {schema.source}", f"schema {schema.fingerprint()}"],
+        [describe_summary(schema, summary, judge(summary))],
         _describe_splits(schema, splits),
         _describe_entities(counts),
         _describe_features(schema, splits),

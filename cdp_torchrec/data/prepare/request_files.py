@@ -61,7 +61,8 @@ class Moments:
     @property
     def std(self) -> float:
         """Population standard deviation; 1 for a constant, so that it can divide."""
-        return 1.0 if self.is_constant else math.sqrt(self.squares / self.count)
+        # The square of a spread may be too small for a float where the spread is not.
+        return 1.0 if self.is_constant else math.sqrt(self.squares / self.count) or 1.0
 
 
 def write_requests(

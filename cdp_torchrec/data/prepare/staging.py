@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
+from cdp_torchrec.data.plausibility import judge, refuse_errors
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
 from cdp_torchrec.data.prepare.request_files import Moments, write_requests
@@ -24,6 +25,8 @@ from cdp_torchrec.data.prepare.request_tables import code_requests
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import open_staging
 from cdp_torchrec.data.prepare.starter import write_starter
+from cdp_torchrec.data.prepare.summarise import summarise
+from cdp_torchrec.data.prepare.summary_text import describe_summary
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
 from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
 from cdp_torchrec.progress import ProgressBar
@@ -45,8 +48,8 @@ def build_dataset(
 ) -> Schema:
     """Build the dataset directory `output` from `staging`; all of it or nothing.
 
-    The same staging files give the same dataset, whatever the limits. Beside it lies a first
-    configuration for training on it, starter.toml.
+    The same staging files give the same dataset, whatever the limits. In it lies a first
+    configuration for training on it, starter.toml. A summary of the log is printed.
 
     Args:
         staging: directory with `requests/*.parquet` and `behaviours/*.parquet`.
@@ -55,7 +58,8 @@ def build_dataset(
         limits: memory and threads of the engine.
 
     Raises:
-        DatasetError: a staging file is unreadable or breaks the contract, or `output` exists.
+        DatasetError: a staging file is unreadable or breaks the contract, no sane log looks like
+            all of them together, or `output` exists.
         PreparationError: the dataset cannot be written.
     """
     _check_new(output)
@@ -65,6 +69,7 @@ def build_dataset(
             schema = _build(connection, staging, partial, spec)
         shutil.rmtree(work)
         schema.save(partial)
+        _summarise(partial, schema, named=staging)
         write_starter(partial, data_dir=output)
     return schema
 
@@ -118,6 +123,16 @@ def engine_errors(source: Path, output: Path) -> Generator[None]:
         raise PreparationError(f"{output} was not made, nothing is left of it: {error}") from error
     except duckdb.Error as error:
         raise DatasetError(f"{source}: {error}") from error
+
+
+def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
+    """Print and store what the log looks like as a whole; refuse what no sane log looks like."""
+    summary = summarise(dataset, schema)
+    findings = judge(summary)
+    doubts = [finding for finding in findings if finding.level == "warning"]
+    print(describe_summary(schema, summary, doubts), flush=True)
+    refuse_errors(named, findings)
+    summary.save(dataset)
 
 
 def _check_new(output: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.database import first_broken_rule, first_row, sql_paths
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.schema import LARGEST_NUMBER, DatasetError, Feature, Split
@@ -242,8 +242,3 @@ def _splits(
                 f"requests run from {utc(first)} to {utc(last)}"
             )
     return {"train": splits["train"], "test": splits["test"]}
-
-
-def utc(timestamp: int) -> str:
-    """A timestamp in ms as date and time."""
-    return f"{datetime.fromtimestamp(timestamp / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

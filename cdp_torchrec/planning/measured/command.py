@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> None:
     from cdp_torchrec.planning.measured.output import write_outputs
     from cdp_torchrec.planning.measured.text import as_markdown
 
-    device = init_process_group()
+    device = init_process_group(config.ranks)
     prepare_synthetic(config.data)
     job = open_job(config, device)
     measured = measure_plans(job, make_plans(job))

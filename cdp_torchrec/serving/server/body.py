@@ -19,6 +19,7 @@ import msgspec
 from cdp_torchrec.serving.request import RequestError
 
 _LONGEST_ID = 1024
+_MOST_OUTPUTS = 16
 # zlib's formats: gzip has a header of its own, deflate means the one of zlib.
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _NOT_JSON = re.compile(rb"NaN|Infinity")
@@ -28,19 +29,19 @@ class BodyTooLargeError(ValueError):
     """There is more in a body than the server reads."""
 
 
-class _InputParameters(msgspec.Struct, frozen=True):
+class _InputParameters(msgspec.Struct, frozen=True, gc=False):
     binary_data_size: int | None = None
 
 
-class _OutputParameters(msgspec.Struct, frozen=True):
+class _OutputParameters(msgspec.Struct, frozen=True, gc=False):
     binary_data: bool | None = None
 
 
-class _RequestParameters(msgspec.Struct, frozen=True):
+class _RequestParameters(msgspec.Struct, frozen=True, gc=False):
     binary_data_output: bool = False
 
 
-class _Input(msgspec.Struct, forbid_unknown_fields=True):
+class _Input(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """$request_input."""
 
     name: str
@@ -50,14 +51,14 @@ class _Input(msgspec.Struct, forbid_unknown_fields=True):
     data: list[Any] | None = None
 
 
-class _Output(msgspec.Struct, forbid_unknown_fields=True):
+class _Output(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """$request_output."""
 
     name: str
     parameters: _OutputParameters = _OutputParameters()
 
 
-class _Inference(msgspec.Struct, forbid_unknown_fields=True):
+class _Inference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """$inference_request. Other parameters are hints for other servers."""
 
     inputs: list[_Input]
@@ -66,11 +67,11 @@ class _Inference(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[_Output] = []
 
 
-class _Name(msgspec.Struct):
+class _Name(msgspec.Struct, gc=False):
     name: str = ""
 
 
-class _Names(msgspec.Struct):
+class _Names(msgspec.Struct, gc=False):
     """All that an error needs of a body whose values are wrong."""
 
     inputs: list[_Name]
@@ -143,6 +144,8 @@ def read_inference(body: bytes, *, json_length: int | None, most_values: int) ->
     asked = _decode(text)
     if asked.id is not None and len(asked.id) > _LONGEST_ID:
         raise RequestError("id", f"has more than {_LONGEST_ID} characters")
+    if len(asked.outputs) > _MOST_OUTPUTS:
+        raise RequestError("outputs", f"found {len(asked.outputs)}, the model has one")
     binary = [o.parameters.binary_data for o in asked.outputs]
     return Inference(
         id=asked.id,

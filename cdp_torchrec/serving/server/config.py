@@ -20,6 +20,9 @@ class ServerConfig(Config):
     """Name of the model in URLs; that of the artifact at the start if not given."""
     history_store: Path | None = None
     """Dataset directory whose history/ answers for requests without behaviours."""
+    trusted_keys: tuple[Path, ...] = ()
+    """PEM files of Ed25519 public keys: an artifact that none of them signed is refused. If none
+    is given, whoever can write the artifact's directory is trusted to run code in this process."""
     strict: bool = False
     """Refuse to start without the history store that the model reads, and refuse requests that
     leave a feature out, that name neither user nor history, or whose candidates the model does not

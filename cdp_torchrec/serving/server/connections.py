@@ -17,13 +17,17 @@ from cdp_torchrec.serving.server.metrics import ServerMetrics
 
 RESERVE = 32
 """Connections beyond the most, which may ask for health and metrics only."""
-BACKLOG = 128
-"""Connections that the system may accept before the server looks at them."""
+ACCEPTED_AT_ONCE = 128
+"""Connections that are accepted before any of them is read from; far less than the most, so that
+one with a request is not closed for others before it could be read."""
 _OTHER_FILES = 128
 """Of artifact, libraries and logs."""
 _SWEEP_S = 0.25
 _MOST_HEADER_BYTES = 32 * 1024
 _MOST_PIPELINED = 16
+# Each part of a body is a call of Python code. Those of a fast network have thousands of bytes.
+_MANY_PARTS = 2048
+_SHORT_PART = 256
 
 _Reason = Literal["headers late", "headers too long", "answer not read", "evicted", "refused"]
 _TOO_MANY = b"""HTTP/1.1 503 Service Unavailable\r
@@ -41,7 +45,7 @@ class Connections:
     def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
         """Args: the limits, and where to count."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        spare = files - BACKLOG - RESERVE - _OTHER_FILES
+        spare = files - ACCEPTED_AT_ONCE - RESERVE - _OTHER_FILES
         self._most = max(1, min(config.max_connections, spare))
         self._most_of_host = config.max_connections_per_client
         self._header_timeout_s = config.header_timeout_s
@@ -99,11 +103,11 @@ class Connections:
         return max(self._of_host, key=lambda host: len(self._of_host[host]))
 
     def _evict(self, host: str) -> bool:
-        """End the one of a host that has waited longest for its client."""
-        idle = next((c for c in self._of_host[host] if not c.is_busy), None)
-        if idle is None:
+        """End the one of a host that has waited longest, best one that never asked anything."""
+        idle = [c for c in self._of_host[host] if not c.is_busy]
+        if not idle:
             return False
-        self.close(idle, "evicted")
+        self.close(next((c for c in idle if c.cycle is None), idle[0]), "evicted")
         return True
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -139,6 +143,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_headers = True
         self._num_bytes = 0
         self._num_header_bytes = 0
+        self._num_parts = 0
+        self._num_part_bytes = 0
 
     @property
     def is_busy(self) -> bool:
@@ -171,7 +177,7 @@ class Connection(HttpToolsProtocol):
         """A request; llhttp stops at what is raised here, and uvicorn answers 400."""
         if len(self.pipeline) >= _MOST_PIPELINED:
             raise ValueError("too many requests before the first answer")
-        self._num_header_bytes = 0
+        self._num_header_bytes = self._num_parts = self._num_part_bytes = 0
         super().on_message_begin()
         self.scope["state"]["is_reserve"] = self.is_reserve
 
@@ -187,6 +193,14 @@ class Connection(HttpToolsProtocol):
         self._is_in_headers = False
         self.headers_since = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A chunk, or what has arrived of it."""
+        self._num_parts += 1
+        self._num_part_bytes += len(body)
+        if self._num_parts > _MANY_PARTS and self._num_part_bytes < self._num_parts * _SHORT_PART:
+            raise ValueError("a body in too many parts")
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Whatever comes now is the next request's."""

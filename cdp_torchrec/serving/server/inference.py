@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from fastapi import HTTPException
@@ -26,9 +29,15 @@ from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import Answer, infer_answer, to_request
 from cdp_torchrec.serving.server.served_model import LoadedModel
 
+R = TypeVar("R")
+
 logger = logging.getLogger(__name__)
 
 RETRY = {"Retry-After": "1"}
+SWITCH_INTERVAL_S = 2e-3
+"""A thread runs so long before another gets its turn: the event loop does little, but often."""
+# While a large body is read: below, turns cost more than they give.
+_SWITCH_INTERVAL_LARGE_S = 2e-4
 # Bodies beyond it do not stand in the way of the others.
 _LARGE_BODY = 64 * 1024
 # Answers beyond it are written by a thread.
@@ -102,8 +111,10 @@ class Inferences:
             raise HTTPException(500, "internal error") from error
 
     async def _read(self, posted: Posted, loaded: LoadedModel) -> tuple[Inference, EncodedRequest]:
-        lane = self._large if len(posted.body) > _LARGE_BODY or posted.encoding else self._small
         work = partial(self._prepare, posted, loaded)
+        lane = self._small
+        if len(posted.body) > _LARGE_BODY or posted.encoding:
+            lane, work = self._large, partial(_in_short_turns, work)
         waiting = lane.submit(work, client=posted.client, cost=len(posted.body))
         return await asyncio.wrap_future(waiting)
 
@@ -131,6 +142,16 @@ class Inferences:
         if metadata.reads_history and not predictor.has_behaviours(encoded):
             self._metrics.empty_histories.inc()
         return asked, encoded
+
+
+def _in_short_turns(work: Callable[[], R]) -> R:
+    """The work, with the others' turns in between; one thread does such work."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_LARGE_S)
+    try:
+        return work()
+    finally:
+        sys.setswitchinterval(interval_s)
 
 
 def _json_length(header: str | None) -> int | None:

@@ -1,6 +1,7 @@
 """The server's process: it listens, loads, serves, and stops when it is told to."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -15,15 +16,15 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.serving.server.app import make_app
 from cdp_torchrec.serving.server.batching import Batcher
 from cdp_torchrec.serving.server.config import ServerConfig
-from cdp_torchrec.serving.server.connections import BACKLOG, Connections
-from cdp_torchrec.serving.server.inference import Inferences
+from cdp_torchrec.serving.server.connections import ACCEPTED_AT_ONCE, Connections
+from cdp_torchrec.serving.server.inference import SWITCH_INTERVAL_S, Inferences
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 
-# A thread runs so long before another gets its turn: the event loop has little to do, but often.
-_SWITCH_INTERVAL_S = 2e-3
+# Whom it turns away tries again only after a second.
+_BACKLOG = 1024
 
 
 def serve(artifact: Path, config: ServerConfig) -> None:
@@ -41,7 +42,7 @@ def serve(artifact: Path, config: ServerConfig) -> None:
     """
     # A request is small, and the workers are the parallelism.
     torch.set_num_threads(1)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with _listen(config) as listener:
         logger.info("listening on %s:%d", *listener.getsockname()[:2])
         metrics = ServerMetrics()
@@ -68,7 +69,7 @@ def make_server(
         # A type in uvicorn's eyes, which it only calls.
         http=cast(Any, Connections(config, metrics).make),
         timeout_keep_alive=config.idle_timeout_s,
-        backlog=BACKLOG,
+        backlog=ACCEPTED_AT_ONCE,
         access_log=False,
         log_config=None,
         # Malformed requests are the clients' affair, and would fill the log.
@@ -94,6 +95,13 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedM
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await model.load()
+        if not server.should_exit:
+            # asyncio has set it to what it accepts at once.
+            listener.listen(_BACKLOG)
+        # What is there now stays: the collector needs not look at it, which takes a good part of a
+        # second, whenever a request has many parts.
+        gc.collect()
+        gc.freeze()
     except BaseException:
         server.should_exit = True
         await serving
@@ -104,7 +112,7 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedM
 def _listen(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        listener = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((config.host, config.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"host = {config.host!r}, port = {config.port}: cannot listen there: {error}"

@@ -71,6 +71,7 @@ class ServedModel:
                         directory,
                         history_store=self._config.history_store,
                         num_runners=self._config.num_workers,
+                        trusted_keys=self._config.trusted_keys,
                     )
                 )
                 loaded = LoadedModel.of(predictor)

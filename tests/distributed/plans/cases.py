@@ -190,9 +190,13 @@ class _Recorder:
 
 
 class _NoCheckpoints:
-    def best_value(self) -> None: ...
+    has_failed = False
+
+    def best(self) -> None: ...
 
     def save(self, *state: Any) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 def train_until(

@@ -64,8 +64,9 @@ def test_a_second_request_has_the_same_time_for_its_headers(
         b"GET /v2 HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(20_000)) + b"\r\n",
         b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: a\r\n" * 50_000,
         b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 3_000,
+        b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 5_000,
     ],
-    ids=["one header", "path", "many headers", "trailers", "requests ahead of the first answer"],
+    ids=["header", "path", "many headers", "trailers", "requests before an answer", "chunks"],
 )
 def test_headers_and_requests_without_end_are_cut_off(server: Server, sent: bytes) -> None:
     with connect(server) as greedy:

@@ -1,0 +1,79 @@
+"""Is the log as a whole plausible? The verdict on its figures.
+
+Every row of a log may be in order and the log still be wrong: two clocks, two spellings of an id, a
+label that stands among the features. The same table of checks judges a log at preparation, in
+`inspect` and at the start of a training.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.plausibility_checks import CHECKS
+from cdp_torchrec.data.schema import DatasetError, load_schema
+from cdp_torchrec.data.summary import Summary, load_summary
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure beyond a threshold."""
+
+    level: Literal["error", "warning"]
+    text: str
+
+
+def judge(summary: Summary, *, without: Collection[str] = ()) -> list[Finding]:
+    """All figures beyond a threshold, errors first.
+
+    Args:
+        summary: of a dataset.
+        without: features that are not read.
+    """
+    findings = []
+    for check in CHECKS:
+        for of, figure in summary.figures.get(check.figure, {}).items():
+            skipped = of in without or (check.only and of not in check.only)
+            if skipped or figure.count < check.at_least:
+                continue
+            level: Literal["error", "warning"] | None = None
+            if not check.warn_below <= figure.value <= check.warn_above:
+                level = "warning"
+            if not check.error_below <= figure.value <= check.error_above:
+                level = "error"
+            if level:
+                date = utc(int(figure.value)) if "{date}" in check.sentence else ""
+                text = check.sentence.format(of=of, date=date, **asdict(figure))
+                findings.append(Finding(level, text))
+    return sorted(findings, key=lambda finding: finding.level != "error")
+
+
+def check_plausible(config: DataConfig) -> list[str]:
+    """Judge a dataset by the figures that its preparation stored, before training on it.
+
+    Args:
+        config: which dataset; features that are not read are not judged.
+
+    Returns:
+        Warnings, in words.
+
+    Raises:
+        DatasetError: no sane log looks so, or the figures are missing.
+    """
+    summary = load_summary(config.dir, load_schema(config.dir))
+    findings = judge(summary, without=config.exclude_features)
+    refuse_errors(config.dir, findings)
+    return [finding.text for finding in findings]
+
+
+def refuse_errors(named: Path, findings: Iterable[Finding]) -> None:
+    """Stop at errors.
+
+    Raises:
+        DatasetError: names all of them, if there are any.
+    """
+    errors = [finding.text for finding in findings if finding.level == "error"]
+    if errors:
+        raise DatasetError("\n  * ".join([f"{named}: no sane log looks like this one:", *errors]))

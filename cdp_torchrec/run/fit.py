@@ -1,0 +1,88 @@
+"""Whether the tensors of a checkpoint are those of a model, and what differs where they are not."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from cdp_torchrec.config.keys import dotted
+from cdp_torchrec.environment import release
+from cdp_torchrec.run.metadata import SafeReader
+from cdp_torchrec.run.records import CheckpointError, CheckpointRecord
+from cdp_torchrec.run.saved import CONFIG
+
+
+def check_fit(
+    checkpoint: Path, record: CheckpointRecord, state: Mapping[str, Any], config_toml: str
+) -> None:
+    """Compare the tensors of a checkpoint with those of the ranks; collective.
+
+    Args:
+        checkpoint: its directory.
+        record: of the checkpoint.
+        state: tensors of the model and its optimizers on this rank.
+        config_toml: this run's configuration.
+
+    Raises:
+        CheckpointError: it is of another model or of another release; names every difference.
+        DamagedCheckpointError: the index of its tensors cannot be read.
+    """
+    problems = _key_problems(checkpoint, state)
+    if problems:
+        different = _config_differences(checkpoint, config_toml)
+        why = "is of another model"
+        if not different:
+            why = (
+                f"was written by {record.writer}, whose model has other parameters than that of "
+                f"this release, {release()}; use that release, or train again"
+            )
+        raise CheckpointError(f"{checkpoint} {why}:" + _listed(different + problems))
+
+
+def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
+    """Tensors of ours that the checkpoint lacks or has in another shape, and any left over."""
+    saved = SafeReader(checkpoint).read_metadata().state_dict_metadata
+    own = dotted(state)
+    shapes = {
+        key: tuple(entry.size)
+        for key, entry in saved.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    # Ranks hold different optimizer keys: a table-wise table's state lives on its owner only.
+    gathered: list[dict[str, tuple[int, ...]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, {key: tuple(tensor.size()) for key, tensor in own.items()})
+    wanted = {key: shape for part in gathered for key, shape in part.items()}
+    problems = [f"missing in the checkpoint: {key}" for key in sorted(set(wanted) - set(shapes))]
+    problems += [
+        f"not part of this model: {key}"
+        for key in sorted(set(shapes) - set(wanted))
+        if not key.startswith("rng.")
+    ]
+    problems += [
+        f"{key}: shape {list(shapes[key])} in the checkpoint, {list(wanted[key])} in this model"
+        for key in sorted(set(shapes) & set(wanted))
+        if shapes[key] != wanted[key]
+    ]
+    return problems
+
+
+_DECIDES_STATE = ("model.", "data.vocabulary.", "optimizer.sparse.kind")
+
+
+def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
+    """Keys that decide which parameters and states there are, and differ from the checkpoint's."""
+    theirs = dotted(tomllib.loads((checkpoint / CONFIG).read_text()))
+    ours = dotted(tomllib.loads(config_toml))
+    return [
+        f"{key} = {ours.get(key, 'unset')}, in the checkpoint {theirs.get(key, 'unset')}"
+        for key in sorted(set(theirs) | set(ours))
+        if key.startswith(_DECIDES_STATE) and ours.get(key) != theirs.get(key)
+    ]
+
+
+def _listed(problems: Sequence[str], most: int = 20) -> str:
+    more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
+    return "".join(f"\n  {problem}" for problem in [*problems[:most], *more])

@@ -1,0 +1,55 @@
+"""One job at a time writes into a run directory."""
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.run.saved import LOCK, is_restarted
+
+_RESTART_GRACE_S = 10.0
+"""How long a restarted attempt waits for the process of the one before it to be gone."""
+
+
+@contextmanager
+def locked(run_dir: Path) -> Generator[None]:
+    """Hold a run directory; the lock ends with this process, however that ends.
+
+    A POSIX lock: unlike that of flock(2), no child process keeps it. It works between machines
+    that share the directory, too, if their file system has locks.
+
+    Args:
+        run_dir: directory of the run; it exists.
+
+    Raises:
+        ConfigError: another process holds it; names the process and its machine.
+    """
+    with (run_dir / LOCK).open("a+") as file:
+        deadline = time.monotonic() + (_RESTART_GRACE_S if is_restarted(run_dir) else 0.0)
+        while not _acquired(file.fileno()):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise ConfigError(
+                    f"run.dir = '{run_dir}' is in use by {holder}: wait for its end, stop it, or "
+                    "choose another directory"
+                )
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def _acquired(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # as POSIX allows for a lock that is held
+        return False
+    except OSError:
+        return True  # a file system without locks, where nobody can know
+    return True

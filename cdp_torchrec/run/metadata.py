@@ -1,0 +1,78 @@
+"""Reading the index of a checkpoint's tensors without running what it says.
+
+torch.distributed.checkpoint keeps the index as a pickle, and a pickle may call anything. Here only
+the handful of plain classes that an index consists of can be named in one.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from cdp_torchrec.run.records import DamagedCheckpointError
+
+METADATA = ".metadata"
+"""Name of the index."""
+
+_DCP = "torch.distributed.checkpoint"
+_CLASSES = {
+    (f"{_DCP}.metadata", "Metadata"),
+    (f"{_DCP}.metadata", "MetadataIndex"),
+    (f"{_DCP}.metadata", "StorageMeta"),
+    (f"{_DCP}.metadata", "TensorStorageMetadata"),
+    (f"{_DCP}.metadata", "TensorProperties"),
+    (f"{_DCP}.metadata", "ChunkStorageMetadata"),
+    (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"),
+    (f"{_DCP}.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+}
+_DTYPES = {
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64"),
+}
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _CLASSES or (module == "torch" and name in _DTYPES):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no index does")
+
+
+class SafeReader(FileSystemReader):
+    """Reads a checkpoint of tensors; what its files say is never run."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index.
+
+        Raises:
+            DamagedCheckpointError: it is no index of tensors in files of this checkpoint.
+        """
+        path = Path(self.path) / METADATA
+        try:
+            with path.open("rb") as file:
+                metadata = _IndexUnpickler(file).load()
+            _check(metadata)
+        # A damaged pickle, or one made to do harm, may fail in any way.
+        except Exception as error:
+            raise DamagedCheckpointError(f"{path}: is damaged: {error}") from error
+        return metadata
+
+
+def _check(metadata: Any) -> None:
+    if not isinstance(metadata, Metadata):
+        raise TypeError(f"found a {type(metadata).__name__}")
+    for key, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise TypeError(f"{key} is no tensor")
+    for place in metadata.storage_data.values():
+        assert isinstance(place, _StorageInfo)
+        name = place.relative_path
+        if Path(name).name != name or place.transform_descriptors:
+            raise ValueError(f"it names {name}, which is no file of a checkpoint")

@@ -1,0 +1,83 @@
+"""Who made an artifact: Ed25519 over artifact.json, whose checksums cover every other file.
+
+artifact.sig holds the plain signature, so that a key may stay where it is safe:
+
+    openssl genpkey -algorithm ed25519 -out key.pem
+    openssl pkey -in key.pem -pubout -out key.pub
+    openssl pkeyutl -sign -rawin -inkey key.pem -in DIR/artifact.json -out DIR/artifact.sig
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+
+
+class SignatureError(RuntimeError):
+    """A key cannot be read, or a content is not signed by a key that is trusted."""
+
+    user_error = True
+
+
+def sign(content: bytes, key: Path) -> bytes:
+    """Signature of a content, 64 bytes.
+
+    Args:
+        content: what is signed.
+        key: PEM file of an Ed25519 private key without a password.
+
+    Raises:
+        SignatureError: it is none.
+    """
+    return _private_key(key).sign(content)
+
+
+def check_signing_key(path: Path) -> None:
+    """Whether `sign` will accept a key.
+
+    Raises:
+        SignatureError: it will not.
+    """
+    _private_key(path)
+
+
+def check_signature(content: bytes, signature: bytes, trusted_keys: Sequence[Path]) -> None:
+    """Whether one of the trusted keys signed a content.
+
+    Args:
+        content: what was signed.
+        signature: found beside it.
+        trusted_keys: PEM files of Ed25519 public keys.
+
+    Raises:
+        SignatureError: none of them did, or one cannot be read.
+    """
+    for key in [_public_key(path) for path in trusted_keys]:
+        try:
+            return key.verify(signature, content)
+        except InvalidSignature:
+            continue
+    keys = ", ".join(str(path) for path in trusted_keys)
+    raise SignatureError(f"not signed by any of the trusted keys ({keys})")
+
+
+def _private_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"{path}: no private key in PEM without a password") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SignatureError(f"{path}: a key of another kind than Ed25519")
+    return key
+
+
+def _public_key(path: Path) -> Ed25519PublicKey:
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"{path}: no public key in PEM") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise SignatureError(f"{path}: a key of another kind than Ed25519")
+    return key

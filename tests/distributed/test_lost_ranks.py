@@ -1,0 +1,185 @@
+"""A rank ends with its launcher, and the others miss a rank that says nothing any more."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from torch.distributed import HashStore
+
+from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
+from tests.paths import ROOT
+
+SCRIPTS = Path(sys.executable).parent
+LIMIT_S = 1.0
+WITHIN_S = 30
+"""A busy machine takes seconds to end a process that has imported torch."""
+
+JOB = """
+import os, signal, sys, time
+from cdp_torchrec.distributed.config import RanksConfig
+from cdp_torchrec.distributed.process_group import init_process_group, rank, run_main
+
+def main(arguments):
+    import torch, torch.distributed as dist
+    init_process_group(RanksConfig(silence_limit_s=3))
+    dist.barrier()
+    sys.stdout.write(f"rank {rank()} is {os.getpid()} of {os.getppid()}\\n")
+    sys.stdout.flush()
+    if f"stop={rank()}" in arguments:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if "sleep" in arguments:
+        time.sleep(100)
+    dist.barrier()
+
+if __name__ == "__main__":
+    run_main(main)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A directory like the checkout: .torchxconfig and launch/train.py."""
+    shutil.copy(ROOT / ".torchxconfig", tmp_path)
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "train.py").write_text(JOB)
+    return tmp_path
+
+
+@contextmanager
+def started(project: Path, line: str) -> Iterator[subprocess.Popen[str]]:
+    """A launcher at work; both streams of the job in `stdout`."""
+    program, *arguments = line.split()
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOGLEVEL")
+    environment = {k: v for k, v in os.environ.items() if k not in launcher}
+    with subprocess.Popen(
+        [str(SCRIPTS / program), *arguments],
+        cwd=project,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def processes(job: subprocess.Popen[str]) -> set[int]:
+    """Process ids of both ranks, which have begun, and of what started them."""
+    found: dict[str, str] = {}
+    assert job.stdout
+    while len(found) < 2:
+        line = job.stdout.readline()
+        assert line, "the job ended"
+        for pid, parent in re.findall(r"rank \d is (\d+) of (\d+)", line):
+            found[pid] = parent
+    return {int(pid) for pid in (*found, *found.values())}
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + WITHIN_S
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended, waited for or not."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m cdp_torchrec.distributed.launcher $$ sleep 100"
+    parent = subprocess.Popen(
+        ["/bin/bash", "-c", f"{command} & echo $!; wait"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    while b"sleep" not in Path(f"/proc/{child}/cmdline").read_bytes():
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_running(child))
+
+
+def test_a_command_whose_starter_has_ended_already_ends_at_once() -> None:
+    command = [sys.executable, "-m", "cdp_torchrec.distributed.launcher", "1", "sleep", "100"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=WITHIN_S)
+    assert done.returncode == -signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "line", ["torchrun --standalone --nproc-per-node 2", "torchx run dist.ddp -j 1x2"]
+)
+def test_ranks_end_with_a_launcher_that_was_killed(project: Path, line: str) -> None:
+    with started(project, f"{line} launch/train.py sleep") as job:
+        pids = processes(job)
+        job.kill()
+        wait_until(lambda: not any(map(is_running, pids)))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_ends_the_job_by_name(project: Path, stopped: int) -> None:
+    line = f"torchrun --standalone --nproc-per-node 2 launch/train.py stop={stopped}"
+    with started(project, line) as job:
+        said, _ = job.communicate(timeout=100)
+    assert job.returncode != 0
+    missed = rf"rank {1 - stopped}: error: rank {stopped} \(process \d+ on .*\) has been silent for"
+    assert len(re.findall(missed, said)) == 2, said  # when it happens, and last by the launcher
+
+
+def ranks_of(store: HashStore, world_size: int, lost: list[LostRank]) -> list[Heartbeat]:
+    return [
+        Heartbeat(store, rank=rank, world_size=world_size, limit_s=LIMIT_S, lost=lost.append)
+        for rank in range(world_size)
+    ]
+
+
+def test_rank_0_misses_the_one_that_is_silent() -> None:
+    lost: list[LostRank] = []
+    ranks = ranks_of(HashStore(), 3, lost)
+    ranks[0].start()
+    ranks[1].start()
+    wait_until(lambda: bool(lost))
+    ranks[1].leave()
+    assert [missed.rank for missed in lost] == [2]
+    assert f"rank 2 (process {os.getpid()} on " in str(lost[0])
+    assert f"has been silent for {LIMIT_S:.0f} s" in str(lost[0])
+
+
+def test_the_others_miss_rank_0() -> None:
+    lost: list[LostRank] = []
+    _, *others = ranks_of(HashStore(), 3, lost)
+    for rank in others:
+        rank.start()
+    wait_until(lambda: len(lost) == 2)
+    assert {missed.rank for missed in lost} == {0}
+
+
+def test_a_rank_that_has_left_is_not_missed() -> None:
+    lost: list[LostRank] = []
+    first, second = ranks_of(HashStore(), 2, lost)
+    first.start()
+    second.start()
+    second.leave()
+    time.sleep(2 * LIMIT_S)
+    first.leave()
+    assert not lost
