@@ -19,7 +19,7 @@ from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import CONFIG, is_restarted, named_directory
-from cdp_torchrec.stored_run import StoredRun, newest_checkpoint, open_run
+from cdp_torchrec.stored_run import StoredRun, newest_checkpoint, parent_run
 
 
 def load_training(arguments: Sequence[str]) -> ExperimentConfig:
@@ -46,7 +46,7 @@ def load_training(arguments: Sequence[str]) -> ExperimentConfig:
             check_unchanged(config, directory)
             return config
     if run.fork_from is not None:
-        parent = open_run(run.fork_from, (), ExperimentConfig)
+        parent = parent_run(run.fork_from)
         return load_config(
             ExperimentConfig,
             arguments,

@@ -19,6 +19,7 @@ from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
+from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
 from cdp_torchrec.metrics import MetricReport
@@ -32,7 +33,7 @@ from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.run.starts import record_start
-from cdp_torchrec.stored_run import open_run
+from cdp_torchrec.stored_run import parent_run
 from cdp_torchrec.trainer import Trainer
 from cdp_torchrec.whole_file import write_json
 
@@ -181,6 +182,8 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
     """
     share = Share(dist.get_rank(), dist.get_world_size())
     check_against_data(config, share.world_size)
+    if config.run.verify:
+        verify_dataset(config.data.dir)
     trainer = config.trainer
     data = open_data(config, share=share, global_batch_size=trainer.global_batch_size)
     total_steps = trainer.max_epochs * data.steps_per_epoch
@@ -246,7 +249,8 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
     """The checkpoints of a run."""
     return Checkpointer(
         run_dir,
-        schema_fingerprint=experiment.data.schema.fingerprint(),
+        dataset=experiment.config.data.dir,
+        dataset_digest=experiment.data.schema.digest(),
         config_toml=dump_toml(experiment.config),
         plan_json=experiment.parallelized.plan_json,
         keep_last=experiment.config.trainer.keep_checkpoints,
@@ -286,7 +290,7 @@ def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
             )
         return _Start(progress, checkpoint, tuple(notes))
     if config.run.fork_from is not None:
-        parent = open_run(config.run.fork_from, (), ExperimentConfig)
+        parent = parent_run(config.run.fork_from)
         progress = checkpointer.load(
             parent.checkpoint, parallelized.model, parallelized.optimizer
         ).forked()

@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import Change, find_changes
+from cdp_torchrec.data.schema import read_schema
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checksums import verify
-from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, CheckpointRecord, read_record
+from cdp_torchrec.run.records import (
+    CHECKPOINT,
+    CheckpointError,
+    CheckpointRecord,
+    check_dataset,
+    read_record,
+)
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, find_checkpoint, saved_checkpoints
 from cdp_torchrec.whole_file import write_whole
 
@@ -74,8 +81,10 @@ def open_run(
         config_class: the sections that the configuration has, and those that overrides may add.
 
     Raises:
-        CheckpointError: there is no run or no complete checkpoint, or another release wrote it.
+        CheckpointError: there is no run or no complete checkpoint, another release wrote it, or it
+            was trained on another dataset.
         ConfigError: an override is wrong.
+        DatasetError: there is no readable dataset.
     """
     run = _read(find_checkpoint(path), config_class)
     config = load_config(
@@ -84,6 +93,8 @@ def open_run(
         base=run.checkpoint / CONFIG,
         unset=["sharding.plan", "sharding.hardware"],
     )
+    dataset = read_schema(config.data).digest()
+    check_dataset(run.record, run.checkpoint, config.data.dir, dataset)
     changes = [
         change
         for change in find_changes(run.config, config)
@@ -94,6 +105,15 @@ def open_run(
 
 def _is_moved(change: Change, own: ExperimentConfig, config: ExperimentConfig) -> bool:
     return change.key == "data.dir" and own.data.dir.resolve() != config.data.dir.resolve()
+
+
+def parent_run(path: Path) -> StoredRun[ExperimentConfig]:
+    """The run that another one begins from, as it was; its dataset may have moved since.
+
+    Raises:
+        CheckpointError: there is no run or no complete checkpoint, or another release wrote it.
+    """
+    return _read(find_checkpoint(path), ExperimentConfig)
 
 
 def newest_checkpoint(run_dir: Path) -> StoredRun[ExperimentConfig] | None:

@@ -7,6 +7,7 @@ import pytest
 from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import changeable
 from cdp_torchrec.continuation import check_unchanged, flattered, load_training
+from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checksums import record_text
 from cdp_torchrec.run.records import (
@@ -51,7 +52,7 @@ def write_record(checkpoint: Path, config: ExperimentConfig, *, ranks: int = 1) 
         format_version=FORMAT_VERSION,
         release="0.1.0",
         progress=Progress(4, 1024),
-        schema_fingerprint="-",
+        dataset_digest=DatasetDigest(vocabularies={}, features={}, history={}),
         world_size=ranks,
         files={"config.toml": record_text(dump_toml(config))},
     )

@@ -12,6 +12,7 @@ key=value changes the run's configuration, distill.key=value the distillation.
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config.layers import is_override
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> None:
     if asks_help(arguments):
         print(help_text(__doc__, DistillExperimentConfig, arguments, sections=["distill"]))
         return
-    if not arguments or "=" in arguments[0]:
+    if not arguments or is_override(arguments[0]):
         raise ConfigError("expected: cdp_torchrec distill RUN [key=value ...], RUN a run directory")
 
     run = open_run(Path(arguments[0]), arguments[1:], DistillExperimentConfig)

@@ -11,11 +11,10 @@ log has them, label and probability. For a dataset directory the scorers positio
 popularity and, for synthetic data, bayes are measured.
 """
 
-import argparse
 from pathlib import Path
 
+from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig, check_early
 from cdp_torchrec.stored_run import evaluate_run, evaluation_directory, open_run
@@ -24,26 +23,19 @@ from cdp_torchrec.whole_file import why_unwritable
 
 def main(arguments: list[str]) -> None:
     """Measure what the first argument names."""
-    parser = argparse.ArgumentParser(
-        prog="cdp_torchrec evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        add_help=False,
-    )
+    parser = CommandParser("evaluate", __doc__, "key=value over the run's configuration")
     parser.add_argument("path", type=Path, help="run directory, checkpoint or dataset directory")
-    parser.add_argument("overrides", nargs="*", help="key=value over the run's configuration")
     parser.add_argument(
         "--predictions", action="store_true", help="write predictions.parquet beside the result"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="directory for the result")
-    if asks_help(arguments):
-        print(help_text(parser.format_help(), ExperimentConfig, arguments, sections=[]))
+    options = parser.parse(arguments, ExperimentConfig, sections=[])
+    if options is None:
         return
-    options = parser.parse_intermixed_args(arguments)
 
     run, output = None, options.output
     if (options.path / "schema.toml").is_file():
-        unused = options.overrides + ["--predictions"] * options.predictions
+        unused = options.settings + ["--predictions"] * options.predictions
         unused += ["--output"] * (output is not None)
         if unused:
             raise ConfigError.of(
@@ -53,7 +45,7 @@ def main(arguments: list[str]) -> None:
                 ]
             )
     else:
-        run = open_run(options.path, options.overrides, ExperimentConfig)
+        run = open_run(options.path, options.settings, ExperimentConfig)
         check_early(run.config)
         output = output or evaluation_directory(run)
         if reason := why_unwritable(output):

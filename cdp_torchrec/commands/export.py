@@ -10,11 +10,10 @@ export.tolerance, nothing is exported. key=value sets the section `export` (such
 float32, float16 or int8, table_shards, max_candidates) and the run's own, such as the sampler.
 """
 
-import argparse
 import time
 from pathlib import Path
 
-from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.serving.config import ExportedConfig
@@ -23,22 +22,15 @@ from cdp_torchrec.stored_run import open_run
 
 def main(arguments: list[str]) -> None:
     """Export what the first argument names."""
-    parser = argparse.ArgumentParser(
-        prog="cdp_torchrec export",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        add_help=False,
-    )
+    parser = CommandParser("export", __doc__, "key=value over the run's configuration")
     parser.add_argument("run", type=Path, help="run directory or checkpoint")
-    parser.add_argument("overrides", nargs="*", help="key=value over the run's configuration")
     parser.add_argument("--output", type=Path, help="directory to make; RUN/export by default")
-    if asks_help(arguments):
-        print(help_text(parser.format_help(), ExportedConfig, arguments, sections=["export"]))
+    options = parser.parse(arguments, ExportedConfig, sections=["export"])
+    if options is None:
         return
-    options = parser.parse_intermixed_args(arguments)
 
     start = time.monotonic()
-    run = open_run(options.run, options.overrides, ExportedConfig)
+    run = open_run(options.run, options.settings, ExportedConfig)
     check_early(run.config)
 
     from cdp_torchrec.serving.export import export_run

@@ -15,11 +15,10 @@ FILE gets one row per candidate: request_id, user_id, item_id, probability and t
 of which computes on one thread. A row that cannot be scored is named by its number.
 """
 
-import argparse
 from pathlib import Path
 
+from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.serving.artifact import check_is_artifact
 from cdp_torchrec.serving.predict_config import PredictConfig
@@ -27,19 +26,12 @@ from cdp_torchrec.serving.predict_config import PredictConfig
 
 def main(arguments: list[str]) -> None:
     """Score what the arguments name."""
-    parser = argparse.ArgumentParser(
-        prog="cdp_torchrec predict",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        add_help=False,
-    )
+    parser = CommandParser("predict", __doc__, "key=value, or a TOML file of settings")
     parser.add_argument("artifact", type=Path, help="directory of an export")
     parser.add_argument("requests", type=Path, help="parquet file or directory")
-    parser.add_argument("settings", nargs="*", help="key=value, or a TOML file of settings")
-    if asks_help(arguments):
-        print(help_text(parser.format_help(), PredictConfig, arguments))
+    options = parser.parse(arguments, PredictConfig)
+    if options is None:
         return
-    options = parser.parse_intermixed_args(arguments)
     config = load_config(PredictConfig, options.settings)
     check_is_artifact(options.artifact)
 

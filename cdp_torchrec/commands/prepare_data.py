@@ -4,6 +4,7 @@
     cdp_torchrec prepare_data ebnerd --input DIR --output DIR
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
+    cdp_torchrec prepare_data verify DIR
     cdp_torchrec prepare_data starter DIR
 
 A dataset is written whole or not at all. Each command has a --help of its own. In it lies
@@ -12,6 +13,7 @@ starter.toml, a first configuration whose sizes come from the log; `starter` wri
 
 import argparse
 import shlex
+import time
 from datetime import date
 from pathlib import Path
 
@@ -32,6 +34,9 @@ SYNTHETIC_USAGE = (
 )
 STARTER = """Write DIR/starter.toml: batch size, passes, validation slice, minimum counts and
 excluded features from the counts of the log, each with the reason and what to try instead."""
+VERIFY = """Read all files of DIR and compare them with the checksums in its manifest.json. Names
+every file that is damaged, missing, or not written by the preparation; exit code 1 if there is one.
+Trainings, evaluations and exports do the same with run.verify=true."""
 SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its
 size, effects and noise, for example num_users=2000.
 """
@@ -83,6 +88,24 @@ def inspect(options: argparse.Namespace) -> None:
     from cdp_torchrec.data.prepare.inspect import describe_dataset
 
     print(describe_dataset(options.dataset))
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Whether every byte of a dataset is what its preparation wrote."""
+    from cdp_torchrec.data.manifest import MANIFEST, damaged, find_damage, read_manifest
+
+    dataset: Path = options.dataset
+    if not (dataset / MANIFEST).exists():
+        load_schema(dataset)  # says what is there instead
+    start = time.monotonic()
+    if problems := find_damage(dataset):
+        raise damaged(dataset, problems, most=len(problems))
+    sizes = [record.size for record in read_manifest(dataset).files.values()]
+    seconds = time.monotonic() - start
+    print(
+        f"{dataset}: {len(sizes):,} files of {sum(sizes):,} bytes are what the preparation wrote, "
+        f"digest {load_schema(dataset).fingerprint()}, {seconds:.2f} s"
+    )
 
 
 def starter(options: argparse.Namespace) -> None:
@@ -144,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     inspection = commands.add_parser("inspect", help="counts, time spans, history, gate")
     inspection.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     inspection.set_defaults(run=inspect)
+
+    verification = commands.add_parser(
+        "verify", help="compare every byte with its checksum", description=VERIFY
+    )
+    verification.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    verification.set_defaults(run=verify)
 
     first = commands.add_parser(
         "starter", help="write a first configuration for training", description=STARTER

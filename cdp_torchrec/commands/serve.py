@@ -19,12 +19,11 @@ files of an artifact in service. SIGTERM: what was accepted is answered, then th
 Health: /v2/health/live and /v2/health/ready; Prometheus: /metrics.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
+from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.config import load_config
-from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import run_main
 from cdp_torchrec.serving.artifact import check_is_artifact
 from cdp_torchrec.serving.server.config import ServerConfig
@@ -32,18 +31,11 @@ from cdp_torchrec.serving.server.config import ServerConfig
 
 def main(arguments: list[str]) -> None:
     """Serve what the first argument names."""
-    parser = argparse.ArgumentParser(
-        prog="cdp_torchrec serve",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        add_help=False,
-    )
+    parser = CommandParser("serve", __doc__, "key=value, or a TOML file of settings")
     parser.add_argument("artifact", type=Path, help="directory of an artifact, or a link to one")
-    parser.add_argument("settings", nargs="*", help="key=value, or a TOML file of settings")
-    if asks_help(arguments):
-        print(help_text(parser.format_help(), ServerConfig, arguments))
+    options = parser.parse(arguments, ServerConfig)
+    if options is None:
         return
-    options = parser.parse_intermixed_args(arguments)
 
     config = load_config(ServerConfig, options.settings)
     check_is_artifact(options.artifact)

@@ -6,13 +6,19 @@ behaviours in one category. The second is the category gate (paper eq. 2), appli
 history before any truncation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from cdp_torchrec.data.history_checks import (
+    check_codes,
+    check_offsets,
+    check_rising,
+    check_times,
+)
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
 
@@ -53,6 +59,11 @@ class Behaviours:
     """Int32 action codes; None where the log has none."""
     category: np.ndarray | None
     """Int32 category codes; None where the log has none, or where the order is by category."""
+
+    def codes(self) -> dict[str, np.ndarray]:
+        """The columns of codes that the log has, by part."""
+        columns = {"item": self.item, "category": self.category, "action": self.action}
+        return {part: codes for part, codes in columns.items() if codes is not None}
 
     def before(self, slices: Slices, before: np.ndarray) -> Slices:
         """The part of each slice that happened strictly before a timestamp, [Q]."""
@@ -127,6 +138,27 @@ class HistoryStore:
             self.by_category = _behaviours(folder, schema, with_category=False)
             self._keys = _load(folder / "keys.npy", None)
             self._key_offsets = _load(folder / "offsets.npy", len(self._keys) + 1)
+
+    def check_sample(self, num_ids: Mapping[str, int]) -> None:
+        """Whether a few places of each file are in the order that searching relies on.
+
+        Args:
+            num_ids: largest code of "item", "category" and "action", where the log has them.
+
+        Raises:
+            DatasetError: one is not, or holds an unknown code; names the file.
+        """
+        directory, schema, _ = self._arguments
+        orders = [("by_time", "user_offsets.npy", self.by_time, self._user_offsets)]
+        if self._has_gate:
+            check_rising(directory / "by_category" / "keys.npy", self._keys)
+            offsets = ("by_category/offsets.npy", self.by_category, self._key_offsets)
+            orders.append(("by_category", *offsets))
+        for folder, file, behaviours, offsets in orders:
+            check_offsets(directory / file, offsets, schema.num_behaviours)
+            path = directory / folder
+            check_times(path / "timestamp.npy", behaviours.timestamp, offsets)
+            check_codes(path, behaviours.codes(), num_ids)
 
     def behaviours_of_users(self) -> np.ndarray:
         """How many behaviours each user has, [largest user code + 1]."""

@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
 
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
+from cdp_torchrec.data.manifest import check_at_open
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import Schema, read_schema
 from cdp_torchrec.data.sequence_index import Blocks
 
 
 class DatasetReader:
-    """A dataset directory; each part is opened when it is asked for."""
+    """A dataset directory; each part is opened, and looked at, when it is asked for."""
 
     schema: Schema
     """Without the excluded features."""
@@ -39,12 +41,14 @@ class DatasetReader:
         Raises:
             DatasetError: the files are missing or damaged.
         """
-        gate = self.schema.history.category_entity
-        return HistoryStore(
-            self._config.dir / "history",
-            self.schema.history,
-            num_categories=self.schema.entities[gate].num_ids if gate else 0,
+        history = self.schema.history
+        num_ids = {part: self.schema.entities[e].num_ids for part, e in history.entities.items()}
+        check_at_open(self._config.dir, "history")
+        store = HistoryStore(
+            self._config.dir / "history", history, num_categories=num_ids.get("category", 0)
         )
+        store.check_sample(num_ids)
+        return store
 
     def layout(self, history: HistoryLookup, *, history_counts: bool) -> FeatureLayout:
         """Tables and keys for a model.
@@ -54,8 +58,10 @@ class DatasetReader:
             history_counts: whether its tower learns the counts of the gated history.
 
         Raises:
-            DatasetError: a vocabulary is missing, or data.vocabulary names an unknown entity.
+            DatasetError: a vocabulary is missing or damaged, or data.vocabulary names an unknown
+                entity.
         """
+        check_at_open(self._config.dir, "vocabulary")
         return build_layout(
             self._config.dir,
             self.schema,
@@ -66,7 +72,7 @@ class DatasetReader:
 
     def impressions(
         self,
-        split: str,
+        split: Literal["train", "test"],
         *,
         first: int = 0,
         stop: int | None = None,
@@ -85,6 +91,7 @@ class DatasetReader:
         Raises:
             DatasetError: files are missing, damaged, empty, or lack a column.
         """
+        check_at_open(self._config.dir, split)
         files = RequestFiles(
             self._config.dir,
             self.schema,

@@ -5,10 +5,9 @@ which parquet column plays which role of the paper's Query x User x Item x Conte
 id space is, and which behaviours the history store holds.
 """
 
-import hashlib
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,11 +17,14 @@ from pydantic import ValidationError, model_validator
 from cdp_torchrec.config import Config, ConfigError
 from cdp_torchrec.config.shipped import find_shipped
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+USER_ENTITY = "user"
+"""Entity of the column `user_id`, whose behaviours the history store has."""
 
 LARGEST_NUMBER = float.fromhex("0x1.fffffep+127")  # of float32
 """Numbers beyond it, in a log or in a request, are refused."""
@@ -39,11 +41,11 @@ class DatasetError(ValueError):
     """A dataset directory is incomplete, damaged or of another version."""
 
 
-class Entity(Config):
-    """An id space: items, users, categories, query tokens ..."""
+class Entity(VocabularyDigest):
+    """An id space: items, users, categories, query tokens ...
 
-    num_ids: int
-    """Codes run from 1 to num_ids by descending training count; 0 means missing."""
+    Codes run by descending training count; 0 means missing.
+    """
 
 
 class Feature(Config):
@@ -87,6 +89,14 @@ class Feature(Config):
             raise ValueError(f"feature '{self.name}': mean must be finite, found {self.mean}")
         return self
 
+    @property
+    def meaning(self) -> str:
+        """What a model takes its values for, in words that are equal where the meaning is."""
+        what = f"ids of {self.entity}"
+        if self.kind == "number":
+            what = f"mean {self.mean!r}, std {self.std!r}"
+        return f"{self.kind} of each {self.level}, role {self.role}, {what}"
+
 
 class HistorySchema(Config):
     """Id spaces of the behaviour store and its size."""
@@ -99,6 +109,16 @@ class HistorySchema(Config):
     """Entity of the action types (click, view ...); None: not logged."""
     num_behaviours: int = 0
     num_users: int = 0
+
+    @property
+    def entities(self) -> dict[str, str]:
+        """Entity of each part of a behaviour that the log has: "item", "category", "action"."""
+        parts = {
+            "item": self.item_entity,
+            "category": self.category_entity,
+            "action": self.action_entity,
+        }
+        return {part: entity for part, entity in parts.items() if entity is not None}
 
 
 class Split(Config):
@@ -136,8 +156,7 @@ class Schema(Config):
     @model_validator(mode="after")
     def _check(self) -> "Schema":
         used = [f.entity for f in self.features if f.entity is not None]
-        used += [self.history.item_entity]
-        used += [e for e in (self.history.category_entity, self.history.action_entity) if e]
+        used += self.history.entities.values()
         missing = sorted(set(used) - set(self.entities))
         if missing:
             raise ValueError(f"entities {missing} are used by features but not declared")
@@ -177,15 +196,39 @@ class Schema(Config):
         kept = tuple(f for f in self.features if f.name not in names)
         return self.model_copy(update={"features": kept})
 
+    def digest(self) -> DatasetDigest:
+        """Which raw id has which code, and what the features are: what a model depends on."""
+        used = [f.entity for f in self.features if f.entity] + [*self.history.entities.values()]
+        return DatasetDigest(
+            vocabularies=self._vocabularies(used),
+            features={f.name: f.meaning for f in self.features},
+            history=self.history.entities,
+        )
+
+    def history_digest(self) -> DatasetDigest:
+        """Which raw id has which code in the history store, whatever the requests hold."""
+        return DatasetDigest(
+            vocabularies=self._vocabularies([USER_ENTITY, *self.history.entities.values()]),
+            features={},
+            history=self.history.entities,
+        )
+
+    def _vocabularies(self, entities: Iterable[str]) -> dict[str, VocabularyDigest]:
+        found = {name: self.entities[name] for name in sorted({*entities} & self.entities.keys())}
+        return {
+            name: VocabularyDigest(num_ids=entity.num_ids, digest=entity.digest)
+            for name, entity in found.items()
+        }
+
     def fingerprint(self) -> str:
-        """Digest of everything that shapes a model: features, entities and history."""
-        shape = self.model_dump_json(include={"version", "entities", "features", "history"})
-        return hashlib.sha256(shape.encode()).hexdigest()[:16]
+        """The digest in 16 hexadecimal digits."""
+        return self.digest().fingerprint
 
     def save(self, dataset: Path) -> None:
         """Write `<dataset>/schema.toml`."""
         data = self.model_dump(mode="json", exclude_none=True)
-        (dataset / "schema.toml").write_text(tomli_w.dumps(data))
+        text = tomli_w.dumps({"dataset_digest": self.fingerprint()} | data)
+        (dataset / "schema.toml").write_text(text)
 
 
 def load_schema(dataset: Path) -> Schema:
@@ -210,11 +253,18 @@ def load_schema(dataset: Path) -> Schema:
             f"{SCHEMA_VERSION}. Prepare the dataset again with "
             "`cdp_torchrec prepare_data`"
         )
+    written = data.pop("dataset_digest", None)
     try:
         # strict=False: TOML has arrays where the model has tuples.
-        return Schema.model_validate(data, strict=False)
+        schema = Schema.model_validate(data, strict=False)
     except ValidationError as error:
         raise DatasetError(f"{path}: {error}") from error
+    if written is not None and written != schema.fingerprint():
+        raise DatasetError(
+            f"{path}: was changed after the preparation: dataset_digest = {written!r}, but its "
+            f"features and vocabularies have {schema.fingerprint()}"
+        )
+    return schema
 
 
 def _counted_from(dataset: Path) -> str:

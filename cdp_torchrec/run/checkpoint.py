@@ -2,8 +2,8 @@
 
 A checkpoint is a directory `step-00001200` that appears by one rename. It holds the tensors of
 model and optimizers (torch.distributed.checkpoint), the resolved config, the sharding plan, and
-`checkpoint.json`: step, data position, what the validation measured, the digest of the dataset's
-schema, and size and checksum of every other file. What belongs together is committed at once.
+`checkpoint.json`: step, data position, what the validation measured, the digest of the
+dataset, and size and checksum of every other file. What belongs together is committed at once.
 """
 
 import logging
@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
 from cdp_torchrec.environment import release
@@ -34,6 +35,7 @@ from cdp_torchrec.run.records import (
     FileRecord,
     Progress,
     Validation,
+    check_dataset,
     read_record,
 )
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, best_checkpoint, saved_checkpoints
@@ -52,7 +54,8 @@ class Checkpointer:
         self,
         run_dir: Path,
         *,
-        schema_fingerprint: str,
+        dataset: Path,
+        dataset_digest: DatasetDigest,
         config_toml: str,
         plan_json: str,
         keep_last: int,
@@ -62,7 +65,8 @@ class Checkpointer:
 
         Args:
             run_dir: directory of the run, shared by all ranks.
-            schema_fingerprint: digest of the dataset's schema.
+            dataset: where the dataset lies, for errors.
+            dataset_digest: of the dataset as the model reads it.
             config_toml: the resolved config, written into every checkpoint.
             plan_json: the sharding plan as a plan file has it, written into every checkpoint.
             keep_last: number of newest checkpoints kept, beside the best one.
@@ -70,7 +74,8 @@ class Checkpointer:
         """
         self.run_dir = run_dir
         self.directory = run_dir / CHECKPOINTS
-        self._schema_fingerprint = schema_fingerprint
+        self._dataset = dataset
+        self._dataset_digest = dataset_digest
         self._config_toml = config_toml
         self._plan_json = plan_json
         self._keep_last = keep_last
@@ -111,7 +116,7 @@ class Checkpointer:
                 release=release(),
                 progress=progress,
                 validation=validation,
-                schema_fingerprint=self._schema_fingerprint,
+                dataset_digest=self._dataset_digest,
                 world_size=world_size,
                 files={**tensors, **{name: record_text(text) for name, text in texts.items()}},
             )
@@ -182,7 +187,7 @@ class Checkpointer:
         The number of ranks and the plan may differ from those that wrote it.
 
         Raises:
-            CheckpointError: it belongs to another model or schema; names every difference.
+            CheckpointError: it belongs to another model or dataset; names every difference.
             DamagedCheckpointError: files of it are damaged; names them.
         """
         self._verify(checkpoint)
@@ -210,11 +215,7 @@ class Checkpointer:
         self, checkpoint: Path, model: DistributedModelParallel, optimizer: ScheduledOptimizer
     ) -> Progress:
         record = read_record(checkpoint / CHECKPOINT)
-        if record.schema_fingerprint != self._schema_fingerprint:
-            raise CheckpointError(
-                f"{checkpoint}: trained on a dataset with schema {record.schema_fingerprint}, "
-                f"this one has {self._schema_fingerprint}: features, entities or history differ"
-            )
+        check_dataset(record, checkpoint, self._dataset, self._dataset_digest)
         state = _state(model, optimizer)
         same_ranks = record.world_size == dist.get_world_size()
         if same_ranks:

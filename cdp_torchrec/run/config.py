@@ -23,6 +23,9 @@ class RunConfig(Config):
     fork_from: Path | None = None
     """Begin a new run, with other settings, from the weights and the optimizer state of this run's
     best checkpoint (or of this checkpoint). Its configuration lies below what else is given."""
+    verify: Annotated[bool, MAY_CHANGE] = False
+    """Begin with reading the whole dataset, to compare every byte with its checksums; without it, a
+    few blocks of each file are compared."""
 
 
 class TrainerConfig(Config):

@@ -12,6 +12,7 @@ from cdp_torchrec.config import Config
 from cdp_torchrec.config.errors import check
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import Layers
+from cdp_torchrec.data.identity import DatasetDigest, mismatch
 
 FORMAT_VERSION = 2
 CHECKPOINT = "checkpoint.json"
@@ -80,8 +81,8 @@ class CheckpointRecord(Config):
     """Where the training stood."""
     validation: Validation | None = None
     """Of this model; none if it was not validated, or the metric was undefined."""
-    schema_fingerprint: str
-    """Digest of the dataset's schema."""
+    dataset_digest: DatasetDigest
+    """Which raw id has which code, and what the features are."""
     world_size: PositiveInt
     """Number of ranks that wrote it."""
     files: dict[str, FileRecord]
@@ -98,6 +99,31 @@ class CheckpointRecord(Config):
         """The text of the file, with the checksum over the rest of it."""
         data = self.model_dump(mode="json")
         return json.dumps(data | {"checksum": _checksum(data)}, indent=2)
+
+
+def check_dataset(
+    record: CheckpointRecord, checkpoint: Path, dataset: Path, digest: DatasetDigest
+) -> None:
+    """Whether a checkpoint belongs to a dataset: the same ids have the same codes.
+
+    Args:
+        record: of the checkpoint.
+        checkpoint: where it lies.
+        dataset: where the dataset lies.
+        digest: of the dataset as the model reads it.
+
+    Raises:
+        CheckpointError: it does not; names the vocabularies and features that differ.
+    """
+    differs = mismatch(
+        record.dataset_digest,
+        digest,
+        trained=str(checkpoint),
+        dataset=dataset,
+        advice="name the dataset that it was trained on (data.dir=DIR), or train on this one",
+    )
+    if differs:
+        raise CheckpointError(differs)
 
 
 def read_record(path: Path) -> CheckpointRecord:

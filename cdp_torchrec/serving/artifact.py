@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.serving.scratch import Scratch
 from cdp_torchrec.serving.signature import SignatureError, check_signature, sign
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "artifact.json"
 SIGNATURE = "artifact.sig"
 RANKER = "ranker.pt2"
@@ -51,6 +52,8 @@ class Manifest(Config):
     """Dataset and interest module."""
     inputs: tuple[str, ...]
     """Names of the ranker's input tensors, in their order."""
+    dataset_digest: DatasetDigest
+    """Which raw id has which code, and what the features are, as in the run's checkpoint."""
     parity: dict[str, float] = {}
     """What the parity gate measured."""
     files: dict[str, str] = {}
@@ -143,7 +146,10 @@ def _parse(path: Path, content: bytes) -> Manifest:
         fields = json.loads(content)
         found = fields.get("format_version")
         if found != FORMAT_VERSION:
-            raise ArtifactError(f"{path}: format {found!r}, this release reads {FORMAT_VERSION}")
+            raise ArtifactError(
+                f"{path}: format {found!r}, this release reads {FORMAT_VERSION}: export the run "
+                "again"
+            )
         version = fields.pop("version", None)
         # strict=False: JSON has arrays where the manifest has tuples.
         manifest = Manifest.model_validate(fields, strict=False)

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from cdp_torchrec import __version__
 from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.schema import read_schema
+from cdp_torchrec.data.schema import Entity, read_schema
+from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.progress import Stages
@@ -150,9 +151,8 @@ def _write(
     (partial / "config.toml").write_text(dump_toml(config))
     schema.save(partial)
     (partial / VOCABULARY).mkdir()
-    for entity in schema.entities:
-        name = Path(VOCABULARY, f"{entity}.parquet")
-        shutil.copyfile(config.data.dir / name, partial / name)
+    for name, entity in schema.entities.items():
+        _copy_vocabulary(Path(VOCABULARY, f"{name}.parquet"), config.data.dir, partial, entity)
     layout = open_layout(partial, config)
     width = config.model.embedding_dim
     shapes = {entity: (table.num_embeddings, width) for entity, table in layout.tables.items()}
@@ -183,7 +183,22 @@ def _write(
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         name=f"{schema.name}-{config.model.interest.kind}",
         inputs=tuple(inputs),
+        dataset_digest=schema.digest(),
     )
+
+
+def _copy_vocabulary(name: Path, dataset: Path, artifact: Path, entity: Entity) -> None:
+    """Copy a vocabulary, and read the copy: codes of it are what the tables were trained with."""
+    shutil.copyfile(dataset / name, artifact / name)
+    try:
+        found = vocabulary_digest(artifact / name)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{dataset / name}: cannot read the vocabulary: {error}") from error
+    if found != entity.digest:
+        raise ArtifactError(
+            f"{dataset / name}: its ids are not those that schema.toml was written with: it was "
+            "changed after the preparation; restore it, or prepare the dataset again"
+        )
 
 
 def _score_by_trainer(

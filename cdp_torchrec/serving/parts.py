@@ -4,12 +4,13 @@ from pathlib import Path
 
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.identity import mismatch
+from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.schema import DatasetError, Schema
-from cdp_torchrec.serving.artifact import TABLES, VOCABULARY, ArtifactError, file_digest
+from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
+from cdp_torchrec.serving.artifact import TABLES, VOCABULARY, ArtifactError
 from cdp_torchrec.serving.config import ExportConfig, ExportedConfig
-from cdp_torchrec.serving.encode import USER_ENTITY, RequestEncoder
+from cdp_torchrec.serving.encode import RequestEncoder
 from cdp_torchrec.serving.inputs import InputBuilder
 from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import Vocabulary
@@ -18,9 +19,14 @@ from cdp_torchrec.serving.vocabulary import Vocabulary
 def open_layout(artifact: Path, config: ExportedConfig) -> FeatureLayout:
     """Tables and keys, from the artifact's copy of the vocabularies."""
     # The copy of the schema is without the excluded features.
-    copied = config.data.model_copy(update={"dir": artifact, "exclude_features": ()})
-    return DatasetReader(copied).layout(
-        config.model.interest.history, history_counts=config.model.interaction.history_counts
+    return build_layout(
+        artifact,
+        load_schema(artifact),
+        vocabulary=config.data.vocabulary,
+        history=config.model.interest.history,
+        count_segments=(
+            config.data.history.count_segments if config.model.interaction.history_counts else None
+        ),
     )
 
 
@@ -71,14 +77,18 @@ def open_store(dataset: Path, schema: Schema, artifact: Path) -> HistoryStore:
     Raises:
         ArtifactError: it was prepared with others, or is damaged.
     """
-    history = schema.history
-    entities = (USER_ENTITY, history.item_entity, history.category_entity, history.action_entity)
     try:
-        for entity in filter(None, entities):
-            path = Path(VOCABULARY, f"{entity}.parquet")
-            if file_digest(dataset / path) != file_digest(artifact / path):
-                raise ArtifactError(f"{dataset / path}: not the vocabulary of {artifact}")
         # Of the dataset's own schema: the store may have grown since the export.
-        return DatasetReader(DataConfig(dir=dataset)).store
+        reader = DatasetReader(DataConfig(dir=dataset))
+        differs = mismatch(
+            schema.history_digest(),
+            reader.schema.history_digest(),
+            trained=str(artifact),
+            dataset=dataset,
+            advice="name the dataset that it was exported from, or export a run on this one",
+        )
+        if differs:
+            raise ArtifactError(f"history store: {differs}")
+        return reader.store
     except (OSError, DatasetError) as error:
         raise ArtifactError(f"history store {dataset}: {error}") from error

@@ -67,9 +67,9 @@ def test_a_click_rate_lies_between_none_and_all(clicks: int, rate: float) -> Non
 def test_another_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
     make_schema().save(tmp_path)
     path = tmp_path / "schema.toml"
-    path.write_text(path.read_text().replace("version = 1", "version = 7"))
+    path.write_text(path.read_text().replace("version = 2", "version = 7"))
     with pytest.raises(
-        DatasetError, match=r"version 7, this release reads version 1.*prepare_data"
+        DatasetError, match=r"version 7, this release reads version 2.*prepare_data"
     ):
         load_schema(tmp_path)
 

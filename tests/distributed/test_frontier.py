@@ -13,8 +13,10 @@ import torch
 from cdp_torchrec.benchmark.latency.command import open_cdp_run
 from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distill import distill_run
 from cdp_torchrec.distill_config import DistillExperimentConfig
+from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run import fit
@@ -26,6 +28,7 @@ from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
+from tests.other_codes import with_other_codes
 from tests.paths import CONFIGS
 
 pytestmark = pytest.mark.distributed
@@ -56,7 +59,7 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     """Of a run that was trained with a plan for two ranks."""
-    train(load_run("cdp", dataset, folder / "planned"), CPU)
+    train(load_run("cdp", dataset, folder / "planned", "run.verify=true"), CPU)
     plan = f"sharding.plan={folder / 'planned' / 'plan.json'}"
     train(load_run("cdp", dataset, folder / "run", plan), CPU)
     settings = ["distill.max_steps=4", "distill.teacher_steps=6"]
@@ -64,7 +67,8 @@ def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     again = evaluate_run(
         open_run(folder / "run-student", [], ExperimentConfig), CPU, write_predictions=False
     ).report
-    return {"distilled": distilled, "again": again}
+    damaged = error_of(lambda: verify_dataset(folder / "damaged"))
+    return {"distilled": distilled, "again": again, "damaged": damaged}
 
 
 def mistake_on_one_rank(dataset: Path, folder: Path) -> list[str]:
@@ -88,8 +92,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def distilled(tiny_dataset: Path, folder: Path) -> dict[str, Any]:
-    return run_ranks(2, distill_on_two_ranks, tiny_dataset, folder)[0]
+def on_two_ranks(tiny_dataset: Path, folder: Path) -> list[dict[str, Any]]:
+    shutil.copytree(tiny_dataset, folder / "damaged")
+    for name in ("history/by_time/item.npy", "test/part-00000.parquet"):
+        path = folder / "damaged" / name
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with_other_codes(tiny_dataset, folder / "other-codes")
+    return run_ranks(2, distill_on_two_ranks, tiny_dataset, folder)
+
+
+@pytest.fixture(scope="module")
+def distilled(on_two_ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    return on_two_ranks[0]
 
 
 def test_a_student_is_a_run_of_one_step_that_evaluates_like_any_other(
@@ -139,6 +153,19 @@ def use_on_one_rank(folder: Path) -> dict[str, Any]:
         "other_format": error_of(lambda: open_run(of_other_format(run), [], ExperimentConfig)),
         "other_config": error_of(lambda: open_run(of_other_config(run), [], ExperimentConfig)),
         "wrong_override": error_of(lambda: open_run(run, ["model.deep=3"], ExperimentConfig)),
+    } | {f"{name} on other codes": said for name, said in use_on_other_codes(run).items()}
+
+
+def use_on_other_codes(run: Path) -> dict[str, str]:
+    """What is said to a run with a dataset of the same counts."""
+    dataset = run.parent / "other-codes"
+    other = [f"data.dir={dataset}"]
+    return {
+        "evaluated": error_of(lambda: open_run(run, other, ExperimentConfig)),
+        "distilled": error_of(lambda: open_run(run, other, DistillExperimentConfig)),
+        "measured": error_of(lambda: open_cdp_run(run, other)),
+        "exported": error_of(lambda: open_run(run, other, ExportedConfig)),
+        "resumed": error_of(lambda: train(load_run("cdp", dataset, run, "run.resume=true"), CPU)),
     }
 
 
@@ -153,7 +180,7 @@ MEASURED = [
 
 
 def error_of(action: Callable[[], Any]) -> str:
-    with pytest.raises((ArtifactError, CheckpointError, ConfigError)) as raised:
+    with pytest.raises((ArtifactError, CheckpointError, ConfigError, DatasetError)) as raised:
         action()
     return f"{raised.type.__name__}: {raised.value}"
 
@@ -212,6 +239,25 @@ def test_a_run_with_a_plan_of_two_ranks_is_used_on_one(
     assert used["exported"] == "ArtifactError: arrived at the compiler"
     assert not (folder / "run" / "export").exists()
     assert used["distilled"] == pytest.approx(used["evaluated"], abs=1e-6)
+
+
+def test_ranks_that_read_a_share_of_a_damaged_dataset_all_name_all_of_it(
+    on_two_ranks: list[dict[str, Any]], folder: Path
+) -> None:
+    first, second = (result["damaged"] for result in on_two_ranks)
+    assert first == second
+    assert first.startswith(f"DatasetError: {folder / 'damaged'}: damaged or changed")
+    assert "history/by_time/item.npy: other bytes" in first
+    assert "test/part-00000.parquet: other bytes" in first
+
+
+def test_a_run_is_not_used_on_another_preparation_of_its_log(
+    used: dict[str, Any], folder: Path
+) -> None:
+    assert used["evaluated on other codes"].startswith("CheckpointError: ")
+    assert str(folder / "other-codes") in used["evaluated on other codes"]
+    for name in ("evaluated", "distilled", "measured", "exported", "resumed"):
+        assert "ids in both, other codes" in used[f"{name} on other codes"]
 
 
 def test_a_plan_that_is_named_again_is_used(used: dict[str, Any]) -> None:

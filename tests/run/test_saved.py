@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 from cdp_torchrec.run.checksums import record_text, verify
 from cdp_torchrec.run.records import (
     CheckpointError,
@@ -25,7 +26,11 @@ RECORD = CheckpointRecord(
     release="0.1.0",
     progress=Progress(step=3, position=768, validations_without_gain=1),
     validation=Validation(metric="gauc", value=0.25),
-    schema_fingerprint="abc",
+    dataset_digest=DatasetDigest(
+        vocabularies={"item": VocabularyDigest(num_ids=3, digest="abc")},
+        features={"item_id": "id of each candidate"},
+        history={"item": "item"},
+    ),
     world_size=2,
     files={name: record_text(text) for name, text in FILES.items()},
 )
@@ -188,7 +193,7 @@ def test_a_record_reads_back(tmp_path: Path) -> None:
         ({"world_size": 0}, "world_size = 0: must be an integer > 0"),
         ({"progress": {"step": -1, "position": 5}}, "progress.step = -1: must be an integer >= 0"),
         ({"progress": {"step": 1}}, "progress.position: required key is missing"),
-        ({"schema_fingerprint": 7}, "schema_fingerprint = 7: must be a string"),
+        ({"dataset_digest": 7}, "dataset_digest = 7: must be a table"),
         ({"foo": 1}, "foo: unknown key"),
         ({"progress": {"step": 1, "position": 5}}, "is damaged: its checksum does not match"),
         (

@@ -1,6 +1,7 @@
 """An artifact that is not what was exported is not served."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from cdp_torchrec.serving.artifact import MANIFEST, ArtifactError, Manifest, write_manifest
 from cdp_torchrec.serving.predictor import Predictor
+from tests.other_codes import with_other_codes
 
 FILES = (
     "config.toml",
@@ -35,7 +37,7 @@ def test_an_altered_or_missing_file_is_named(copied: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"format_version": 99}, "format 99, this release reads 1"),
+        ({"format_version": 99}, "format 99, this release reads 2: export the run again"),
         ({"name": "another"}, "altered after the export"),
         ({"inputs": 3}, "cannot read the artifact"),
     ],
@@ -83,18 +85,28 @@ def test_wrong_scores_are_found_by_the_golden_request_even_if_all_checksums_fit(
         Predictor.open(copied)
 
 
-def test_a_history_store_of_other_vocabularies_is_refused(
-    artifact: Path, copied: Path, tiny_dataset: Path, tmp_path: Path
+def test_a_history_store_of_other_codes_is_refused(
+    artifact: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     assert Predictor.open(artifact, history_store=tiny_dataset).metadata.has_history_store
     assert not Predictor.open(artifact).metadata.has_history_store
-    (copied / "vocabulary" / "item.parquet").unlink()
-    with pytest.raises(ArtifactError, match="history store"):
-        Predictor.open(artifact, history_store=copied)
-    other = copied / "vocabulary" / "item.parquet"
-    other.write_bytes((artifact / "vocabulary" / "category.parquet").read_bytes())
-    with pytest.raises(ArtifactError, match="not the vocabulary"):
-        Predictor.open(artifact, history_store=copied)
+    other = with_other_codes(tiny_dataset, tmp_path / "other")
+    said = r"vocabulary item: \d+ ids in both, other codes"
+    with pytest.raises(ArtifactError, match=said) as raised:
+        Predictor.open(artifact, history_store=other)
+    assert str(artifact) in str(raised.value) and str(other) in str(raised.value)
+
+
+def test_a_damaged_history_store_is_refused_at_load(
+    artifact: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(tiny_dataset, tmp_path / "store"))
+    shutil.rmtree(store / "train")  # what serving does not read may be left behind
+    Predictor.open(artifact, history_store=store)
+    items = store / "history" / "by_time" / "item.npy"
+    np.save(items, np.load(items)[::-1].copy())
+    with pytest.raises(ArtifactError, match=r"by_time/item\.npy: other bytes"):
+        Predictor.open(artifact, history_store=store)
 
 
 def rewrite(artifact: Path, changed: dict) -> None:

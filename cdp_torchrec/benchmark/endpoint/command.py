@@ -13,6 +13,7 @@ from pathlib import Path
 from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
 from cdp_torchrec.benchmark.output import check_output, write_output
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config.layers import is_layer, is_override
 from cdp_torchrec.serving.artifact import check_is_artifact
 
 CONFIG = EndpointBenchmarkConfig
@@ -25,7 +26,7 @@ def run(arguments: list[str]) -> None:
         ConfigError: a setting is wrong, or no artifact is named.
         EndpointError: an answer was wrong or lost.
     """
-    if not arguments or "=" in arguments[0] or arguments[0].endswith(".toml"):
+    if not arguments or is_override(arguments[0]) or is_layer(arguments[0]):
         raise ConfigError(
             "benchmark endpoint: name an artifact first: benchmark endpoint ARTIFACT [key=value]"
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig
 from cdp_torchrec.benchmark.output import check_output, write_output
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config.layers import is_override
 from cdp_torchrec.distributed.process_group import init_process_group
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.interest.config.gated import CdpConfig
@@ -32,7 +33,7 @@ def run(arguments: list[str]) -> None:
         ConfigError: a setting is wrong, or no run of CDP is named.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
     """
-    if not arguments or "=" in arguments[0]:
+    if not arguments or is_override(arguments[0]):
         raise ConfigError("benchmark latency: name a run first: benchmark latency RUN [key=value]")
 
     cdp_run = open_cdp_run(Path(arguments[0]), arguments[1:])

@@ -4,10 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from cdp_torchrec.data.schema import Feature
-
-USER_ENTITY = "user"
-"""Id space of `user_id` in requests and behaviours."""
+from cdp_torchrec.data.schema import USER_ENTITY, Feature
 
 # Columns that the engine reads or writes itself.
 RESERVED = ("request_id", "timestamp", "label", "history_length", "history_rank")

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
+from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.plausibility import judge, refuse_errors
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
@@ -29,6 +30,7 @@ from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.prepare.summary_text import describe_summary
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
 from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
+from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.whole_file import whole_directory
 
@@ -71,6 +73,7 @@ def build_dataset(
         schema.save(partial)
         _summarise(partial, schema, named=staging)
         write_starter(partial, data_dir=output)
+        write_manifest(partial)
     return schema
 
 
@@ -171,7 +174,12 @@ def _build(
     return Schema(
         name=spec.name,
         source=spec.source,
-        entities={entity: Entity(num_ids=count) for entity, count in num_ids.items()},
+        entities={
+            entity: Entity(
+                num_ids=count, digest=vocabulary_digest(output / "vocabulary" / f"{entity}.parquet")
+            )
+            for entity, count in num_ids.items()
+        },
         features=tuple(
             f.model_copy(update=_scale(moments[f.name])) if f.kind == "number" else f
             for f in spec.features
