@@ -190,7 +190,12 @@ class Checkpointer:
             CheckpointError: it belongs to another model or dataset; names every difference.
             DamagedCheckpointError: files of it are damaged; names them.
         """
-        self._verify(checkpoint)
+        try:
+            self._verify(checkpoint)
+        except DamagedCheckpointError as error:
+            raise DamagedCheckpointError(
+                f"{error}. Name another checkpoint, or rename this one so that its run goes without"
+            ) from error
         return self._load_verified(checkpoint, model, optimizer)
 
     def _verify(self, checkpoint: Path, *, record_only: bool = False) -> None:
