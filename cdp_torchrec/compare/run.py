@@ -150,8 +150,6 @@ def _check(table: Table) -> None:
         raise ConfigError.of(problems)
     for dataset in table.selected_datasets:
         prepare_synthetic(table.any_config(dataset).data)
-    if problems := _on_all_ranks(lambda: [*_other_files(table)]):
-        raise ConfigError.of(problems)
     problems = {}
     for (dataset, model, _), config in table.configs.items():
         if dataset in table.selected_datasets and model in table.selected_models:
@@ -161,6 +159,8 @@ def _check(table: Table) -> None:
                 for line in str(error).splitlines()[1:]:
                     problems.setdefault(f"{line.strip()} (in {dataset}/{model})")
     if problems:
+        raise ConfigError.of(problems)
+    if problems := _on_all_ranks(lambda: [*_other_files(table)]):
         raise ConfigError.of(problems)
 
 
