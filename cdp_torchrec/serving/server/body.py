@@ -19,7 +19,7 @@ import msgspec
 from cdp_torchrec.serving.request import RequestError
 
 _LONGEST_ID = 1024
-_MOST_OUTPUTS = 16
+_LONGEST_OUTPUTS = 4096
 # zlib's formats: gzip has a header of its own, deflate means the one of zlib.
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _NOT_JSON = re.compile(rb"NaN|Infinity")
@@ -64,7 +64,8 @@ class _Inference(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     inputs: list[_Input]
     id: str | None = None
     parameters: _RequestParameters = _RequestParameters()
-    outputs: list[_Output] = []
+    outputs: msgspec.Raw = msgspec.Raw(b"[]")
+    """Read when it is known that they are few: a list of Output."""
 
 
 class _Name(msgspec.Struct, gc=False):
@@ -78,6 +79,7 @@ class _Names(msgspec.Struct, gc=False):
 
 
 _INFERENCE = msgspec.json.Decoder(_Inference)
+_OUTPUTS = msgspec.json.Decoder(list[_Output])
 _NAMES = msgspec.json.Decoder(_Names)
 
 
@@ -144,13 +146,12 @@ def read_inference(body: bytes, *, json_length: int | None, most_values: int) ->
     asked = _decode(text)
     if asked.id is not None and len(asked.id) > _LONGEST_ID:
         raise RequestError("id", f"has more than {_LONGEST_ID} characters")
-    if len(asked.outputs) > _MOST_OUTPUTS:
-        raise RequestError("outputs", f"found {len(asked.outputs)}, the model has one")
-    binary = [o.parameters.binary_data for o in asked.outputs]
+    outputs = _outputs(asked.outputs)
+    binary = [output.parameters.binary_data for output in outputs]
     return Inference(
         id=asked.id,
         tensors=_tensors(asked, memoryview(body)[len(text) :]),
-        outputs=[output.name for output in asked.outputs],
+        outputs=[output.name for output in outputs],
         has_binary_output=next(
             (b for b in binary if b is not None), asked.parameters.binary_data_output
         ),
@@ -182,6 +183,15 @@ def _wrong_value(text: bytes, problem: str) -> RequestError:
             name = ""
         return RequestError(name or f"inputs[{number}]", what)
     return RequestError(where.rstrip("`") or "body", what)
+
+
+def _outputs(text: msgspec.Raw) -> list[_Output]:
+    if len(text) > _LONGEST_OUTPUTS:
+        raise RequestError("outputs", f"{len(text)} bytes, and the model has one output")
+    try:
+        return _OUTPUTS.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError("outputs", str(error)) from error
 
 
 def _malformed(text: bytes, problem: str) -> str:
