@@ -2,7 +2,7 @@
 
 Every draw is a hash of (key, stream, counter), so it is bit-identical whatever else is in the
 batch, on any rank and in training, evaluation and serving alike. Only tensor operations are used:
-the functions compile and export.
+the functions compile and export, to the same draws.
 """
 
 # B keys, D latent dim
@@ -56,7 +56,7 @@ def keyed_normal(key: Tensor, dim: int, stream: Stream) -> Tensor:
     """
     bits = _random_bits(key, (dim + 1) // 2, stream)
     radius = ((_shift_right(bits, 32) + 1).double() * 2.0**-32).log().mul(-2.0).sqrt()
-    angle = (bits & 0xFFFFFFFF).double() * (2.0 * math.pi * 2.0**-32)
+    angle = (bits & _LOW).double() * (2.0 * math.pi * 2.0**-32)
     draws = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return draws[:, :dim].float()
 
@@ -73,22 +73,45 @@ def _int64(value: int) -> int:
 
 # SplitMix64 (Steele, Lea and Flood 2014): a Weyl sequence with this increment, then the finaliser.
 _INCREMENT = 0x9E3779B97F4A7C15
-_MULTIPLIER_1 = _int64(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = _int64(0x94D049BB133111EB)
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+_LOW = 0xFFFFFFFF
 
 
 def _random_bits(key: Tensor, count: int, stream: Stream) -> Tensor:
-    seed = _finalise(key + _int64(_INCREMENT * (stream + 1)))
+    seed = _finalise(_plus(key, _int64(_INCREMENT * (stream + 1))))
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=key.device)
-    return _finalise(seed.unsqueeze(1) + counter * _int64(_INCREMENT))
+    return _finalise(_plus(seed.unsqueeze(1), _times(counter, _INCREMENT)))
 
 
 def _finalise(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MULTIPLIER_1
-    x = (x ^ _shift_right(x, 27)) * _MULTIPLIER_2
+    x = _times(x ^ _shift_right(x, 30), _MULTIPLIER_1)
+    x = _times(x ^ _shift_right(x, 27), _MULTIPLIER_2)
     return x ^ _shift_right(x, 31)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     # torch shifts int64 arithmetically; the hash needs zeros from the left.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+# The hash counts modulo 2**64. PyTorch's own operations on int64 do; compiled they are signed C++,
+# where an overflow means that the compiler may assume anything (PyTorch 2.13 with gcc draws other
+# numbers from 64 a key on), and Triton may count an arange in 32 bits. So compiled code multiplies
+# without a sign, which PyTorch's own operations can on CPU only, and adds in halves.
+
+
+def _plus(x: Tensor, y: Tensor | int) -> Tensor:
+    """The sum modulo 2**64."""
+    if not torch.compiler.is_compiling():
+        return x + y
+    low = (x & _LOW) + (y & _LOW)
+    high = (x >> 32) + (y >> 32) + (low >> 32)
+    return ((high & _LOW) << 32) | (low & _LOW)
+
+
+def _times(x: Tensor, factor: int) -> Tensor:
+    """The product modulo 2**64, of 0 <= factor < 2**64."""
+    if not torch.compiler.is_compiling():
+        return x * _int64(factor)
+    return (x.view(torch.uint64) * factor).view(torch.int64)

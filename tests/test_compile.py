@@ -1,8 +1,11 @@
 """A compiled reverse process is the eager one."""
 
+import math
 import sys
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,6 @@ from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestDims
 from cdp_torchrec.serving.compile import compile_ranker
 from tests.whole_matrix import WHOLE_MATRIX
 
-DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4)
 # The chain is unrolled: 100 steps take minutes to compile, five times as long as 20.
 CHAINS = [*product(["ddim", "dpmpp_2m"], [1, 2, 4, 8, 20, 100])]
 if not WHOLE_MATRIX:
@@ -35,25 +37,40 @@ class _Denoised(nn.Module):
 @pytest.mark.parametrize(("sampler", "steps"), CHAINS)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a C++ compiler")
 def test_the_compiled_chain_is_the_eager_one(sampler: str, steps: int, tmp_path: Path) -> None:
+    config = {"sampler": sampler, "num_inference_steps": steps}
+    check_compiled(config, width=8, package=tmp_path / "chain.pt2")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a C++ compiler")
+def test_compiled_noise_of_a_wide_start_is_the_eager_one(tmp_path: Path) -> None:
+    """Where the compiler may assume that integers do not overflow, it draws others from 64 on."""
+    config = {"start": "noised", "num_inference_steps": 1}
+    check_compiled(config, width=64, package=tmp_path / "noised.pt2")
+
+
+def check_compiled(settings: Mapping[str, Any], *, width: int, package: Path) -> None:
     torch.manual_seed(0)
     config = CdpConfig.model_validate(
         {
             "kind": "cdp",
             "prediction_type": "x0",
-            "sampler": sampler,
-            "num_inference_steps": steps,
             "denoiser": DenoiserConfig(condition_join="adaln_zero", num_hidden_layers=1),
+            **settings,
         }
     )
-    module = _Denoised(CdpInterest(config, DIMS).eval())
+    dims = InterestDims(user=4, query=4, item=width, item_attributes=8, context=4, scene=4)
+    module = _Denoised(CdpInterest(config, dims).eval())
     for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    example = (torch.randn(16, 8), torch.randn(16, 8), torch.arange(16))
+        nn.init.normal_(parameter, std=0.2 * math.sqrt(8 / width))
+
+    def inputs(count: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.randn(count, width), torch.randn(count, width), torch.arange(count)
+
     places = {0: torch.export.Dim("places", min=2)}
-    package = compile_ranker(
-        module, example, dynamic_shapes=(places, places, places), package=tmp_path / "chain.pt2"
-    )
-    other = (torch.randn(37, 8), torch.randn(37, 8), torch.arange(37))
+    compile_ranker(module, inputs(16), dynamic_shapes=(places, places, places), package=package)
+    other = inputs(37)
     compiled = aoti_load_package(str(package))
     with torch.no_grad():
         torch.testing.assert_close(compiled(*other), module(*other), atol=1e-5, rtol=1e-5)

@@ -1,11 +1,16 @@
 """Noise is a pure function of (key, stream) and is distributed as claimed."""
 
 import math
+import operator
 from itertools import combinations
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, seeded
 
@@ -41,6 +46,42 @@ def test_draws_equal_a_reference_with_unbounded_integers():
         torch.testing.assert_close(draws[row], torch.tensor((cosines + sines)[:dim]))
         bits = reference_bits(key, 0, Stream.TRAINING_TIMESTEP)
         assert timesteps[row] == 1 + ((bits >> 32) * 100 >> 32)
+
+
+class _ExactIntegers(TorchFunctionMode):
+    """Fails where a sum or product of int64 overflows; counts both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        exact = {"add": operator.add, "mul": operator.mul}.get(func.__name__.strip("_"))
+        if exact is not None and isinstance(result, Tensor) and result.dtype == torch.int64:
+            wide = [a.numpy().astype(object) if isinstance(a, Tensor) else a for a in args]
+            assert np.array_equal(exact(*wide), result.numpy().astype(object))
+            self.counted += 1
+        return result
+
+
+def test_compiled_code_draws_the_same_without_overflow(monkeypatch: pytest.MonkeyPatch):
+    """An overflow of signed integers means nothing in C++, which compiled code is."""
+    keys = torch.cat([EXTREME_KEYS, torch.randint(-(2**63), 2**63 - 1, (20,))])
+
+    def draws() -> list[Tensor]:
+        return [
+            *(keyed_normal(keys, dim, stream) for dim in (1, 65) for stream in Stream),
+            keyed_timesteps(keys, 100, Stream.TRAINING_TIMESTEP),
+        ]
+
+    eager = draws()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with _ExactIntegers() as integers:
+        compiled = draws()
+    assert integers.counted > 100
+    for a, b in zip(compiled, eager, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_draws_do_not_depend_on_the_rest_of_the_batch():

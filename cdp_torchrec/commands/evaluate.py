@@ -17,6 +17,7 @@ from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig, check_early
+from cdp_torchrec.run.saved import holds_run
 from cdp_torchrec.stored_run import evaluate_run, evaluation_directory, open_run
 from cdp_torchrec.whole_file import why_unwritable
 
@@ -48,6 +49,11 @@ def main(arguments: list[str]) -> None:
         run = open_run(options.path, options.settings, ExperimentConfig)
         check_early(run.config)
         output = output or evaluation_directory(run)
+        if holds_run(output) and output.resolve() != evaluation_directory(run).resolve():
+            raise ConfigError(
+                f"--output {output}: holds a run, whose own evaluation this one is not; name "
+                "another directory, or none"
+            )
         if reason := why_unwritable(output):
             raise ConfigError(f"{output}: {reason}; choose another directory with --output DIR")
 

@@ -1,6 +1,7 @@
 """Runs the cells of a table that are selected and not finished; collective on all ranks."""
 
 import gc
+import json
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from cdp_torchrec.compare.results import (
 )
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.keys import dotted
+from cdp_torchrec.data.manifest import read_manifest
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import prepare_synthetic, train_experiment
@@ -31,9 +33,11 @@ from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import saved_checkpoints
 from cdp_torchrec.trainer import NonFiniteLossError
-from cdp_torchrec.whole_file import whole_directory
+from cdp_torchrec.whole_file import whole_directory, write_json
 
 _Shared = TypeVar("_Shared")
+_DATASET = "dataset.json"
+"""Which files the cells of a dataset were measured on."""
 
 
 def run_table(table: Table, device: torch.device) -> dict[str, str]:
@@ -156,6 +160,8 @@ def _check(table: Table) -> None:
                     problems.setdefault(f"{line.strip()} (in {dataset}/{model})")
     if problems:
         raise ConfigError.of(problems)
+    if problems := _on_all_ranks(lambda: [*_other_files(table)]):
+        raise ConfigError.of(problems)
 
 
 def _foreign_cells(table: Table) -> Iterator[str]:
@@ -174,6 +180,22 @@ def _foreign_cells(table: Table) -> Iterator[str]:
                     " remove the directory, or choose another run_dir"
                 )
                 break
+
+
+def _other_files(table: Table) -> Iterator[str]:
+    """Datasets that are not those of the cells that are there; remembers those of new cells."""
+    for dataset in table.selected_datasets:
+        data = table.any_config(dataset).data.dir
+        cells = table.run_dir / dataset
+        found = {"files": read_manifest(data).digest}
+        place = cells / _DATASET
+        if not place.is_file():
+            write_json(place, found)
+        elif json.loads(place.read_text()) != found:
+            yield (
+                f"{cells}: holds cells that were measured on other files than {data} has now: it "
+                "was prepared again; remove the directory, or choose another run_dir"
+            )
 
 
 def _on_all_ranks(find: Callable[[], _Shared]) -> _Shared:

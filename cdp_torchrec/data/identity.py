@@ -80,7 +80,7 @@ def mismatch(
         return None
     head = (
         f"{trained} was trained on another dataset than {dataset} (digest {found.fingerprint}, "
-        f"not {other.fingerprint}), so its embeddings belong to other ids:"
+        f"not {other.fingerprint}), so codes or numbers mean something else to it:"
     )
     return "\n  ".join([head, *lines, advice])
 

@@ -20,6 +20,7 @@ from pydantic import NonNegativeInt, ValidationError
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.data.summary import SUMMARY
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.whole_file import write_whole
 
@@ -32,7 +33,7 @@ Folder = Literal["history", "test", "train", "vocabulary"]
 """Where the files of a dataset lie, beside its schema."""
 
 _FOLDERS: tuple[Folder, ...] = ("history", "test", "train", "vocabulary")
-_SCHEMA = "schema.toml"
+_ABOUT = ("schema.toml", SUMMARY)
 _READ = 1 << 20
 _BLOCK = 4096
 _BLOCKS = 16
@@ -69,7 +70,7 @@ class Manifest(Config):
 
 def write_manifest(dataset: Path) -> None:
     """Write the manifest of a dataset whose files are all there."""
-    paths = [*_files_in(dataset, _FOLDERS), _SCHEMA]
+    paths = [*_files_in(dataset, _FOLDERS), *_ABOUT]
     files = {path: (dataset / path).stat().st_size for path in paths}
     digests = dict(_digests(dataset, files, "checksums", active=True))
     records = {
@@ -128,7 +129,7 @@ def check_at_open(dataset: Path, folder: Folder) -> None:
         DatasetError: a file is missing, unknown, or not what the preparation wrote; names them.
     """
     manifest = read_manifest(dataset)
-    prefixes = (f"{folder}/", _SCHEMA)
+    prefixes = (f"{folder}/", *_ABOUT)
     wanted = {path: r for path, r in manifest.files.items() if path.startswith(prefixes)}
     problems = _wrong_files(dataset, manifest, wanted, [folder])
     stride = max(1, -(-len(wanted) // _MOST_FILES))

@@ -286,7 +286,7 @@ class ImpressionOrder:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path}: damaged or no parquet file: {error}") from error
 

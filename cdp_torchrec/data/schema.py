@@ -28,6 +28,8 @@ USER_ENTITY = "user"
 
 LARGEST_NUMBER = float.fromhex("0x1.fffffep+127")  # of float32
 """Numbers beyond it, in a log or in a request, are refused."""
+LATEST_TIMESTAMP_MS = 7_258_118_400_000
+"""The year 2200: a later moment was not given in milliseconds."""
 LARGEST_DEVIATION = 1000.0
 """Standardised numbers end here, in training and serving alike: what a network multiplies a few
 times must stay finite, whatever a request says."""

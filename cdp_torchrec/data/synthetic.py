@@ -6,7 +6,6 @@ browse; this file writes what a log would show of it, and the metrics of the tru
 
 # I items, Q queries, N requests of a day, K candidates
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.prepare.spec import DatasetSpec
-from cdp_torchrec.data.prepare.staging import build_dataset
-from cdp_torchrec.data.schema import DatasetError, Feature, Schema
+from cdp_torchrec.data.prepare.staging import build_dataset, preparing, staging_beside
+from cdp_torchrec.data.schema import Feature, Schema
 from cdp_torchrec.data.simulation import (
     DAY_S,
     FIRST_MIDNIGHT_S,
@@ -84,14 +83,11 @@ def make_synthetic(config: SyntheticConfig, output: Path) -> Schema:
 
     Raises:
         DatasetError: `output` exists.
-        OSError: no space, or no permission to write beside `output`.
+        PreparationError: no space, or no permission to write beside `output`.
     """
-    if output.exists():
-        raise DatasetError(f"{output} exists; remove it or choose another output directory")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".synthetic-", dir=output.parent) as staging:
-        spec = write_synthetic_staging(config, Path(staging))
-        return build_dataset(Path(staging), output, spec)
+    with preparing(output), staging_beside(output) as staging:
+        spec = write_synthetic_staging(config, staging)
+        return build_dataset(staging, output, spec)
 
 
 class _StagingWriter:

@@ -21,7 +21,7 @@ from torchx.schedulers import get_default_scheduler_name
 from torchx.specs import AppDef
 from torchx.specs.finder import ComponentValidationException
 
-from cdp_torchrec.distributed.launcher import end_with_parent
+from cdp_torchrec.distributed.launcher import run_with_parent
 
 
 def ddp(
@@ -158,7 +158,7 @@ def _end_with_torchx(job: AppDef) -> None:
     """Let torchrun end when this process does, even by SIGKILL; it stands apart in a session."""
     for role in job.roles:
         option, line = role.args
-        launcher = f"{shlex.quote(sys.executable)} -m {end_with_parent.__module__} {os.getpid()}"
+        launcher = f"{shlex.quote(sys.executable)} -m {run_with_parent.__module__} {os.getpid()}"
         role.args = [option, f"exec {launcher} {line}"]
 
 

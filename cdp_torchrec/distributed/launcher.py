@@ -1,35 +1,61 @@
-"""A process that does not outlive the one that started it, however that one ended.
+"""A process that does not outlive the one that started it, however that one ended (Linux).
 
 A rank ends with torchrun, and as a command, the launcher of a local TorchX job ends with it:
 
     python -m cdp_torchrec.distributed.launcher PARENT COMMAND ...
-
-The kernel sends the signal (Linux). Elsewhere nothing is done.
 """
 
 import ctypes
 import os
+import select
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent(number: signal.Signals, *, parent: int) -> None:
-    """Let the kernel send this process a signal when its parent ends.
+def kill_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends; elsewhere than on Linux do nothing.
 
     Args:
-        number: the signal.
-        parent: the parent's process id; if it has ended already, the signal comes at once.
+        parent: the parent's process id; if it has ended already, this process ends at once.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        _end_without(parent)
+
+
+def run_with_parent(parent: int, command: list[str]) -> None:
+    """Become a command that gets SIGTERM when the parent ends; torchrun passes it to its ranks.
+
+    A child of the command's watches. The kernel would send the signal once for each thread of the
+    parent, and torchrun, told a second time, leaves without its ranks.
+
+    Args:
+        parent: the parent's process id.
+        command: a program and its arguments.
     """
     if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        os.execvp(command[0], command)
+    watched, own = os.pidfd_open(parent), os.pidfd_open(os.getpid())
+    _end_without(parent)
+    if os.fork() == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)  # who reads the command's output need not wait for the watcher
+        either = select.poll()
+        for process in (watched, own):
+            either.register(process, select.POLLIN)
+        if own not in dict(either.poll()):
+            signal.pidfd_send_signal(own, signal.SIGTERM)
+        os._exit(0)
+    os.execvp(command[0], command)
+
+
+def _end_without(parent: int) -> None:
     if os.getppid() != parent:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
-    # torchrun passes SIGTERM on, and gives its ranks time for a checkpoint.
-    end_with_parent(signal.SIGTERM, parent=int(sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])
+    run_with_parent(int(sys.argv[1]), sys.argv[2:])

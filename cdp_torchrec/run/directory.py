@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from cdp_torchrec.config import Config, ConfigError, dump_toml
+from cdp_torchrec.config import Config, dump_toml
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.environment import describe_environment
 from cdp_torchrec.run.config import RunConfig
@@ -29,7 +29,7 @@ from cdp_torchrec.run.saved import (
     named_directory,
     saved_checkpoints,
 )
-from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
+from cdp_torchrec.whole_file import write_json, write_whole
 
 
 @contextmanager
@@ -51,8 +51,6 @@ def open_run_directory(config: RunConfig) -> Generator[Path]:
 def _directory(config: RunConfig, held: ExitStack) -> Path:
     """As `open_run_directory`, on one rank."""
     run_dir = named_directory(config) or _unnamed()
-    if reason := why_unwritable(run_dir):
-        raise ConfigError(f"run.dir = '{run_dir}': {reason}")
     check_run_directory(run_dir, resume=config.resume)
     run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(run_dir))

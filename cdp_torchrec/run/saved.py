@@ -8,6 +8,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.checksums import verify
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, Validation, read_record
+from cdp_torchrec.whole_file import why_unwritable
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
@@ -80,9 +81,12 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
     resumed or not.
 
     Raises:
-        ConfigError: it holds another run, which this one shall not continue.
+        ConfigError: it holds another run, which this one shall not continue, or is something else
+            than a run, or cannot be written.
         CheckpointError: the checkpoints of a finished run are gone.
     """
+    if reason := why_unwritable(run_dir) or _is_something_else(run_dir):
+        raise ConfigError(f"run.dir = '{run_dir}': {reason}")
     has_checkpoints = bool(saved_checkpoints(run_dir / CHECKPOINTS))
     if not has_checkpoints and not _is_finished(run_dir / METRICS):
         return
@@ -93,6 +97,20 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
         )
     if not has_checkpoints:
         raise CheckpointError(f"run.resume: {run_dir}/checkpoints is gone or empty")
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether a training has written there."""
+    return (directory / METRICS).exists() or bool(saved_checkpoints(directory / CHECKPOINTS))
+
+
+def _is_something_else(path: Path) -> str | None:
+    """What a path is that no run may be begun in; None: nothing of that kind."""
+    if (path / CHECKPOINT).is_file():
+        return "a checkpoint; name a run"
+    marks = ("artifact.json", "schema.toml")
+    is_other = any((path / mark).is_file() for mark in marks) or bool(saved_checkpoints(path))
+    return _what_it_is(path) if is_other else None
 
 
 def _is_finished(metrics: Path) -> bool:

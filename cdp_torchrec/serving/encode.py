@@ -9,14 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp_torchrec.data.requests import Impressions, ListColumn
-from cdp_torchrec.data.schema import LARGEST_NUMBER, USER_ENTITY, Feature, Schema
+from cdp_torchrec.data.schema import (
+    LARGEST_NUMBER,
+    LATEST_TIMESTAMP_MS,
+    USER_ENTITY,
+    Feature,
+    Schema,
+)
 from cdp_torchrec.serving.inline_histories import EncodedHistory
 from cdp_torchrec.serving.keys import request_number
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
-LATEST_TIMESTAMP_MS = 7_258_118_400_000
-"""The year 2200: a later moment was not given in milliseconds."""
 USER_FEATURE = "user_id"
 LONGEST_BAG = 10_000
 

@@ -8,15 +8,25 @@ The staging files that a dataset is prepared from are such files, too.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from cdp_torchrec.data.prepare.tables import (
+    ANY,
+    NUMBER,
+    ParquetTable,
+    check_names,
+    find_parquet,
+    list_of,
+    open_parquet,
+)
+from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.serving.predictor import PredictorMetadata
 from cdp_torchrec.serving.request import Behaviours, Request
 
@@ -60,23 +70,23 @@ class RequestFiles:
             keep: columns that will be written, too.
 
         Raises:
-            RequestFileError: there is no such file, it is damaged, or lacks a column.
+            RequestFileError: there is no such file, it is damaged, lacks a column, or a column has
+                another type than in the other files.
         """
-        self._paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not self._paths:
-            raise RequestFileError(f"{path}: no *.parquet there")
+        if taken := sorted({*keep} & {*_WRITTEN}):
+            raise RequestFileError(f"keep: {taken} are written in any case")
         self._metadata = metadata
         self._keep = keep
-        schemas = [self._schema(file) for file in self._paths]
-        for file, schema in zip(self._paths[1:], schemas[1:], strict=True):
-            if not schema.equals(schemas[0]):
-                raise RequestFileError(f"{file}: other columns or types than {self._paths[0]}")
-        names = schemas[0].names
-        self.num_requests = sum(pq.ParquetFile(file).metadata.num_rows for file in self._paths)
-        self.unread = [name for name in names if not self._is_read(name) and name not in keep]
+        with _named_errors():
+            self._table = _open(path, metadata, keep)
+        columns = self._table.schema.names
+        if missing := [name for name in keep if name not in columns]:
+            file, names = self._table.paths[0], self._table.names
+            raise RequestFileError(f"keep: {file} has no column {missing}; it has {names}")
+        self.num_requests = sum(self._table.num_rows)
+        self.unread = [name for name in self._table.names if name not in columns]
         """Columns that have no effect."""
-        self.brings_histories = "history_item" in names
-        self._columns = [name for name in names if name not in self.unread]
+        self.brings_histories = "history_item" in columns
 
     def chunks(self, rank: int, world_size: int) -> Iterator[Chunk]:
         """Every `world_size`-th chunk, beginning with number `rank`.
@@ -84,14 +94,11 @@ class RequestFiles:
         Raises:
             RequestFileError: a file is damaged.
         """
-        number = 0
-        for path in self._paths:
-            first = 0
-            for batch in self._batches(path):
+        with _named_errors():
+            for number, block in enumerate(self._table.blocks(CHUNK)):
                 if number % world_size == rank:
-                    yield Chunk(path, first, pa.Table.from_batches([batch]))
-                first += len(batch)
-                number += 1
+                    path = self._table.paths[block.file]
+                    yield Chunk(path, block.first, pa.Table.from_batches([block.rows]))
 
     def requests(self, chunk: Chunk) -> list[Request]:
         """The requests of a chunk, not yet checked."""
@@ -132,32 +139,6 @@ class RequestFiles:
                 columns[name] = column.take(owner)
         return pa.table(columns)
 
-    def _schema(self, file: Path) -> pa.Schema:
-        try:
-            schema = pq.read_schema(file)
-        except (OSError, pa.ArrowException) as error:
-            raise RequestFileError(f"{file}: damaged or no parquet file: {error}") from error
-        needed = [*_NAMES, *self._metadata.required_candidate_features]
-        if "history_item" in schema.names:
-            needed.append("history_timestamp")
-        if missing := [name for name in needed if name not in schema.names]:
-            raise RequestFileError(f"{file}: missing columns {missing}; it has {schema.names}")
-        if missing := [name for name in self._keep if name not in schema.names]:
-            raise RequestFileError(f"keep: {file} has no column {missing}; it has {schema.names}")
-        if taken := sorted({*self._keep} & {*_WRITTEN}):
-            raise RequestFileError(f"keep: {taken} are written in any case")
-        return schema.remove_metadata()
-
-    def _is_read(self, name: str) -> bool:
-        return name in self._metadata.features or name in _NAMES or name in _HISTORY
-
-    def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
-        try:
-            with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(CHUNK, columns=self._columns)
-        except (OSError, pa.ArrowException) as error:
-            raise RequestFileError(f"{path}: damaged parquet file: {error}") from error
-
     def _request(self, row: dict[str, Any]) -> Request:
         features = {n: f for n, f in self._metadata.features.items() if n in row and n != "user_id"}
         for name in (n for n, f in features.items() if f.kind == "number"):
@@ -190,6 +171,32 @@ class RequestFiles:
             category=row.get("history_category"),
             action=row.get("history_action"),
         )
+
+
+def _open(path: Path, metadata: PredictorMetadata, keep: Sequence[str]) -> ParquetTable:
+    """Check names and that types agree; the values are checked request by request."""
+    paths = find_parquet(path) if path.is_dir() else [path]
+    needed = [*_NAMES, *metadata.required_candidate_features]
+    declared = dict.fromkeys([*needed, *metadata.features, *_HISTORY, *keep], ANY)
+    for name, feature in metadata.features.items():
+        if feature.kind == "number":
+            declared[name] = list_of(NUMBER) if feature.level == "candidate" else NUMBER
+    table = open_parquet(
+        paths,
+        {name: declared[name] for name in needed},
+        optional={name: kind for name, kind in declared.items() if name not in needed},
+    )
+    if "history_item" in table.schema.names:
+        check_names(paths[0], table.names, ["history_timestamp"])
+    return table
+
+
+@contextmanager
+def _named_errors() -> Generator[None]:
+    try:
+        yield
+    except DatasetError as error:
+        raise RequestFileError(str(error)) from error
 
 
 def _missing_as_none(value: Any) -> Any:

@@ -48,6 +48,16 @@ def test_every_row_is_trained_at_all_grid_points_once_and_at_the_best_with_all_s
     assert (runs / "tiny" / "untrained" / "bayes" / "cell.json").is_file()
 
 
+def test_cells_of_another_preparation_are_not_mixed_in(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    table = load_table(copied(finished, tmp_path))
+    (tmp_path / "runs" / "tiny" / "dataset.json").write_text('{"files": "0"}')
+    said = "runs/tiny: holds cells that were measured on other files than .* has now"
+    with pytest.raises(ConfigError, match=said):
+        run_table(table, CPU)
+
+
 def test_parameters_are_those_of_the_model_before_it_is_sharded(
     finished: tuple[Path, Path],
 ) -> None:

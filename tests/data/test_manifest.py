@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands.prepare_data import main
@@ -66,6 +67,11 @@ TAMPERED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: shutil.copyfile(path.with_name("part-00000.parquet"), path),
         "not written by the preparation",
     ),
+    "an edited summary": (
+        "summary.toml",
+        lambda path: path.write_text(path.read_text().replace("value = ", "value =  ", 1)),
+        "bytes, the preparation wrote",
+    ),
     "an edited schema": (
         "schema.toml",
         lambda path: path.write_text(path.read_text() + "\n"),
@@ -105,6 +111,15 @@ def test_one_bit_of_a_large_file_is_found_by_reading_all_of_it(
     manifest.check_at_open(dataset, "history")
     (found,) = find_damage(dataset).items()
     assert found == ("history/by_time/timestamp.npy", "other bytes from byte 10,000 on")
+
+
+def test_a_flipped_bit_of_the_requests_is_an_error_where_they_are_read(dataset: Path) -> None:
+    path = dataset / "test" / "part-00000.parquet"
+    intact = DatasetReader(DataConfig(dir=dataset)).impressions("test")
+    pages = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    flip(path, pages.data_page_offset + pages.total_compressed_size // 2)
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet: row group 0: .*checksum"):
+        intact.take(0, 0, 8)
 
 
 def test_all_ranks_together_read_each_byte_once(dataset: Path) -> None:

@@ -198,6 +198,25 @@ def test_a_small_spread_around_a_large_mean_is_no_constant(scale: float) -> None
     assert moments.std == pytest.approx(np.std(values), rel=1e-6)
 
 
+def test_columns_that_look_alike_and_folders_named_like_columns_change_nothing(
+    tmp_path: Path,
+) -> None:
+    requests, behaviours = random_log(3)
+    build_dataset(stage(tmp_path / "s", requests, behaviours), tmp_path / "plain", SPEC)
+    odd = tmp_path / "topic=hats" / "user_id=7" / "a?b[c]*"
+    staging = stage(odd / "s", requests, behaviours)
+    path = staging / "requests" / "part-0.parquet"
+    table = pq.read_table(path)
+    for name in ("LABEL", "Price", "_row", "filename"):
+        table = table.add_column(0, name, pa.nulls(len(table), pa.int64()))
+    pq.write_table(table, path)
+    build_dataset(staging, odd / "data", SPEC)
+    found, expected = bytes_of(odd / "data"), bytes_of(tmp_path / "plain")
+    # It quotes the path in its own way.
+    assert found.pop("starter.toml") and expected.pop("starter.toml")
+    assert found == expected
+
+
 def test_splits_are_counted_and_meet_at_test_from(tmp_path: Path) -> None:
     requests = [request(0), request(1, timestamp=699, label=[1, 1]), request(2, timestamp=700)]
     schema = build_dataset(stage(tmp_path / "s", requests, []), tmp_path / "data", SPEC)

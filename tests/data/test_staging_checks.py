@@ -28,8 +28,8 @@ from tests.data.staged_log import (
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "unequal lists": ({"price": [1.0]}, "candidate lists of unequal length: 'price' and 'label'"),
     "missing list": ({"price": None}, "candidate lists of unequal length: 'price' and 'label'"),
-    "label 2": ({"label": [0, 2]}, "'label' holds values other than 0 and 1"),
-    "label null": ({"label": [0, None]}, "'label' holds values other than 0 and 1"),
+    "label 2": ({"label": [0, 2]}, "'label' holds values other than 0 and 1: 2.0"),
+    "label null": ({"label": [0, None]}, "'label' holds values other than 0 and 1: null"),
     "no candidates": (
         {"item_id": [], "category_id": [], "price": [], "label": []},
         "the candidate list is empty ('label')",
@@ -37,14 +37,15 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "null user": ({"user_id": None}, "'user_id' is null"),
     "null time": ({"timestamp": None}, "'timestamp' is null"),
     "null item": ({"item_id": ["a", None]}, "'item_id' holds a null"),
-    "infinite": ({"price": [1.0, float("inf")]}, "'price' holds an infinite number"),
-    "huge": (
-        {"price": [1.0, -1e308]},
-        "'price' holds -1e+308, numbers beyond 3.4e+38 are refused",
-    ),
+    "infinite": ({"price": [1.0, float("inf")]}, "'price' holds a number beyond 3.4e+38: inf"),
+    "huge": ({"price": [1.0, -1e308]}, "'price' holds a number beyond 3.4e+38: -1e+308"),
     "huge, once per request": (
         {"budget": 1e39},
-        "'budget' holds 1e+39, numbers beyond 3.4e+38 are refused",
+        "'budget' holds a number beyond 3.4e+38: 1e+39",
+    ),
+    "no moment": (
+        {"timestamp": 1 << 60},
+        "'timestamp' is no time from 1970 to 2200 in milliseconds: 1152921504606846976",
     ),
 }
 
@@ -75,6 +76,13 @@ def test_probability_that_only_some_files_have_is_an_error(tmp_path: Path) -> No
     column = pa.array([[0.1, 0.9]])
     pq.write_table(pq.read_table(path).append_column("click_probability", column), path)
     with pytest.raises(DatasetError, match=r"part-0.parquet: column 'click_probability' is miss"):
+        build_dataset(staging, tmp_path / "data", SPEC)
+
+
+def test_behaviour_in_microseconds_is_an_error(tmp_path: Path) -> None:
+    behaviours = [behaviour(), behaviour(timestamp=1_700_000_000_000_000)]
+    staging = stage(tmp_path / "s", two_requests(), behaviours)
+    with pytest.raises(DatasetError, match=r"row 1 \(user_id ann\): 'timestamp' is no time from"):
         build_dataset(staging, tmp_path / "data", SPEC)
 
 
@@ -124,6 +132,18 @@ def test_column_of_another_type_is_named(tmp_path: Path) -> None:
     pq.write_table(table, path)
     with pytest.raises(DatasetError, match="'price' is of type double, expected list of number"):
         build_dataset(staging, tmp_path / "data", SPEC)
+
+
+def test_value_that_only_a_later_file_can_hold_is_checked_as_it_stands(tmp_path: Path) -> None:
+    staging = stage(tmp_path / "s", two_requests(), [], files=2)
+    path = staging / "requests" / "part-1.parquet"
+    table = pq.read_table(path)
+    labels = pa.array([[0.4, 1.0]])
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), path)
+    with pytest.raises(DatasetError) as caught:
+        build_dataset(staging, tmp_path / "data", SPEC)
+    message = "row 0 (request_id r1): 'label' holds values other than 0 and 1: 0.4"
+    assert str(caught.value) == f"{path}: {message}"
 
 
 @pytest.mark.parametrize("table", ["requests", "behaviours"])

@@ -4,6 +4,7 @@ import csv
 import lzma
 import math
 import os
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cdp_torchrec.data.prepare.csv_stream import find_csv
+from cdp_torchrec.data.prepare.tables import find_csv
 from cdp_torchrec.data.prepare.trivago import prepare_trivago
 from cdp_torchrec.data.prepare.trivago_log import COLUMNS
 from cdp_torchrec.data.schema import DatasetError, load_schema
@@ -61,7 +62,7 @@ def test_a_clickout_becomes_a_request_with_all_its_features(tmp_path: Path) -> N
         "history_length": 1,
         "item_id": ["1", "2", "3"],
         "category_id": ["Bonn, Germany"] * 3,
-        "price_tier": ["1", "3", "5"],
+        "price_tier": [None, None, None],  # the first list of all
         "position": ["1", "2", "3"],
         "label": [0, 1, 0],
         "history_rank": [-1, 0, -1],
@@ -130,31 +131,108 @@ def test_behaviours_are_all_events_on_a_hotel_and_no_others(tmp_path: Path) -> N
     assert rows[0]["history_length"] == 3
 
 
-def test_category_is_the_city_under_which_an_item_was_seen_most_before_the_test(
+def test_category_is_the_city_under_which_an_item_was_seen_most_before_the_request(
     tmp_path: Path,
 ) -> None:
     rome = {"city": "Rome, Italy"}
     events = [
-        event(1, 1, "interaction item image", "1"),
-        clickout(2, 2, "1", "1|2"),
-        clickout(3, 3, "1", "1|5", **rome),
-        *(event(DAY + n, n, "interaction item image", "5", session_id="s9") for n in (1, 2, 3)),
-        clickout(DAY + 4, 4, "1", "1|2|5|9", session_id="s9", **rome),
+        clickout(1, 1, "1", "1|2", user_id="a", session_id="a"),
+        clickout(2, 1, "1", "1|2|5", user_id="b", session_id="b", **rome),
+        *(event(3, n, "interaction item image", "2", **rome) for n in (1, 2)),
+        clickout(4, 3, "1", "1|2|5"),
+        clickout(DAY, 1, "1", "1|2|9", user_id="zoe", session_id="z", **rome),
     ]
-    assert prepare(tmp_path, events)[-1]["category_id"] == [
-        "Bonn, Germany",  # seen three times in Bonn, once in Rome
-        "Bonn, Germany",
-        "Rome, Italy",  # the events of the test day do not count
-        "Rome, Italy",  # never seen before: the city of the request
+    categories = [row["category_id"] for row in prepare(tmp_path, events)]
+    bonn, rome_it = "Bonn, Germany", "Rome, Italy"
+    assert categories == [
+        [bonn, bonn],  # nothing was seen before: the city of the request
+        [bonn, bonn, rome_it],  # seen once, in Bonn
+        [bonn, rome_it, rome_it],  # 1: once in each, the first by name; 2: three times in Rome
+        [bonn, rome_it, rome_it],  # the test day goes on counting
     ]
 
 
-def test_price_tier_is_the_fifth_of_the_mean_price_rank_in_training(tmp_path: Path) -> None:
+def test_behaviour_has_the_category_that_its_item_had_before(tmp_path: Path) -> None:
+    rome = {"city": "Rome, Italy"}
+    events = [
+        event(1, 1, "interaction item image", "1", **rome),
+        event(2, 2, "interaction item image", "1"),
+        clickout(3, 3, "1", "1|2"),
+        next_day(),
+    ]
+    prepare(tmp_path, events)
+    raw = [None, *pq.read_table(tmp_path / "data/vocabulary/category.parquet")["raw"].to_pylist()]
+    codes = np.load(tmp_path / "data/history/by_time/category.npy")
+    # Seen in Rome, then in Bonn, then clicked; and clicked on the next day.
+    assert [raw[code] for code in codes] == ["Rome, Italy"] * 2 + ["Bonn, Germany"] * 2
+
+
+def test_price_tier_is_the_fifth_of_the_mean_price_rank_so_far(tmp_path: Path) -> None:
     items = "|".join(str(n) for n in range(1, 11))
-    later = clickout(DAY, 1, "1", "10|1|99", user_id="zoe")
-    rows = prepare(tmp_path, [clickout(1, 1, "3", items), later])
-    assert rows[0]["price_tier"] == ["1", "1", "2", "2", "3", "3", "4", "4", "5", "5"]
-    assert rows[1]["price_tier"] == ["5", "1", None]
+    reverse = "|".join(str(n) for n in range(10, 0, -1))
+    who = [{"user_id": name, "session_id": name} for name in "abcd"]
+    events = [
+        clickout(1, 1, "3", items, **who[0]),
+        clickout(1, 1, "1", "1|2", **who[1]),  # the same second: not seen yet
+        clickout(2, 1, "3", reverse, **who[2]),
+        clickout(DAY, 1, "1", "10|1|99", **who[3]),
+    ]
+    rows = prepare(tmp_path, events)
+    assert rows[0]["price_tier"] == [None] * 10
+    assert rows[1]["price_tier"] == [None] * 2
+    # Item 1 had ranks .1 and .5, item 2 had .2 and 1, all others n / 10.
+    assert rows[2]["price_tier"] == ["5", "5", "4", "4", "3", "3", "2", "2", "3", "2"]
+    # Item 10 had ranks 1 and .1, item 1 had .1, .5 and 1.
+    assert rows[3]["price_tier"] == ["3", "3", None]
+
+
+def test_known_of_an_item_is_what_brute_force_finds_before_the_request(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    events = []
+    for session in range(60):
+        who = {"user_id": f"u{session}", "session_id": f"s{session}"}
+        who["city"] = str(rng.choice(["Bonn", "Rome", "Oslo"]))
+        second = 0 if session == 0 else DAY if session == 59 else int(rng.integers(40))
+        listed = [str(n) for n in rng.permutation(6)[:3]]
+        prices = "|".join(str(n) for n in rng.integers(1, 4, 3))
+        events.append(event(second, 1, "interaction item image", listed[0], **who))
+        events.append(
+            clickout(second, 2, rng.choice(listed), "|".join(listed), prices=prices, **who)
+        )
+    rows = prepare(tmp_path, sorted(events, key=lambda e: (e["timestamp"], e["user_id"])))
+    by_user = {e["user_id"]: e for e in events if "impressions" in e}
+    for row in rows:
+        request = by_user[row["user_id"]]
+        before = [e for e in events if e["timestamp"] < request["timestamp"]]
+        for place, item in enumerate(row["item_id"]):
+            cities = Counter(
+                e["city"]
+                for e in before
+                for seen in [*e.get("impressions", "").split("|"), e["reference"]]
+                if seen == item
+            )
+            best = min(cities, key=lambda city: (-cities[city], city), default=request["city"])
+            assert row["category_id"][place] == best
+            ranks = []
+            for e in before:
+                listed = e.get("impressions", "").split("|")
+                if item in listed:
+                    prices = [int(price) for price in e["prices"].split("|")]
+                    own = prices[listed.index(item)]
+                    ranks.append(sum(price <= own for price in prices) / len(prices))
+            tier = str(math.ceil(round(5 * sum(ranks) / len(ranks), 9))) if ranks else None
+            assert row["price_tier"][place] == tier
+
+
+def test_the_first_place_of_a_clicked_hotel_is_its_click_and_the_others_are_left_out(
+    tmp_path: Path,
+) -> None:
+    rows = prepare(tmp_path, [clickout(1, 1, "2", "3|2|3|2|1|2"), next_day()])
+    assert rows[0]["item_id"] == ["3", "2", "3", "1"]
+    assert rows[0]["label"] == [0, 1, 0, 0]
+    assert rows[0]["position"] == ["1", "2", "3", "5"]
+    assert rows[0]["list_length"] == 6
+    assert rows[0]["price_rank"] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 5 / 6])
 
 
 def test_a_price_of_0_is_unknown(tmp_path: Path) -> None:

@@ -106,22 +106,8 @@ def test_compile_captures_the_whole_module(make_module, make_inputs, variant):
     check_compiled(make_module(*variant), make_inputs, backend="eager")
 
 
-# PyTorch 2.13 compiles wide keyed draws (64 and more a key) fused with others to other draws.
-WRONGLY_COMPILED = pytest.mark.xfail(reason="PyTorch 2.13: wide keyed draws, fused, are others")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(
-            variant,
-            marks=WRONGLY_COMPILED if variant == ("interest/ldiffrec",) else [],
-            id="+".join(variant),
-        )
-        for variant in PRESETS
-    ],
-)
+@pytest.mark.parametrize("variant", PRESETS, ids="+".join)
 def test_compiled_code_equals_eager(make_module, make_inputs, variant):
     check_compiled(make_module(*variant), make_inputs, backend="inductor")
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
+from cdp_torchrec.run.saved import check_run_directory
 from cdp_torchrec.whole_file import write_whole
 
 pytestmark = pytest.mark.usefixtures("alone", "nowhere")
@@ -139,3 +140,18 @@ with locked(Path(sys.argv[1])):
 def test_a_resume_begins_where_no_run_began(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert opened(RunConfig(dir=run_dir, resume=True)) == run_dir
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("schema.toml", "a dataset directory"),
+        ("artifact.json", "an exported artifact"),
+        ("checkpoint.json", "a checkpoint; name a run"),
+        ("step-00000004/checkpoint.json", "neither a run directory nor a checkpoint"),
+    ],
+)
+def test_no_run_begins_in_what_is_something_else(tmp_path: Path, inside: str, said: str) -> None:
+    write_whole(tmp_path / "it" / inside, "")
+    with pytest.raises(ConfigError, match=rf"run\.dir = '.*/it': {said}"):
+        check_run_directory(tmp_path / "it", resume=True)

@@ -178,9 +178,9 @@ def test_a_file_that_lacks_something_is_named(
     assert "keep: ['item_id'] are written in any case" in refused(good, "item_id")
     bare = [{name: row[name] for name in row if name != "timestamp"} for row in rows]
     file = write(tmp_path / "bare.parquet", bare)
-    assert f"{file}: missing columns ['timestamp']; it has" in refused(file)
+    assert f"{file}: column 'timestamp' is missing, found" in refused(file)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    assert "broken.parquet: damaged or no parquet file" in refused(tmp_path / "broken.parquet")
+    assert "broken.parquet: damaged or cut off parquet file" in refused(tmp_path / "broken.parquet")
     empty = pa.Table.from_pylist(rows).slice(0, 0)
     pq.write_table(empty, tmp_path / "empty.parquet")
     assert "holds no request" in refused(tmp_path / "empty.parquet")

@@ -1,12 +1,21 @@
-"""DuckDB as the engine of preparation: bounded memory, everything else on disk."""
+"""DuckDB as the engine of preparation: bounded memory, everything else on disk.
 
-from collections.abc import Generator, Mapping, Sequence
+The engine never opens a user's file: `tables.py` does, and its rows are loaded here. So nothing is
+left to what an engine makes of names, types and paths.
+"""
+
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+
+from cdp_torchrec.data.prepare.tables import ParquetTable, stream_csv
+from cdp_torchrec.data.schema import DatasetError
 
 
 @dataclass(frozen=True)
@@ -22,9 +31,14 @@ class EngineLimits:
 def open_database(directory: Path, limits: EngineLimits) -> Generator[duckdb.DuckDBPyConnection]:
     """A database in files of its own under `directory` (made here), closed at the end."""
     directory.mkdir(parents=True)
+    directory = directory.resolve()  # the engine takes "~" and "file:" for more than names
+    # Behind a "?" it looks for options, not for the rest of the file's name; memory spills to disk.
+    database = ":memory:" if "?" in str(directory) else directory / "tables.duckdb"
     connection = duckdb.connect(
-        directory / "tables.duckdb",
+        database,
         config={
+            # A name in a query is a table, never a variable of this program.
+            "python_enable_replacements": False,
             "memory_limit": f"{limits.memory_gib}GiB",
             "threads": limits.num_threads,
             "temp_directory": str(directory / "spill"),
@@ -38,14 +52,50 @@ def open_database(directory: Path, limits: EngineLimits) -> Generator[duckdb.Duc
         connection.close()
 
 
-def sql_paths(paths: list[Path]) -> str:
-    """SQL list of file names."""
-    return "[" + ", ".join(sql_string(str(path)) for path in paths) + "]"
+def load_parquet(connection: duckdb.DuckDBPyConnection, name: str, table: ParquetTable) -> None:
+    """Make the table `name` of these rows; `_file` and `_row` say where each comes from.
+
+    Raises:
+        DatasetError: a file is damaged, or holds a value that its column cannot.
+    """
+    fields = [*table.schema, pa.field("_file", pa.int32()), pa.field("_row", pa.int64())]
+    _create(connection, name, pa.schema(fields))
+    for block in table.blocks():
+        rows = block.rows
+        numbers = np.arange(block.first, block.first + len(rows))
+        rows = rows.append_column("_file", pa.array(np.full(len(rows), block.file, np.int32)))
+        _insert(connection, name, rows.append_column("_row", pa.array(numbers)))
 
 
-def sql_string(text: str) -> str:
-    """SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
+def load_csv(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Sequence[str]
+) -> None:
+    """Make the table `name` of these columns, as strings, and `line`.
+
+    Raises:
+        DatasetError: a column is missing, or the file is damaged.
+    """
+    fields = [pa.field(column, pa.string()) for column in columns]
+    _create(connection, name, pa.schema([*fields, pa.field("line", pa.int64())]))
+    for rows in stream_csv(path, columns):
+        _insert(connection, name, rows)
+
+
+def _create(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:
+    connection.register("_rows", schema.empty_table())
+    connection.execute(f"CREATE TABLE {name} AS FROM _rows")
+    connection.unregister("_rows")
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.RecordBatch) -> None:
+    connection.register("_rows", rows)
+    connection.execute(f"INSERT INTO {name} FROM _rows")
+    connection.unregister("_rows")
+
+
+def sql_path(path: Path) -> str:
+    """SQL string of a file to write."""
+    return "'" + str(path.resolve()).replace("'", "''") + "'"
 
 
 def scalar(connection: duckdb.DuckDBPyConnection, query: str) -> int:
@@ -62,30 +112,88 @@ def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, .
     return rows[0] if rows else None
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What no row of a table may be."""
+
+    broken: str
+    """SQL: condition of a bad row."""
+    message: str
+    """What is wrong with it."""
+    found: str = "NULL"
+    """SQL: the value that is to blame, shown behind the message."""
+
+
+def null_rules(*columns: str) -> list[Rule]:
+    """None of the columns may be null."""
+    return [Rule(f"{name} IS NULL", f"'{name}' is null") for name in columns]
+
+
+def list_rule(column: str, broken: str, message: str) -> Rule:
+    """No element `x` of a list may be so.
+
+    Args:
+        column: SQL: the list.
+        broken: SQL: condition of a bad element.
+        message: what is wrong with it.
+    """
+    bad = f"list_filter({column}, lambda x: {broken})"
+    return Rule(f"len({bad}) > 0", message, f"coalesce({bad}[1]::VARCHAR, 'null')")
+
+
 def first_broken_rule(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    rules: Mapping[str, str],
-    key: Sequence[str],
+    connection: duckdb.DuckDBPyConnection, table: str, rules: Sequence[Rule], key: Sequence[str]
 ) -> tuple[Any, ...] | None:
     """Find the first row of a table for which something is wrong, in one pass.
 
     Args:
         connection: holds the table.
         table: its name.
-        rules: SQL condition of a bad row -> what is wrong with it; the first that holds counts.
+        rules: the first that is broken counts.
         key: columns that name a row; the first row is the first in their order.
 
     Returns:
         What is wrong, then the key; None if all rows are good.
     """
-    cases = " ".join(f"WHEN {condition} THEN {i}" for i, condition in enumerate(rules))
+    cases = " ".join(f"WHEN {rule.broken} THEN {i}" for i, rule in enumerate(rules))
+    found = " ".join(f"WHEN {i} THEN ({r.found})::VARCHAR" for i, r in enumerate(rules))
     names = ", ".join(key)
     bad = first_row(
         connection,
         f"""
-        SELECT _rule, {names} FROM (SELECT CASE {cases} END AS _rule, {names} FROM {table})
+        SELECT _rule, CASE _rule {found} END, {names}
+        FROM (SELECT CASE {cases} END AS _rule, * FROM {table})
         WHERE _rule IS NOT NULL ORDER BY {names} LIMIT 1
         """,
     )
-    return bad and (list(rules.values())[bad[0]], *bad[1:])
+    if not bad:
+        return None
+    rule, value, *where = bad
+    message = rules[rule].message
+    return (message if value is None else f"{message}: {value}", *where)
+
+
+def check_rows(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    table: ParquetTable,
+    rules: Sequence[Rule],
+    *,
+    named: str,
+) -> None:
+    """Check a table made by `load_parquet`.
+
+    Args:
+        connection: holds the table.
+        name: of the table.
+        table: its files.
+        rules: what no row may be.
+        named: the column by which errors name a row, beside its file and number.
+
+    Raises:
+        DatasetError: a rule is broken; names the first row in the order of the files.
+    """
+    bad = first_broken_rule(connection, name, rules, ("_file", "_row", named))
+    if bad:
+        message, file, row, key = bad
+        raise DatasetError(f"{table.paths[file]}: row {row} ({named} {key}): {message}")

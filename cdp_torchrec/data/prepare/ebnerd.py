@@ -28,7 +28,7 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.database import EngineLimits, open_database, sql_string
+from cdp_torchrec.data.prepare.database import EngineLimits, open_database, sql_path
 from cdp_torchrec.data.prepare.ebnerd_log import (
     LONGEST_READ_S,
     last_ms_of_read,
@@ -39,7 +39,7 @@ from cdp_torchrec.data.prepare.ebnerd_log import (
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
-    engine_errors,
+    preparing,
     request_parts,
     staging_beside,
 )
@@ -128,10 +128,10 @@ def prepare_ebnerd(source: Path, output: Path, *, limits: EngineLimits | None = 
         raise DatasetError(f"{source}: no such directory")
     limits = limits or EngineLimits()
     articles = source / "articles.parquet"
-    has_category = articles.exists()
+    has_category = articles.exists() or articles.is_symlink()  # a broken link is an error
     if not has_category:
         logger.warning("%s is not there: articles have no category, no gate", articles)
-    with engine_errors(source, output), staging_beside(output) as staging:
+    with preparing(output), staging_beside(output) as staging:
         with (
             open_database(staging / "work", limits) as connection,
             ProgressBar("ebnerd", total=4, unit="stages") as bar,
@@ -270,7 +270,7 @@ def _stage_requests(
                     SELECT number, {lists} FROM (FROM candidates {within}) {join} GROUP BY number
                 ) l USING (number)
                 ORDER BY number
-            ) TO {sql_string(str(path))} (FORMAT parquet)
+            ) TO {sql_path(path)} (FORMAT parquet)
         """)
 
 
@@ -304,5 +304,5 @@ def _stage_behaviours(
             )
             SELECT user_id, item, {_ACTION} AS action, {last_ms_of_read()} AS timestamp{category}
             FROM behaviours {join}
-        ) TO {sql_string(str(path))} (FORMAT parquet)
+        ) TO {sql_path(path)} (FORMAT parquet)
     """)

@@ -8,20 +8,30 @@ articles    item and the attributes of articles.parquet, if that file is there
 All times are milliseconds since the epoch; the log counts whole seconds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.database import (
-    first_broken_rule,
+    Rule,
+    check_rows,
     first_row,
-    sql_paths,
-    sql_string,
+    list_rule,
+    load_parquet,
+    null_rules,
+)
+from cdp_torchrec.data.prepare.tables import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    TIME,
+    ColumnType,
+    ParquetTable,
+    list_of,
+    open_parquet,
 )
 from cdp_torchrec.data.schema import DatasetError
 
@@ -31,68 +41,38 @@ LONGEST_READ_S = 1800
 _SPLITS = ("train", "validation")
 
 
-@dataclass(frozen=True)
-class _Type:
-    """A family of parquet types that a column may have."""
-
-    expected: str
-    accepts: Callable[[pa.DataType], bool]
-
-
-def _list_of(element: _Type) -> _Type:
-    def accepts(kind: pa.DataType) -> bool:
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        return is_list and element.accepts(kind.value_type)
-
-    return _Type(f"list of {element.expected}", accepts)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-_INTEGER = _Type("integer", pa.types.is_integer)
-_NUMBER = _Type("number", _is_number)
-_TIME = _Type("timestamp", pa.types.is_timestamp)
-_FLAG = _Type("boolean", pa.types.is_boolean)
-_TEXT = _Type("string", _is_text)
-
 _BEHAVIORS = {
-    "impression_id": _INTEGER,
-    "user_id": _INTEGER,
-    "session_id": _INTEGER,
-    "impression_time": _TIME,
-    "article_id": _INTEGER,
-    "article_ids_inview": _list_of(_INTEGER),
-    "article_ids_clicked": _list_of(_INTEGER),
-    "device_type": _INTEGER,
-    "is_sso_user": _FLAG,
-    "is_subscriber": _FLAG,
-    "gender": _INTEGER,
-    "postcode": _INTEGER,
-    "age": _INTEGER,
-    "read_time": _NUMBER,
-    "next_read_time": _NUMBER,
-    "next_scroll_percentage": _NUMBER,
+    "impression_id": INTEGER,
+    "user_id": INTEGER,
+    "session_id": INTEGER,
+    "impression_time": TIME,
+    "article_id": INTEGER,
+    "article_ids_inview": list_of(INTEGER),
+    "article_ids_clicked": list_of(INTEGER),
+    "device_type": INTEGER,
+    "is_sso_user": FLAG,
+    "is_subscriber": FLAG,
+    "gender": INTEGER,
+    "postcode": INTEGER,
+    "age": INTEGER,
+    "read_time": NUMBER,
+    "next_read_time": NUMBER,
+    "next_scroll_percentage": NUMBER,
 }
 _HISTORY = {
-    "user_id": _INTEGER,
-    "impression_time_fixed": _list_of(_TIME),
-    "article_id_fixed": _list_of(_INTEGER),
-    "read_time_fixed": _list_of(_NUMBER),
-    "scroll_percentage_fixed": _list_of(_NUMBER),
+    "user_id": INTEGER,
+    "impression_time_fixed": list_of(TIME),
+    "article_id_fixed": list_of(INTEGER),
+    "read_time_fixed": list_of(NUMBER),
+    "scroll_percentage_fixed": list_of(NUMBER),
 }
-_ARTICLES = {"article_id": _INTEGER, "category": _INTEGER}
+_ARTICLES = {"article_id": INTEGER, "category": INTEGER}
 _ARTICLE_EXTRAS = {
-    "subcategory": _list_of(_INTEGER),
-    "article_type": _TEXT,
-    "premium": _FLAG,
-    "body": _TEXT,
-    "published_time": _TIME,
+    "subcategory": list_of(INTEGER),
+    "article_type": TEXT,
+    "premium": FLAG,
+    "body": TEXT,
+    "published_time": TIME,
 }
 
 
@@ -111,20 +91,24 @@ def load_requests(connection: duckdb.DuckDBPyConnection, source: Path) -> int:
         DatasetError: files are missing or damaged, a row makes no sense, or the splits overlap.
     """
     files = [source / split / "behaviors.parquet" for split in _SPLITS]
-    _open_files(connection, "behaviors", files, _BEHAVIORS)
-    rules = {
-        f"{name} IS NULL": f"'{name}' is null"
-        for name in ("impression_id", "user_id", "session_id", "impression_time")
-    }
-    rules["coalesce(len(article_ids_inview), 0) = 0"] = "'article_ids_inview' is empty"
-    for name in ("article_ids_inview", "article_ids_clicked"):
-        rules[f"{name} IS NULL OR list_count({name}) < len({name})"] = f"'{name}' holds a null"
-    rules["NOT list_has_all(article_ids_inview, article_ids_clicked)"] = (
-        "'article_ids_clicked' holds an article that is not in 'article_ids_inview'"
+    behaviors = _load(connection, "behaviors", files, _BEHAVIORS)
+    rules = null_rules("impression_id", "user_id", "session_id", "impression_time")
+    rules.append(Rule("coalesce(len(article_ids_inview), 0) = 0", "'article_ids_inview' is empty"))
+    rules += [
+        Rule(f"{name} IS NULL OR list_count({name}) < len({name})", f"'{name}' holds a null")
+        for name in ("article_ids_inview", "article_ids_clicked")
+    ]
+    rules.append(
+        Rule(
+            "NOT list_has_all(article_ids_inview, article_ids_clicked)",
+            "'article_ids_clicked' holds an article that is not in 'article_ids_inview'",
+        )
     )
-    for name in ("read_time", "next_read_time"):
-        rules[_bad_seconds(name)] = f"'{name}' is no number of seconds from 0"
-    _check_rows(connection, "behaviors", "impression_id", rules)
+    rules += [
+        Rule(_bad_seconds(name), f"'{name}' is no number of seconds from 0", name)
+        for name in ("read_time", "next_read_time")
+    ]
+    check_rows(connection, "behaviors", behaviors, rules, named="impression_id")
     _check_repeats(connection, "behaviors", "impression_id", files[0].parents[1])
     test_from = _start_of_validation(connection, files)
     connection.execute(f"""
@@ -158,18 +142,24 @@ def load_reads(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
         DatasetError: files are missing or damaged, or a row makes no sense.
     """
     files = [source / split / "history.parquet" for split in _SPLITS]
-    _open_files(connection, "history", files, _HISTORY)
+    history = _load(connection, "history", files, _HISTORY)
     lists = [name for name in _HISTORY if name != "user_id"]
-    rules = {f"{name} IS NULL": f"'{name}' is null" for name in _HISTORY}
-    rules |= {
-        f"len({name}) <> len({lists[0]})": f"'{lists[0]}' and '{name}' are of unequal length"
+    rules = null_rules(*_HISTORY)
+    rules += [
+        Rule(f"len({name}) <> len({lists[0]})", f"'{lists[0]}' and '{name}' are of unequal length")
         for name in lists[1:]
-    }
-    rules |= {f"list_count({name}) < len({name})": f"'{name}' holds a null" for name in lists[:2]}
-    rules[f"len(list_filter(read_time_fixed, lambda s: {_bad_seconds('s')})) > 0"] = (
-        "'read_time_fixed' holds something else than a number of seconds from 0"
+    ]
+    rules += [
+        Rule(f"list_count({name}) < len({name})", f"'{name}' holds a null") for name in lists[:2]
+    ]
+    rules.append(
+        list_rule(
+            "read_time_fixed",
+            _bad_seconds("x"),
+            "'read_time_fixed' holds something else than a number of seconds from 0",
+        )
     )
-    _check_rows(connection, "history", "user_id", rules)
+    check_rows(connection, "history", history, rules, named="user_id")
     connection.execute("""
         CREATE TABLE reads AS
         SELECT * FROM (
@@ -198,13 +188,10 @@ def load_articles(connection: duckdb.DuckDBPyConnection, path: Path) -> Sequence
     Raises:
         DatasetError: the file is damaged, lacks a column, or repeats an article.
     """
-    found = _read_schema(path).names
-    extras = {name: kind for name, kind in _ARTICLE_EXTRAS.items() if name in found}
-    _open_files(connection, "raw_articles", [path], _ARTICLES | extras)
-    _check_rows(
-        connection, "raw_articles", "article_id", {"article_id IS NULL": "'article_id' is null"}
-    )
+    articles = _load(connection, "raw_articles", [path], _ARTICLES, _ARTICLE_EXTRAS)
+    check_rows(connection, "raw_articles", articles, null_rules("article_id"), named="article_id")
     _check_repeats(connection, "raw_articles", "article_id", path)
+    extras = [name for name in _ARTICLE_EXTRAS if name in articles.schema.names]
     columns = {
         "subcategory": ("subcategory_id", "subcategory[1]"),
         "article_type": ("article_type", "article_type"),
@@ -234,48 +221,19 @@ def _bad_seconds(value: str) -> str:
     return f"NOT coalesce({value} >= 0 AND isfinite({value}::DOUBLE), true)"
 
 
-def _read_schema(path: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(path)
-    except pa.ArrowException as error:
-        raise DatasetError(f"{path}: damaged or cut off parquet file: {error}") from error
-
-
-def _open_files(
+def _load(
     connection: duckdb.DuckDBPyConnection,
-    view: str,
+    name: str,
     files: Sequence[Path],
-    columns: Mapping[str, _Type],
-) -> None:
-    """Make a view of these columns, `_file` and `_row`."""
-    for path in files:
-        if not path.is_file():
-            raise DatasetError(f"{path}: no such file; the official layout has it there")
-        schema = _read_schema(path)
-        for name, column in columns.items():
-            if name not in schema.names:
-                raise DatasetError(f"{path}: column '{name}' is missing, found {schema.names}")
-            kind = schema.field(name).type
-            if not column.accepts(kind):
-                raise DatasetError(
-                    f"{path}: column '{name}' is of type {kind}, expected {column.expected}"
-                )
-        if pq.read_metadata(path).num_rows == 0:
+    columns: Mapping[str, ColumnType],
+    optional: Mapping[str, ColumnType] | None = None,
+) -> ParquetTable:
+    table = open_parquet(files, columns, optional)
+    for path, num_rows in zip(table.paths, table.num_rows, strict=True):
+        if num_rows == 0:
             raise DatasetError(f"{path}: the file has no rows")
-    connection.execute(f"""
-        CREATE VIEW {view} AS
-        SELECT {", ".join(columns)}, filename AS _file, file_row_number AS _row
-        FROM read_parquet({sql_paths(list(files))}, filename = true, file_row_number = true)
-    """)
-
-
-def _check_rows(
-    connection: duckdb.DuckDBPyConnection, view: str, named: str, rules: Mapping[str, str]
-) -> None:
-    bad = first_broken_rule(connection, view, rules, ("_file", "_row", named))
-    if bad:
-        message, path, row, name = bad
-        raise DatasetError(f"{path}: row {row} ({named} {name}): {message}")
+    load_parquet(connection, name, table)
+    return table
 
 
 def _check_repeats(
@@ -294,10 +252,10 @@ def _start_of_validation(connection: duckdb.DuckDBPyConnection, files: Sequence[
     """Time of the first validation request, after the last training request."""
     row = first_row(
         connection,
-        f"""
+        """
         SELECT max(time) FILTER (NOT later), min(time) FILTER (later) FROM (
             SELECT epoch_ms(impression_time::TIMESTAMP) AS time,
-                _file = {sql_string(str(files[1]))} AS later
+                _file = 1 AS later
             FROM behaviors
         )
         """,

@@ -93,7 +93,10 @@ def write_requests(
         query = _part_query(spec, schema.names, start, min(start + PART, requests.stop))
         reader = connection.sql(query).to_arrow_reader(ROW_GROUP)
         with pq.ParquetWriter(
-            directory / f"part-{part:05d}.parquet", schema, compression="zstd"
+            directory / f"part-{part:05d}.parquet",
+            schema,
+            compression="zstd",
+            write_page_checksum=True,
         ) as writer:
             for table in _blocks(reader, schema):
                 writer.write_table(table, row_group_size=ROW_GROUP)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.database import sql_string
+from cdp_torchrec.data.prepare.database import sql_path
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, USER_ENTITY, DatasetSpec
 from cdp_torchrec.data.schema import Feature
 
@@ -21,7 +21,7 @@ def code_requests(
     Requests are numbered by (timestamp, raw request id); the raw ids go to request.parquet.
 
     Args:
-        connection: holds the staged views, the vocabularies and table `behaviours`.
+        connection: holds the staged tables, the vocabularies and table `behaviours`.
         spec: names the columns.
         vocabulary: directory of `request.parquet` (request_id, raw).
         has_probability: whether the requests have `click_probability`.
@@ -31,7 +31,7 @@ def code_requests(
         SELECT row_number() OVER (ORDER BY timestamp, request_id) - 1 AS _request, request_id AS raw
         FROM staged_requests
     """)
-    path = sql_string(str(vocabulary / "request.parquet"))
+    path = sql_path(vocabulary / "request.parquet")
     connection.execute(f"""
         COPY (
             SELECT _request AS request_id, raw::VARCHAR AS raw FROM request_numbers ORDER BY 1

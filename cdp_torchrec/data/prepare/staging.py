@@ -10,10 +10,8 @@ order, the split, exact history features and the history store.
 """
 
 import shutil
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import duckdb
 
@@ -24,22 +22,27 @@ from cdp_torchrec.data.prepare.history_files import code_behaviours, write_histo
 from cdp_torchrec.data.prepare.request_files import Moments, write_requests
 from cdp_torchrec.data.prepare.request_tables import code_requests
 from cdp_torchrec.data.prepare.spec import DatasetSpec
-from cdp_torchrec.data.prepare.staging_checks import open_staging
+from cdp_torchrec.data.prepare.staging_checks import load_staging
 from cdp_torchrec.data.prepare.starter import write_starter
 from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.prepare.summary_text import describe_summary
 from cdp_torchrec.data.prepare.vocabulary import build_vocabularies
-from cdp_torchrec.data.schema import DatasetError, Entity, HistorySchema, Schema
+from cdp_torchrec.data.prepare.workplace import (
+    PreparationError,
+    dataset_beside,
+    preparing,
+    staging_beside,
+)
+from cdp_torchrec.data.schema import Entity, HistorySchema, Schema
 from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.progress import ProgressBar
-from cdp_torchrec.whole_file import whole_directory
 
 __all__ = [
     "DatasetSpec",
     "EngineLimits",
     "PreparationError",
     "build_dataset",
-    "engine_errors",
+    "preparing",
     "request_parts",
     "staging_beside",
 ]
@@ -64,8 +67,7 @@ def build_dataset(
             all of them together, or `output` exists.
         PreparationError: the dataset cannot be written.
     """
-    _check_new(output)
-    with engine_errors(staging, output), whole_directory(output) as partial:
+    with preparing(output), dataset_beside(output) as partial:
         work = partial / "work"
         with open_database(work, limits or EngineLimits()) as connection:
             schema = _build(connection, staging, partial, spec)
@@ -75,19 +77,6 @@ def build_dataset(
         write_starter(partial, data_dir=output)
         write_manifest(partial)
     return schema
-
-
-@contextmanager
-def staging_beside(output: Path) -> Generator[Path]:
-    """A directory for staging files on the disk of `output`, removed at the end.
-
-    Raises:
-        DatasetError: `output` exists.
-    """
-    _check_new(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f"{output.name}.staging-", dir=output.parent) as directory:
-        yield Path(directory)
 
 
 def request_parts(
@@ -104,30 +93,6 @@ def request_parts(
         yield f"WHERE number >= {start} AND number < {start + size}", path
 
 
-class PreparationError(OSError):
-    """The machine, not the log, stands in the way: disk or memory is full."""
-
-    user_error = True
-
-
-@contextmanager
-def engine_errors(source: Path, output: Path) -> Generator[None]:
-    """Name the input or the output in errors of DuckDB and of the file system.
-
-    Raises:
-        DatasetError: something in `source` that DuckDB cannot read.
-        PreparationError: `output` cannot be written.
-    """
-    try:
-        yield
-    except PreparationError:
-        raise
-    except (duckdb.OperationalError, duckdb.FatalException, OSError) as error:
-        raise PreparationError(f"{output} was not made, nothing is left of it: {error}") from error
-    except duckdb.Error as error:
-        raise DatasetError(f"{source}: {error}") from error
-
-
 def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
     """Print and store what the log looks like as a whole; refuse what no sane log looks like."""
     summary = summarise(dataset, schema)
@@ -136,11 +101,6 @@ def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
     print(describe_summary(schema, summary, doubts), flush=True)
     refuse_errors(named, findings)
     summary.save(dataset)
-
-
-def _check_new(output: Path) -> None:
-    if output.exists():
-        raise DatasetError(f"{output} exists; remove it or choose another output directory")
 
 
 def _build(
@@ -153,7 +113,7 @@ def _build(
             bar.advance()
 
         stage("check")
-        log = open_staging(connection, staging, spec)
+        log = load_staging(connection, staging, spec)
         stage("vocabularies")
         num_ids = build_vocabularies(connection, spec, output / "vocabulary")
         stage("history")

@@ -7,6 +7,16 @@ context    hour, weekday, position in the list, step in the session, filters, li
 scene      device, platform (country site), last kind of search action, sort order
 history    every event of the user on a hotel: looking at images, clicking out, searching for it ...
 
+What is known of a hotel, its category and price tier, comes from what was seen strictly before the
+request (`trivago_items.py`); a hotel seen for the first time has the city of the request and no
+tier. A list may hold the clicked hotel twice: its first place counts as the click, and the others
+are left out, because whether they were clicked is not said.
+
+The log has a list only if it was clicked, and the time of the click, not of the display. So the
+request happens at the click: its history holds what its user did between seeing the list and
+clicking, for example looking at images of a hotel in it, which a ranker that makes the list would
+not have.
+
 The log has no time of day below a second, so the events of a user within one second get
 milliseconds in the order of their steps: histories are strictly ordered, and the clickout of a
 request is no part of its own history.
@@ -20,25 +30,26 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.csv_stream import find_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     first_row,
+    load_csv,
     open_database,
     scalar,
-    sql_string,
+    sql_path,
 )
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
-    engine_errors,
+    preparing,
     request_parts,
     staging_beside,
 )
+from cdp_torchrec.data.prepare.tables import find_csv
+from cdp_torchrec.data.prepare.trivago_items import PRICE_RANK, SECOND, follow_items
 from cdp_torchrec.data.prepare.trivago_log import (
     IS_CLICKOUT,
     IS_ITEM_EVENT,
-    load_csv,
     load_events,
     order_events,
     split_list,
@@ -47,8 +58,6 @@ from cdp_torchrec.data.schema import DatasetError, Feature, Kind, Level, Role, S
 
 logger = logging.getLogger(__name__)
 
-# Share of the list that is not dearer.
-_PRICE_RANK = "cume_dist() OVER (PARTITION BY number ORDER BY price)"
 _DAY_MS = 24 * 3600 * 1000
 _REQUESTS_PER_FILE = 200_000
 
@@ -111,7 +120,7 @@ def prepare_trivago(
         raise DatasetError(f"{source}: neither train.csv nor events.csv there (plain, .gz or .xz)")
     metadata = find_csv(source, "item_metadata.csv")
     features = (*_FEATURES, *(_METADATA_FEATURES if metadata else ()))
-    with engine_errors(log, output), staging_beside(output) as staging:
+    with preparing(output), staging_beside(output) as staging:
         with open_database(staging / "work", limits) as connection:
             load_events(connection, log)
             order_events(connection, log)
@@ -122,7 +131,7 @@ def prepare_trivago(
             else:
                 midnight = datetime(test_from.year, test_from.month, test_from.day, tzinfo=UTC)
                 test_ms = round(midnight.timestamp()) * 1000
-            _locate_items(connection, test_ms)
+            follow_items(connection)
             if metadata:
                 _load_metadata(connection, metadata)
             _stage_requests(connection, staging / "requests", features)
@@ -174,39 +183,6 @@ def _number_requests(connection: duckdb.DuckDBPyConnection, log: Path) -> int:
     return num_dropped
 
 
-def _locate_items(connection: duckdb.DuckDBPyConnection, test_ms: int) -> None:
-    """Make table `items` (item, city, price_tier) from the log before the test split.
-
-    The log names the city of a search, not of a hotel: a hotel's city is the one under which it
-    was seen most often. Its price tier is the fifth, 1 to 5, of its mean price rank.
-    """
-    connection.execute(f"""
-        CREATE TABLE items AS
-        WITH seen AS (
-            SELECT unnest({split_list("impressions")}) AS item, city FROM requests
-            WHERE timestamp < {test_ms}
-            UNION ALL
-            SELECT reference AS item, city FROM events
-            WHERE {IS_ITEM_EVENT} AND timestamp < {test_ms}
-        ), ranked AS (
-            SELECT item, {_PRICE_RANK} AS price_rank FROM (
-                SELECT number, unnest({split_list("impressions")}) AS item,
-                    unnest({split_list("prices")})::DOUBLE AS price
-                FROM requests WHERE timestamp < {test_ms}
-            )
-        ), tiers AS (
-            -- Rounded, so that the order of summation does not matter.
-            SELECT item, percent_rank() OVER (ORDER BY round(avg(price_rank), 9)) AS share
-            FROM ranked GROUP BY item
-        ), cities AS (
-            SELECT item, city FROM seen WHERE city IS NOT NULL GROUP BY item, city
-            QUALIFY row_number() OVER (PARTITION BY item ORDER BY count(*) DESC, city) = 1
-        )
-        SELECT item, city, 1 + least(4, floor(5 * share))::INTEGER AS price_tier
-        FROM cities FULL JOIN tiers USING (item)
-    """)
-
-
 def _load_metadata(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Make table `metadata` (item, star_rating, num_properties)."""
     load_csv(connection, "raw_metadata", path, ("item_id", "properties"))
@@ -236,23 +212,31 @@ def _stage_requests(
     directory.mkdir()
     columns = [f.name for f in features if f.level == "candidate"] + ["label"]
     has_metadata = set(_METADATA_FEATURES) <= set(features)
+    metadata = ", star_rating, num_properties" if has_metadata else ""
     lists = ", ".join(f"list({name} ORDER BY position) AS {name}" for name in columns)
     for within, path in request_parts(connection, directory, size=_REQUESTS_PER_FILE):
         connection.execute(f"""
             COPY (
                 WITH listed AS (
-                    SELECT number, reference, city AS request_city,
+                    SELECT number, {SECOND} AS second, reference, city AS request_city,
                         unnest({split_list("impressions")}) AS item_id,
                         unnest({split_list("prices")})::DOUBLE AS price,
                         generate_subscripts({split_list("impressions")}, 1) AS position
                     FROM requests {within}
                 ), candidates AS (
-                    SELECT *, (item_id = reference)::INTEGER AS label,
-                        coalesce(items.city, request_city) AS category_id,
+                    SELECT listed.*, (item_id = reference)::INTEGER AS label,
+                        coalesce(item_cities.city, request_city) AS category_id, price_tier,
                         CASE WHEN price > 0 THEN ln(price) END AS log_price,
-                        {_PRICE_RANK} AS price_rank
-                    FROM listed LEFT JOIN items ON items.item = item_id
+                        {PRICE_RANK} AS price_rank{metadata}
+                    FROM listed
+                    ASOF LEFT JOIN item_cities ON item_cities.item = item_id
+                        AND item_cities.second < listed.second
+                    ASOF LEFT JOIN item_tiers ON item_tiers.item = item_id
+                        AND item_tiers.second < listed.second
                     {"LEFT JOIN metadata ON metadata.item = item_id" if has_metadata else ""}
+                    -- Which of its places was clicked is not said: the first one counts.
+                    QUALIFY label = 0
+                        OR row_number() OVER (PARTITION BY number, item_id ORDER BY position) = 1
                 )
                 SELECT concat_ws('/', user_id, session_id, visit, step) AS request_id,
                     user_id, timestamp,
@@ -262,7 +246,7 @@ def _stage_requests(
                     (timestamp // {_DAY_MS} + 3) % 7 AS weekday,
                     length(bin(step)) AS step_bucket,
                     coalesce(len({split_list("current_filters")}), 0) AS num_filters,
-                    len(label) AS list_length,
+                    len({split_list("impressions")}) AS list_length,
                     device, platform,
                     coalesce(search_source, 'none') AS search_source,
                     coalesce(sort_order, 'none') AS sort_order,
@@ -270,7 +254,7 @@ def _stage_requests(
                 FROM (FROM requests {within})
                 JOIN (SELECT number, {lists} FROM candidates GROUP BY number) l USING (number)
                 ORDER BY number
-            ) TO {sql_string(str(path))} (FORMAT parquet)
+            ) TO {sql_path(path)} (FORMAT parquet)
         """)
 
 
@@ -278,8 +262,10 @@ def _stage_behaviours(connection: duckdb.DuckDBPyConnection, directory: Path) ->
     directory.mkdir()
     connection.execute(f"""
         COPY (
-            SELECT user_id, reference AS item, coalesce(items.city, events.city) AS category,
+            SELECT user_id, reference AS item, coalesce(item_cities.city, e.city) AS category,
                 action_type AS action, timestamp
-            FROM events LEFT JOIN items ON items.item = reference WHERE {IS_ITEM_EVENT}
-        ) TO {sql_string(str(directory / "part-00000.parquet"))} (FORMAT parquet)
+            FROM (SELECT *, {SECOND} AS second FROM events WHERE {IS_ITEM_EVENT}) e
+            ASOF LEFT JOIN item_cities ON item_cities.item = reference
+                AND item_cities.second < e.second
+        ) TO {sql_path(directory / "part-00000.parquet")} (FORMAT parquet)
     """)

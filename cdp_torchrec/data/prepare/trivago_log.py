@@ -1,12 +1,10 @@
 """Events of the RecSys Challenge 2019 log: read, checked row by row, and put in strict order."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.csv_stream import stream_csv
-from cdp_torchrec.data.prepare.database import first_broken_rule, first_row
+from cdp_torchrec.data.prepare.database import Rule, first_broken_rule, first_row, load_csv
 from cdp_torchrec.data.schema import DatasetError
 
 COLUMNS = (
@@ -32,6 +30,8 @@ IS_ITEM_EVENT = """(
 )"""
 """SQL: the event is a behaviour; its reference is a hotel."""
 
+_FIRST_S, _LAST_S = 946_684_800, 4_102_444_799
+_PRICE = "[0-9]{1,12}([.][0-9]{1,6})?"
 _MS = 1000
 """Milliseconds of a second, and so the most events that a second of a user can hold."""
 
@@ -39,22 +39,6 @@ _MS = 1000
 def split_list(column: str) -> str:
     """SQL: the parts of a '|'-list; null where the column is."""
     return f"string_split({column}, '|')"
-
-
-def load_csv(
-    connection: duckdb.DuckDBPyConnection, table: str, path: Path, columns: Sequence[str]
-) -> None:
-    """Make the table of these columns, as strings, and `line`.
-
-    Raises:
-        DatasetError: a column is missing, or the file is damaged.
-    """
-    declared = ", ".join(f"{name} VARCHAR" for name in columns)
-    connection.execute(f"CREATE TABLE {table} ({declared}, line BIGINT)")
-    for batch in stream_csv(path, columns):
-        connection.register("batch", batch)
-        connection.execute(f"INSERT INTO {table} FROM batch")
-        connection.unregister("batch")
 
 
 def load_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:
@@ -65,25 +49,45 @@ def load_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:
     """
     load_csv(connection, "raw_events", log, COLUMNS)
     items, prices = split_list("impressions"), split_list("prices")
-    rules = {
-        "user_id IS NULL OR session_id IS NULL OR action_type IS NULL": (
-            "user_id, session_id or action_type is empty"
+    bad_prices = f"list_filter({prices}, lambda x: NOT {_matches('x', _PRICE)})"
+    rules = [
+        Rule(
+            "user_id IS NULL OR session_id IS NULL OR action_type IS NULL",
+            "user_id, session_id or action_type is empty",
         ),
-        "try_cast(timestamp AS BIGINT) IS NULL": "timestamp is no whole number of seconds",
-        "coalesce(try_cast(step AS BIGINT), 0) < 1": "step is no number from 1",
-        f"{IS_CLICKOUT} AND len({items}) IS DISTINCT FROM len({prices})": (
-            "impressions and prices are lists of unequal length"
+        # The engine would round 1541548801.7 and take 1e9: text is checked before it is a number.
+        Rule(
+            f"NOT {_matches('timestamp', '[0-9]+')}",
+            "timestamp is no whole number of seconds",
+            "timestamp",
         ),
-        f"{IS_CLICKOUT} AND list_contains({items}, '')": "impressions holds an empty id",
-        f"{IS_CLICKOUT} AND len(list_filter({prices}, "
-        "lambda p: coalesce(try_cast(p AS DOUBLE), -1) < 0)) > 0": (
-            "prices holds something else than a number from 0"
+        Rule(
+            f"NOT coalesce(try_cast(timestamp AS BIGINT) BETWEEN {_FIRST_S} AND {_LAST_S}, false)",
+            "timestamp is no time from 2000 to 2099 in seconds since 1970 (milliseconds have 13 "
+            "digits, seconds 10)",
+            "timestamp",
         ),
-    }
+        Rule(f"NOT {_matches('step', '[1-9][0-9]{0,8}')}", "step is no number from 1", "step"),
+        Rule(
+            f"{IS_CLICKOUT} AND len({items}) IS DISTINCT FROM len({prices})",
+            "impressions and prices are lists of unequal length",
+        ),
+        Rule(f"{IS_CLICKOUT} AND list_contains({items}, '')", "impressions holds an empty id"),
+        Rule(
+            f"{IS_CLICKOUT} AND len({bad_prices}) > 0",
+            "prices holds something else than a number from 0",
+            f"{bad_prices}[1]",
+        ),
+    ]
     bad = first_broken_rule(connection, "raw_events", rules, ("line",))
     if bad:
         message, line = bad
         raise DatasetError(f"{log}: line {line}: {message}")
+
+
+def _matches(column: str, pattern: str) -> str:
+    """SQL: the whole text has this form; false where it is null."""
+    return f"coalesce(regexp_full_match({column}, '{pattern}'), false)"
 
 
 def order_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.database import scalar, sql_string
+from cdp_torchrec.data.prepare.database import scalar, sql_path
 from cdp_torchrec.data.prepare.spec import USER_ENTITY, DatasetSpec
 
 
@@ -18,7 +18,7 @@ def build_vocabularies(
     have count 0 and the last codes.
 
     Args:
-        connection: holds the views `staged_requests` and `staged_behaviours`.
+        connection: holds the tables `staged_requests` and `staged_behaviours`.
         spec: names the columns of each entity.
         directory: made here; gets `<entity>.parquet`.
 
@@ -39,7 +39,7 @@ def build_vocabularies(
             )
             ORDER BY code
         """)
-        path = sql_string(str(directory / f"{entity}.parquet"))
+        path = sql_path(directory / f"{entity}.parquet")
         connection.execute(f"COPY (FROM {table} ORDER BY code) TO {path} (FORMAT parquet)")
         num_ids[entity] = scalar(connection, f"SELECT count(*) FROM {table}")
     return num_ids

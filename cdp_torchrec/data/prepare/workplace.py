@@ -1,0 +1,150 @@
+"""Where a preparation works: beside its output, where nothing is left of it however it ends.
+
+Its directories carry the name of the output and are locked while it runs, so that the next
+preparation of the same output can tell what a killed one left behind, and removes that.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import duckdb
+
+from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.whole_file import whole_directory, why_unwritable
+
+logger = logging.getLogger(__name__)
+
+_STOPPED_BY = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
+
+
+class PreparationError(OSError):
+    """The machine, not the log, stands in the way: disk or memory is full."""
+
+    user_error = True
+
+
+@contextmanager
+def preparing(output: Path) -> Generator[None]:
+    """Around a whole preparation: one line says why `output` was not made.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, after its directories are removed.
+
+    Raises:
+        DatasetError: `output` exists.
+        PreparationError: `output` cannot be written, or memory is full.
+    """
+    if output.exists() or output.is_symlink():
+        raise DatasetError(f"{output} exists; remove it or choose another output directory")
+    if problem := why_unwritable(output.parent):
+        raise PreparationError(f"{output} cannot be made: {problem}")
+    try:
+        with _stopped_by_signals(output):
+            yield
+    except PreparationError:
+        raise
+    except (duckdb.Error, OSError) as error:
+        raise PreparationError(
+            f"{output} was not made, nothing is left of it: {_reason(error)}"
+        ) from error
+
+
+@contextmanager
+def staging_beside(output: Path) -> Generator[Path]:
+    """A directory for staging files on the disk of `output`, removed at the end."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(output)
+    directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.staging-", dir=output.parent))
+    try:
+        with _held(directory):
+            yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def dataset_beside(output: Path) -> Generator[Path]:
+    """A directory to fill that becomes `output` at the end, or vanishes on any error."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(output)
+    with whole_directory(output) as partial, _held(partial):
+        yield partial
+
+
+def _remove_abandoned(output: Path) -> None:
+    starts = (f".{output.name}.staging-", f".{output.name}.partial-")
+    for path in output.parent.iterdir():
+        if path.name.startswith(starts) and path.is_dir():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue  # a preparation of the same output, this one or another, works there
+            else:
+                logger.warning("removed %s, left behind by a preparation that was killed", path)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def _held(directory: Path) -> Generator[None]:
+    """A lock that ends with this process, however it ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _stopped_by_signals(output: Path) -> Generator[None]:
+    """Without a handler of somebody else, let the signals end the block as an exception."""
+    stops: list[SystemExit | KeyboardInterrupt] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        logger.warning("stopping: %s is not made, nothing will be left of it", output)
+        interrupted = number == signal.SIGINT
+        stops.append(KeyboardInterrupt() if interrupted else SystemExit(128 + number))
+        raise stops[0]
+
+    previous = {number: signal.getsignal(number) for number in _STOPPED_BY}
+    if threading.current_thread() is not threading.main_thread():
+        previous = {}
+    free = [number for number, handler in previous.items() if handler in _DEFAULT]
+    for number in free:
+        signal.signal(number, stop)
+    try:
+        yield
+    except Exception:
+        if stops:  # raised while the engine ran, which makes an error of its own of it
+            raise stops[0] from None
+        raise
+    finally:
+        for number in free:
+            signal.signal(number, previous[number])
+
+
+def _reason(error: Exception) -> str:
+    """What stands in the way, in plain words; the engine's own are for its developers."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    if "max_temp_directory_size" in text:  # set by the engine, to what was free
+        return os.strerror(errno.ENOSPC)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return "memory is full; give the engine more of it (--memory) or fewer threads (--threads)"
+    return re.sub(r"^(\w+ )+Error: ", "", text.splitlines()[0]) if text else type(error).__name__
