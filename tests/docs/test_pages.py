@@ -111,7 +111,13 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     names = set(re.findall(r"`((?:\w+/)*\w+\.(?:py|toml|json))`", text))
     folders = (page.parent, PACKAGE, ROOT / "launch", ROOT / "tests", ROOT, CONFIGS)
     written_by_commands = {"config.toml", "plan.json", "environment.json", "evaluation.json"}
-    written_by_commands |= {"table.json", "starter.toml"}
+    written_by_commands |= {
+        "table.json",
+        "starter.toml",
+        "schema.toml",
+        "manifest.json",
+        "artifact.json",
+    }
     missing |= {
         name
         for name in names - made - written_by_commands
