@@ -55,8 +55,9 @@ def whole(
     return request.param, losses(folder / "run")
 
 
-@pytest.mark.parametrize("step", [3, 17])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGKILL, 17), (signal.SIGTERM, 9), (signal.SIGINT, 3)]
+)
 def test_it_goes_on_to_the_same_losses(
     whole: tuple[int, list[float]],
     number: signal.Signals,
@@ -77,7 +78,7 @@ def test_it_goes_on_to_the_same_losses(
     code = job.wait(timeout=60)
     assert code != 0
     if number != signal.SIGKILL:
-        assert re.search(r"stopped after step \d+ of 60, with a checkpoint", log.read_text())
+        assert re.search(r"stopped after step \d+ of \d+, with a checkpoint", log.read_text())
     if ranks == 1:
         assert code == (-number if number == signal.SIGKILL else 128 + number)
     job = start(ranks, tiny_dataset, run_dir, "run.resume=true", log=log)
