@@ -63,6 +63,12 @@ _PEER_LOST = (
 """What gloo, the TCP store and NCCL say on the ranks that survive another one's end."""
 
 
+class JoinError(RuntimeError):
+    """A rank waited in vain for the others at the start of a job."""
+
+    user_error = True
+
+
 def rank() -> int:
     """Rank of this process in the job; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
@@ -93,6 +99,9 @@ def init_process_group(config: RanksConfig | None = None) -> "torch.device":
 
     Returns:
         This rank's device, already made current.
+
+    Raises:
+        JoinError: another rank did not come.
     """
     import torch
     from torch import distributed as dist
@@ -116,16 +125,23 @@ def init_process_group(config: RanksConfig | None = None) -> "torch.device":
 
     config = config or RanksConfig()
     timeout = timedelta(seconds=config.collective_timeout_s)
-    store = _open_store(timeout) if "RANK" in os.environ else dist.HashStore()
-    heartbeat = _show_up(store, config.silence_limit_s) if world_size() > 1 else None
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=rank(),
-        world_size=world_size(),
-        timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
-    )
+    try:
+        store = _open_store(timeout) if "RANK" in os.environ else dist.HashStore()
+        heartbeat = _show_up(store, config.silence_limit_s) if world_size() > 1 else None
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank(),
+            world_size=world_size(),
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise JoinError(
+            f"not all of the {world_size()} ranks have joined the job within "
+            f"{config.collective_timeout_s:.0f} s (ranks.collective_timeout_s): one has ended, was "
+            f"stopped, or cannot be reached ({str(error).splitlines()[0]})"
+        ) from error
     if heartbeat:
         heartbeat.start()
     return device

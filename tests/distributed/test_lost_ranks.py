@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,7 +30,8 @@ from cdp_torchrec.distributed.process_group import init_process_group, rank, run
 
 def main(arguments):
     import torch, torch.distributed as dist
-    init_process_group(RanksConfig(silence_limit_s=3))
+    join_s = 2.0 if "join=2" in arguments else 300.0
+    init_process_group(RanksConfig(silence_limit_s=3, collective_timeout_s=join_s))
     dist.barrier()
     sys.stdout.write(f"rank {rank()} is {os.getpid()} of {os.getppid()}\\n")
     sys.stdout.flush()
@@ -120,6 +122,26 @@ def test_a_command_whose_starter_has_ended_already_ends_at_once() -> None:
     command = [sys.executable, "-m", "cdp_torchrec.distributed.launcher", "1", "sleep", "100"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=WITHIN_S)
     assert done.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_nobody_joins_says_so_in_one_line(project: Path, rank: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", "join=2"],
+        cwd=project,
+        env=os.environ
+        | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        | {"MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert (
+        f"rank {rank}: error: not all of the 2 ranks have joined the job within 2 s" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
