@@ -37,8 +37,7 @@ def test_a_signal_ends_it_as_an_exception_that_cleans_up(
     ):
         (staging / "file").touch()
         (partial / "file").touch()
-        os.kill(os.getpid(), number)
-        signal.pause()
+        signal.raise_signal(number)
     if number != signal.SIGINT:
         assert getattr(caught.value, "code", None) == 128 + number
     assert signal.getsignal(number) == before
