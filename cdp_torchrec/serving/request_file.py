@@ -17,15 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cdp_torchrec.data.prepare.tables import (
-    ANY,
-    NUMBER,
-    ParquetTable,
-    check_names,
-    find_parquet,
-    list_of,
-    open_parquet,
-)
+from cdp_torchrec.data.prepare.column_types import ANY, NUMBER, list_of
+from cdp_torchrec.data.prepare.tables import ParquetTable, check_names, find_parquet, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.serving.predictor import PredictorMetadata
 from cdp_torchrec.serving.request import Behaviours, Request

@@ -10,19 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdp_torchrec.data.prepare.tables import (
+from cdp_torchrec.data.prepare.column_types import (
     ANY,
     ID,
     INTEGER,
     NUMBER,
     TIME,
     ColumnType,
-    find_csv,
-    find_parquet,
     list_of,
-    open_parquet,
-    stream_csv,
 )
+from cdp_torchrec.data.prepare.csv_tables import find_csv, stream_csv
+from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
 

@@ -14,7 +14,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from cdp_torchrec.data.prepare.tables import ParquetTable, stream_csv
+from cdp_torchrec.data.prepare.csv_tables import stream_csv
+from cdp_torchrec.data.prepare.tables import ParquetTable
 from cdp_torchrec.data.schema import DatasetError
 
 

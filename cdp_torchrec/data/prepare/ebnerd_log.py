@@ -14,6 +14,15 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.column_types import (
+    FLAG,
+    INTEGER,
+    NUMBER,
+    TEXT,
+    TIME,
+    ColumnType,
+    list_of,
+)
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_rows,
@@ -22,17 +31,7 @@ from cdp_torchrec.data.prepare.database import (
     load_parquet,
     null_rules,
 )
-from cdp_torchrec.data.prepare.tables import (
-    FLAG,
-    INTEGER,
-    NUMBER,
-    TEXT,
-    TIME,
-    ColumnType,
-    ParquetTable,
-    list_of,
-    open_parquet,
-)
+from cdp_torchrec.data.prepare.tables import ParquetTable, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
 LONGEST_READ_S = 1800

@@ -8,6 +8,7 @@ from typing import Literal
 import duckdb
 
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.column_types import ID, INTEGER, NUMBER, ColumnType, list_of
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_rows,
@@ -17,16 +18,7 @@ from cdp_torchrec.data.prepare.database import (
     null_rules,
 )
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
-from cdp_torchrec.data.prepare.tables import (
-    ID,
-    INTEGER,
-    NUMBER,
-    ColumnType,
-    ParquetTable,
-    find_parquet,
-    list_of,
-    open_parquet,
-)
+from cdp_torchrec.data.prepare.tables import ParquetTable, find_parquet, open_parquet
 from cdp_torchrec.data.schema import LARGEST_NUMBER, LATEST_TIMESTAMP_MS, DatasetError, Split
 
 

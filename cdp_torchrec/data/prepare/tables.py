@@ -1,4 +1,4 @@
-"""The only place that opens a user's tables: parquet files, and CSV logs of any size.
+"""The only place that opens a user's parquet files; `csv_tables` opens what is text.
 
 A table is read as it was declared, and nothing is guessed. A path is taken as it stands: no
 pattern, and no column from the names of its folders. Names are exact, so `LABEL` is not `label`,
@@ -12,113 +12,25 @@ these widenings are allowed, none of which changes a value:
     a column without a value   whatever the other files have
 
 Everything else, such as ids that are integers in one file and strings in another, is an error that
-names both files. CSV files are read as text; whoever declares a type checks the text first.
+names both files.
 """
 
-import csv
-import gzip
-import lzma
 import stat
-import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
+from cdp_torchrec.data.prepare.column_types import ColumnType
 from cdp_torchrec.data.schema import DatasetError
-from cdp_torchrec.progress import ProgressBar
 
 _ROWS = 1 << 16
-_BLOCK_BYTES = 8 << 20
-_HEADER_BYTES = 1 << 20
-_SUFFIXES = ("", ".gz", ".xz")
 _MAGIC = b"PAR1"
-
-
-@dataclass(frozen=True)
-class ColumnType:
-    """What a column is declared to hold."""
-
-    expected: str
-    """How errors name it."""
-    widened: Callable[[pa.DataType], pa.DataType | None]
-    """The type as which a parquet type is read; None: not allowed."""
-    default: pa.DataType
-    """Of a column without any value."""
-
-
-def list_of(element: ColumnType) -> ColumnType:
-    """A list, nulls allowed, of such elements."""
-
-    def widened(kind: pa.DataType) -> pa.DataType | None:
-        if pa.types.is_null(kind):
-            return kind
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            return None
-        inner = element.widened(kind.value_type)
-        return None if inner is None else pa.list_(inner)
-
-    return ColumnType(f"list of {element.expected}", widened, pa.list_(element.default))
-
-
-def _integer(kind: pa.DataType) -> pa.DataType | None:
-    return pa.int64() if pa.types.is_integer(kind) else None
-
-
-def _id(kind: pa.DataType) -> pa.DataType | None:
-    return kind if pa.types.is_uint64(kind) else _integer(kind) or _text(kind)
-
-
-def _number(kind: pa.DataType) -> pa.DataType | None:
-    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-    return pa.float64() if is_number else None
-
-
-def _text(kind: pa.DataType) -> pa.DataType | None:
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return pa.string() if is_text or pa.types.is_string_view(kind) else None
-
-
-def _time(kind: pa.DataType) -> pa.DataType | None:
-    # A moment is the same in every time zone.
-    return pa.timestamp(kind.unit, kind.tz and "UTC") if pa.types.is_timestamp(kind) else None
-
-
-def _flag(kind: pa.DataType) -> pa.DataType | None:
-    return kind if pa.types.is_boolean(kind) else None
-
-
-def _anything(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(ANY.widened(kind.value_type) or kind.value_type)
-    return _id(kind) or _number(kind) or _time(kind) or kind
-
-
-def _declared(
-    expected: str, widened: Callable[[pa.DataType], pa.DataType | None], default: pa.DataType
-) -> ColumnType:
-    def of_values(kind: pa.DataType) -> pa.DataType | None:
-        if pa.types.is_dictionary(kind):
-            return of_values(kind.value_type)
-        return kind if pa.types.is_null(kind) else widened(kind)
-
-    return ColumnType(expected, of_values, default)
-
-
-INTEGER = _declared("integer", _integer, pa.int64())
-ID = _declared("string or integer", _id, pa.string())
-NUMBER = _declared("number", _number, pa.float64())
-TEXT = _declared("string", _text, pa.string())
-TIME = _declared("timestamp", _time, pa.timestamp("us"))
-FLAG = _declared("boolean", _flag, pa.bool_())
-ANY = _declared("anything", _anything, pa.null())
 
 
 @dataclass(frozen=True)
@@ -282,7 +194,7 @@ def _converted(column: pa.Array, field: pa.Field, path: Path, first: int) -> pa.
 
 @contextmanager
 def _open_parquet(path: Path) -> Generator[pq.ParquetFile]:
-    with _open(path) as raw:
+    with open_file(path) as raw:
         start = raw.read(len(_MAGIC))
     if not start:
         raise DatasetError(f"{path}: the file is empty")
@@ -305,7 +217,12 @@ def _reading_parquet(path: Path) -> Generator[None]:
         raise DatasetError(f"{path}: damaged or cut off parquet file") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular file.
+
+    Raises:
+        DatasetError: it is none, or cannot be opened.
+    """
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
@@ -331,85 +248,3 @@ def check_names(path: Path, found: Sequence[str], needed: Sequence[str]) -> None
             raise DatasetError(
                 f"{path}: column '{name}' occurs {found.count(name)} times in {list(found)}"
             )
-
-
-def find_csv(directory: Path, *names: str) -> Path | None:
-    """The first of `<name>`, `<name>.gz`, `<name>.xz` in the directory, names in order.
-
-    Raises:
-        DatasetError: the directory does not exist.
-    """
-    if not directory.is_dir():
-        raise DatasetError(f"{directory}: no such directory")
-    paths = (directory / f"{name}{suffix}" for name in names for suffix in _SUFFIXES)
-    # A link that leads nowhere is there as well: opening it says so.
-    return next((path for path in paths if path.exists() or path.is_symlink()), None)
-
-
-def stream_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Blocks of the named columns as strings (empty cells null), and `line` int64 from 2.
-
-    A progress bar follows the compressed bytes.
-
-    Raises:
-        DatasetError: the file cannot be opened, has no rows, is cut off or damaged; a column is
-            missing or occurs twice, a row has too few or too many cells, a value is not UTF-8.
-    """
-    with _reading_csv(path), _open(path) as raw, _decompressed(raw, path) as data:
-        header = next(csv.reader([data.readline(_HEADER_BYTES).decode("utf-8-sig")]), [])
-    if not header:
-        raise DatasetError(f"{path}: the file is empty")
-    check_names(path, header, columns)
-    with (
-        _reading_csv(path),
-        _open(path) as raw,
-        _decompressed(raw, path) as data,
-        ProgressBar(path.name, total=path.stat().st_size // 2**20, unit="MiB") as bar,
-    ):
-        line, read = 2, 0
-        for batch in _open_reader(data, columns):
-            numbers = pa.array(np.arange(line, line + batch.num_rows))
-            yield batch.append_column("line", numbers)
-            line += batch.num_rows
-            bar.advance(raw.tell() // 2**20 - read)
-            read = raw.tell() // 2**20
-    if line == 2:
-        raise DatasetError(f"{path}: the file has no rows")
-
-
-@contextmanager
-def _reading_csv(path: Path) -> Generator[None]:
-    try:
-        yield
-    except EOFError as error:
-        raise DatasetError(f"{path}: the file is cut off: {error}") from error
-    except (lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise DatasetError(f"{path}: damaged compressed file: {error}") from error
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        # Arrow counts the header as row 1, so its row is the line.
-        raise DatasetError(f"{path}: malformed line: {error}") from error
-
-
-def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
-    if path.suffix == ".xz":
-        return lzma.open(raw)
-    if path.suffix == ".gz":
-        return gzip.open(raw)
-    return raw
-
-
-def _open_reader(
-    data: IO[bytes] | gzip.GzipFile | lzma.LZMAFile, columns: Sequence[str]
-) -> pyarrow.csv.CSVStreamingReader:
-    return pyarrow.csv.open_csv(
-        data,
-        # One thread, because only then errors name the row.
-        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
-        convert_options=pyarrow.csv.ConvertOptions(
-            include_columns=list(columns),
-            column_types=dict.fromkeys(columns, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-        ),
-    )

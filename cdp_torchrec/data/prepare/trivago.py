@@ -30,6 +30,7 @@ from pathlib import Path
 
 import duckdb
 
+from cdp_torchrec.data.prepare.csv_tables import find_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     first_row,
@@ -45,7 +46,6 @@ from cdp_torchrec.data.prepare.staging import (
     request_parts,
     staging_beside,
 )
-from cdp_torchrec.data.prepare.tables import find_csv
 from cdp_torchrec.data.prepare.trivago_items import PRICE_RANK, SECOND, follow_items
 from cdp_torchrec.data.prepare.trivago_log import (
     IS_CLICKOUT,
