@@ -213,7 +213,7 @@ def test_the_command_measures_every_setting_and_the_student(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cdp_torchrec.benchmark.latency.command.init_process_group", lambda: CPU)
+    monkeypatch.setattr("cdp_torchrec.benchmark.latency.command.init_process_group", lambda _: CPU)
     monkeypatch.setattr(denoiser_cost_module, "_TRIALS", 1)
     output = f"benchmark.output={tmp_path / 'out'}"
     benchmark.main(["latency", str(run_dir), *SETTINGS, output])
