@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -23,6 +24,20 @@ def kill_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         _end_without(parent)
+
+
+def kill_with_launcher() -> None:
+    """Let the kernel kill this rank when its launcher ends, or end at once if it has."""
+    parent = os.getppid()
+    kill_with_parent(parent)
+    # An orphan belongs to the first process, which in a container may be the launcher itself.
+    if parent == 1 and sys.platform == "linux" and not _is_python(parent):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_python(process: int) -> bool:
+    command = Path(f"/proc/{process}/cmdline").read_bytes()
+    return b"python" in command or b"torch" in command
 
 
 def run_with_parent(parent: int, command: list[str]) -> None:

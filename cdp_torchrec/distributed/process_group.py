@@ -29,7 +29,7 @@ from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
 from cdp_torchrec.distributed.interruption import Interrupted, Interruption
-from cdp_torchrec.distributed.launcher import kill_with_parent
+from cdp_torchrec.distributed.launcher import kill_with_launcher
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
 from cdp_torchrec.standard_streams import flush_streams, give_up, prepare_streams
@@ -193,7 +193,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         main: the script; takes the command line without the script's name.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        kill_with_parent(os.getppid())
+        kill_with_launcher()
     prepare_streams()
     faulthandler.enable()
     quiet_libraries()

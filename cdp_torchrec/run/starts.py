@@ -60,8 +60,9 @@ def record_start(
         changed=_changed(before, config),
     )
     path = run_dir / STARTS
-    former = path.read_text() if path.is_file() else ""
-    write_whole(path, f"{former}{json.dumps(asdict(start))}\n")
+    # As it is: a record for people, whose damage must not end the run.
+    former = path.read_bytes() if path.is_file() else b""
+    write_whole(path, former + json.dumps(asdict(start)).encode() + b"\n")
 
 
 def _changed(before: Path, config: Config) -> dict[str, tuple[Any, Any]]:
