@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from torchx.specs.file_linter import validate
 from torchx.specs.finder import get_components
 
 from cdp_torchrec.distributed import dist
+from tests.distributed.project import make_project
 from tests.paths import ROOT
 
 SCRIPTS = Path(sys.executable).parent
@@ -50,11 +50,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A directory like the checkout: .torchxconfig and launch/train.py."""
-    shutil.copy(ROOT / ".torchxconfig", tmp_path)
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch" / "train.py").write_text(TRAIN)
-    return tmp_path
+    return make_project(tmp_path, TRAIN)
 
 
 def run(

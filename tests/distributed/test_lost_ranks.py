@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from torch.distributed import HashStore
 
 from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
+from tests.distributed.project import make_project
 from tests.paths import ROOT
 
 SCRIPTS = Path(sys.executable).parent
@@ -48,11 +48,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A directory like the checkout: .torchxconfig and launch/train.py."""
-    shutil.copy(ROOT / ".torchxconfig", tmp_path)
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch" / "train.py").write_text(JOB)
-    return tmp_path
+    return make_project(tmp_path, JOB)
 
 
 @contextmanager
