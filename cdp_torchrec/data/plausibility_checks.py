@@ -31,6 +31,11 @@ class Check:
     """What the figure must be of; empty: anything."""
 
 
+_EMPTY_HISTORY = (
+    "{value:.2%} of the requests of the {of} split have no behaviour before them: "
+    "compare user_id and timestamp of requests and behaviours"
+)
+
 CHECKS = (
     # Clocks
     Check(
@@ -154,16 +159,14 @@ CHECKS = (
     ),
     Check(
         "empty_history",
-        "{value:.2%} of the requests of the {of} split have no behaviour before them: "
-        "compare user_id and timestamp of requests and behaviours",
+        _EMPTY_HISTORY,
         warn_above=0.9,
         only=("train",),
         at_least=10,
     ),
     Check(
         "empty_history",
-        "{value:.2%} of the requests of the {of} split have no behaviour before them: "
-        "compare user_id and timestamp of requests and behaviours",
+        _EMPTY_HISTORY,
         warn_above=0.9,
         error_above=0.999,
         only=("test",),
