@@ -49,6 +49,21 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
 
 
+def test_a_full_disk_is_one_line_in_a_thread_of_a_library_as_well(tmp_path: Path) -> None:
+    (tmp_path / "threads.py").write_text(
+        "from pathlib import Path\n"
+        "from threading import Thread\n"
+        "from cdp_torchrec.distributed.process_group import run_main\n"
+        "def main(arguments):\n"
+        "    thread = Thread(target=Path('/dev/full').write_text, args=('more',))\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "run_main(main)\n"
+    )
+    done = run(f"{sys.executable} threads.py", tmp_path)
+    assert done.stderr == "error: No space left on device\n"
+
+
 def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     done = run("cd gone && rmdir ../gone && ${SAYS/says.py/$OLDPWD/says.py}", tmp_path)

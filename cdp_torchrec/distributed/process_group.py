@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -198,6 +199,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     faulthandler.enable()
     quiet_libraries()
     date_logs(active=is_rank_zero())
+    threading.excepthook = _report_thread
     try:
         check_environment()
         _check_working_directory()
@@ -272,6 +274,15 @@ def _fail(error: Exception) -> NoReturn:
         _wait(_SAME_ERROR_GRACE_S)
     print(report, file=sys.stderr)
     _exit(1)
+
+
+def _report_thread(ended: threading.ExceptHookArgs) -> None:
+    """A thread of a library, such as TensorBoard's writer, is ended by a full disk, too."""
+    error = ended.exc_value
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        print(_describe(error)[1], file=sys.stderr)
+    else:
+        threading.__excepthook__(ended)
 
 
 def _describe(error: Exception) -> tuple[str, str]:
