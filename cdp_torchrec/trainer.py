@@ -82,11 +82,10 @@ class Trainer:
             CheckpointError: a checkpoint could not be written.
             Interrupted: by SIGTERM or SIGINT; a checkpoint is written.
         """
-        with self._interruption:
+        with self._interruption, self._checkpointer:
             while progress.step < self._total_steps and not self._is_stalled(progress):
                 progress = self._segment(progress, self._next_stop(progress.step))
                 progress = self._keep(progress)
-            self._checkpointer.finish()
         if progress.step < self._total_steps:
             best = "none" if self._best is None else f"{self._best.value:.4f}"
             self._monitor.say(
@@ -112,7 +111,7 @@ class Trainer:
         if validates or number or self._due(progress.step, self._checkpoint_every):
             self._checkpointer.save(progress, self._model, self._optimizer, validation)
         if number:
-            self._checkpointer.finish()
+            self._checkpointer.finish()  # before saying so
             raise Interrupted(
                 number,
                 f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint; "
@@ -171,7 +170,6 @@ class Trainer:
     ) -> None:
         losses = {name: float(value) for name, value in average(output.losses).items()}
         if not math.isfinite(losses["loss"]):
-            self._checkpointer.finish()
             raise NonFiniteLossError(
                 f"step {step}: the loss is {losses['loss']} ({losses}); lower the learning rates "
                 "(optimizer.sparse.lr, optimizer.dense.lr) or clip dense gradients "

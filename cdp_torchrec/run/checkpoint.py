@@ -10,7 +10,8 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -80,6 +81,27 @@ class Checkpointer:
         self._plan_json = plan_json
         self._keep_last = keep_last
         self._writer = CheckpointWriter(mode)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """As `finish`, however the training ended: nothing is written behind the back of the next.
+
+        Raises:
+            CheckpointError: as `finish`, if no other error is on its way.
+        """
+        try:
+            self.finish()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            logger.warning("%s", failure)
 
     @property
     def has_failed(self) -> bool:

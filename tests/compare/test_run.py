@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import open_data, train
 from cdp_torchrec.model.ranking import RankingModel
+from cdp_torchrec.run import writer
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.monitor import Monitor
 from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file
@@ -103,8 +105,17 @@ def test_an_interrupted_cell_continues_and_ends_as_if_nothing_had_happened(
             raise KeyboardInterrupt
         record(self, kind, step, values)
 
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.5)  # the checkpoint of step 2 is in flight when the interruption comes
+        return dcp_save(*args, **kwargs)
+
     cell = table.tuning_cells("tiny", "pooled")[0]
-    with mock.patch.object(Monitor, "record", interrupted), pytest.raises(KeyboardInterrupt):
+    dcp_save = writer.dcp.save
+    with (
+        mock.patch.object(Monitor, "record", interrupted),
+        mock.patch.object(writer.dcp, "save", slowly),
+        pytest.raises(KeyboardInterrupt),
+    ):
         run_table(table, CPU)
     assert read_result(cell.directory) is None
     reason = run._attempt(cell, CPU, num_bootstrap=50)
