@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -189,8 +190,10 @@ class _Recorder:
         self.losses.append(scalars["loss"])
 
 
-class _NoCheckpoints:
+class _NoCheckpoints(AbstractContextManager[None]):
     has_failed = False
+
+    def __exit__(self, *error: object) -> None: ...
 
     def best(self) -> None: ...
 
