@@ -218,6 +218,7 @@ def test_the_noise_of_an_impression_is_fixed_by_its_key(make_module, make_inputs
 
 def of_requests(inputs: InterestInput) -> InterestInput:
     """The same impressions as eight requests of two candidates each, all with the same history."""
+    assert inputs.pool is not None
     place = torch.arange(len(inputs.key))
     history = replace(
         inputs.pool,
