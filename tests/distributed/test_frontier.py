@@ -28,7 +28,7 @@ from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
-from tests.other_codes import with_other_codes
+from tests.other_codes import with_other_codes, with_other_requests
 from tests.paths import CONFIGS
 
 pytestmark = pytest.mark.distributed
@@ -98,6 +98,7 @@ def on_two_ranks(tiny_dataset: Path, folder: Path) -> list[dict[str, Any]]:
         path = folder / "damaged" / name
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     with_other_codes(tiny_dataset, folder / "other-codes")
+    with_other_requests(tiny_dataset, folder / "other-requests")
     return run_ranks(2, distill_on_two_ranks, tiny_dataset, folder)
 
 
@@ -135,7 +136,7 @@ def test_a_run_without_a_reverse_process_is_refused(tiny_dataset: Path, folder: 
 
 def use_on_one_rank(folder: Path) -> dict[str, Any]:
     """Evaluate, distill, measure, and export as far as the compiler, what two ranks trained."""
-    run = folder / "run"
+    run, other_requests = folder / "run", folder / "other-requests"
     settings = ["distill.max_steps=1", f"distill.dir={folder / 'one-rank-student'}"]
     return {
         "evaluated": evaluate_run(
@@ -152,6 +153,14 @@ def use_on_one_rank(folder: Path) -> dict[str, Any]:
         "other_keys": error_of(lambda: evaluate_with_other_keys(run)),
         "other_format": error_of(lambda: open_run(of_other_format(run), [], ExperimentConfig)),
         "other_config": error_of(lambda: open_run(of_other_config(run), [], ExperimentConfig)),
+        "resumed on other requests": error_of(
+            lambda: train(load_run("cdp", other_requests, run, "run.resume=true"), CPU)
+        ),
+        "evaluated on other requests": evaluate_run(
+            open_run(run, [f"data.dir={other_requests}"], ExperimentConfig),
+            CPU,
+            write_predictions=False,
+        ).report.gauc,
         "wrong_override": error_of(lambda: open_run(run, ["model.deep=3"], ExperimentConfig)),
     } | {f"{name} on other codes": said for name, said in use_on_other_codes(run).items()}
 
@@ -258,6 +267,15 @@ def test_a_run_is_not_used_on_another_preparation_of_its_log(
     assert str(folder / "other-codes") in used["evaluated on other codes"]
     for name in ("evaluated", "distilled", "measured", "exported", "resumed"):
         assert "ids in both, other codes" in used[f"{name} on other codes"]
+
+
+def test_a_run_goes_on_with_its_own_requests_only_and_is_measured_on_others(
+    used: dict[str, Any], folder: Path
+) -> None:
+    said = used["resumed on other requests"]
+    assert said.startswith("CheckpointError: ") and "\n" not in said
+    assert f"other requests or another history than those of {folder / 'other-requests'}" in said
+    assert used["evaluated on other requests"] == used["evaluated"]  # of the same test split
 
 
 def test_a_plan_that_is_named_again_is_used(used: dict[str, Any]) -> None:
