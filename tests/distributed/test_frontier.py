@@ -149,6 +149,7 @@ def use_on_one_rank(folder: Path) -> dict[str, Any]:
             timing.name for timing in measure_run(open_cdp_run(run, MEASURED), CPU).timings
         ],
         "exported": error_of(lambda: export_without_compiling(run)),
+        "exported damaged": error_of(lambda: export_damaged(run, folder / "damaged")),
         "planned": error_of(lambda: evaluate_planned(run, folder / "planned" / "plan.json")),
         "other_keys": error_of(lambda: evaluate_with_other_keys(run)),
         "other_format": error_of(lambda: open_run(of_other_format(run), [], ExperimentConfig)),
@@ -200,6 +201,15 @@ def export_without_compiling(run: Path) -> None:
 
     with mock.patch.object(export, "export_ranker", compiler):
         settings = ["export.parity_impressions=500"]
+        export.export_run(open_run(run, settings, ExportedConfig), CPU)
+
+
+def export_damaged(run: Path, dataset: Path) -> None:
+    def read(*_: object) -> None:
+        raise ArtifactError("something was read before")
+
+    settings = [f"data.dir={dataset}", "run.verify=true"]
+    with mock.patch.object(export, "raw_test_requests", read):
         export.export_run(open_run(run, settings, ExportedConfig), CPU)
 
 
@@ -276,6 +286,11 @@ def test_a_run_goes_on_with_its_own_requests_only_and_is_measured_on_others(
     assert said.startswith("CheckpointError: ") and "\n" not in said
     assert f"other requests or another history than those of {folder / 'other-requests'}" in said
     assert used["evaluated on other requests"] == used["evaluated"]  # of the same test split
+
+
+def test_an_export_verifies_the_dataset_before_it_reads_it(used: dict[str, Any]) -> None:
+    assert used["exported damaged"].startswith("DatasetError: ")
+    assert "test/part-00000.parquet: other bytes" in used["exported damaged"]
 
 
 def test_a_plan_that_is_named_again_is_used(used: dict[str, Any]) -> None:
