@@ -204,8 +204,9 @@ def _both(
     with torch.no_grad():
         x_0 = teacher.pooling(inputs).latent
         condition = None if teacher.condition is None else teacher.condition(inputs).condition
-        wanted = teacher.denoised(x_0, condition, inputs.key)
-    return wanted, student.denoised(x_0, condition, inputs.key)
+        key = teacher.noise_key(inputs)
+        wanted = teacher.denoised(x_0, condition, key)
+    return wanted, student.denoised(x_0, condition, key)
 
 
 def _training_inputs(experiment: Experiment, config: DistillConfig) -> Iterator[InterestInput]:

@@ -13,6 +13,7 @@ from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
 from cdp_torchrec.data.requests import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
+from cdp_torchrec.keyed_random import impression_key
 
 _NO_EPOCH = 0
 
@@ -173,7 +174,7 @@ class BatchAssembler:
         item = impressions.candidate["item_id"].astype(np.int64)
         draw = _NO_EPOCH if epoch is None else 1 + epoch + (self._seed << 20)
         with np.errstate(over="ignore"):
-            return ((request * 0x1000003 + item) * 0x1000003 + draw).astype(np.int64)
+            return impression_key(request, item, draw)
 
     def _padded(self, column: np.ndarray) -> torch.Tensor:
         padded = np.zeros((self._batch_size, *column.shape[1:]), dtype=column.dtype)
