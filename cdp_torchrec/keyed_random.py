@@ -40,6 +40,8 @@ class Stream(IntEnum):
     """Draw of L-DiffRec's encoder; a key is a history, as for all of DiffRec's draws."""
     RELEVANCE_NEGATIVE = 7
     """Own behaviour that the item shown for a query is told from (QIN)."""
+    ID_DROPOUT = 8
+    """Whether an id stands on its shared row in training; a key is a request's id."""
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:
@@ -86,6 +88,11 @@ def keyed_normal(key: Tensor, dim: int, stream: Stream) -> Tensor:
     angle = (bits & _LOW).double() * (2.0 * math.pi * 2.0**-32)
     draws = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return draws[:, :dim].float()
+
+
+def keyed_uniform(key: Tensor, stream: Stream) -> Tensor:
+    """One uniform draw in [0, 1) of each key, float64 [B]."""
+    return _shift_right(_random_bits(key, 1, stream).squeeze(1), 32).double() * 2.0**-32
 
 
 def keyed_timesteps(key: Tensor, num_train_timesteps: int, stream: Stream) -> Tensor:
