@@ -66,7 +66,7 @@ class InterestInput:
     """The category-gated history pooled, if the module asks for it."""
     part: GatedPool | None = None
     """A random part of the gated history pooled, m of its n behaviours in one segment, if the
-    module asks for it; of none outside of training."""
+    module asks for it; None outside of training."""
     gated: BehaviourSequence | None = None
     """The category-gated history, a sequence for each (request, category), if asked for."""
     recent: BehaviourSequence | None = None

@@ -181,7 +181,7 @@ class RankingArch(nn.Module):
             item_id=batch.item_id,
             category_id=batch.category_id,
             pool=self._pool("pool", embeddings, batch),
-            part=self._pool("part", embeddings, batch),
+            part=self._pool("part", embeddings, batch) if self.training else None,
             gated=self._behaviours("gated", embeddings, batch.gated),
             recent=self._behaviours("recent", embeddings, batch.recent),
         )
