@@ -204,8 +204,9 @@ def _both(
     with torch.no_grad():
         pooled = teacher.pooling(inputs)
         condition = None if teacher.condition is None else teacher.condition(inputs).condition
-        wanted = teacher.denoised(pooled, condition, inputs.key)
-    return wanted, student.denoised(pooled, condition, inputs.key)
+        key = teacher.noise_key(inputs)
+        wanted = teacher.denoised(pooled, condition, key)
+    return wanted, student.denoised(pooled, condition, key)
 
 
 def _training_inputs(experiment: Experiment, config: DistillConfig) -> Iterator[InterestInput]:

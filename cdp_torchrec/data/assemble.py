@@ -13,7 +13,7 @@ from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
 from cdp_torchrec.data.requests import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
-from cdp_torchrec.keyed_random import combined
+from cdp_torchrec.keyed_random import impression_key
 
 _NO_EPOCH = 0
 
@@ -180,7 +180,8 @@ def _keys(impressions: Impressions, draw: int) -> np.ndarray:
     """Name of each impression: its request and item; in training also seed and epoch."""
     request = _per_impression(impressions, "request_id")
     item = impressions.candidate["item_id"].astype(np.int64)
-    return combined(combined(request, item), draw)
+    with np.errstate(over="ignore"):
+        return impression_key(request, item, draw)
 
 
 def _per_impression(

@@ -15,7 +15,7 @@ from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
 from cdp_torchrec.data.sub_sample import draw_part
-from cdp_torchrec.keyed_random import combined
+from cdp_torchrec.keyed_random import impression_key
 
 _BUCKETS = 1 << 16
 
@@ -182,7 +182,9 @@ def _part(group: _Group, request_id: np.ndarray, draw: int | None) -> JaggedCode
         nothing = np.zeros(0, dtype=np.int64)
         return JaggedCodes(nothing, nothing)
     request = request_id[group.request].astype(np.int64)
-    rows, lengths = draw_part(group.slices, combined(combined(request, group.category), draw))
+    with np.errstate(over="ignore"):
+        key = impression_key(request, group.category, draw)
+    rows, lengths = draw_part(group.slices, key)
     return JaggedCodes(np.asarray(group.behaviours.item[rows]), lengths)
 
 

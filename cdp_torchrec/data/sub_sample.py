@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cdp_torchrec.data.history_store import Slices
-from cdp_torchrec.keyed_random import Stream, combined, keyed_uniform
+from cdp_torchrec.keyed_random import Stream, impression_key, keyed_uniform
 
 
 def draw_part(slices: Slices, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,9 +28,9 @@ def draw_part(slices: Slices, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     owner = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     # Histories keep their order, and the behaviours of each come in a random one.
-    shuffled = np.argsort(
-        owner + _uniform(combined(key[owner], place), Stream.PART_MEMBER), kind="stable"
-    )
+    with np.errstate(over="ignore"):
+        behaviour = impression_key(key[owner], place, 0)
+    shuffled = np.argsort(owner + _uniform(behaviour, Stream.PART_MEMBER), kind="stable")
     return rows[shuffled[place < kept[owner]]], kept
 
 

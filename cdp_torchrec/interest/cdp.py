@@ -34,7 +34,13 @@ from cdp_torchrec.interest.pooling import (
     PooledHistory,
     normalise,
 )
-from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
+from cdp_torchrec.keyed_random import (
+    Stream,
+    keyed_normal,
+    keyed_timesteps,
+    seeded,
+    shared_key,
+)
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,19 @@ class CdpInterest(InterestModule):
         Args:
             pooled: z_0 and what it was made of.
             condition: c, [B, D]; None without experts.
-            key: of each impression, int64 [B].
+            key: `noise_key` of each impression, int64 [B].
         """
         return self._sample(pooled, self.denoiser.modulation(condition), key)
+
+    def noise_key(self, inputs: InterestInput) -> Tensor:
+        """What the noise of the start state is a function of (a8), int64 [B]."""
+        match self.config.noise_of:
+            case "impression":
+                return inputs.key
+            case "request":
+                return shared_key(inputs.key, item=inputs.item_id, group=inputs.category_id)
+            case "fixed":
+                return torch.zeros_like(inputs.key)
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Denoised interest, [B, interest_dim]; in training mode with the noise loss."""
@@ -121,13 +137,14 @@ class CdpInterest(InterestModule):
         fused = None if self.condition is None else self.condition(inputs)
         condition = None if fused is None else fused.condition
         modulation = self.denoiser.modulation(condition)
+        noise_key = self.noise_key(inputs)
         noise_loss: _NoiseLoss | None = None
         if self.read_out is not None:
-            interest, noise_loss = self._unroll(pooled.latent, modulation, inputs.key)
+            interest, noise_loss = self._unroll(pooled.latent, modulation, noise_key)
         elif self.training and self.config.train_path == "x0_onestep":
             interest, noise_loss = self._one_step(pooled.latent, modulation, inputs.key)
         else:
-            interest = self._sample(pooled, modulation, inputs.key)
+            interest = self._sample(pooled, modulation, noise_key)
             if self.training and self.config.noise_loss_weight > 0.0:
                 noise_loss = self._separate_noise_loss(pooled, condition, modulation, inputs)
         losses, monitors = {}, {}
@@ -162,7 +179,11 @@ class CdpInterest(InterestModule):
             )
             return self.schedule.x_0_from(prediction, x_t, self.steps[index].timestep)
 
-        return denoise(self._start_state(x_0, key), steps=self.steps, predict_x_0=predict_x_0)
+        ends = [
+            denoise(self._start_state(x_0, one), steps=self.steps, predict_x_0=predict_x_0)
+            for one in (key, *(seeded(key, draw) for draw in range(1, self.config.num_noise_draws)))
+        ]
+        return ends[0] if len(ends) == 1 else torch.stack(ends).mean(dim=0)
 
     def _start_state(self, x_0: Tensor, key: Tensor) -> Tensor:
         signal, sigma = self.schedule.scales(self.last_timestep)

@@ -142,8 +142,16 @@ class CdpConfig(GatedHistoryConfig):
     """What the denoiser predicts. Paper: the noise, "epsilon" (eq. 10). "x0": the clean latent."""
     start: Literal["noised", "clean_scaled", "clean", "gaussian"] = "noised"
     """State where sampling starts (a7, a8). "noised": z_0 after the forward process, as Figure 1c
-    draws, with noise fixed per impression. "clean_scaled": the same without the noise. "clean": z_0
+    draws. "clean_scaled": the same without the noise. "clean": z_0
     itself. "gaussian": pure noise, off-distribution here because x_T keeps 69 % of the signal."""
+    noise_of: Literal["impression", "request", "fixed"] = "impression"
+    """What the noise of a "noised" or "gaussian" start belongs to (a8); Figure 1c does not say.
+    "impression": candidates of a request that share z_0 still start from different states, so their
+    order is partly noise. "request": they start from the same state, one for each request and
+    category. "fixed": one noise for all."""
+    num_noise_draws: PositiveInt = 1
+    """Chains whose ends are averaged, each from noise of its own (a8): the mean over the noise
+    instead of one draw, at as many times the cost."""
     start_timestep: PositiveInt | None = None
     """Noise level of the start state; T if not given. Training draws its timesteps up to here."""
     sampler: SamplerType = "ddim"
@@ -261,6 +269,17 @@ class CdpConfig(GatedHistoryConfig):
             raise ValueError(
                 f"num_inference_steps = 0 needs start = 'clean', found '{self.start}': "
                 "nothing would remove the noise or the scale"
+            )
+        noise = (self.noise_of, self.num_noise_draws)
+        if noise != ("impression", 1) and self.start not in ("noised", "gaussian"):
+            raise ValueError(
+                f"noise_of = '{self.noise_of}' and num_noise_draws = {self.num_noise_draws} need "
+                f"noise at the start: start = 'noised' or 'gaussian', found '{self.start}'"
+            )
+        if self.num_noise_draws > 1 and self.train_path == "unrolled":
+            raise ValueError(
+                f"num_noise_draws = {self.num_noise_draws}: train_path = 'unrolled' predicts the "
+                "noise of one start state"
             )
         if self.train_path != "chain" and self.recon_detach:
             raise ValueError(
