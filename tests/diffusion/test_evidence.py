@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdp_torchrec.diffusion.config import NUM_EVIDENCE_LEVELS, DenoiserConfig
+from cdp_torchrec.diffusion.denoiser import ConditionedMlp
 from cdp_torchrec.diffusion.evidence import EvidenceDenoiser, evidence_level
 
 COUNTS = torch.tensor([0.0, 1.0, 3.0, 40.0, 180.0, 2000.0])
@@ -17,11 +18,11 @@ def denoiser() -> EvidenceDenoiser:
     return EvidenceDenoiser(config, dim=5, condition_dim=4)
 
 
-class Oracle(nn.Module):
+class Oracle(ConditionedMlp):
     """Corrects any state to a given latent, and remembers the states and modulations it saw."""
 
     def __init__(self, latent: Tensor) -> None:
-        super().__init__()
+        super().__init__(DenoiserConfig(), dim=5, condition_dim=0)
         self.latent = latent
         self.states: list[Tensor] = []
         self.modulations: list[Tensor] = []
