@@ -40,7 +40,11 @@ class Stream(IntEnum):
     """Draw of L-DiffRec's encoder; a key is a history, as for all of DiffRec's draws."""
     RELEVANCE_NEGATIVE = 7
     """Own behaviour that the item shown for a query is told from (QIN)."""
-    ID_DROPOUT = 8
+    PART_SIZE = 8
+    """Size of the random part of a gated history; a key is a request's category."""
+    PART_MEMBER = 9
+    """Which behaviours make that part; a key is one of them."""
+    ID_DROPOUT = 10
     """Whether an id stands on its shared row in training; a key is a request's id."""
 
 
@@ -91,7 +95,7 @@ def keyed_normal(key: Tensor, dim: int, stream: Stream) -> Tensor:
 
 
 def keyed_uniform(key: Tensor, stream: Stream) -> Tensor:
-    """One uniform draw in [0, 1) of each key, float64 [B]."""
+    """A multiple of 2^-32 in [0, 1) for each key, float64 [B]."""
     return _shift_right(_random_bits(key, 1, stream).squeeze(1), 32).double() * 2.0**-32
 
 
