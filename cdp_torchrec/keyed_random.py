@@ -40,6 +40,10 @@ class Stream(IntEnum):
     """Draw of L-DiffRec's encoder; a key is a history, as for all of DiffRec's draws."""
     RELEVANCE_NEGATIVE = 7
     """Own behaviour that the item shown for a query is told from (QIN)."""
+    PART_SIZE = 8
+    """Size of the random part of a gated history; a key is a request's category."""
+    PART_MEMBER = 9
+    """Which behaviours make that part; a key is one of them."""
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:
@@ -86,6 +90,11 @@ def keyed_normal(key: Tensor, dim: int, stream: Stream) -> Tensor:
     angle = (bits & _LOW).double() * (2.0 * math.pi * 2.0**-32)
     draws = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return draws[:, :dim].float()
+
+
+def keyed_uniform(key: Tensor, stream: Stream) -> Tensor:
+    """A multiple of 2^-32 in [0, 1) for each key, float64 [B]."""
+    return _shift_right(_random_bits(key, 1, stream).squeeze(1), 32).double() * 2.0**-32
 
 
 def keyed_timesteps(key: Tensor, num_train_timesteps: int, stream: Stream) -> Tensor:
