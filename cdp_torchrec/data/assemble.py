@@ -70,7 +70,7 @@ class BatchAssembler:
         draw = None if epoch is None else 1 + epoch + (self._seed << 20)
         histories = self._histories.read(impressions, draw=draw)
         bags = self._columns(impressions) | histories.bags
-        rows = self._rows(bags, impressions, histories.pool_index, epoch)
+        rows = self._rows(bags, impressions, histories.pool_index, draw)
         category = np.zeros(count, dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
@@ -118,21 +118,21 @@ class BatchAssembler:
         bags: dict[str, JaggedCodes],
         impressions: Impressions,
         pool_index: np.ndarray,
-        epoch: int | None,
+        draw: int | None,
     ) -> dict[str, JaggedCodes]:
         """Embedding rows instead of codes."""
         index, ids = impressions.request_index, impressions.request["request_id"]
         pool = np.zeros(pool_index.max(initial=-1) + 1, dtype=np.int64)
         pool[pool_index] = index
-        owners = {"candidate": ids[index], "pool": ids[pool], "gated": ids[pool]}
+        owners = {"candidate": ids[index]} | dict.fromkeys(("pool", "part", "gated"), ids[pool])
         rows = {}
         for feature in self._layout.features:
             bag, table = bags[feature.key], self._layout.tables[feature.table]
-            if epoch is None or not table.dropout:
+            if draw is None or not table.dropout:
                 found = table.rows(bag.values)
             else:
                 request = np.repeat(owners.get(feature.slot, ids), bag.lengths)
-                found = with_dropout(table, bag.values, request, draw=self._draw(epoch))
+                found = with_dropout(table, bag.values, request, draw=draw)
             rows[feature.key] = JaggedCodes(found, bag.lengths)
         return rows
 
@@ -195,19 +195,6 @@ class BatchAssembler:
             numbers[:count, column] = feature.standardise(raw)
         return torch.from_numpy(numbers)
 
-<<<<<<< HEAD
-    def _keys(self, impressions: Impressions, epoch: int | None) -> np.ndarray:
-        """Name of each impression: its request and item; in training also seed and epoch."""
-        request = _per_impression(impressions, "request_id")
-        item = impressions.candidate["item_id"].astype(np.int64)
-        with np.errstate(over="ignore"):
-            return impression_key(request, item, self._draw(epoch))
-
-    def _draw(self, epoch: int | None) -> int:
-        return _NO_EPOCH if epoch is None else 1 + epoch + (self._seed << 20)
-
-=======
->>>>>>> main
     def _padded(self, column: np.ndarray) -> torch.Tensor:
         padded = np.zeros((self._batch_size, *column.shape[1:]), dtype=column.dtype)
         padded[: len(column)] = column
