@@ -202,10 +202,11 @@ def _both(
 ) -> tuple[Tensor, Tensor]:
     """z* of the teacher and of the student, which share z_0 and the condition; [B, D] each."""
     with torch.no_grad():
-        x_0 = teacher.pooling(inputs).latent
+        pooled = teacher.pooling(inputs)
         condition = None if teacher.condition is None else teacher.condition(inputs).condition
-        wanted = teacher.denoised(x_0, condition, inputs.key)
-    return wanted, student.denoised(x_0, condition, inputs.key)
+        key = teacher.noise_key(inputs)
+        wanted = teacher.denoised(pooled, condition, key)
+    return wanted, student.denoised(pooled, condition, key)
 
 
 def _training_inputs(experiment: Experiment, config: DistillConfig) -> Iterator[InterestInput]:

@@ -9,9 +9,13 @@ the functions compile and export, to the same draws.
 
 import math
 from enum import IntEnum, unique
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+KeyT = TypeVar("KeyT", Tensor, np.ndarray)
 
 
 @unique
@@ -36,11 +40,38 @@ class Stream(IntEnum):
     """Draw of L-DiffRec's encoder; a key is a history, as for all of DiffRec's draws."""
     RELEVANCE_NEGATIVE = 7
     """Own behaviour that the item shown for a query is told from (QIN)."""
+    PART_SIZE = 8
+    """Size of the random part of a gated history; a key is a request's category."""
+    PART_MEMBER = 9
+    """Which behaviours make that part; a key is one of them."""
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:
     """The keys [B] of a run: another seed, other keys."""
-    return key + _int64(_INCREMENT * (seed + 1))
+    return _plus(key, _int64(_INCREMENT * (seed + 1)))
+
+
+def impression_key(request: KeyT, item: KeyT, draw: int) -> KeyT:
+    """The key of an impression: a sum modulo 2**64, so `shared_key` can take the item out again.
+
+    Args:
+        request: id of its request, int64.
+        item: code of its item, int64.
+        draw: another draw, another key.
+    """
+    return (request * _KEY_FACTOR + item) * _KEY_FACTOR + draw
+
+
+def shared_key(key: Tensor, *, item: Tensor, group: Tensor) -> Tensor:
+    """A key that all impressions of a request share whose `group` is the same, int64 [B].
+
+    Args:
+        key: from `impression_key`, int64 [B].
+        item: the item in it, int64 [B].
+        group: such as the category, int64 [B].
+    """
+    without_item = _plus(key, _times(item, 2**64 - _KEY_FACTOR))
+    return _plus(without_item, _times(group, _KEY_FACTOR))
 
 
 def keyed_normal(key: Tensor, dim: int, stream: Stream) -> Tensor:
@@ -61,6 +92,11 @@ def keyed_normal(key: Tensor, dim: int, stream: Stream) -> Tensor:
     return draws[:, :dim].float()
 
 
+def keyed_uniform(key: Tensor, stream: Stream) -> Tensor:
+    """A multiple of 2^-32 in [0, 1) for each key, float64 [B]."""
+    return _shift_right(_random_bits(key, 1, stream).squeeze(1), 32).double() * 2.0**-32
+
+
 def keyed_timesteps(key: Tensor, num_train_timesteps: int, stream: Stream) -> Tensor:
     """Uniform timestep in 1..num_train_timesteps of each key, int64 [B]."""
     bits = _random_bits(key, 1, stream).squeeze(1)
@@ -70,6 +106,8 @@ def keyed_timesteps(key: Tensor, num_train_timesteps: int, stream: Stream) -> Te
 def _int64(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
+
+_KEY_FACTOR = 0x1000003
 
 # SplitMix64 (Steele, Lea and Flood 2014): a Weyl sequence with this increment, then the finaliser.
 _INCREMENT = 0x9E3779B97F4A7C15

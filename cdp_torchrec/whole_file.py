@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,9 +91,13 @@ def why_unwritable(path: Path) -> str | None:
         there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     except OSError as error:  # a name that no file can have
         return error.strerror
-    if there.is_dir() and os.access(there, os.W_OK):
-        return None
-    return f"{there} is not a writable directory"
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        return f"{there} is not a writable directory"
+    try:
+        with tempfile.TemporaryFile(dir=there):  # /proc says that one may
+            return None
+    except OSError as error:
+        return f"{there} cannot hold files: {error.strerror}"
 
 
 def _beside(path: Path) -> Path:

@@ -14,6 +14,7 @@ from torch._inductor import aoti_load_package
 
 from cdp_torchrec.diffusion.config import DenoiserConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestDims
+from cdp_torchrec.interest.pooling import PooledHistory
 from cdp_torchrec.serving.compile import compile_ranker
 from tests.whole_matrix import WHOLE_MATRIX
 
@@ -29,7 +30,8 @@ class _Denoised(nn.Module):
         self.interest = interest
 
     def forward(self, x_0: Tensor, condition: Tensor, key: Tensor) -> Tensor:
-        return self.interest.denoised(x_0, condition, key)
+        pooled = PooledHistory(latent=x_0, mean=x_0, count=torch.ones_like(x_0[:, 0]))
+        return self.interest.denoised(pooled, condition, key)
 
 
 @pytest.mark.slow

@@ -12,7 +12,14 @@ from scipy import stats
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, seeded
+from cdp_torchrec.keyed_random import (
+    Stream,
+    impression_key,
+    keyed_normal,
+    keyed_timesteps,
+    seeded,
+    shared_key,
+)
 
 KEYS = torch.arange(20_000, dtype=torch.int64)
 EXTREME_KEYS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 123_456_789_012_345])
@@ -48,6 +55,22 @@ def test_draws_equal_a_reference_with_unbounded_integers():
         assert timesteps[row] == 1 + ((bits >> 32) * 100 >> 32)
 
 
+def test_the_shared_key_of_a_request_forgets_the_item_and_nothing_else():
+    requests, items = EXTREME_KEYS, torch.tensor([0, 1, 7, 2**31])
+    shared = [
+        shared_key(
+            impression_key(requests, item, 9), item=item.expand(6), group=torch.full((6,), 4)
+        )
+        for item in items
+    ]
+    assert all(torch.equal(keys, shared[0]) for keys in shared)
+    others = [
+        shared_key(impression_key(requests, items[1], draw), item=items[1:2], group=torch.tensor(g))
+        for draw, g in ((9, 5), (8, 4))
+    ]
+    assert len(set(torch.cat([shared[0], *others]).tolist())) == 18
+
+
 class _ExactIntegers(TorchFunctionMode):
     """Fails where a sum or product of int64 overflows; counts both."""
 
@@ -73,6 +96,8 @@ def test_compiled_code_draws_the_same_without_overflow(monkeypatch: pytest.Monke
         return [
             *(keyed_normal(keys, dim, stream) for dim in (1, 65) for stream in Stream),
             keyed_timesteps(keys, 100, Stream.TRAINING_TIMESTEP),
+            seeded(keys, 3),
+            shared_key(keys, item=torch.arange(len(keys)), group=torch.arange(len(keys))),
         ]
 
     eager = draws()

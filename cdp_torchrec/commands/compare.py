@@ -5,7 +5,8 @@
     cdp_torchrec compare configs/compare/table1.toml 'select.models=["din", "sasrec"]'
 
 Trains every cell that is not finished, each in a run directory of its own, and writes table.md,
-table.json and gauc.png into run_dir. An interrupted table goes on where it stopped. Processes with
+table.json, chances.md and gauc.png into run_dir. What each row sees, has and may try is printed
+before the first cell runs. An interrupted table goes on where it stopped. Processes with
 disjoint selections may share one run_dir, as soon as the datasets are there; select.datasets=[]
 only shows what is finished. A cell that fails is listed at the end, and the command fails; the next
 attempt takes it up again.
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
     from cdp_torchrec.compare.output import write_table
     from cdp_torchrec.compare.run import run_table
 
-    failures = run_table(table, init_process_group())
+    failures = run_table(table, init_process_group(), announce=print)
     if is_rank_zero():
         print(write_table(table))
     if failures:

@@ -34,6 +34,8 @@ SYNTHETIC_USAGE = (
 )
 STARTER = """Write DIR/starter.toml: batch size, passes, validation slice, minimum counts and
 excluded features from the counts of the log, each with the reason and what to try instead."""
+INSPECT = """Counts, time spans, ids, history and gate of DIR, and what is implausible in it; exit
+code 1 if no sane log looks so, as a training would say."""
 VERIFY = """Read all files of DIR and compare them with the checksums in its manifest.json. Names
 every file that is damaged, missing, or not written by the preparation; exit code 1 if there is one.
 Trainings, evaluations and exports do the same with run.verify=true."""
@@ -82,12 +84,15 @@ def prepare_synthetic(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """What a dataset holds."""
+    """What a dataset holds; an error if no sane log looks so."""
     load_schema(options.dataset)  # says what is wrong, before torch is imported
 
+    from cdp_torchrec.data.plausibility import refuse_errors
     from cdp_torchrec.data.prepare.inspect import describe_dataset
 
-    print(describe_dataset(options.dataset))
+    text, findings = describe_dataset(options.dataset)
+    print(text, flush=True)
+    refuse_errors(options.dataset, findings)
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -164,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
             "--output", type=Path, required=True, metavar="DIR", help="directory to make"
         )
 
-    inspection = commands.add_parser("inspect", help="counts, time spans, history, gate")
+    inspection = commands.add_parser(
+        "inspect", help="counts, time spans, history, gate", description=INSPECT
+    )
     inspection.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     inspection.set_defaults(run=inspect)
 

@@ -4,27 +4,14 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from cdp_torchrec.compare.config import UNTRAINED, CompareConfig
+from cdp_torchrec.compare.histories import unequal_histories
+from cdp_torchrec.compare.search import GridPoint, trials
 from cdp_torchrec.config import ConfigError, load_config
-from cdp_torchrec.config.keys import toml_value
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
-
-
-@dataclass(frozen=True)
-class GridPoint:
-    """One combination of the grid's values."""
-
-    settings: tuple[str, ...]
-    """key=value, in the order of the grid."""
-
-    @property
-    def name(self) -> str:
-        """Name of its directory."""
-        return ",".join(self.settings).replace('"', "") or "default"
 
 
 @dataclass(frozen=True)
@@ -62,10 +49,23 @@ class Table:
     configs: dict[tuple[str, str, GridPoint], ExperimentConfig]
     """By dataset, row and grid point."""
 
-    @cached_property
-    def points(self) -> tuple[GridPoint, ...]:
-        """Combinations of the grid's values, in its order."""
-        return grid_points(self.config)
+    def points(self, model: str) -> tuple[GridPoint, ...]:
+        """The trials of a row."""
+        return trials(self.config, model)
+
+    def seeds(self, model: str) -> tuple[int, ...]:
+        """The seeds of a row; its trials have the first one."""
+        return self.config.seeds_of.get(model, self.config.seeds)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of all rows."""
+        return tuple(sorted({seed for model in self.config.models for seed in self.seeds(model)}))
+
+    def searched_dataset(self, dataset: str) -> str:
+        """Where the grid point of a dataset's rows is chosen: the first of its group, or itself."""
+        groups = (names for names in self.config.groups.values() if dataset in names)
+        return next(groups, (dataset,))[0]
 
     @property
     def selected_datasets(self) -> tuple[str, ...]:
@@ -88,13 +88,18 @@ class Table:
         return Cell(dataset, model, point, config)
 
     def tuning_cells(self, dataset: str, model: str) -> list[Cell]:
-        """The cells of the first seed, one for each grid point."""
-        return [self.cell(dataset, model, point, self.config.seeds[0]) for point in self.points]
+        """The cells by which a row's grid point on a dataset is chosen, one for each trial."""
+        searched, seed = self.searched_dataset(dataset), self.seeds(model)[0]
+        return [self.cell(searched, model, point, seed) for point in self.points(model)]
+
+    def chosen_cells(self, dataset: str, model: str, point: GridPoint) -> list[Cell]:
+        """The cells of a row at its grid point, one for each seed."""
+        return [self.cell(dataset, model, point, seed) for seed in self.seeds(model)]
 
     def cells(self) -> Iterator[Cell]:
-        """All cells that could be asked for: every grid point with every seed."""
-        for (dataset, model, point), seed in itertools.product(self.configs, self.config.seeds):
-            yield self.cell(dataset, model, point, seed)
+        """All cells that could be asked for: every trial with every seed."""
+        for dataset, model, point in self.configs:
+            yield from self.chosen_cells(dataset, model, point)
 
     def untrained_directory(self, dataset: str) -> Path:
         """Where the results of the untrained scorers lie."""
@@ -109,13 +114,11 @@ class Table:
 
     def any_config(self, dataset: str) -> ExperimentConfig:
         """A configuration that names the dataset's directory."""
-        return self.configs[dataset, self.config.reference, self.points[0]]
+        return self.first_config(dataset, self.config.reference)
 
-
-def grid_points(config: CompareConfig) -> tuple[GridPoint, ...]:
-    """Combinations of the grid's values, in its order."""
-    settings = ([f"{key}={toml_value(v)}" for v in values] for key, values in config.grid.items())
-    return tuple(GridPoint(combination) for combination in itertools.product(*settings))
+    def first_config(self, dataset: str, model: str) -> ExperimentConfig:
+        """The configuration of a row's first trial."""
+        return self.configs[dataset, model, self.points(model)[0]]
 
 
 def load_table(arguments: Sequence[str]) -> Table:
@@ -133,9 +136,12 @@ def load_table(arguments: Sequence[str]) -> Table:
     config = load_config(CompareConfig, arguments)
     problems: dict[str, list[str]] = defaultdict(list)
     configs = {}
-    for dataset, model, point in itertools.product(
-        config.datasets, config.models, grid_points(config)
-    ):
+    wanted = (
+        (dataset, model, point)
+        for dataset, model in itertools.product(config.datasets, config.models)
+        for point in trials(config, model)
+    )
+    for dataset, model, point in wanted:
         layers = [*config.datasets[dataset], *config.models[model]]
         layers = [_relative_to(files[0].parent, layer) for layer in layers]
         try:
@@ -147,6 +153,7 @@ def load_table(arguments: Sequence[str]) -> Table:
         else:
             configs[dataset, model, point] = cell
     problems.update(_unequal_rows(configs))
+    problems = problems or unequal_histories(config, configs)
     if problems:
         raise ConfigError.of([f"{line} ({_listed(cells)})" for line, cells in problems.items()])
     run_dir = config.run_dir or Path("runs") / files[0].stem
@@ -173,13 +180,15 @@ def _check_cell(config: ExperimentConfig) -> None:
 def _unequal_rows(
     configs: dict[tuple[str, str, GridPoint], ExperimentConfig],
 ) -> dict[str, list[str]]:
-    """Rows that are not tested, validated or chosen as the first row of their dataset."""
+    """Rows that read, test, validate or choose otherwise than the first row of their dataset."""
     first: dict[tuple[str, str], object] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for (dataset, model, point), config in configs.items():
         for key, value in {
             "data.dir": str(config.data.dir),
             "data.validation_fraction": config.data.validation_fraction,
+            "data.exclude_features": config.data.exclude_features,
+            "model.interaction.exclude": config.model.interaction.exclude,
             "trainer.validation_metric": config.trainer.validation_metric,
         }.items():
             expected = first.setdefault((dataset, key), value)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cdp_torchrec.compare.cells import Cell, GridPoint, Table
+from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.results import Result, TrainingCost, read_failure, read_result
+from cdp_torchrec.compare.search import GridPoint
 
 
 def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:

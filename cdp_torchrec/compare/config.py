@@ -1,7 +1,8 @@
 """What a comparison compares: the file behind `cdp_torchrec compare TABLE.toml`."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -29,8 +30,18 @@ class SelectConfig(Config):
     """Rows to run; without it, all."""
 
 
+class SearchConfig(Config):
+    """The search of every row: the same number of trials, at the same values of `grid`."""
+
+    trials: PositiveInt | None = None
+    """Combinations of `grid` that are tried, drawn without repetition, the same for every row;
+    without it, all."""
+    seed: NonNegativeInt = 0
+    """Seed of the draw, and of how the values of `grid_of` are dealt to the trials."""
+
+
 class CompareConfig(Config):
-    """A table: one cell for each dataset, row and seed, at the row's best grid point.
+    """A table: one cell for each dataset, row and seed, at the row's best trial.
 
     Lists of layers hold paths, relative to the table's file, and key=value as on the command line
     of `cdp_torchrec train`.
@@ -46,9 +57,24 @@ class CompareConfig(Config):
     """key=value for every cell, on top of all layers."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     """Seeds of the cells. The grid is searched with the first one."""
+    seeds_of: Mapping[str, Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]] = {}
+    """Other seeds of some rows, such as more of them for those that matter; rows are compared on
+    the seeds that they share."""
     grid: Mapping[str, tuple[Value, ...]] = {}
-    """Values of some keys. Every row is trained at all combinations with the first seed, and with
-    the other seeds at the combination that is best on validation."""
+    """Values of some keys. Every row is trained at these combinations with the first seed, and
+    with the other seeds at the one that is best on validation. Early stopping (trainer.patience)
+    searches the number of passes by itself."""
+    grid_of: Mapping[str, Mapping[str, tuple[Value, ...]]] = {}
+    """Values of keys that one row alone has, such as the weight of its auxiliary loss: dealt to the
+    row's trials, each value about as often as the others. They add no trial."""
+    search: SearchConfig = SearchConfig()
+    """How much of the grid is tried."""
+    groups: Mapping[str, Annotated[tuple[str, ...], Field(min_length=2)]] = {}
+    """Datasets that are seeds of one world, by the name that the table shows: samples of one
+    population. Rows are searched on the first of them, and compared over all."""
+    other_history: tuple[str, ...] = ()
+    """Rows that may see another longest history than the rest, or none of which they could search,
+    such as recurrent ones whose cost grows with every behaviour. All others must see the same."""
     reference: str
     """Row that the others are compared with."""
     floors: tuple[str, ...] = ()
@@ -69,16 +95,50 @@ class CompareConfig(Config):
             conflicts.append(("datasets", "names no dataset"))
         if self.reference in self.floors:
             conflicts.append(("reference", "is one of floors"))
-        if len(set(self.seeds)) < len(self.seeds):
-            conflicts.append(("seeds", "repeats a seed"))
-        for key, values in self.grid.items():
-            if not values or len(set(map(repr, values))) < len(values):
-                conflicts.append((f"grid.{key}", "needs at least one value, and none twice"))
-            elif any("/" in str(value) for value in values):
-                conflicts.append((f"grid.{key}", "values name directories and have no '/'"))
+        seeds = {"seeds": self.seeds} | {f"seeds_of.{m}": s for m, s in self.seeds_of.items()}
+        conflicts += [
+            (key, "repeats a seed")
+            for key, of_row in seeds.items()
+            if len(set(of_row)) < len(of_row)
+        ]
+        conflicts += [*self._bad_grid(), *self._bad_groups()]
         if conflicts:
             raise ConfigConflicts(conflicts)
         return self
+
+    def _bad_grid(self) -> Iterator[tuple[str, str]]:
+        own = {
+            f"grid_of.{model}.{key}": values
+            for model, grid in self.grid_of.items()
+            for key, values in grid.items()
+        }
+        for key, values in ({f"grid.{key}": v for key, v in self.grid.items()} | own).items():
+            if not values or len(set(map(repr, values))) < len(values):
+                yield key, "needs at least one value, and none twice"
+            elif any("/" in str(value) for value in values):
+                yield key, "values name directories and have no '/'"
+        combinations = math.prod(len(values) for values in self.grid.values())
+        trials = self.search.trials or combinations
+        if trials > combinations:
+            yield "search.trials", f"grid has only {combinations} combinations"
+        for model, grid in self.grid_of.items():
+            for key, values in grid.items():
+                if key in self.grid:
+                    yield f"grid_of.{model}.{key}", "is a key of grid too"
+                elif len(values) > trials:
+                    yield f"grid_of.{model}.{key}", f"more values than the {trials} trials"
+
+    def _bad_groups(self) -> Iterator[tuple[str, str]]:
+        seen: dict[str, str] = {}
+        for group, names in self.groups.items():
+            if group in self.datasets:
+                yield f"groups.{group}", "is the name of a dataset"
+            for name in names:
+                if name not in self.datasets:
+                    yield f"groups.{group}", f"there is no '{name}' in datasets"
+                elif name in seen:
+                    yield f"groups.{group}", f"'{name}' stands twice, first in {seen[name]}"
+                seen.setdefault(name, group)
 
     def _bad_names(self) -> list[tuple[str, str]]:
         tables = {"datasets": self.datasets, "models": self.models}
@@ -98,6 +158,9 @@ class CompareConfig(Config):
             "reference": (self.reference,),
             "floors": self.floors,
             "without_history": (self.without_history,) if self.without_history else (),
+            "seeds_of": tuple(self.seeds_of),
+            "grid_of": tuple(self.grid_of),
+            "other_history": self.other_history,
             "select.models": self.select.models or (),
         }
         conflicts = [

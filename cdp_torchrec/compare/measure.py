@@ -29,8 +29,12 @@ class NoValidationError(RuntimeError):
     user_error = True
 
 
-def measure_cost(trained: Trained) -> TrainingCost | None:
+def measure_cost(trained: Trained, *, cpu_s: float) -> TrainingCost | None:
     """What the training took, on rank 0; None on the others. Collective.
+
+    Args:
+        trained: the finished run.
+        cpu_s: CPU seconds that the ranks have spent on it.
 
     Raises:
         NoValidationError: no validation had a defined metric.
@@ -51,6 +55,7 @@ def measure_cost(trained: Trained) -> TrainingCost | None:
         validation=best[1].value,
         steps=trained.progress.step,
         training_s=training_s,
+        cpu_s=cpu_s,
         impressions_per_s=speed,
         dense_parameters=dense,
         sparse_parameters=sparse,

@@ -1,6 +1,7 @@
-"""Writes a table beside its cells: table.md, table.json, gauc.png."""
+"""Writes a table beside its cells: table.md, table.json, chances.md, gauc.png."""
 
 from cdp_torchrec.compare.cells import Table
+from cdp_torchrec.compare.chances import chances_markdown
 from cdp_torchrec.compare.figure import draw_gauc
 from cdp_torchrec.compare.summary import summarize
 from cdp_torchrec.compare.tables import as_json, markdown
@@ -23,6 +24,7 @@ def write_table(table: Table) -> str:
         num_seeds=len(table.config.seeds),
         caption=table.config.caption,
     )
+    write_whole(table.run_dir / "chances.md", chances_markdown(table) + "\n")
     # Processes that share the work write the same files.
     write_whole(table.run_dir / "table.md", text)
     write_json(table.run_dir / "table.json", as_json(summaries))

@@ -42,6 +42,9 @@ class TrainingCost:
     """Optimizer steps done, also those behind the best checkpoint."""
     training_s: float
     """Time of the optimizer steps with reading, without validations and checkpoints."""
+    cpu_s: float
+    """CPU seconds of all ranks in the attempt that finished the cell, with validations, the test
+    and all threads; not of worker processes that prepare batches, nor of interrupted attempts."""
     impressions_per_s: float
     """Median speed of training."""
     dense_parameters: int

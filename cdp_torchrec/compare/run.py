@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.compare.cells import Cell, Table
+from cdp_torchrec.compare.chances import chances_markdown, update_chances
 from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.measure import measure_cost
 from cdp_torchrec.compare.results import (
@@ -25,7 +27,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.data.manifest import read_manifest
 from cdp_torchrec.distributed.process_group import is_rank_zero
-from cdp_torchrec.distributed.rank_zero import from_rank_zero
+from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
 from cdp_torchrec.experiment import prepare_synthetic, train_experiment
 from cdp_torchrec.experiment_config import check_against_data
 from cdp_torchrec.progress import ProgressBar
@@ -40,12 +42,15 @@ _DATASET = "dataset.json"
 """Which files the cells of a dataset were measured on."""
 
 
-def run_table(table: Table, device: torch.device) -> dict[str, str]:
+def run_table(
+    table: Table, device: torch.device, *, announce: Callable[[str], None] | None = None
+) -> dict[str, str]:
     """Run what is selected and not finished.
 
     Args:
         table: the table.
         device: where this rank computes.
+        announce: told the table of chances on rank 0, before the first cell runs.
 
     Returns:
         The cells that failed, each with the reason.
@@ -55,9 +60,11 @@ def run_table(table: Table, device: torch.device) -> dict[str, str]:
             cell of another configuration; found before the first cell runs.
     """
     _check(table)
+    _on_all_ranks(lambda: update_chances(table))
+    if announce is not None and is_rank_zero():
+        announce(chances_markdown(table))
     failures: dict[str, str] = {}
-    columns = len(table.points) + len(table.config.seeds) - 1
-    total = len(table.selected_datasets) * len(table.selected_models) * columns
+    total = sum(1 for _ in _turns(table))
     with ProgressBar("compare", total=total, unit="cells", active=is_rank_zero(), keep=True) as bar:
         for cell in _schedule(table):
             if cell is None or _on_all_ranks(lambda cell=cell: _is_finished(cell)):
@@ -74,24 +81,39 @@ def run_table(table: Table, device: torch.device) -> dict[str, str]:
 def _schedule(table: Table) -> Iterator[Cell | None]:
     """The selected cells, seed by seed, so that an interrupted table has all rows.
 
-    None stands for a cell that cannot be run because the search of its grid point has failed. The
-    choice is made when the cell's turn comes.
+    None stands for a cell that cannot be run because the search of its grid point has failed, or
+    is not over. The choice is made when the cell's turn comes.
     """
     for dataset in table.selected_datasets:
         _measure_untrained(table, dataset)
-        for model in table.selected_models:
-            yield from table.tuning_cells(dataset, model)
-        for seed in table.config.seeds[1:]:
+    for turn in _turns(table):
+        if isinstance(turn, Cell):
+            yield turn
+            continue
+        dataset, model, seed = turn
+        point = _on_all_ranks(lambda chosen=(table, dataset, model): best_point(*chosen))
+        yield None if point is None else table.cell(dataset, model, point, seed)
+
+
+def _turns(table: Table) -> Iterator[Cell | tuple[str, str, int]]:
+    """Trials, and (dataset, model, seed) of cells at the grid point that they will choose."""
+    for dataset in table.selected_datasets:
+        is_searched = table.searched_dataset(dataset) == dataset
+        if is_searched:
             for model in table.selected_models:
-                chosen = (table, dataset, model)
-                point = _on_all_ranks(lambda chosen=chosen: best_point(*chosen))
-                yield None if point is None else table.cell(dataset, model, point, seed)
+                yield from table.tuning_cells(dataset, model)
+        rows = {model: table.seeds(model)[is_searched:] for model in table.selected_models}
+        for place in range(max(map(len, rows.values()), default=0)):
+            for model, seeds in rows.items():
+                if place < len(seeds):
+                    yield dataset, model, seeds[place]
 
 
 def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | None:
     """Train and measure a cell; returns why it failed, if it did."""
     resume = _on_all_ranks(lambda: _prepare(cell.directory))
     run = RunConfig(dir=cell.directory, resume=resume)
+    begun = time.process_time()
     try:
         trained = train_experiment(
             cell.config.model_copy(update={"run": run}),
@@ -99,7 +121,8 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
             num_bootstrap=num_bootstrap,
             quiet=True,
         )
-        cost = measure_cost(trained)
+        cpu_s = sum(on_all_ranks(lambda: time.process_time() - begun))
+        cost = measure_cost(trained, cpu_s=cpu_s)
         if cost is not None:
             write_result(cell.directory, result_of(trained.report, cost))
     except Exception as error:

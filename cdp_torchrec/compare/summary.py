@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from cdp_torchrec.compare.cells import Cell, GridPoint, Table
+from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.choice import best_point, strongest_baseline
 from cdp_torchrec.compare.results import METRICS, Result, read_failure, read_result
+from cdp_torchrec.compare.search import GridPoint
 from cdp_torchrec.compare.statistics import Difference, Measured, paired_difference
 from cdp_torchrec.config import ConfigError
 
@@ -100,7 +101,7 @@ def _results(
     ]
     if point is None:
         return {}, tuning
-    cells = [table.cell(dataset, model, point, seed) for seed in table.config.seeds]
+    cells = table.chosen_cells(dataset, model, point)
     found = {cell.seed: read_result(cell.directory) for cell in cells}
     finished = {seed: result for seed, result in found.items() if result is not None}
     return finished, tuning + [cell for cell in cells if cell.seed not in finished]
@@ -112,7 +113,7 @@ def _untrained(table: Table, dataset: str) -> dict[str, dict[int, Result]]:
     found = {directory.name: read_result(directory) for directory in directories}
     results = {name: result for name, result in found.items() if result is not None}
     return {
-        name: dict.fromkeys(table.config.seeds, results[name])
+        name: dict.fromkeys(table.all_seeds, results[name])
         for name in sorted(results, key=lambda name: results[name].value("gauc"))
     }
 

@@ -13,6 +13,7 @@ from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
 from cdp_torchrec.data.requests import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
+from cdp_torchrec.keyed_random import impression_key
 
 _NO_EPOCH = 0
 
@@ -58,13 +59,15 @@ class BatchAssembler:
 
         Args:
             impressions: the impressions, possibly none.
-            epoch: training epoch, which enters the noise keys; None in evaluation.
+            epoch: training epoch, which enters the noise keys; None in evaluation, where no part
+                of a history is drawn.
 
         Raises:
             DatasetError: an id lies beyond its table, or the history is damaged.
         """
         count = len(impressions.request_index)
-        histories = self._histories.read(impressions)
+        draw = None if epoch is None else 1 + epoch + (self._seed << 20)
+        histories = self._histories.read(impressions, draw=draw)
         bags = self._columns(impressions) | histories.bags
         category = np.zeros(count, dtype=np.int64)
         if self._layout.category_key is not None:
@@ -81,7 +84,7 @@ class BatchAssembler:
             history_counts=self._padded(histories.counts),
             labels=self._padded(impressions.candidate["label"].astype(np.float32)),
             weights=self._padded(np.ones(count, dtype=np.float32)),
-            key=self._padded(self._keys(impressions, epoch)),
+            key=self._padded(_keys(impressions, _NO_EPOCH if draw is None else draw)),
             user_id=self._padded(_per_impression(impressions, "user_id")),
             request_id=self._padded(_per_impression(impressions, "request_id")),
             item_id=self._padded(impressions.candidate["item_id"].astype(np.int64)),
@@ -167,18 +170,18 @@ class BatchAssembler:
             numbers[:count, column] = feature.standardise(raw)
         return torch.from_numpy(numbers)
 
-    def _keys(self, impressions: Impressions, epoch: int | None) -> np.ndarray:
-        """Name of each impression: its request and item; in training also seed and epoch."""
-        request = _per_impression(impressions, "request_id")
-        item = impressions.candidate["item_id"].astype(np.int64)
-        draw = _NO_EPOCH if epoch is None else 1 + epoch + (self._seed << 20)
-        with np.errstate(over="ignore"):
-            return ((request * 0x1000003 + item) * 0x1000003 + draw).astype(np.int64)
-
     def _padded(self, column: np.ndarray) -> torch.Tensor:
         padded = np.zeros((self._batch_size, *column.shape[1:]), dtype=column.dtype)
         padded[: len(column)] = column
         return torch.from_numpy(padded)
+
+
+def _keys(impressions: Impressions, draw: int) -> np.ndarray:
+    """Name of each impression: its request and item; in training also seed and epoch."""
+    request = _per_impression(impressions, "request_id")
+    item = impressions.candidate["item_id"].astype(np.int64)
+    with np.errstate(over="ignore"):
+        return impression_key(request, item, draw)
 
 
 def _per_impression(

@@ -1,6 +1,6 @@
 """In which forms a model reads the history: what an interest module asks of the data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -10,6 +10,8 @@ class HistoryLookup:
     pool_segments: tuple[int, ...] | None = None
     """Pool the category-gated history by recency: sizes of the most recent segments, a last one
     holds all older behaviours; () is one segment. None: no pooled history."""
+    part: bool = False
+    """Also a random part of the gated history, pooled, of any size: in training only."""
     gated: bool = False
     """The category-gated history as a sequence for each (request, category)."""
     recent: bool = False
@@ -20,6 +22,11 @@ class HistoryLookup:
     """Longest `recent` for which the module's computation has the same form: a search, say, starts
     beyond the number that it keeps. 0: each length has a form of its own. None: all have the same.
     """
+
+    @property
+    def served(self) -> "HistoryLookup":
+        """The same without what only training reads."""
+        return replace(self, part=False)
 
     @property
     def num_pool_segments(self) -> int:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
-from cdp_torchrec.data.layout import POOL_KEY, FeatureLayout
+from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
+from cdp_torchrec.data.sub_sample import draw_part
+from cdp_torchrec.keyed_random import impression_key
 
 _BUCKETS = 1 << 16
 
@@ -64,8 +66,13 @@ class HistoryReader:
         self._max_length = max_length
         self._owner = owner
 
-    def read(self, impressions: Impressions) -> Histories:
+    def read(self, impressions: Impressions, *, draw: int | None) -> Histories:
         """All wanted forms.
+
+        Args:
+            impressions: the impressions.
+            draw: names this training and epoch, which draw parts of histories of their own; None:
+                no parts are drawn.
 
         Raises:
             DatasetError: the history is damaged.
@@ -76,8 +83,8 @@ class HistoryReader:
         counts = np.zeros((count, 0 if segments is None else 2 * len(segments) + 2), np.float32)
         bags: dict[str, JaggedCodes] = {}
         gated, recent = None, None
-        if lookup.gated or lookup.pool_segments is not None or segments is not None:
-            sums = lookup.pool_segments is not None or segments is not None
+        sums = lookup.pool_segments is not None or segments is not None or lookup.part
+        if lookup.gated or sums:
             index, group = self._gated(impressions, at_most=None if sums else self._max_length)
             if segments is not None:
                 counts = _counts(group, segments, index, impressions.candidate["item_id"])
@@ -85,6 +92,8 @@ class HistoryReader:
                 for k, part in enumerate(_by_recency(group.slices, lookup.pool_segments)):
                     items = np.asarray(group.behaviours.item[part.rows()])
                     bags[f"{POOL_KEY}_{k}"] = JaggedCodes(items, part.lengths)
+            if lookup.part:
+                bags[PART_KEY] = _part(group, impressions.request["request_id"], draw)
             if lookup.gated:
                 gated = self._sequence("gated", group.last(self._max_length), index, bags)
         if lookup.recent:
@@ -110,14 +119,15 @@ class HistoryReader:
         if at_most is not None:
             slices = slices.last(at_most)
         behaviours.check(slices, before)
-        return index, _Group(behaviours, slices, before, category)
+        return index, _Group(behaviours, slices, request, before, category)
 
     def _recent(self, impressions: Impressions) -> "_Group":
         before = impressions.request["timestamp"]
         behaviours, whole = self._store.recent(impressions.request[self._owner], before)
         slices = whole.last(self._layout.history.longest_recent(self._max_length))
         behaviours.check(slices, before)
-        return _Group(behaviours, slices, before, category=None)
+        request = np.arange(len(before))
+        return _Group(behaviours, slices, request, before, category=None)
 
     def _sequence(
         self, slot: str, group: "_Group", sequence: np.ndarray, bags: dict[str, JaggedCodes]
@@ -144,6 +154,8 @@ class _Group:
 
     behaviours: Behaviours
     slices: Slices
+    request: np.ndarray
+    """Request of each history."""
     before: np.ndarray
     """Moment of each history's request."""
     category: np.ndarray | None
@@ -161,6 +173,19 @@ def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Iterator[Slices]:
         yield slices.last(size, skip=skip)
         skip += size
     yield Slices(slices.start, np.maximum(slices.stop - skip, slices.start))
+
+
+def _part(group: _Group, request_id: np.ndarray, draw: int | None) -> JaggedCodes:
+    """A random part of each gated history, the same wherever the request is read."""
+    assert group.category is not None
+    if draw is None:
+        nothing = np.zeros(0, dtype=np.int64)
+        return JaggedCodes(nothing, nothing)
+    request = request_id[group.request].astype(np.int64)
+    with np.errstate(over="ignore"):
+        key = impression_key(request, group.category, draw)
+    rows, lengths = draw_part(group.slices, key)
+    return JaggedCodes(np.asarray(group.behaviours.item[rows]), lengths)
 
 
 def _counts(

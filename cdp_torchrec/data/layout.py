@@ -13,9 +13,10 @@ from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 
-Slot = Literal["candidate", "request", "pool", "gated", "recent"]
+Slot = Literal["candidate", "request", "pool", "part", "gated", "recent"]
 
 POOL_KEY = "history_item_id"
+PART_KEY = f"{POOL_KEY}_part"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class SparseFeature:
     role: Role | Literal["history"]
     slot: Slot
     """Whose ids stand at place b of this key: those of impression b, of request b, or of history b,
-    pooled, as a sequence gated by category, or as the sequence of all recent behaviours."""
+    pooled, a random part of it pooled, as a sequence gated by category, or as the sequence of all
+    recent behaviours."""
     is_bag: bool
     """Zero or more ids whose mean is taken, instead of exactly one id or a sequence."""
 
@@ -183,6 +185,16 @@ def declare_layout(
         )
         for segment in range(history.num_pool_segments)
     ]
+    if history.part:
+        features.append(
+            SparseFeature(
+                key=PART_KEY,
+                table=schema.history.item_entity,
+                role="history",
+                slot="part",
+                is_bag=True,
+            )
+        )
     if history.gated:
         features += _behaviour_features(schema, "gated")
     if history.recent:

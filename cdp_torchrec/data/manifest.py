@@ -67,6 +67,15 @@ class Manifest(Config):
         """Of all contents, so that a damaged manifest does not accuse other files."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    @property
+    def training_digest(self) -> str:
+        """Of what a training reads, its requests and the history, in 16 hexadecimal digits.
+
+        Two datasets may give the same ids the same codes and still be of other days.
+        """
+        read = {p: r.sha256 for p, r in self.files.items() if p.startswith(("train/", "history/"))}
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
+
 
 def write_manifest(dataset: Path) -> None:
     """Write the manifest of a dataset whose files are all there."""

@@ -87,7 +87,7 @@ def make_synthetic(config: SyntheticConfig, output: Path) -> Schema:
     """
     with preparing(output), staging_beside(output) as staging:
         spec = write_synthetic_staging(config, staging)
-        return build_dataset(staging, output, spec)
+        return build_dataset(staging, output, spec, log=output)
 
 
 class _StagingWriter:

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Heartbeat:
         """
         self._store = store.clone()  # pyrefly: ignore[missing-attribute]  # not in its stubs
         self._rank = rank
+        self._world_size = world_size
         self._others = list(range(1, world_size)) if rank == 0 else [0]
         self._limit_s = limit_s
         self._lost = lost
@@ -81,6 +83,21 @@ class Heartbeat:
         self._left = threading.Event()
         self._store.set(f"who/{rank}", f"{os.getpid()} {os.getppid()} {platform.node()}")
         self._store.set(f"beat/{rank}", "0")
+
+    def wait_for_all(self, timeout: timedelta) -> list[int]:
+        """Wait until all ranks have shown up.
+
+        Returns:
+            Those that have not, after all that time.
+        """
+        from torch.distributed import DistStoreError
+
+        shown = [f"who/{rank}" for rank in range(self._world_size)]
+        try:
+            self._store.wait(shown, timeout)
+        except DistStoreError:
+            return [rank for rank, key in enumerate(shown) if not self._store.check([key])]
+        return []
 
     def start(self) -> None:
         """Begin to count and to listen."""

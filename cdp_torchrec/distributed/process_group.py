@@ -10,7 +10,6 @@ are checked before the first of them is imported. For the same reason `main` imp
 TorchRec in its own body.
 """
 
-import errno
 import faulthandler
 import logging
 import os
@@ -19,22 +18,26 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.config import RanksConfig
+from cdp_torchrec.distributed.failure import (
+    MACHINE_ERRORS,
+    describe,
+    lost_peer,
+    record_for_launcher,
+)
 from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
 from cdp_torchrec.distributed.interruption import Interrupted, Interruption
 from cdp_torchrec.distributed.launcher import kill_with_launcher
+from cdp_torchrec.distributed.stopped import StopWatch
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
 from cdp_torchrec.standard_streams import flush_streams, give_up, prepare_streams
-from cdp_torchrec.whole_file import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -47,21 +50,8 @@ _SAME_ERROR_GRACE_S = 1.0
 _PEER_LOST_GRACE_S = 10.0
 """How long a rank that only lost a peer waits to be stopped before it reports that itself."""
 
-_MACHINE_ERRORS = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EMFILE", "ENFILE", "ENOMEM")
-}
-"""What the operating system says about itself and not about a file: disk full, and the like."""
-
-_PEER_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "failed to recv, got 0 bytes",
-    "NCCL communicator was aborted",
-    "ncclRemoteError",
-)
-"""What gloo, the TCP store and NCCL say on the ranks that survive another one's end."""
+_MOST_NAMES = 8
+"""Of ranks in a message."""
 
 
 class JoinError(RuntimeError):
@@ -87,6 +77,8 @@ def is_rank_zero() -> bool:
 
 _heartbeat: Heartbeat | None = None
 """Of the ranks that this process has joined."""
+_stop_watch: StopWatch | None = None
+"""Of a rank that has a launcher."""
 
 
 def init_process_group(config: RanksConfig | None = None) -> "torch.device":
@@ -125,35 +117,45 @@ def init_process_group(config: RanksConfig | None = None) -> "torch.device":
         )
 
     config = config or RanksConfig()
+    if _stop_watch:
+        _stop_watch.set_limit(config.silence_limit_s)
     timeout = timedelta(seconds=config.collective_timeout_s)
-    try:
-        store = _open_store(timeout) if "RANK" in os.environ else dist.HashStore()
-        heartbeat = _show_up(store, config.silence_limit_s) if world_size() > 1 else None
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=rank(),
-            world_size=world_size(),
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
-        raise JoinError(
-            f"not all of the {world_size()} ranks have joined the job within "
-            f"{config.collective_timeout_s:.0f} s (ranks.collective_timeout_s): one has ended, was "
-            f"stopped, or cannot be reached ({str(error).splitlines()[0]})"
-        ) from error
+    store = _open_store(timeout) if "RANK" in os.environ else dist.HashStore()
+    heartbeat = _show_up(store, config) if world_size() > 1 else None
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank(),
+        world_size=world_size(),
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
     if heartbeat:
         heartbeat.start()
     return device
 
 
 def _open_store(timeout: timedelta) -> "dist.Store":
-    """The store of this attempt's ranks."""
+    """The store of this attempt's ranks.
+
+    Raises:
+        JoinError: whoever keeps it is not there.
+    """
     from torch import distributed as dist
 
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+    of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=is_rank_zero() and not of_launcher,
+            timeout=timeout,
+            wait_for_workers=False,  # `_show_up` does, and names those that do not come
+            multi_tenant=True,
+        )
+    except dist.DistNetworkError as error:
+        raise _not_joined("the launcher" if of_launcher else "rank 0", timeout) from error
+    if not of_launcher:
         return store  # of rank 0, as young as this attempt
     # torchrun serves every restart from one store; without a prefix, attempt N + 1 reads the
     # addresses of attempt N and cannot connect.
@@ -161,19 +163,39 @@ def _open_store(timeout: timedelta) -> "dist.Store":
     return dist.PrefixStore(f"attempt_{attempt}", store)
 
 
-def _show_up(store: "dist.Store", limit_s: float) -> Heartbeat:
-    """Let the ranks miss one that falls silent."""
+def _show_up(store: "dist.Store", config: RanksConfig) -> Heartbeat:
+    """Wait for all ranks, and let them miss one that falls silent.
+
+    Raises:
+        JoinError: not all have come; names the others.
+    """
     global _heartbeat
     _heartbeat = Heartbeat(
-        store, rank=rank(), world_size=world_size(), limit_s=limit_s, lost=_end_without
+        store,
+        rank=rank(),
+        world_size=world_size(),
+        limit_s=config.silence_limit_s,
+        lost=_end_without,
     )
+    timeout = timedelta(seconds=config.collective_timeout_s)
+    if missing := _heartbeat.wait_for_all(timeout):
+        named = ", ".join(map(str, missing[:_MOST_NAMES]))
+        more = f" and {len(missing) - _MOST_NAMES} more" if len(missing) > _MOST_NAMES else ""
+        raise _not_joined(f"rank {named}{more}", timeout)
     return _heartbeat
+
+
+def _not_joined(who: str, timeout: timedelta) -> JoinError:
+    return JoinError(
+        f"{who} has not joined the job of {world_size()} ranks within {timeout.total_seconds():g} "
+        "s (ranks.collective_timeout_s): it has ended, was stopped, or cannot be reached"
+    )
 
 
 def _end_without(lost: LostRank) -> None:
     """End this rank, which waits for one that is lost, in the middle of whatever it does."""
     report = f"rank {rank()}: error: {lost}"
-    _record_for_launcher(f"rank {rank()}: {lost}", report)
+    record_for_launcher(f"rank {rank()}: {lost}", report)
     if rank() <= 1:  # rank 0 misses all, the others miss rank 0
         print(report, file=sys.stderr)
     _wait(_SAME_ERROR_GRACE_S)  # this error comes first
@@ -195,6 +217,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         kill_with_launcher()
+        _watch_ranks()
     prepare_streams()
     faulthandler.enable()
     quiet_libraries()
@@ -209,19 +232,26 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
     except Interrupted as end:
-        _record_for_launcher(str(end), str(end))
+        record_for_launcher(str(end), str(end))
         if is_rank_zero():
             print(end, file=sys.stderr)
         _exit(end.exit_code)
     except SystemExit as end:  # argparse has said what is wrong with the command line
         if end.code not in (None, 0):
             message = f"the script ended with exit code {end.code}; its message is above"
-            _record_for_launcher(message, message)
+            record_for_launcher(message, message)
         raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():  # by `... | head`
             _exit(0)
         _fail(error)
+
+
+def _watch_ranks() -> None:
+    """Let no rank that is stopped keep the launcher waiting."""
+    global _stop_watch
+    if sys.platform == "linux":
+        _stop_watch = StopWatch(RanksConfig().silence_limit_s)
 
 
 def _stdout_is_closed() -> bool:
@@ -264,12 +294,12 @@ def _fail(error: Exception) -> NoReturn:
     if world_size() > 1:
         # The launcher stops the other ranks with SIGTERM: let it, whatever main has installed.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if _lost_peer(error):
+    if lost_peer(error, world_size=world_size()):
         if number := Interruption.received():
             _exit(128 + number)  # the launcher has stopped this rank already
         _wait(_PEER_LOST_GRACE_S)
-    message, report = _describe(error)
-    _record_for_launcher(message, report)  # first: the launcher sorts root causes by this time
+    message, report = describe(error, rank=rank(), world_size=world_size())
+    record_for_launcher(message, report)  # first: the launcher sorts root causes by this time
     if not is_rank_zero():
         _wait(_SAME_ERROR_GRACE_S)
     print(report, file=sys.stderr)
@@ -279,45 +309,10 @@ def _fail(error: Exception) -> NoReturn:
 def _report_thread(ended: threading.ExceptHookArgs) -> None:
     """A thread of a library, such as TensorBoard's writer, is ended by a full disk, too."""
     error = ended.exc_value
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
-        print(_describe(error)[1], file=sys.stderr)
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        print(describe(error, rank=rank(), world_size=world_size())[1], file=sys.stderr)
     else:
         threading.__excepthook__(ended)
-
-
-def _describe(error: Exception) -> tuple[str, str]:
-    """One line for the launcher, and the full report for people."""
-    where = f"rank {rank()}: " if world_size() > 1 else ""
-    if isinstance(error, ConfigError | DatasetError) or getattr(error, "user_error", False):
-        return f"{where}{error}", f"{where}error: {error}"
-    if _lost_peer(error):  # on another node: here, the launcher would have stopped this rank
-        message = f"{where}another rank has ended, or its node is gone; its own output says why"
-        return message, f"{where}error: {message.removeprefix(where)} ({error})"
-    if isinstance(error, OSError) and (error.filename or error.errno in _MACHINE_ERRORS):
-        place = f": {error.filename!r}" if error.filename else ""
-        return f"{where}{error.strerror}{place}", f"{where}error: {error.strerror}{place}"
-    frames = error.__traceback__.tb_next if error.__traceback__ else None  # without run_main
-    report = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
-    return f"{where}{type(error).__name__}: {error}", where + report
-
-
-def _lost_peer(error: BaseException | None) -> bool:
-    """Whether a collective broke off because another rank had ended."""
-    while error is not None:
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST):
-            return world_size() > 1
-        error = error.__cause__
-    return False
-
-
-def _record_for_launcher(message: str, report: str) -> None:
-    """Leave the error where torchrun looks for a rank's root cause (its error-file format)."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        extra = {"py_callstack": report, "timestamp": str(int(time.time()))}
-        # Whole or not at all: the launcher, which stops this rank when another one fails, ends the
-        # job instead of restarting it if it reads half a file.
-        write_json(Path(path), {"message": {"message": message, "extraInfo": extra}})
 
 
 def _wait(seconds: float) -> None:

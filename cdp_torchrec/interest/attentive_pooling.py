@@ -26,7 +26,7 @@ class AttentivePooling(TargetAttention):
         self.category_dim = dims.category
 
     def pool(self, inputs: InterestInput) -> tuple[Tensor, Tensor]:
-        """Weighted mean of the behaviours [B, D], and whether there are any, bool [B, 1].
+        """Weighted mean of the behaviours [B, D], and their number, float [B].
 
         Zeros where the history is empty.
         """
@@ -36,4 +36,4 @@ class AttentivePooling(TargetAttention):
         features = item_features(sequence, norm=self.norm)
         mean = self(target, features, sequence, find_all(features.shape[0]))
         lengths = sequence.index.lengths.index_select(0, sequence.index.sequence)
-        return mean, lengths.unsqueeze(1) > 0
+        return mean, lengths.to(mean.dtype)

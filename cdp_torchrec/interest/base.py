@@ -11,6 +11,7 @@ gated       the part of the history in the target item's category
 recent      the history whatever the category, up to its most recent data.history.max_length
 sequence    gated or recent behaviours one by one (`BehaviourSequence`)
 pool        gated behaviours summed up (`GatedPool`), in segments by recency
+part        a random part of the gated behaviours summed up, in training
 block       sequences of similar length, padded, that a module computes on together
 """
 
@@ -63,6 +64,9 @@ class InterestInput:
     """Code of the target item's category, int64 [B]; 0 where the log has none."""
     pool: GatedPool | None = None
     """The category-gated history pooled, if the module asks for it."""
+    part: GatedPool | None = None
+    """A random part of the gated history pooled, m of its n behaviours in one segment, if the
+    module asks for it; None outside of training."""
     gated: BehaviourSequence | None = None
     """The category-gated history, a sequence for each (request, category), if asked for."""
     recent: BehaviourSequence | None = None

@@ -78,12 +78,19 @@ class Condition(nn.Module):
 
     @torch.no_grad()
     def monitors(self, fused: FusedCondition) -> dict[str, Tensor]:
-        """Scalars for the log: mean weight of each expert, and entropy of the gate in nats."""
+        """Scalars for the log: mean weight of each expert, entropy of the gate in nats, spread.
+
+        `gate_spread` is the standard deviation of a weight over the impressions, a mean over
+        experts in quadrature: near 0, the gate is the same in all contexts.
+        """
         weights = fused.gate_weights
         if weights is None:
             return {}
         share = weights / weights.sum(dim=1, keepdim=True)
-        monitors = {"gate_entropy": torch.special.entr(share).sum(dim=1).mean()}
+        monitors = {
+            "gate_entropy": torch.special.entr(share).sum(dim=1).mean(),
+            "gate_spread": weights.var(dim=0, correction=0).mean().sqrt(),
+        }
         for expert, mean in zip(self.experts, weights.mean(dim=0).unbind(), strict=True):
             monitors[f"gate_{expert}"] = mean
         return monitors

@@ -12,6 +12,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.condition import build_condition
 from cdp_torchrec.interest.config.gated import ConditionMlpConfig
+from cdp_torchrec.interest.context_gain import build_gain
 from cdp_torchrec.interest.pooling import Emission, HistoryPooling
 
 
@@ -23,6 +24,7 @@ class ConditionMlpInterest(InterestModule):
         dim = dims.item
         self.pooling = HistoryPooling(config, dims)
         self.condition = build_condition(config.condition, dims, dim=dim)
+        self.gain = build_gain(config.condition, dims, dim=dim)
         self.network = ConditionedMlp(
             config.network, dim=dim, condition_dim=0 if self.condition is None else dim
         )
@@ -34,14 +36,16 @@ class ConditionMlpInterest(InterestModule):
         pooled = self.pooling(inputs)
         fused = None if self.condition is None else self.condition(inputs)
         modulation = self.network.modulation(None if fused is None else fused.condition)
-        interest = self.emission(
-            pooled.latent + self.network(pooled.latent, modulation),
-            pooled=pooled,
-            item=inputs.item,
-        )
+        interest = pooled.latent + self.network(pooled.latent, modulation)
+        gain = None if self.gain is None else self.gain(inputs)
+        if gain is not None:
+            interest = interest * gain
+        emitted = self.emission(interest, pooled=pooled, item=inputs.item)
         monitors = {}
         if self.training:
             monitors = self.pooling.monitors(pooled)
             if self.condition is not None and fused is not None:
                 monitors |= self.condition.monitors(fused)
-        return InterestOutput(interest=interest, monitors=monitors)
+            if self.gain is not None and gain is not None:
+                monitors |= self.gain.monitors(gain)
+        return InterestOutput(interest=emitted, monitors=monitors)

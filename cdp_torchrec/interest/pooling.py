@@ -28,8 +28,13 @@ class PooledHistory:
     """z_0: normalised mean, or the learned null vector where the history is empty, [B, D]."""
     mean: Tensor
     """Weighted mean before normalisation, zeros where the history is empty, [B, D]."""
-    present: Tensor
-    """1 where the history has a behaviour, else 0; float [B]."""
+    count: Tensor
+    """n, behaviours that the latent was made of; float [B]."""
+
+    @property
+    def present(self) -> Tensor:
+        """1 where the history has a behaviour, else 0; float [B]."""
+        return (self.count > 0).to(self.latent.dtype)
 
 
 class HistoryPooling(nn.Module):
@@ -49,12 +54,13 @@ class HistoryPooling(nn.Module):
     def forward(self, inputs: InterestInput) -> PooledHistory:
         """z_0 of every impression."""
         if self.attention is not None:
-            mean, present = self.attention.pool(inputs)
+            mean, count = self.attention.pool(inputs)
         else:
             assert self.mean is not None and inputs.pool is not None
-            mean, present = self.mean(inputs.pool)
+            mean, count = self.mean(inputs.pool), inputs.pool.lengths.sum(dim=1)
+        present = count.unsqueeze(1) > 0
         latent = normalise(mean, self.latent_norm).where(present, self.null_latent)
-        return PooledHistory(latent=latent, mean=mean, present=present.squeeze(1).to(mean.dtype))
+        return PooledHistory(latent=latent, mean=mean, count=count)
 
     @torch.no_grad()
     def monitors(self, pooled: PooledHistory) -> dict[str, Tensor]:
@@ -76,18 +82,14 @@ class SegmentMean(nn.Module):
         # The weight of a single segment cancels out of the mean.
         self.log_weights = nn.Parameter(torch.zeros(num_segments)) if num_segments > 1 else None
 
-    def forward(self, pool: GatedPool) -> tuple[Tensor, Tensor]:
-        """The mean [B, D], with all weights at 1 exactly eq. 3, and whether there is any, [B, 1].
-
-        Zeros where the history is empty.
-        """
+    def forward(self, pool: GatedPool) -> Tensor:
+        """The mean [B, D], with all weights at 1 exactly eq. 3; zeros without a behaviour."""
         sums, lengths = pool.sums, pool.lengths
         if self.log_weights is not None:
             weights = self.log_weights.exp()
             sums, lengths = sums * weights.unsqueeze(1), lengths * weights
         total = lengths.sum(dim=1, keepdim=True)
-        present = total > 0
-        return sums.sum(dim=1) / total.where(present, 1.0), present
+        return sums.sum(dim=1) / total.where(total > 0, 1.0)
 
 
 class Emission(nn.Module):

@@ -180,7 +180,8 @@ class RankingArch(nn.Module):
             key=batch.key,
             item_id=batch.item_id,
             category_id=batch.category_id,
-            pool=self._pool(embeddings, batch),
+            pool=self._pool("pool", embeddings, batch),
+            part=self._pool("part", embeddings, batch) if self.training else None,
             gated=self._behaviours("gated", embeddings, batch.gated),
             recent=self._behaviours("recent", embeddings, batch.recent),
         )
@@ -201,8 +202,10 @@ class RankingArch(nn.Module):
             )
         return features
 
-    def _pool(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> GatedPool | None:
-        segments = [f.key for f in self._layout.features if f.slot == "pool"]
+    def _pool(
+        self, slot: Slot, embeddings: dict[str, Tensor], batch: DenseBatch
+    ) -> GatedPool | None:
+        segments = [f.key for f in self._layout.features if f.slot == slot]
         if not segments:
             return None
         sums = torch.stack([embeddings[key] for key in segments], dim=1)

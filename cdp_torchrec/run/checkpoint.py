@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `step-00001200` that appears by one rename. It holds the tensors of
 model and optimizers (torch.distributed.checkpoint), the resolved config, the sharding plan, and
-`checkpoint.json`: step, data position, what the validation measured, the digest of the
+`checkpoint.json`: step, data position, what the validation measured, the digests of the
 dataset, and size and checksum of every other file. What belongs together is committed at once.
 """
 
@@ -37,6 +37,7 @@ from cdp_torchrec.run.records import (
     Progress,
     Validation,
     check_dataset,
+    check_training_data,
     read_record,
 )
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, best_checkpoint, saved_checkpoints
@@ -57,6 +58,7 @@ class Checkpointer:
         *,
         dataset: Path,
         dataset_digest: DatasetDigest,
+        training_digest: str,
         config_toml: str,
         plan_json: str,
         keep_last: int,
@@ -68,6 +70,7 @@ class Checkpointer:
             run_dir: directory of the run, shared by all ranks.
             dataset: where the dataset lies, for errors.
             dataset_digest: of the dataset as the model reads it.
+            training_digest: of the requests and the history, by the dataset's manifest.
             config_toml: the resolved config, written into every checkpoint.
             plan_json: the sharding plan as a plan file has it, written into every checkpoint.
             keep_last: number of newest checkpoints kept, beside the best one.
@@ -77,6 +80,7 @@ class Checkpointer:
         self.directory = run_dir / CHECKPOINTS
         self._dataset = dataset
         self._dataset_digest = dataset_digest
+        self._training_digest = training_digest
         self._config_toml = config_toml
         self._plan_json = plan_json
         self._keep_last = keep_last
@@ -139,6 +143,7 @@ class Checkpointer:
                 progress=progress,
                 validation=validation,
                 dataset_digest=self._dataset_digest,
+                training_digest=self._training_digest,
                 world_size=world_size,
                 files={**tensors, **{name: record_text(text) for name, text in texts.items()}},
             )
@@ -177,7 +182,8 @@ class Checkpointer:
         A damaged one is said and put aside, so that the training may come by its step again.
 
         Raises:
-            CheckpointError: all are damaged, or the newest good one does not fit.
+            CheckpointError: all are damaged, or the newest good one does not fit, or was trained on
+                other requests.
         """
         checkpoints = from_rank_zero(
             lambda: saved_checkpoints(self.directory), purpose="list the checkpoints"
@@ -198,6 +204,9 @@ class Checkpointer:
                 )
             return None
         chosen = newest
+        check_training_data(
+            read_record(chosen / CHECKPOINT), chosen, self._dataset, self._training_digest
+        )
         from_rank_zero(lambda: _put_aside(damaged, chosen), purpose="put a checkpoint aside")
         return newest, self._load_verified(newest, model, optimizer)
 

@@ -21,6 +21,7 @@ from cdp_torchrec.run.saved import (
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
+    LOCK,
     METRICS,
     RESTARTS,
     check_run_directory,
@@ -50,16 +51,27 @@ def open_run_directory(config: RunConfig) -> Generator[Path]:
 
 def _directory(config: RunConfig, held: ExitStack) -> Path:
     """As `open_run_directory`, on one rank."""
-    run_dir = named_directory(config) or _unnamed()
+    named = named_directory(config)
+    is_made_here = named is None or not named.exists()
+    run_dir = named or _unnamed()
     check_run_directory(run_dir, resume=config.resume)
     run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(run_dir))
+    held.callback(_remove_unused, run_dir, with_directory=is_made_here)
     if not saved_checkpoints(run_dir / CHECKPOINTS):
         # An attempt that ended before its first checkpoint left nothing to continue from, so that
         # this one begins again, and so do its numbers.
         (run_dir / METRICS).unlink(missing_ok=True)
         shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
     return run_dir
+
+
+def _remove_unused(run_dir: Path, *, with_directory: bool) -> None:
+    """A training that was refused before it began leaves nothing."""
+    if [path.name for path in run_dir.iterdir()] == [LOCK]:
+        (run_dir / LOCK).unlink()
+        if with_directory:
+            run_dir.rmdir()
 
 
 def _unnamed() -> Path:

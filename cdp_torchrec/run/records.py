@@ -83,6 +83,9 @@ class CheckpointRecord(Config):
     """Of this model; none if it was not validated, or the metric was undefined."""
     dataset_digest: DatasetDigest
     """Which raw id has which code, and what the features are."""
+    training_digest: str | None = None
+    """Of the requests and the history that it was trained on; None: the release that wrote it did
+    not say."""
     world_size: PositiveInt
     """Number of ranks that wrote it."""
     files: dict[str, FileRecord]
@@ -124,6 +127,29 @@ def check_dataset(
     )
     if differs:
         raise CheckpointError(differs)
+
+
+def check_training_data(
+    record: CheckpointRecord, checkpoint: Path, dataset: Path, digest: str
+) -> None:
+    """Whether a training that goes on reads the files that it was begun on.
+
+    Args:
+        record: of the checkpoint that it goes on from.
+        checkpoint: where that lies.
+        dataset: where the dataset lies.
+        digest: of its requests and history, as its manifest has it.
+
+    Raises:
+        CheckpointError: it has other requests or another history, though their codes are the same.
+    """
+    if record.training_digest not in (None, digest):
+        raise CheckpointError(
+            f"{checkpoint} was trained on other requests or another history than those of "
+            f"{dataset} (digest {record.training_digest}, not {digest}), though ids have the same "
+            "codes: name the dataset that the run was begun on (data.dir=DIR), or begin a new run "
+            "from its weights (run.fork_from=RUN run.dir=NEW)"
+        )
 
 
 def read_record(path: Path) -> CheckpointRecord:

@@ -16,6 +16,7 @@ from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Entity, read_schema
 from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
+from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.progress import Stages
@@ -74,11 +75,14 @@ def export_run(
         ConfigError: a setting is wrong, or the directory exists.
         SignatureError: export.signing_key is no key.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
+        DatasetError: run.verify has found damage.
         ArtifactError: it cannot be compiled, or scores differently; nothing is left behind.
     """
     directory = output or run.directory / "export"
     config = run.config
     _check(config, directory)
+    if config.run.verify:
+        verify_dataset(config.data.dir)
     stages = Stages("export", total=5)
     stages.begin(f"read test requests of {config.data.dir}")
     requests = raw_test_requests(config)
@@ -205,7 +209,8 @@ def _score_by_trainer(
     run: StoredRun[ExportedConfig], device: torch.device, predictions: Path
 ) -> None:
     """Score the first test impressions the way that training measures them."""
-    experiment = run.load(device)
+    verified = run.config.run.model_copy(update={"verify": False})  # before all else
+    experiment = run.load(device, run.config.model_copy(update={"run": verified}))
     evaluate(
         experiment.parallelized.model,
         experiment.parallelized.optimizer,

@@ -23,7 +23,7 @@ def open_layout(artifact: Path, config: ExportedConfig) -> FeatureLayout:
         artifact,
         load_schema(artifact),
         vocabulary=config.data.vocabulary,
-        history=config.model.interest.history,
+        history=config.model.interest.history.served,
         count_segments=(
             config.data.history.count_segments if config.model.interaction.history_counts else None
         ),

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from tests.chaos import data_faults, training_faults
+from tests.chaos import data_faults, launcher_faults, training_faults
 from tests.chaos.disk import NoDiskError
 from tests.chaos.outcome import Outcome
 from tests.chaos.world import World, make_world
@@ -34,6 +34,8 @@ def check(outcome: Outcome) -> None:
         data_faults.killed_preparation,
         data_faults.damaged_dataset,
         data_faults.full_disk,
+        pytest.param(launcher_faults.dead_launcher, marks=pytest.mark.distributed),
+        pytest.param(launcher_faults.stopped_rank, marks=pytest.mark.distributed),
     ],
     ids=lambda fault: fault.__name__,
 )

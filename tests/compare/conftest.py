@@ -101,6 +101,7 @@ def make_result() -> MakeResult:
                 validation=validation,
                 steps=4,
                 training_s=1.0,
+                cpu_s=3.0,
                 impressions_per_s=1000.0,
                 dense_parameters=10,
                 sparse_parameters=20,

@@ -44,8 +44,8 @@ def test_a_missing_dataset_is_reported_before_the_first_cell(
 def test_a_cell_that_does_not_fit_its_dataset_is_reported_before_the_first_cell(
     make_table: MakeTable, tmp_path: Path, one_rank: None
 ) -> None:
-    table = make_table('models.odd=["model.interaction.exclude=[\\"weight\\"]"]')
-    with pytest.raises(ConfigError, match=r"no feature 'weight'.*\(in tiny/odd\)"):
+    table = make_table("settings=['model.interaction.exclude=[\"weight\"]']")
+    with pytest.raises(ConfigError, match=r"no feature 'weight'.*\(in tiny/none\)"):
         run_table(table, CPU)
     assert not (tmp_path / "runs").exists()
 
@@ -66,6 +66,27 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
         ("seeds=[1, 1]", "seeds = [1, 1]: repeats a seed"),
         ('floors=["pooled"]', "reference = 'pooled': is one of floors"),
         ('models.odd=["data.dir=elsewhere"]', "data.dir = elsewhere: must be the same in all rows"),
+        (
+            "models.odd=['model.interaction.exclude=[\"item_id\"]']",
+            "model.interaction.exclude = ('item_id',): must be the same in all rows",
+        ),
+        ("seeds_of.none=[1, 1]", "seeds_of.none = [1, 1]: repeats a seed"),
+        ("seeds_of.nome=[1]", "there is no row 'nome' in models"),
+        ("search.trials=3", "search.trials = 3: grid has only 2 combinations"),
+        (
+            'grid_of.none={"trainer.max_epochs"=[1, 2, 3]}',
+            "grid_of.none.trainer.max_epochs: more values than the 2 trials",
+        ),
+        (
+            'grid_of.none={"optimizer.dense.lr"=[1.0]}',
+            "grid_of.none.optimizer.dense.lr: is a key of grid too",
+        ),
+        ('groups.worlds=["tiny", "huge"]', "there is no 'huge' in datasets"),
+        ('groups.worlds=["tiny", "tiny"]', "'tiny' stands twice, first in worlds"),
+        (
+            'groups.tiny=["tiny", "tiny"]',
+            "]: is the name of a dataset",
+        ),
         ("settings=['run.resume=true']", "run: every cell has a directory of its own"),
         (
             "settings=['data.validation_fraction=0']",
@@ -86,11 +107,87 @@ def test_a_table_without_a_file_says_what_is_expected() -> None:
         load_table(["seeds=[0]"])
 
 
+def row(name: str, *layers: str) -> str:
+    """An override that adds a row."""
+    return f"models.{name}={[str(CONFIGS / 'interest' / layers[0]), *layers[1:]]}"
+
+
+DIN, SIM = row("din", "din.toml"), row("sim", "sim_hard.toml")
+
+
+def test_rows_that_read_all_or_the_same_longest_history_are_compared(make_table: MakeTable) -> None:
+    assert make_table(DIN, SIM).selected_models == ("none", "pooled", "din", "sim")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            row("other", "sasrec.toml"),
+            "other reads the last 50 behaviours, others 100: rows of a comparison see the same; "
+            "lengthen its history, or name 'other' in other_history",
+        ),
+        (
+            row("other", "sim_hard.toml", "data.history.max_length=200"),
+            "din reads the last 100 behaviours, others 200",
+        ),
+        (
+            row("other", "twin.toml"),
+            "model.interest.num_kept = 100: no search happens among 100 behaviours; raise "
+            "data.history.max_length, or name 'other' in other_history",
+        ),
+        (
+            row("other", "qin.toml"),
+            "model.interest.num_query_kept = 200: no search happens among 100 behaviours",
+        ),
+    ],
+)
+def test_rows_that_see_another_history_are_refused_unless_the_table_says_so(
+    make_table: MakeTable, other: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_table(DIN, other)
+    assert message in str(error.value)
+    named = "din" if message.startswith("din") else "other"
+    make_table(DIN, other, f'other_history=["{named}"]')
+
+
+def test_a_row_that_sees_what_all_see_is_no_exception(make_table: MakeTable) -> None:
+    with pytest.raises(ConfigError, match="'din' sees the same history as all others"):
+        make_table(DIN, SIM, 'other_history=["din"]')
+
+
+def test_every_row_tries_the_same_grid_points_whatever_it_searches_of_its_own(
+    make_table: MakeTable,
+) -> None:
+    table = make_table(
+        'grid={"optimizer.dense.lr"=[0.1, 0.2, 0.3], "optimizer.sparse.lr"=[0.1, 0.2, 0.3]}',
+        'grid_of.pooled={"trainer.max_epochs"=[1, 2]}',
+        "search.trials=6",
+    )
+    none, pooled = table.points("none"), table.points("pooled")
+    assert len(set(none)) == 6
+    assert [point.settings[:2] for point in pooled] == [point.settings for point in none]
+    own = [point.settings[2] for point in pooled]
+    assert sorted(own) == ["trainer.max_epochs=1"] * 3 + ["trainer.max_epochs=2"] * 3
+    assert own != sorted(own)
+    again = make_table(
+        'grid={"optimizer.dense.lr"=[0.1, 0.2, 0.3], "optimizer.sparse.lr"=[0.1, 0.2, 0.3]}',
+        "search.trials=6",
+        "search.seed=1",
+    )
+    assert set(again.points("none")) != set(none)
+
+
+def test_worlds_of_a_group_are_searched_on_the_first_one(make_table: MakeTable) -> None:
+    table = make_table('datasets.second=["data.toml"]', 'groups.worlds=["tiny", "second"]')
+    assert table.tuning_cells("second", "pooled") == table.tuning_cells("tiny", "pooled")
+
+
 @pytest.mark.parametrize("name", ["table1", "table2"])
 def test_shipped_tables_tune_every_row_equally_over_five_seeds(name: str) -> None:
     table = load_table([str(COMPARE / f"{name}.toml")])
     assert len(table.config.seeds) >= 5
-    assert len(table.points) == 2
     assert table.run_dir == Path("runs") / name
     per_row = {(d, m): table.tuning_cells(d, m) for d, m, _ in table.configs}
     assert {len(cells) for cells in per_row.values()} == {2}

@@ -12,6 +12,7 @@ import pytest
 from cdp_torchrec.commands import compare
 from cdp_torchrec.compare import run
 from cdp_torchrec.compare.cells import load_table
+from cdp_torchrec.compare.chances import read_chances
 from cdp_torchrec.compare.output import write_table
 from cdp_torchrec.compare.results import read_failure, read_result
 from cdp_torchrec.compare.run import run_table
@@ -71,6 +72,10 @@ def test_parameters_are_those_of_the_model_before_it_is_sharded(
     layout = open_data(cell.config, share=Share(0, 1), global_batch_size=8).layout
     whole = sum(p.numel() for p in RankingModel(layout, cell.config.model).parameters())
     assert result.cost.dense_parameters + result.cost.sparse_parameters == whole
+    (row,) = [row for row in read_chances(table)["tiny"] if row.row == "pooled"]
+    assert row.dense_parameters == result.cost.dense_parameters
+    assert row.sparse_parameters == result.cost.sparse_parameters
+    assert result.cost.cpu_s > 0
     assert result.cost.latency.num_candidates == 8
     assert 0 < result.cost.latency.median_ms <= result.cost.latency.p90_ms
 
@@ -79,7 +84,7 @@ def test_a_cell_is_the_run_that_train_makes_of_its_configuration(
     finished: tuple[Path, Path], tmp_path: Path
 ) -> None:
     table = load_table(arguments(*finished))
-    cell = table.cell("tiny", "pooled", table.points[0], 0)
+    cell = table.cell("tiny", "pooled", table.points("pooled")[0], 0)
     result = read_result(cell.directory)
     assert result is not None
     alone = cell.config.model_copy(update={"run": RunConfig(dir=tmp_path / "alone")})
@@ -185,7 +190,9 @@ def test_the_command_fails_after_the_table_if_a_cell_has_failed(
     finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "init_process_group", lambda: CPU)
-    monkeypatch.setattr(run, "run_table", lambda table, device: {"tiny/none/x/seed-0": "it broke"})
+    monkeypatch.setattr(
+        run, "run_table", lambda table, device, announce: {"tiny/none/x/seed-0": "it broke"}
+    )
     with pytest.raises(compare.FailedCellsError, match=r"1 cells failed:\n  tiny/none/x.*broke"):
         compare.main(arguments(*finished))
     assert "| **pooled** |" in squeezed(capsys.readouterr().out)

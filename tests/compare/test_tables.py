@@ -66,7 +66,7 @@ def test_the_strongest_baseline_is_chosen_on_validation_and_is_no_floor(
     table = make_table(*OTHERS)
     scores = {"none": (0.9, 0.9), "pooled": (0.8, 0.8), "a": (0.5, 0.7), "b": (0.7, 0.6)}
     for model, (gauc, validation) in scores.items():
-        for point in table.points:
+        for point in table.points(model):
             for seed in table.config.seeds:
                 result = make_result(gauc=gauc, validation=validation)
                 finish(table.cell("tiny", model, point, seed), result)
@@ -91,7 +91,7 @@ def test_a_partial_table_names_the_missing_cells_and_the_seeds_it_has(
     for cell in table.tuning_cells("tiny", "pooled"):
         finish(cell, make_result(gauc=0.7, validation=0.7))
     text = squeezed(write_table(table))
-    missing = table.cell("tiny", "pooled", table.points[0], 1)
+    missing = table.cell("tiny", "pooled", table.points("pooled")[0], 1)
     assert "**pooled** (1 of 2 seeds)" in text
     assert f"- {missing.name}\n" in text
     for cell in table.tuning_cells("tiny", "none"):

@@ -8,6 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cdp_torchrec.commands import prepare_data
+from cdp_torchrec.data.plausibility import Finding
+from cdp_torchrec.data.prepare import inspect
 from cdp_torchrec.data.prepare.inspect import describe_dataset
 from cdp_torchrec.data.prepare.staging import DatasetSpec, build_dataset
 from cdp_torchrec.data.schema import DatasetError, Feature
@@ -58,6 +61,11 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "tiny"
 
 
+def described(dataset: Path) -> str:
+    text, _ = describe_dataset(dataset)
+    return text
+
+
 def section(text: str, first_cell: str) -> dict[str, list[str]]:
     """Rows of the table whose header begins with that cell, by their own first cell."""
     lines = text.splitlines()
@@ -72,7 +80,7 @@ def section(text: str, first_cell: str) -> dict[str, list[str]]:
 
 
 def test_splits_are_described(dataset: Path) -> None:
-    rows = section(describe_dataset(dataset), "split")
+    rows = section(described(dataset), "split")
     times = ["1970-01-01 00:00:00 UTC", "1970-01-01 00:01:01 UTC"]
     assert rows["train"] == ["2", "4", "1", "25.00 %", "2..2, mean 2.00", *times]
     assert rows["test"] == ["1", "2", "1", "50.00 %", "2..2, mean 2.00"] + 2 * [
@@ -82,13 +90,13 @@ def test_splits_are_described(dataset: Path) -> None:
 
 def test_ids_under_a_minimum_count_are_counted(dataset: Path) -> None:
     # a occurs 3 times in training, b twice, c once, d never.
-    rows = section(describe_dataset(dataset), "entity")
+    rows = section(described(dataset), "entity")
     assert rows["item"] == ["4", "25.00 %", "50.00 %", "100.00 %", "100.00 %"]
     assert rows["word"] == ["3", "66.67 %", "100.00 %", "100.00 %", "100.00 %"]
 
 
 def test_unseen_and_missing_test_ids_are_counted(dataset: Path) -> None:
-    rows = section(describe_dataset(dataset), "feature")
+    rows = section(described(dataset), "feature")
     assert rows["item_id"] == ["item", "candidate", "id", "50.00 %", "0.00 %", "-", "-"]
     assert rows["category_id"][3:5] == ["0.00 %", "50.00 %"]
     assert rows["words"] == ["query", "request", "ids", "66.67 %", "0.00 %", "-", "-"]
@@ -96,7 +104,7 @@ def test_unseen_and_missing_test_ids_are_counted(dataset: Path) -> None:
 
 
 def test_history_before_each_request_is_described(dataset: Path) -> None:
-    text = describe_dataset(dataset)
+    text = described(dataset)
     rows = section(text, "history")
     quantiles = ["0", "1", "2", "2", "2", "2"]  # of the lengths 2 and 0
     assert rows["train"] == ["1.00", *quantiles, "50.00 %", "100.00 %", "0.00 %"]
@@ -105,33 +113,43 @@ def test_history_before_each_request_is_described(dataset: Path) -> None:
 
 
 def test_gate_is_described_for_clicked_and_other_impressions(dataset: Path) -> None:
-    rows = section(describe_dataset(dataset), "gate")
+    rows = section(described(dataset), "gate")
     # Half of ann's history is shoes, none of it bags; zoe has no history.
     assert rows["train"] == ["50.00 %", "0.00 %", "0.00 %", "100.00 %"]
     assert rows["test"] == ["50.00 %", "0.00 %", "0.00 %", "100.00 %"]
 
 
 def test_bound_of_synthetic_data_is_shown(dataset: Path) -> None:
-    assert describe_dataset(dataset).endswith("on the test split: auc 0.7500")
+    assert described(dataset).endswith("on the test split: auc 0.7500")
 
 
 def test_damaged_part_is_named(dataset: Path) -> None:
     path = dataset / "test" / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DatasetError, match=f"{path}: damaged parquet file"):
-        describe_dataset(dataset)
+        described(dataset)
 
 
 def test_missing_parts_and_vocabularies_are_named(dataset: Path) -> None:
     (dataset / "test" / "part-00000.parquet").unlink()
     with pytest.raises(DatasetError, match=r"test: no part-\*.parquet there"):
-        describe_dataset(dataset)
+        described(dataset)
     (dataset / "vocabulary" / "word.parquet").unlink()
     with pytest.raises(DatasetError, match=r"word.parquet: cannot read the vocabulary"):
-        describe_dataset(dataset)
+        described(dataset)
 
 
 def test_directory_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "something.npy", np.zeros(1))
     with pytest.raises(DatasetError, match="is no dataset directory"):
         describe_dataset(tmp_path)
+
+
+def test_errors_of_the_log_are_an_error_of_the_command(
+    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_data.main(["inspect", str(dataset)])
+    monkeypatch.setattr(inspect, "judge", lambda _: [Finding("error", "all clicks are one user's")])
+    with pytest.raises(DatasetError, match=r"no sane log looks like this one:\n.*one user's"):
+        prepare_data.main(["inspect", str(dataset)])
+    assert "error: all clicks are one user's" in capsys.readouterr().out

@@ -193,6 +193,14 @@ def test_what_no_sane_log_looks_like_is_refused_and_nothing_is_left(
     assert [path.name for path in tmp_path.iterdir()] == ["staging"]
 
 
+def test_a_log_that_was_converted_is_named_by_its_own_place(tmp_path: Path) -> None:
+    requests, behaviours = sane_log()
+    behaviours_in_seconds(requests, behaviours)
+    staging = stage(tmp_path / "staging", requests, behaviours)
+    with pytest.raises(DatasetError, match=r"^their/log: no sane log looks like this one"):
+        build_dataset(staging, tmp_path / "data", LOG_SPEC, log=Path("their/log"))
+
+
 def test_what_a_sane_log_seldom_has_is_a_warning_that_training_repeats(tmp_path: Path) -> None:
     dataset, said = prepare(tmp_path, doubtful)
     doubts = check_plausible(DataConfig(dir=dataset))

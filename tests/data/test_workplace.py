@@ -90,7 +90,7 @@ def test_output_that_cannot_be_made_is_refused_before_any_work(tmp_path: Path) -
         (tmp_path / "file", "exists; remove it or choose another output directory"),
         (tmp_path / "link", "exists; remove it or choose another output directory"),
         (tmp_path / "file" / "data", f"cannot be made: {tmp_path / 'file'} is not a writable"),
-        (Path("/proc/data"), "data was not made, nothing is left of it: "),
+        (Path("/proc/data"), "data cannot be made: /proc cannot hold files: "),
     ):
         with pytest.raises((DatasetError, PreparationError), match=message):
             build_dataset(tmp_path / "nowhere", output, SPEC)

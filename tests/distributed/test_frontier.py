@@ -28,7 +28,7 @@ from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.stored_run import evaluate_run, open_run
 from tests.distributed.spawn import run_ranks
-from tests.other_codes import with_other_codes
+from tests.other_codes import with_other_codes, with_other_requests
 from tests.paths import CONFIGS
 
 pytestmark = pytest.mark.distributed
@@ -98,6 +98,7 @@ def on_two_ranks(tiny_dataset: Path, folder: Path) -> list[dict[str, Any]]:
         path = folder / "damaged" / name
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     with_other_codes(tiny_dataset, folder / "other-codes")
+    with_other_requests(tiny_dataset, folder / "other-requests")
     return run_ranks(2, distill_on_two_ranks, tiny_dataset, folder)
 
 
@@ -135,7 +136,7 @@ def test_a_run_without_a_reverse_process_is_refused(tiny_dataset: Path, folder: 
 
 def use_on_one_rank(folder: Path) -> dict[str, Any]:
     """Evaluate, distill, measure, and export as far as the compiler, what two ranks trained."""
-    run = folder / "run"
+    run, other_requests = folder / "run", folder / "other-requests"
     settings = ["distill.max_steps=1", f"distill.dir={folder / 'one-rank-student'}"]
     return {
         "evaluated": evaluate_run(
@@ -148,10 +149,19 @@ def use_on_one_rank(folder: Path) -> dict[str, Any]:
             timing.name for timing in measure_run(open_cdp_run(run, MEASURED), CPU).timings
         ],
         "exported": error_of(lambda: export_without_compiling(run)),
+        "exported damaged": error_of(lambda: export_damaged(run, folder / "damaged")),
         "planned": error_of(lambda: evaluate_planned(run, folder / "planned" / "plan.json")),
         "other_keys": error_of(lambda: evaluate_with_other_keys(run)),
         "other_format": error_of(lambda: open_run(of_other_format(run), [], ExperimentConfig)),
         "other_config": error_of(lambda: open_run(of_other_config(run), [], ExperimentConfig)),
+        "resumed on other requests": error_of(
+            lambda: train(load_run("cdp", other_requests, run, "run.resume=true"), CPU)
+        ),
+        "evaluated on other requests": evaluate_run(
+            open_run(run, [f"data.dir={other_requests}"], ExperimentConfig),
+            CPU,
+            write_predictions=False,
+        ).report.gauc,
         "wrong_override": error_of(lambda: open_run(run, ["model.deep=3"], ExperimentConfig)),
     } | {f"{name} on other codes": said for name, said in use_on_other_codes(run).items()}
 
@@ -191,6 +201,15 @@ def export_without_compiling(run: Path) -> None:
 
     with mock.patch.object(export, "export_ranker", compiler):
         settings = ["export.parity_impressions=500"]
+        export.export_run(open_run(run, settings, ExportedConfig), CPU)
+
+
+def export_damaged(run: Path, dataset: Path) -> None:
+    def read(*_: object) -> None:
+        raise ArtifactError("something was read before")
+
+    settings = [f"data.dir={dataset}", "run.verify=true"]
+    with mock.patch.object(export, "raw_test_requests", read):
         export.export_run(open_run(run, settings, ExportedConfig), CPU)
 
 
@@ -258,6 +277,20 @@ def test_a_run_is_not_used_on_another_preparation_of_its_log(
     assert str(folder / "other-codes") in used["evaluated on other codes"]
     for name in ("evaluated", "distilled", "measured", "exported", "resumed"):
         assert "ids in both, other codes" in used[f"{name} on other codes"]
+
+
+def test_a_run_goes_on_with_its_own_requests_only_and_is_measured_on_others(
+    used: dict[str, Any], folder: Path
+) -> None:
+    said = used["resumed on other requests"]
+    assert said.startswith("CheckpointError: ") and "\n" not in said
+    assert f"other requests or another history than those of {folder / 'other-requests'}" in said
+    assert used["evaluated on other requests"] == used["evaluated"]  # of the same test split
+
+
+def test_an_export_verifies_the_dataset_before_it_reads_it(used: dict[str, Any]) -> None:
+    assert used["exported damaged"].startswith("DatasetError: ")
+    assert "test/part-00000.parquet: other bytes" in used["exported damaged"]
 
 
 def test_a_plan_that_is_named_again_is_used(used: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from torch.distributed import HashStore
 
 from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
+from cdp_torchrec.distributed.stopped import stopped_ranks
 from tests.distributed.project import make_project
 from tests.paths import ROOT
 
@@ -30,6 +31,8 @@ from cdp_torchrec.distributed.process_group import init_process_group, rank, run
 
 def main(arguments):
     import torch, torch.distributed as dist
+    if f"stop-before={rank()}" in arguments:
+        os.kill(os.getpid(), signal.SIGSTOP)
     join_s = 2.0 if "join=2" in arguments else 300.0
     init_process_group(RanksConfig(silence_limit_s=3, collective_timeout_s=join_s))
     dist.barrier()
@@ -43,6 +46,8 @@ def main(arguments):
 
 if __name__ == "__main__":
     run_main(main)
+    if f"stop-after={rank()}" in sys.argv:
+        os.kill(os.getpid(), signal.SIGSTOP)
 """
 
 
@@ -134,9 +139,8 @@ def test_a_rank_that_nobody_joins_says_so_in_one_line(project: Path, rank: int) 
         capture_output=True,
     )
     assert done.returncode == 1
-    assert (
-        f"rank {rank}: error: not all of the 2 ranks have joined the job within 2 s" in done.stderr
-    )
+    missing = f"rank {rank}: error: rank {1 - rank} has not joined the job of 2 ranks within 2 s"
+    assert missing in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -162,6 +166,35 @@ def test_a_stopped_rank_ends_the_job_by_name(project: Path, stopped: int) -> Non
     assert job.returncode != 0
     missed = rf"rank {1 - stopped}: error: rank {stopped} \(process \d+ on .*\) has been silent for"
     assert len(re.findall(missed, said)) == 2, said  # when it happens, and last by the launcher
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("stopped", ["before=1", "after=0"])
+def test_a_rank_stopped_before_it_joins_or_after_its_work_ends_the_job_by_name(
+    project: Path, stopped: str
+) -> None:
+    line = f"torchrun --standalone --nproc-per-node 2 launch/train.py stop-{stopped}"
+    with started(project, line) as job:
+        said, _ = job.communicate(timeout=100)
+    assert job.returncode == 1
+    missed = rf"error: rank {stopped[-1]} \(process \d+ on .*\) has been stopped for"
+    assert len(re.findall(missed, said)) == 1, said
+    assert said.count("has been stopped for") == 2, said  # last by the launcher
+
+
+def test_a_stopped_process_is_found_by_its_rank() -> None:
+    sleep = ["sleep", "100"]
+    with (
+        subprocess.Popen(sleep, env=os.environ | {"RANK": "7"}) as stopped,
+        subprocess.Popen(sleep, env=os.environ | {"RANK": "8"}) as running,
+    ):
+        stopped.send_signal(signal.SIGSTOP)
+        wait_until(lambda: stopped_ranks(os.getpid()) == {stopped.pid: "7"})
+        stopped.send_signal(signal.SIGCONT)
+        wait_until(lambda: not stopped_ranks(os.getpid()))
+        stopped.kill()
+        running.kill()
 
 
 def ranks_of(store: HashStore, world_size: int, lost: list[LostRank]) -> list[Heartbeat]:

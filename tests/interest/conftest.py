@@ -107,6 +107,17 @@ def make_sequence(
     )
 
 
+def make_part(
+    pooled: torch.Tensor, width: int, *, seed: int, requires_grad: bool = False
+) -> GatedPool:
+    """Random sums of 0 to n behaviours, for histories with these lengths of segments, [B, K]."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = pooled.sum(dim=1, keepdim=True)
+    lengths = (torch.rand(len(pooled), 1, generator=generator) * (whole + 1)).floor()
+    sums = torch.randn(len(pooled), 1, width, generator=generator) * 0.1 * lengths.unsqueeze(2)
+    return GatedPool(sums=sums.requires_grad_(requires_grad), lengths=lengths)
+
+
 @pytest.fixture
 def make_inputs() -> MakeInputs:
     """Random inputs of 4 requests; every fourth impression has an empty history."""
@@ -148,6 +159,7 @@ def make_inputs() -> MakeInputs:
             item_id=torch.randint(1, 50, (batch,), generator=generator),
             category_id=torch.randint(1, 5, (batch,), generator=generator),
             pool=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=pooled),
+            part=make_part(pooled, dims.item, seed=seed + 3, requires_grad=requires_grad),
             gated=make_sequence(dims, batch, lengths, seed=seed + 1, requires_grad=requires_grad),
             recent=make_sequence(dims, batch, lengths, seed=seed + 2, requires_grad=requires_grad),
         )

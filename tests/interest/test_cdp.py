@@ -7,7 +7,13 @@ import torch
 from pydantic import ValidationError
 
 from cdp_torchrec.interest import CdpConfig, InterestInput
-from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
+from cdp_torchrec.keyed_random import (
+    Stream,
+    impression_key,
+    keyed_normal,
+    keyed_timesteps,
+    seeded,
+)
 from tests.gradients import idle, idle_parameters, in_float64
 
 ROLES = ("user", "query", "item", "item_attributes", "context", "scene")
@@ -210,6 +216,51 @@ def test_the_noise_of_an_impression_is_fixed_by_its_key(make_module, make_inputs
     assert not torch.allclose(module(other).interest, module(inputs).interest)
 
 
+def of_requests(inputs: InterestInput) -> InterestInput:
+    """The same impressions as eight requests of two candidates each, all with the same history."""
+    assert inputs.pool is not None
+    place = torch.arange(len(inputs.key))
+    history = replace(
+        inputs.pool,
+        sums=inputs.pool.sums[1:2].expand_as(inputs.pool.sums),
+        lengths=inputs.pool.lengths[1:2].expand_as(inputs.pool.lengths),
+    )
+    return replace(
+        inputs,
+        key=impression_key(place // 2 * 2**40, inputs.item_id, 5),
+        category_id=torch.full_like(place, 3),
+        pool=history,
+    )
+
+
+def test_noise_of_the_request_tells_requests_apart_but_not_their_candidates(
+    make_module, make_inputs
+):
+    inputs = of_requests(make_inputs(num_segments=1, batch=16))
+    assert len(set(inputs.item_id.tolist())) > 2
+    settings = ("condition.experts=[]", "num_inference_steps=2")
+    kinds = {"impression": 16, "request": 8, "fixed": 1}
+    for kind, distinct in kinds.items():
+        module = make_module(*CHAIN, *settings, f"noise_of={kind}").eval()
+        interest = module(inputs).interest
+        assert len({tuple(row) for row in interest.tolist()}) == distinct
+        if kind == "request":
+            assert torch.equal(interest[::2], interest[1::2])
+            other = replace(inputs, category_id=inputs.category_id + torch.arange(16) % 2)
+            assert not torch.allclose(module(other).interest[1::2], interest[1::2])
+
+
+def test_the_interest_of_several_draws_is_the_mean_of_their_chains(make_module, make_inputs):
+    inputs = make_inputs(num_segments=1)
+    one = make_module(*CHAIN).eval()
+    three = make_module(*CHAIN, "num_noise_draws=3").eval()
+    three.load_state_dict(one.state_dict())
+    keys = (inputs.key, seeded(inputs.key, 1), seeded(inputs.key, 2))
+    chains = [one(replace(inputs, key=key)).interest for key in keys]
+    assert not torch.allclose(chains[0], chains[1])
+    torch.testing.assert_close(three(inputs).interest, torch.stack(chains).mean(dim=0))
+
+
 def test_training_draws_no_timestep_above_the_start(make_module, make_inputs):
     module = make_module(*CHAIN, "start_timestep=10", "num_inference_steps=5").eval()
     assert module.grid.tolist() == [10, 8, 6, 4, 2]
@@ -236,7 +287,9 @@ def test_monitors_are_detached_scalars_of_training_only(make_module, make_inputs
         "latent_std",
         "start_snr",
         "relative_shift",
+        "identity_loss",
         "gate_entropy",
+        "gate_spread",
         "gate_collaborative",
         "gate_context",
         "gate_scene",
@@ -262,6 +315,9 @@ def test_the_untouched_latent_has_no_shift(make_module, make_inputs):
         ({"num_inference_steps": 101}, "num_inference_steps = 101 is more than the 100"),
         ({"num_inference_steps": 0}, "num_inference_steps = 0 needs start = 'clean'"),
         ({"train_path": "x0_onestep", "recon_detach": True}, "recon_detach needs train_path"),
+        ({"noise_of": "request", "start": "clean"}, "need noise at the start"),
+        ({"num_noise_draws": 2, "start": "clean_scaled"}, "need noise at the start"),
+        ({"num_noise_draws": 2, "train_path": "unrolled"}, "the noise of one start state"),
         ({"train_path": "unrolled", "start": "clean"}, "literal reading of eqs. 9-10"),
         ({"train_path": "unrolled", "prediction_type": "x0"}, "literal reading of eqs. 9-10"),
     ],

@@ -13,17 +13,23 @@ WITH_HISTORY: list[Variant] = [
     (f"interest/{preset}",) for preset in PRESETS if preset not in ("none", "counts")
 ]
 ATTENTIVE = [f"interest/{preset}" for preset in ("din", "sim_hard", "sim_soft", "twin", "qin")]
-CDP_FAMILY = ["interest/condition_mlp", "interest/cdp_paper", "interest/cdp"]
+CDP_FAMILY = [f"interest/{name}" for name in ("condition_mlp", "cdp_paper", "cdp", "cdp_evidence")]
 ABLATIONS = ["no_condition", "no_collaborative", "no_context_scene", "no_moe"]
 PAPER_UNIT = ("normalise=none", "activation=prelu", "score_features=[]", "embedding_norm=none")
 VARIANTS: list[Variant] = [
     *WITH_HISTORY,
     *[(preset, f"ablation/{ablation}") for preset in CDP_FAMILY for ablation in ABLATIONS],
-    ("interest/cdp_paper", "train_path=x0_onestep"),
-    ("interest/cdp_paper", "train_path=unrolled"),
+    ("interest/cdp_paper", "ablation/x0_onestep"),
+    ("interest/cdp", "ablation/x0_onestep"),
+    ("interest/cdp_paper", "ablation/unrolled"),
+    ("interest/cdp_paper", "ablation/same_emission"),
+    ("interest/cdp_paper", "ablation/request_noise"),
+    ("interest/cdp_paper", "ablation/mean_noise", "num_inference_steps=2"),
     ("interest/cdp", "denoiser.condition_join=film", "condition.fusion=concat_mlp"),
     ("interest/cdp", "sampler=dpmpp_2m", "prediction_type=v", "latent_norm=l2"),
     ("interest/cdp", "schedule.beta_schedule=cosine", "start_timestep=60"),
+    ("interest/cdp_evidence", "num_inference_steps=3", "recon_detach=true"),
+    ("interest/condition_mlp", "condition.gain_dim=8"),
     ("interest/din", *[f"attention.{setting}" for setting in PAPER_UNIT]),
     ("interest/din", "attention.activation=sigmoid", "attention.layer_sizes=[8,4]"),
     ("interest/sim_hard", "num_kept=5", *[f"short.{setting}" for setting in PAPER_UNIT]),

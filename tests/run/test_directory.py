@@ -103,6 +103,15 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("place", ["/proc/runs", "/proc"])
+def test_a_place_that_exists_and_cannot_hold_files_is_one_line(place: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_run_directory(Path(place), resume=False)
+    assert str(raised.value).startswith(f"run.dir = '{place}': /proc ")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again(
     tmp_path: Path, resume: bool
@@ -155,3 +164,15 @@ def test_no_run_begins_in_what_is_something_else(tmp_path: Path, inside: str, sa
     write_whole(tmp_path / "it" / inside, "")
     with pytest.raises(ConfigError, match=rf"run\.dir = '.*/it': {said}"):
         check_run_directory(tmp_path / "it", resume=True)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_training_that_is_refused_before_it_begins_leaves_nothing(
+    tmp_path: Path, there: bool
+) -> None:
+    run_dir = tmp_path / "run"
+    if there:
+        run_dir.mkdir()
+    with pytest.raises(ConfigError), open_run_directory(RunConfig(dir=run_dir)):
+        raise ConfigError("the checkpoint to fork from does not fit")
+    assert [*tmp_path.rglob("*")] == ([run_dir] if there else [])

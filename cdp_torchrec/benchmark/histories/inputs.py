@@ -59,6 +59,10 @@ def make_inputs(
     if lookup.num_pool_segments:
         sums = _embedding(batch_size, lookup.num_pool_segments, dims.item)
         pool = GatedPool(sums=sums, lengths=torch.ones(sums.shape[:2]))
+    part = None
+    if lookup.part:
+        sums = _embedding(batch_size, 1, dims.item)
+        part = GatedPool(sums=sums, lengths=torch.ones(batch_size, 1))
     return InterestInput(
         user=_embedding(batch_size, dims.user),
         query=_embedding(batch_size, dims.query),
@@ -70,6 +74,7 @@ def make_inputs(
         item_id=torch.from_numpy(generator.integers(1, _NUM_ITEMS, batch_size, endpoint=True)),
         category_id=torch.from_numpy(category[request]),
         pool=pool,
+        part=part,
         gated=sequence(length) if lookup.gated else None,
         recent=sequence(lookup.recent_length or length) if lookup.recent else None,
     )
@@ -83,8 +88,7 @@ def embeddings(inputs: InterestInput) -> list[Tensor]:
     """All embeddings of some inputs; gradients reach them."""
     roles = ["user", "query", "item", "item_attributes", "context", "scene"]
     found = [getattr(inputs, role) for role in roles]
-    if inputs.pool is not None:
-        found.append(inputs.pool.sums)
+    found += [pool.sums for pool in (inputs.pool, inputs.part) if pool is not None]
     for sequence in (inputs.gated, inputs.recent):
         if sequence is not None:
             found += [sequence.item, sequence.category, sequence.action]

@@ -77,8 +77,14 @@ def _check(config: LatencyBenchmarkConfig) -> None:
             "train_path 'chain' or 'x0_onestep' has steps to measure"
         )
     for steps in config.benchmark.num_inference_steps:
-        if steps > interest.last_timestep:
+        if steps > interest.max_inference_steps:
             raise ConfigError(
-                f"benchmark.num_inference_steps: found {steps}, but sampling starts at timestep "
-                f"{interest.last_timestep}; allowed is 1 to {interest.last_timestep}"
+                f"benchmark.num_inference_steps: found {steps}, but sampling starts at level "
+                f"{interest.max_inference_steps} of the {interest.noise_level}; allowed is 1 to "
+                f"{interest.max_inference_steps}"
             )
+    if interest.noise_level == "evidence" and config.benchmark.samplers != ("ddim",):
+        raise ConfigError(
+            f"benchmark.samplers = {list(config.benchmark.samplers)}: a run with "
+            "model.interest.noise_level = 'evidence' has one sampler, benchmark.samplers=[\"ddim\"]"
+        )

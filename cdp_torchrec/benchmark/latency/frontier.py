@@ -71,14 +71,15 @@ def _qualities(
 ) -> Iterator[Quality]:
     """Test metrics at each setting, then of the student; ends with the student's weights loaded."""
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
-    measured: dict[tuple[SamplingStep, ...], Quality] = {}
+    measured: dict[tuple[int, tuple[SamplingStep, ...]], Quality] = {}
     for sampler, steps in progress(settings, "quality", unit="settings"):
         interest = _interest(experiment)
         interest.set_sampling(sampler=sampler, num_inference_steps=steps)
         # Samplers are the same thing where they take the same steps: with one call, for example.
-        if interest.steps not in measured:
-            measured[interest.steps] = _quality(experiment, sampler, steps)
-        yield replace(measured[interest.steps], name=sampler)
+        taken = steps, interest.steps
+        if taken not in measured:
+            measured[taken] = _quality(experiment, sampler, steps)
+        yield replace(measured[taken], name=sampler)
     if student is not None:
         load_checkpoint(experiment, student)
         _interest(experiment).set_sampling(sampler=latency.samplers[0], num_inference_steps=1)

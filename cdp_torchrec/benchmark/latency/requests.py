@@ -37,7 +37,8 @@ class LatencyRequests:
         """
         self._reader = DatasetReader(config.data)
         self.layout = self._reader.layout(
-            config.model.interest.history, history_counts=config.model.interaction.history_counts
+            config.model.interest.history.served,
+            history_counts=config.model.interaction.history_counts,
         )
         self.max_history_length = config.data.history.max_length
         self._dim = config.model.embedding_dim

@@ -163,7 +163,7 @@ def prepare_ebnerd(source: Path, output: Path, *, limits: EngineLimits | None = 
             category_entity="category" if has_category else None,
             action_entity="action",
         )
-        return build_dataset(staging, output, spec, limits)
+        return build_dataset(staging, output, spec, limits, log=source)
 
 
 def _count_candidates(connection: duckdb.DuckDBPyConnection) -> None:

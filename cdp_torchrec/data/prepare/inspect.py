@@ -9,7 +9,7 @@ import numpy as np
 
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.plausibility import judge
+from cdp_torchrec.data.plausibility import Finding, judge
 from cdp_torchrec.data.prepare.dataset_files import row_groups, training_counts, values
 from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.prepare.summary_text import describe_summary
@@ -21,8 +21,11 @@ MINIMUM_COUNTS = (1, 2, 5, 10)
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
-def describe_dataset(dataset: Path) -> str:
+def describe_dataset(dataset: Path) -> tuple[str, list[Finding]]:
     """Counts, time spans, id spaces, history and gate of a dataset directory.
+
+    Returns:
+        All of it in words, and what is implausible in it, which is among them.
 
     Raises:
         DatasetError: no dataset there, or a file is missing or damaged.
@@ -32,9 +35,10 @@ def describe_dataset(dataset: Path) -> str:
     seen = {name: int((count > 0).sum()) for name, count in counts.items()}
     splits = {split: _read_split(dataset, schema, split, seen) for split in schema.splits}
     summary = summarise(dataset, schema)
+    findings = judge(summary)
     sections = [
         [f"{schema.name}: {schema.source}", f"schema {schema.fingerprint()}"],
-        [describe_summary(schema, summary, judge(summary))],
+        [describe_summary(schema, summary, findings)],
         _describe_splits(schema, splits),
         _describe_entities(counts),
         _describe_features(schema, splits),
@@ -45,7 +49,7 @@ def describe_dataset(dataset: Path) -> str:
     if schema.bayes:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in schema.bayes.items())
         sections.append([f"true click probabilities on the test split: {scores}"])
-    return "\n\n".join("\n".join(lines) for lines in sections)
+    return "\n\n".join("\n".join(lines) for lines in sections), findings
 
 
 @dataclass

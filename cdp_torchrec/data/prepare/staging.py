@@ -49,7 +49,12 @@ __all__ = [
 
 
 def build_dataset(
-    staging: Path, output: Path, spec: DatasetSpec, limits: EngineLimits | None = None
+    staging: Path,
+    output: Path,
+    spec: DatasetSpec,
+    limits: EngineLimits | None = None,
+    *,
+    log: Path | None = None,
 ) -> Schema:
     """Build the dataset directory `output` from `staging`; all of it or nothing.
 
@@ -61,6 +66,8 @@ def build_dataset(
         output: directory to make; must not exist. Intermediate tables lie beside it.
         spec: what the staging files mean.
         limits: memory and threads of the engine.
+        log: what errors about the log as a whole name: where it came from, if the staging files
+            are not the user's own.
 
     Raises:
         DatasetError: a staging file is unreadable or breaks the contract, no sane log looks like
@@ -73,7 +80,7 @@ def build_dataset(
             schema = _build(connection, staging, partial, spec)
         shutil.rmtree(work)
         schema.save(partial)
-        _summarise(partial, schema, named=staging)
+        _summarise(partial, schema, named=log or staging)
         write_starter(partial, data_dir=output)
         write_manifest(partial)
     return schema

@@ -145,7 +145,7 @@ def prepare_trivago(
             category_entity="category",
             action_entity="action",
         )
-        return build_dataset(staging, output, spec, limits)
+        return build_dataset(staging, output, spec, limits, log=log)
 
 
 def _number_requests(connection: duckdb.DuckDBPyConnection, log: Path) -> int:

@@ -1,5 +1,6 @@
 """Settings of the modules that weigh behaviours by the target: DIN, SIM, QIN and TWIN."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -73,6 +74,11 @@ class SimConfig(TargetAttentionConfig):
     """The DIN over the short history."""
 
     @property
+    def searches(self) -> Mapping[str, int]:
+        """One, by category or by relevance."""
+        return {"num_kept": self.num_kept}
+
+    @property
     def history(self) -> HistoryLookup:
         """The gated history and a short recent one, or the whole history."""
         if self.search == "hard":
@@ -96,6 +102,11 @@ class QinConfig(TargetAttentionConfig):
     """Divides the difference of two cosines in the relevance loss."""
 
     @property
+    def searches(self) -> Mapping[str, int]:
+        """By the query, then by the target."""
+        return {"num_query_kept": self.num_query_kept, "num_kept": self.num_kept}
+
+    @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
         kept = min(self.num_query_kept, self.num_kept)
@@ -112,6 +123,11 @@ class TwinConfig(TargetAttentionConfig):
     kept_by: Literal["mean", "each_head"] = "mean"
     """Whose scores choose the behaviours. "mean": the mean over heads, one choice for all heads.
     "each_head": every head keeps its own; it needs memory for scores of all behaviours."""
+
+    @property
+    def searches(self) -> Mapping[str, int]:
+        """One, by the scores of the attention."""
+        return {"num_kept": self.num_kept}
 
     @property
     def history(self) -> HistoryLookup:

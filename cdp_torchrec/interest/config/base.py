@@ -2,6 +2,7 @@
 
 # D width of an item
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
@@ -20,6 +21,11 @@ class InterestConfigBase(Config):
     def history(self) -> HistoryLookup:
         """The forms of history that the module reads."""
         return HistoryLookup()
+
+    @property
+    def searches(self) -> Mapping[str, int]:
+        """Behaviours that each search of the module hands on, by key; empty: it does not search."""
+        return {}
 
 
 def _once(emit: tuple[EmitT, ...]) -> tuple[EmitT, ...]:

@@ -6,6 +6,7 @@ setting (a1 .. a18, listed in interest/README.md, number the ambiguities).
 
 # D embedding dim, K recency segments, T diffusion steps
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import (
+    NUM_EVIDENCE_LEVELS,
     DenoiserConfig,
     NoiseScheduleConfig,
     PredictionType,
@@ -96,6 +98,12 @@ class ConditionConfig(Config):
     gate: Literal["softmax", "sigmoid"] = "softmax"
     """Gate of "moe" (eq. 7). Paper: softmax. "sigmoid" opens every expert independently."""
 
+    gain_dim: NonNegativeInt = 0
+    """Hidden width of a direct gain on the interest beside the fusion, z * (1 + MLP(query, context,
+    scene)), 1 at the start; 0: no gain. Ours: what query, hour and source make of a taste is a
+    product of weights, which a mixture of experts cannot express. An input belongs to it only with
+    its expert (the query with "collaborative")."""
+
     item_gradient: Literal["flow", "stop"] = "flow"
     """Whether the condition trains the target item's embedding. Paper: end to end, "flow". "stop"
     still reads it; on logs whose items are mostly new, "flow" learns training items by heart."""
@@ -134,8 +142,16 @@ class CdpConfig(GatedHistoryConfig):
     """What the denoiser predicts. Paper: the noise, "epsilon" (eq. 10). "x0": the clean latent."""
     start: Literal["noised", "clean_scaled", "clean", "gaussian"] = "noised"
     """State where sampling starts (a7, a8). "noised": z_0 after the forward process, as Figure 1c
-    draws, with noise fixed per impression. "clean_scaled": the same without the noise. "clean": z_0
+    draws. "clean_scaled": the same without the noise. "clean": z_0
     itself. "gaussian": pure noise, off-distribution here because x_T keeps 69 % of the signal."""
+    noise_of: Literal["impression", "request", "fixed"] = "impression"
+    """What the noise of a "noised" or "gaussian" start belongs to (a8); Figure 1c does not say.
+    "impression": candidates of a request that share z_0 still start from different states, so their
+    order is partly noise. "request": they start from the same state, one for each request and
+    category. "fixed": one noise for all."""
+    num_noise_draws: PositiveInt = 1
+    """Chains whose ends are averaged, each from noise of its own (a8): the mean over the noise
+    instead of one draw, at as many times the cost."""
     start_timestep: PositiveInt | None = None
     """Noise level of the start state; T if not given. Training draws its timesteps up to here."""
     sampler: SamplerType = "ddim"
@@ -148,9 +164,22 @@ class CdpConfig(GatedHistoryConfig):
     all its steps, and one more call at a random timestep for the noise loss. "x0_onestep": that
     one call serves both; serving still runs the chain. "unrolled": the literal reading R2 of eqs.
     9-10, K recurrences without a sampler between them, in training and in serving."""
+    corruption: Literal["gaussian", "subsample"] = "gaussian"
+    """What training spoils for the denoiser to restore. Paper: "gaussian", z_0 with noise (eq. 4):
+    the target is the observation itself, whatever contaminates it. "subsample": z of a random part,
+    m of the n gated behaviours; the target is z of all of them (as in Noise2Noise, arXiv
+    1803.04189), so rich histories teach how to complete poor ones. Its loss counts where 0 < m < n,
+    and trains neither latent; needs noise_level = "evidence"."""
+    noise_level: Literal["timestep", "evidence"] = "timestep"
+    """What the denoiser knows of the noise in its state. Paper: the "timestep" (eq. 9). "evidence":
+    the number of behaviours that the state is a mean of (n; m of a part), as 2 log2(n + 1),
+    rounded, because a mean of n observes the taste with a variance of 1 / n. The chain starts at
+    the evidence that an impression has, and its K steps end at that of 181 behaviours; schedule,
+    sampler and timesteps have no part in it."""
     recon_detach: bool = False
     """Noise loss trains the denoiser only, not the embeddings, the pooling or the experts (a11).
-    The paper is silent; without it the noise loss is minimised by collapsing z_0."""
+    The paper is silent; without it the noise loss is minimised by collapsing z_0. With corruption =
+    "subsample" latents are detached anyhow, and this says whether the experts are."""
     noise_loss_weight: NonNegativeFloat = 1.0
     """Lambda, weight of the noise loss beside the BCE (eqs. 11-13, a12); the loss is a mean over
     dimensions. Paper: no factor shown. At 0 the noise loss is not computed."""
@@ -163,6 +192,66 @@ class CdpConfig(GatedHistoryConfig):
     def last_timestep(self) -> int:
         """Noise level where sampling starts."""
         return self.start_timestep or self.schedule.num_train_timesteps
+
+    @property
+    def max_inference_steps(self) -> int:
+        """Most steps that there are to sample."""
+        return NUM_EVIDENCE_LEVELS - 1 if self.noise_level == "evidence" else self.last_timestep
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The gated history, and in training a part of it, if that is the corruption."""
+        return replace(super().history, part=self.corruption == "subsample")
+
+    @model_validator(mode="after")
+    def _check_evidence(self) -> "CdpConfig":
+        if self.corruption == "subsample":
+            if self.noise_level != "evidence":
+                raise ValueError(
+                    "corruption = 'subsample' needs noise_level = 'evidence', found "
+                    f"'{self.noise_level}': the number of behaviours is its noise level"
+                )
+            if self.pooling != "mean":
+                raise ValueError(
+                    f"corruption = 'subsample' needs pooling = 'mean', found '{self.pooling}': the "
+                    "mean of a part is no observation of another pooling"
+                )
+            if self.noise_loss_weight == 0.0:
+                raise ValueError(
+                    "corruption = 'subsample' needs noise_loss_weight > 0: without that loss "
+                    "nothing is learnt from a part"
+                )
+        if self.noise_level == "evidence":
+            if self.corruption == "gaussian" and self.noise_loss_weight > 0.0:
+                raise ValueError(
+                    "noise_level = 'evidence' needs corruption = 'subsample', or noise_loss_weight "
+                    "= 0: the denoiser is not told the level of Gaussian noise"
+                )
+            needed = {
+                "start": "clean",
+                "start_timestep": None,
+                "prediction_type": "x0",
+                "sampler": "ddim",
+                "train_path": "chain",
+                "loss_weighting": "uniform",
+            }
+            wrong = [
+                f"{key} = {getattr(self, key)!r}"
+                for key in needed
+                if getattr(self, key) != needed[key]
+            ]
+            if wrong:
+                raise ValueError(
+                    "noise_level = 'evidence' starts at the mean itself and predicts the clean "
+                    f"latent: it needs {', '.join(f'{k} = {v!r}' for k, v in needed.items())}; "
+                    f"found {', '.join(wrong)}"
+                )
+            if not 1 <= self.num_inference_steps <= self.max_inference_steps:
+                raise ValueError(
+                    f"num_inference_steps = {self.num_inference_steps}: noise_level = 'evidence' "
+                    f"has 1 to {self.max_inference_steps} steps, one for each level at most"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> "CdpConfig":
@@ -180,6 +269,17 @@ class CdpConfig(GatedHistoryConfig):
             raise ValueError(
                 f"num_inference_steps = 0 needs start = 'clean', found '{self.start}': "
                 "nothing would remove the noise or the scale"
+            )
+        noise = (self.noise_of, self.num_noise_draws)
+        if noise != ("impression", 1) and self.start not in ("noised", "gaussian"):
+            raise ValueError(
+                f"noise_of = '{self.noise_of}' and num_noise_draws = {self.num_noise_draws} need "
+                f"noise at the start: start = 'noised' or 'gaussian', found '{self.start}'"
+            )
+        if self.num_noise_draws > 1 and self.train_path == "unrolled":
+            raise ValueError(
+                f"num_noise_draws = {self.num_noise_draws}: train_path = 'unrolled' predicts the "
+                "noise of one start state"
             )
         if self.train_path != "chain" and self.recon_detach:
             raise ValueError(

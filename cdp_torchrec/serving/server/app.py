@@ -28,6 +28,7 @@ from cdp_torchrec.serving.server.inference import RETRY, Inferences, Posted
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import JSON_LENGTH, model_config, model_metadata
 from cdp_torchrec.serving.server.reload_rights import ReloadRights
+from cdp_torchrec.serving.server.scrapes import Scrapes
 from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
 
 logger = logging.getLogger(__name__)
@@ -60,9 +61,11 @@ def make_app(
     _add_inference(app, model, inferences)
     _add_repository(app, model, ReloadRights(config.reload_token_file))
 
+    scrapes = Scrapes(metrics.text)
+
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await scrapes.text(), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
