@@ -126,6 +126,23 @@ def test_monitors_tell_whether_the_context_matters_and_the_latent_moves(make_mod
     assert "start_snr" not in monitors
 
 
+def test_the_condition_may_see_behaviours_of_all_categories(make_module, make_inputs):
+    inputs = make_inputs()
+    whole = GatedPool(sums=inputs.whole.sums + 1.0, lengths=inputs.whole.lengths + 2)
+    for role, sees in (("user", False), ("user_and_history", True)):
+        module = make_module(PRESET, f"condition.user_role={role}").eval()
+        changed = module(replace(inputs, whole=whole)).interest != module(inputs).interest
+        assert changed.any(dim=1).all() if sees else not changed.any()
+
+
+def test_the_whole_history_is_looked_up_only_for_an_expert_that_reads_it(load_interest):
+    for kind in ("condition_mlp", "cdp_evidence"):
+        reads = (f"interest/{kind}", "condition.user_role=user_and_history")
+        assert load_interest(*reads).history.whole
+        assert not load_interest(*reads, "ablation/no_collaborative").history.whole
+        assert not load_interest(f"interest/{kind}").history.whole
+
+
 SUBSAMPLE = {"corruption": "subsample"}
 EVIDENCE = {"noise_level": "evidence", "start": "clean", "prediction_type": "x0"}
 

@@ -30,6 +30,8 @@ VARIANTS: list[Variant] = [
     ("interest/cdp", "schedule.beta_schedule=cosine", "start_timestep=60"),
     ("interest/cdp_evidence", "num_inference_steps=3", "recon_detach=true"),
     ("interest/condition_mlp", "condition.gain_dim=8"),
+    ("interest/condition_mlp", "condition.user_role=user_and_history"),
+    ("interest/cdp_evidence", "condition.user_role=user_and_history"),
     ("interest/din", *[f"attention.{setting}" for setting in PAPER_UNIT]),
     ("interest/din", "attention.activation=sigmoid", "attention.layer_sizes=[8,4]"),
     ("interest/sim_hard", "num_kept=5", *[f"short.{setting}" for setting in PAPER_UNIT]),

@@ -92,6 +92,11 @@ class ConditionConfig(Config):
     interaction: Interaction = "hadamard"
     """Pairwise terms of eq. 5 beside the roles themselves (ambiguity a1). Paper: q.u, u.i and q.i.
     "bilinear" is (W a).b with a matrix per pair; "hadamard_difference" adds a - b to each pair."""
+    user_role: Literal["user", "user_and_history"] = "user"
+    """What stands for the user in the collaborative expert. Paper: "user", the user's features.
+    "user_and_history": also the normalised mean of the whole history, whatever the category. Tastes
+    in different categories have much in common, so what is thin here can be completed from there.
+    """
     fusion: Literal["moe", "mean", "sum", "concat_mlp"] = "moe"
     """How experts become one condition (ambiguity a2). Paper: "moe", the gated sum of eq. 8. Its
     "no MoE" ablation is not specified: "mean" here; "concat_mlp" is a 2-layer MLP on them all."""
@@ -107,6 +112,11 @@ class ConditionConfig(Config):
     item_gradient: Literal["flow", "stop"] = "flow"
     """Whether the condition trains the target item's embedding. Paper: end to end, "flow". "stop"
     still reads it; on logs whose items are mostly new, "flow" learns training items by heart."""
+
+    @property
+    def reads_whole_history(self) -> bool:
+        """Whether an expert in use looks at behaviours of all categories."""
+        return self.user_role == "user_and_history" and "collaborative" in self.experts
 
     @field_validator("experts")
     @classmethod
@@ -125,6 +135,11 @@ class ConditionMlpConfig(GatedHistoryConfig):
     """Experts and their fusion, as in cdp."""
     network: DenoiserConfig = DenoiserConfig()
     """Size of the network, as in cdp."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The gated history, and the whole one, if the condition reads it."""
+        return replace(super().history, whole=self.condition.reads_whole_history)
 
 
 class CdpConfig(GatedHistoryConfig):
@@ -200,8 +215,12 @@ class CdpConfig(GatedHistoryConfig):
 
     @property
     def history(self) -> HistoryLookup:
-        """The gated history, and in training a part of it, if that is the corruption."""
-        return replace(super().history, part=self.corruption == "subsample")
+        """The gated history; the whole one, if the condition reads it; a part, if that corrupts."""
+        return replace(
+            super().history,
+            part=self.corruption == "subsample",
+            whole=self.condition.reads_whole_history,
+        )
 
     @model_validator(mode="after")
     def _check_evidence(self) -> "CdpConfig":
