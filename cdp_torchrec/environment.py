@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,10 @@ def quiet_libraries() -> None:
     # DDP says that it found no unused parameters; it is asked to look for them, because only then
     # does it keep its buckets, and a resumed run its last bit. Read when torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # A rank among several ends at once, or is killed, and leaves the semaphores of its loader
+    # workers to Python's resource tracker: that removes them, and warns of it. Its interpreter is
+    # started with these options.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:

@@ -80,3 +80,15 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
     )
     done = run(f"{sys.executable} reads.py", tmp_path)
     assert done.stderr == f"error: File name too long: '{'a' * 5000}'\n"
+
+
+def test_a_rank_that_ends_at_once_says_nothing_of_its_workers_semaphores(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(
+        "import multiprocessing, os, sys\n"
+        "from cdp_torchrec.environment import quiet_libraries\n"
+        "quiet_libraries()\n"
+        "semaphore = multiprocessing.get_context('forkserver').Semaphore()\n"
+        "os._exit(3)\n"
+    )
+    done = run(f"{sys.executable} ends.py", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
