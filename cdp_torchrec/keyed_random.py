@@ -44,6 +44,8 @@ class Stream(IntEnum):
     """Size of the random part of a gated history; a key is a request's category."""
     PART_MEMBER = 9
     """Which behaviours make that part; a key is one of them."""
+    ID_DROPOUT = 10
+    """Whether an id stands on its shared row in training; a key is a request's id."""
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:

@@ -1,16 +1,29 @@
-"""Untrained scorers that every trained model has to beat."""
+"""Untrained scorers that every trained model has to beat.
 
+They go by what the schema says, not by names: the gate's feature is the category, and a context
+feature that differs from candidate to candidate is where a candidate stood.
+
+popularity           how often the item occurs in training
+category_share       share of the user's behaviours so far in the candidate's category
+category_click_rate  of the category, over the training impressions
+<place>_click_rate   the same of each place, such as position_click_rate
+last_touched         the item that the user touched last, then the others by place; in a log without
+                     places, the more recently touched the higher
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 
 from cdp_torchrec.coverage import own_chunks
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.requests import Impressions
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.schema import Schema, load_schema
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
@@ -19,21 +32,37 @@ from cdp_torchrec.progress import progress
 TRUTH = "bayes"
 """Name of the scorer that knows the true click probabilities, where the log has them."""
 _TRUTH_COLUMN = "click_probability"
+_PRIOR_IMPRESSIONS = 10.0
+"""Impressions at the overall click rate that each rate starts with."""
 
 
 class ReferenceScorers:
     """Scores in [0, 1] from a dataset alone."""
 
-    def __init__(self, dataset: Path, schema: Schema) -> None:
-        """Read the vocabularies that the scorers need."""
-        counts = _column(dataset, schema.feature("item_id").entity, "count").astype(np.float64)
+    def __init__(self, dataset: Path) -> None:
+        """Read the popularity of items, and count the clicks of the training split; collective.
+
+        Raises:
+            DatasetError: the dataset is incomplete or damaged.
+        """
+        schema = load_schema(dataset)
+        self._category = schema.gate_feature()
+        places = place_features(schema)
+        needed = {"item_id", self._category, *places}
+        others = [f.name for f in schema.features if f.name not in needed]
+        self.reader = DatasetReader(DataConfig(dir=dataset, exclude_features=tuple(others)))
+        path = dataset / "vocabulary" / f"{schema.feature('item_id').entity}.parquet"
+        counts = pq.read_table(path, columns=["count"])["count"].to_numpy().astype(np.float64)
         self._popularity = np.append(0.0, counts / max(counts.max(initial=0.0), 1.0))
+        features = [*([self._category] if self._category else []), *places]
+        self._rates = self._click_rates(features)
+        self._places = [f"{name}_click_rate" for name in places]
+        self._rated = dict(zip(self._places, places, strict=True))
         self.names = ["popularity"]
-        names = [feature.name for feature in schema.features]
-        if "position" in names:
-            places = _column(dataset, schema.feature("position").entity, "raw").astype(np.int64)
-            self._position = np.append(0.0, 1.0 / (1.0 + places))
-            self.names += ["position", "last_touched"]
+        if self._category:
+            self._rated["category_click_rate"] = self._category
+            self.names += ["category_share", "category_click_rate"]
+        self.names += [*self._places, "last_touched"]
 
     def score(self, name: str, impressions: Impressions) -> np.ndarray:
         """Scores of some impressions, [B]."""
@@ -41,14 +70,67 @@ class ReferenceScorers:
         match name:
             case "popularity":
                 return self._popularity[columns["item_id"]]
-            case "position":
-                return self._position[columns["position"]]
+            case "category_share":
+                return self._category_share(impressions)
             case "last_touched":
-                # The last item touched first, all others by position.
-                first = columns["history_rank"] == 0
-                return 0.5 * (first + self._position[columns["position"]])
+                rank = columns["history_rank"]
+                if not self._places:
+                    return np.where(rank >= 0, 1.0 / (1.0 + np.maximum(rank, 0)), 0.0)
+                return 0.5 * ((rank == 0) + self.score(self._places[0], impressions))
+            case _ if name in self._rated:
+                feature = self._rated[name]
+                return self._rates[feature][columns[feature]]
             case _:
                 return columns[_TRUTH_COLUMN]
+
+    def _category_share(self, impressions: Impressions) -> np.ndarray:
+        assert self._category is not None
+        index = impressions.request_index
+        user, before, length = (
+            impressions.request[name][index] for name in ("user_id", "timestamp", "history_length")
+        )
+        category = impressions.candidate[self._category].astype(np.int64)
+        _, gated = self.reader.store.gated(user, category, before)
+        return gated.lengths / np.maximum(length, 1)
+
+    def _click_rates(self, features: Sequence[str]) -> dict[str, np.ndarray]:
+        """Click rate of each code of some candidate features over all ranks' training impressions.
+
+        Codes without impressions have the overall rate.
+        """
+        schema = self.reader.schema
+        sizes = {name: 1 + self._num_ids(name) for name in features}
+        counts = {name: np.zeros((2, size)) for name, size in sizes.items()}
+        if not features:
+            return {}
+        chunks = own_chunks(self.reader.impressions("train"))
+        for part in progress(chunks, "click rates", unit="chunks", active=is_rank_zero()):
+            clicks = part.candidate["label"].astype(np.float64)
+            for name, table in counts.items():
+                codes = part.candidate[name]
+                table[0] += np.bincount(codes, clicks, minlength=sizes[name])
+                table[1] += np.bincount(codes, minlength=sizes[name])
+        overall = schema.splits["train"].click_rate
+        rates = {}
+        for name, table in counts.items():
+            summed = torch.from_numpy(table)
+            dist.all_reduce(summed)
+            clicks, shown = summed.numpy()
+            rates[name] = (clicks + _PRIOR_IMPRESSIONS * overall) / (shown + _PRIOR_IMPRESSIONS)
+        return rates
+
+    def _num_ids(self, feature: str) -> int:
+        schema = self.reader.schema
+        return schema.entities[schema.feature(feature).entity or ""].num_ids
+
+
+def place_features(schema: Schema) -> list[str]:
+    """Context ids that differ from candidate to candidate: where a candidate stood in its list."""
+    return [
+        feature.name
+        for feature in schema.features
+        if (feature.role, feature.level, feature.kind) == ("context", "candidate", "id")
+    ]
 
 
 def evaluate_references(dataset: Path) -> str:
@@ -60,11 +142,11 @@ def evaluate_references(dataset: Path) -> str:
     Raises:
         DatasetError: the dataset is incomplete or damaged.
     """
-    lines = [f"{'scorer':<14}{'AUC':>8}{'UAUC':>8}{'GAUC':>8}   GAUC 95 % interval"]
+    lines = [f"{'scorer':<22}{'AUC':>8}{'UAUC':>8}{'GAUC':>8}   GAUC 95 % interval"]
     for name, report in reference_reports(dataset).items():
         low, high = report.gauc_interval
         lines.append(
-            f"{name:<14}{report.auc:8.4f}{report.uauc:8.4f}{report.gauc:8.4f}"
+            f"{name:<22}{report.auc:8.4f}{report.uauc:8.4f}{report.gauc:8.4f}"
             f"   {low:.4f} .. {high:.4f}"
         )
     return "\n".join(lines)
@@ -80,15 +162,14 @@ def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, M
     Raises:
         DatasetError: the dataset is incomplete or damaged.
     """
-    reader = DatasetReader(DataConfig(dir=dataset))
-    scorers = ReferenceScorers(dataset, reader.schema)
+    scorers = ReferenceScorers(dataset)
     names, extra = list(scorers.names), []
     part = next(iter(sorted((dataset / "test").glob("*.parquet"))), None)
     if part is not None and _TRUTH_COLUMN in pq.read_schema(part).names:
         names.append(TRUTH)
         extra.append(_TRUTH_COLUMN)
     metrics = {name: ImpressionMetrics(strata=STRATA) for name in names}
-    chunks = own_chunks(reader.impressions("test", extra_columns=extra))
+    chunks = own_chunks(scorers.reader.impressions("test", extra_columns=extra))
     for impressions in progress(chunks, "untrained scorers", unit="chunks", active=is_rank_zero()):
         request = {
             name: torch.from_numpy(column[impressions.request_index].astype(np.int64))
@@ -106,8 +187,3 @@ def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, M
                 strata=history_strata(request["history_length"], rank),
             )
     return {name: metrics[name].compute(num_bootstrap=num_bootstrap) for name in names}
-
-
-def _column(dataset: Path, entity: str | None, name: str) -> np.ndarray:
-    table = pq.read_table(dataset / "vocabulary" / f"{entity}.parquet", columns=[name])
-    return table[name].to_numpy()

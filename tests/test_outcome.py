@@ -149,9 +149,11 @@ def test_a_failed_training_says_so_in_its_last_lines(tiny_dataset: Path, tmp_pat
     assert rows == {
         "test split",
         "this run",
-        "position",
-        "last_touched",
         "popularity",
+        "category_share",
+        "category_click_rate",
+        "position_click_rate",
+        "last_touched",
         "true probabilities",
     }
     lines = words.splitlines()

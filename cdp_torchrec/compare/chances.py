@@ -199,14 +199,14 @@ def find_spent(table: Table, dataset: str, model: str) -> Spent:
     """What the finished cells of a row have cost; trials count where they were run."""
     trials = table.tuning_cells(dataset, model)
     is_searched = table.searched_dataset(dataset) == dataset
-    found = [result.cost for cell in trials if (result := read_result(cell.directory))]
+    found = [result.cost for cell in trials if (result := read_result(cell.file))]
     search = [cost.cpu_s for cost in found if cost is not None] if is_searched else []
     points = {cell.point for cell in trials}
     later = [
         result.cost.cpu_s
         for point in points
         for cell in table.chosen_cells(dataset, model, point)[is_searched:]
-        if (result := read_result(cell.directory)) and result.cost is not None
+        if (result := read_result(cell.file)) and result.cost is not None
     ]
     planned = is_searched * len(trials) + len(table.seeds(model)) - is_searched
     finished = len(search) + len(later)

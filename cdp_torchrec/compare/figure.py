@@ -1,4 +1,4 @@
-"""The table as a picture: GAUC of every row with its interval, one panel for each dataset."""
+"""The table as a picture: GAUC of every row with its interval, one panel for each table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cdp_torchrec.compare.summary import CONFIDENCE, DatasetSummary
+from cdp_torchrec.compare.summary import CONFIDENCE, Summary
 
 _COLOURS = {
     "untrained": "tab:gray",
@@ -18,11 +18,11 @@ _COLOURS = {
 }
 
 
-def draw_gauc(summaries: Sequence[DatasetSummary], path: Path) -> None:
+def draw_gauc(summaries: Sequence[Summary], path: Path) -> None:
     """Write the figure as PNG.
 
     Args:
-        summaries: the datasets; those without rows have no panel.
+        summaries: the groups and datasets; those without rows have no panel.
         path: the file.
     """
     drawn = [summary for summary in summaries if summary.rows]
@@ -37,7 +37,7 @@ def draw_gauc(summaries: Sequence[DatasetSummary], path: Path) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
-def _draw_panel(panel: Axes, summary: DatasetSummary) -> None:
+def _draw_panel(panel: Axes, summary: Summary) -> None:
     for place, row in enumerate(summary.rows):
         measured = row.measured["gauc"]
         low, high = measured.interval(CONFIDENCE)
@@ -55,5 +55,5 @@ def _draw_panel(panel: Axes, summary: DatasetSummary) -> None:
     panel.set_yticks(range(len(summary.rows)), [row.name for row in summary.rows])
     panel.invert_yaxis()
     panel.set_xlabel(f"GAUC on test, {CONFIDENCE:.0%} interval over users and seeds")
-    panel.set_title(summary.dataset)
+    panel.set_title(summary.name)
     panel.grid(axis="x", alpha=0.3)

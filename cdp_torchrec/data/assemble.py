@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history_reader import HistoryReader, JaggedCodes
 from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.id_dropout import with_dropout
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
 from cdp_torchrec.data.requests import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
@@ -69,12 +70,13 @@ class BatchAssembler:
         draw = None if epoch is None else 1 + epoch + (self._seed << 20)
         histories = self._histories.read(impressions, draw=draw)
         bags = self._columns(impressions) | histories.bags
+        rows = self._rows(bags, impressions, histories.pool_index, draw)
         category = np.zeros(count, dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
         return Batch(
-            sparse=self._jagged(self._layout.pooled_features, bags),
-            sequence=self._sequence_ids(bags),
+            sparse=self._jagged(self._layout.pooled_features, rows),
+            sequence=self._sequence_ids(rows),
             bag_lengths=self._bag_lengths(bags),
             numbers=self._numbers(impressions),
             request_index=self._padded(impressions.request_index),
@@ -111,16 +113,39 @@ class BatchAssembler:
             bags[feature.key] = JaggedCodes(values, lengths)
         return bags
 
+    def _rows(
+        self,
+        bags: dict[str, JaggedCodes],
+        impressions: Impressions,
+        pool_index: np.ndarray,
+        draw: int | None,
+    ) -> dict[str, JaggedCodes]:
+        """Embedding rows instead of codes."""
+        index, ids = impressions.request_index, impressions.request["request_id"]
+        pool = np.zeros(pool_index.max(initial=-1) + 1, dtype=np.int64)
+        pool[pool_index] = index
+        owners = {"candidate": ids[index]} | dict.fromkeys(("pool", "part", "gated"), ids[pool])
+        rows = {}
+        for feature in self._layout.features:
+            bag, table = bags[feature.key], self._layout.tables[feature.table]
+            if draw is None or not table.dropout:
+                found = table.rows(bag.values)
+            else:
+                request = np.repeat(owners.get(feature.slot, ids), bag.lengths)
+                found = with_dropout(table, bag.values, request, draw=draw)
+            rows[feature.key] = JaggedCodes(found, bag.lengths)
+        return rows
+
     def _jagged(
-        self, features: tuple[SparseFeature, ...], bags: dict[str, JaggedCodes]
+        self, features: tuple[SparseFeature, ...], rows: dict[str, JaggedCodes]
     ) -> KeyedJaggedTensor:
         """Embedding rows of some features, stride B."""
         lengths = np.zeros((len(features), self._batch_size), dtype=np.int64)
         values = [np.zeros(0, dtype=np.int64)]
         for place, feature in zip(lengths, features, strict=True):
-            bag = bags[feature.key]
+            bag = rows[feature.key]
             place[: len(bag.lengths)] = bag.lengths
-            values.append(self._layout.tables[feature.table].rows(bag.values))
+            values.append(bag.values)
         return KeyedJaggedTensor(
             keys=[feature.key for feature in features],
             values=torch.from_numpy(np.concatenate(values)),
@@ -128,19 +153,19 @@ class BatchAssembler:
             stride=self._batch_size,
         )
 
-    def _sequence_ids(self, bags: dict[str, JaggedCodes]) -> KeyedJaggedTensor | None:
+    def _sequence_ids(self, rows: dict[str, JaggedCodes]) -> KeyedJaggedTensor | None:
         features = self._layout.sequence_features
         if not features:
             return None
         single = {f.key for f in features if not (f.is_bag or f.is_sequence)}
         return self._jagged(
-            features, {k: self._filled(b) if k in single else b for k, b in bags.items()}
+            features, {k: self._filled(r) if k in single else r for k, r in rows.items()}
         )
 
-    def _filled(self, bags: JaggedCodes) -> JaggedCodes:
-        """One id at every place of the batch, 0 for padding."""
+    def _filled(self, rows: JaggedCodes) -> JaggedCodes:
+        """One row at every place of the batch, 0 for padding."""
         values = np.zeros(self._batch_size, dtype=np.int64)
-        values[: len(bags.values)] = bags.values
+        values[: len(rows.values)] = rows.values
         return JaggedCodes(values, np.ones(self._batch_size, dtype=np.int64))
 
     def _index(

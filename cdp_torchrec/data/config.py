@@ -47,15 +47,23 @@ class VocabularyConfig(Config):
     num_oov_rows: PositiveInt = 1
     """Number of out-of-vocabulary rows; a rare id always falls on the same one. Many rows keep
     rare ids apart, so that an unseen item still matches itself in the history."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that, in training, an id stands on the out-of-vocabulary row that it would have
+    if it were rare, everywhere in a request. So these rows learn what new ids will need of them,
+    and other features what to do without the id. Evaluation and serving never do it."""
     managed_collision: ManagedCollisionConfig | None = None
     """Instead of that: rows are assigned during training, to the ids that deserve them then."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.managed_collision and (self.min_count, self.num_oov_rows) != (1, 1):
+        if self.managed_collision and (self.min_count, self.num_oov_rows, self.dropout) != (
+            1,
+            1,
+            0,
+        ):
             raise ValueError(
-                "managed_collision decides which ids have rows: it leaves nothing for min_count "
-                "and num_oov_rows"
+                "managed_collision decides which ids have rows: it leaves nothing for min_count, "
+                "num_oov_rows and dropout"
             )
         return self
 

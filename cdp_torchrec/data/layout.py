@@ -34,6 +34,8 @@ class Table:
     num_ids: int
     """Largest code that the dataset may contain."""
     managed_collision: ManagedCollisionConfig | None = None
+    dropout: float = 0.0
+    """Probability that an id stands on its shared row in training."""
 
     @property
     def num_embeddings(self) -> int:
@@ -57,9 +59,13 @@ class Table:
         if self.managed_collision is not None:
             return codes
         rows = codes + self.num_oov_rows
-        rows[codes > self.num_kept] = 1 + codes[codes > self.num_kept] % self.num_oov_rows
+        rows[codes > self.num_kept] = self.shared_rows(codes[codes > self.num_kept])
         rows[codes == 0] = 0
         return rows
+
+    def shared_rows(self, codes: np.ndarray) -> np.ndarray:
+        """The out-of-vocabulary row that each id has if it has none of its own."""
+        return 1 + codes % self.num_oov_rows
 
 
 @dataclass(frozen=True)
@@ -228,4 +234,11 @@ def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig)
         raise DatasetError(f"{path}: {len(counts)} ids, but schema.toml declares {num_ids}")
     # Counts fall with the code, so the kept ids are a prefix.
     num_kept = int(np.searchsorted(-counts, -config.min_count, side="right"))
-    return Table(entity, config.num_oov_rows, num_kept, num_ids, config.managed_collision)
+    return Table(
+        entity,
+        config.num_oov_rows,
+        num_kept,
+        num_ids,
+        config.managed_collision,
+        config.dropout,
+    )

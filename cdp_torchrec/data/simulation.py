@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cdp_torchrec.data.world import (
     NO_QUERY,
@@ -21,6 +22,8 @@ from cdp_torchrec.data.world import (
     Sessions,
     World,
 )
+
+Counts = NDArray[np.int32]
 
 DAY_S = 86_400
 FIRST_MIDNIGHT_S = 1_736_121_600
@@ -66,6 +69,8 @@ class Day:
     """From 0, the first browsing day."""
     tastes: Floats
     """Changeable tastes of the day, [U, C, A]."""
+    intercept: float
+    """What the logits of clicks in requests are calibrated by."""
     requests: Requests
     behaviours: Behaviours
 
@@ -76,14 +81,26 @@ def simulate(world: World) -> Iterator[Day]:
     taste_rng = np.random.default_rng([c.seed, _TASTE_STREAM])
     tastes = world.new_tastes(taste_rng)
     intercept = _calibrate(world, tastes)
+    opened = None
+    if c.exposure_feedback:
+        opened = np.zeros((c.num_users, c.num_categories, c.items_per_category), dtype=np.int32)
     for number in range(c.history_days + c.train_days + 1):
         rng = np.random.default_rng([c.seed, _DAY_STREAM, number])
-        yield _simulate_day(world, tastes, intercept, number, rng)
+        day = _simulate_day(world, tastes, intercept, number, rng, opened)
+        yield day
         tastes = world.drift(tastes, taste_rng)
+        if opened is not None:  # the engine learns overnight
+            user, item = day.behaviours.user, day.behaviours.item
+            np.add.at(opened.reshape(c.num_users, c.num_items), (user, item), 1)
 
 
 def _simulate_day(
-    world: World, tastes: Floats, intercept: float, number: int, rng: np.random.Generator
+    world: World,
+    tastes: Floats,
+    intercept: float,
+    number: int,
+    rng: np.random.Generator,
+    opened: Counts | None,
 ) -> Day:
     c = world.config
     searches = c.requests_per_day if number >= c.history_days else 0.0
@@ -91,11 +108,11 @@ def _simulate_day(
     searching, searching_second = _visit(world, number, searches, rng)
     searching = replace(searching, query=_draw_queries(world, searching.category, rng))
 
-    pages, logits = _show(world, tastes, browsing, rng)
+    pages, logits = _show(world, tastes, browsing, rng, opened)
     chosen = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
     browsed = _record(world, pages, chosen, rng)
 
-    items, logits = _show(world, tastes, searching, rng)
+    items, logits = _show(world, tastes, searching, rng, opened)
     probability = 1.0 / (1.0 + np.exp(-(logits + intercept)))
     label = (rng.random(probability.shape) < probability).astype(np.int64)
     row, position = np.nonzero(label)
@@ -107,6 +124,7 @@ def _simulate_day(
     return Day(
         number=number,
         tastes=tastes,
+        intercept=intercept,
         requests=Requests(searching, searching_second, items, probability, label),
         behaviours=_in_order(
             user=np.concatenate([browsing.user, searching.user[row]]),
@@ -156,17 +174,32 @@ def _draw_queries(world: World, category: Ints, rng: np.random.Generator) -> Int
 
 
 def _show(
-    world: World, tastes: Floats, sessions: Sessions, rng: np.random.Generator
+    world: World,
+    tastes: Floats,
+    sessions: Sessions,
+    rng: np.random.Generator,
+    opened: Counts | None,
 ) -> tuple[Ints, Floats]:
-    """Pages of the visits and their logits up to the intercept, both [N, K], in chunks."""
+    """Pages of the visits and their logits up to the intercept, both [N, K], in chunks.
+
+    Args:
+        world: the world.
+        tastes: changeable tastes of the day, [U, C, A].
+        sessions: the visits.
+        rng: source of the pages.
+        opened: how often each user opened each item before today, [U, C, M]; None where exposure
+            does not depend on it.
+    """
     c = world.config
     items = np.empty((len(sessions.user), c.num_candidates), dtype=np.int64)
     logits = np.empty(items.shape)
     step = max(1, _CHUNK_CELLS // c.items_per_category)
     for start in range(0, len(items), step):
         rows = slice(start, start + step)
-        items[rows] = world.retrieve(sessions.part(rows), rng)
-        logits[rows] = world.utility(tastes, sessions.part(rows), items[rows])
+        here = sessions.part(rows)
+        exposure = None if opened is None else world.exposure(opened[here.user, here.category])
+        items[rows] = world.retrieve(here, rng, exposure)
+        logits[rows] = world.utility(tastes, here, items[rows])
     return items, logits
 
 
@@ -210,7 +243,7 @@ def _calibrate(world: World, tastes: Floats) -> float:
     weekday = rng.integers(0, 7, count)
     sessions = _draw_sessions(world, user, _draw_hours(count, rng), weekday, rng)
     sessions = replace(sessions, query=_draw_queries(world, sessions.category, rng))
-    _, logits = _show(world, tastes, sessions, rng)
+    _, logits = _show(world, tastes, sessions, rng, None)
     low, high = -50.0, 50.0
     for _ in range(60):
         middle = 0.5 * (low + high)

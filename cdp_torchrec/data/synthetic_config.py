@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, ConfigConflicts
 
 
 class SyntheticConfig(Config):
@@ -37,7 +37,9 @@ class SyntheticConfig(Config):
     requests_per_day: float = Field(1.0, gt=0.0, le=100.0)
     """Mean requests of a user and day."""
     browses_per_day: float = Field(1.0, ge=0.0, le=100.0)
-    """Mean behaviours of a user and day that come from free browsing."""
+    """Mean behaviours of a user and day that come from free browsing. Together with history_days
+    the dial of behaviours per user: about browses_per_day * (history_days + train_days), and the
+    clicks of the requests."""
     num_candidates: int = Field(12, ge=2, le=512)
     """Items on a page, which is the candidate list of a request."""
     click_through_rate: float = Field(0.15, gt=0.0, lt=1.0)
@@ -46,6 +48,11 @@ class SyntheticConfig(Config):
     """Zipf exponent of items in a category, of queries in a category and of categories."""
     off_category_rate: float = Field(0.15, ge=0.0, lt=1.0)
     """Share of candidates from another category than the query's; they cost one logit."""
+    exposure_feedback: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of a user's exposure inside a category that follows what he opened there on earlier
+    days, item by item; the rest follows popularity. 0: the engine shows everybody the same. Above
+    it, a history tells what was shown as well as what was wanted (it takes num_users times all
+    items in memory)."""
     taste_strength: float = Field(1.6, ge=0.0)
     """Taste of the user in the item's category, at the time."""
     shared_taste: float = Field(0.15, ge=0.0, le=1.0)
@@ -76,16 +83,33 @@ class SyntheticConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        conflicts = []
         if self.num_candidates > self.items_per_category:
-            raise ValueError(
-                f"num_candidates = {self.num_candidates} must not exceed "
-                f"items_per_category = {self.items_per_category}"
+            conflicts.append(
+                (
+                    "num_candidates",
+                    f"must not exceed items_per_category = {self.items_per_category}: a page "
+                    "shows an item once",
+                )
             )
         if self.misclick_rate + self.popularity_click_rate > 1.0:
-            raise ValueError(
-                f"misclick_rate = {self.misclick_rate} and popularity_click_rate = "
-                f"{self.popularity_click_rate} must not exceed 1 together"
+            conflicts.append(
+                (
+                    "misclick_rate",
+                    f"must not exceed 1 together with popularity_click_rate = "
+                    f"{self.popularity_click_rate}",
+                )
             )
+        if self.browses_per_day == 0.0 and self.history_days > 1:
+            conflicts.append(
+                (
+                    "browses_per_day",
+                    f"leaves the history_days = {self.history_days} days of free browsing empty: "
+                    "raise it, or set history_days to 1",
+                )
+            )
+        if conflicts:
+            raise ConfigConflicts(conflicts)
         return self
 
     @property

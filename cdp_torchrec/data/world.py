@@ -80,8 +80,10 @@ class World:
     """Factor of the position effect, [NUM_CLIENTS]."""
     user_segment: Ints
     """[U]"""
+    segment_taste: Floats
+    """What the users of a segment have in common, [segments, A]."""
     user_taste: Floats
-    """Part of the taste shared by all categories, [U, A]."""
+    """Part of the taste shared by all categories, half of it the segment's, [U, A]."""
     user_categories: Floats
     """Cumulative shares of categories in a user's visits, [U, C]."""
     user_activity: Floats
@@ -111,11 +113,29 @@ class World:
         below = self.user_categories[users] < rng.random(len(users))[:, None]
         return np.minimum(below.sum(axis=1), self.config.num_categories - 1)
 
-    def retrieve(self, sessions: Sessions, rng: np.random.Generator) -> Ints:
+    def exposure(self, opened: NDArray) -> Floats:
+        """Shares of exposure of the items of a category under exposure_feedback, like `opened`.
+
+        Args:
+            opened: how often the user opened each item of the category before today, [..., M].
+        """
+        c = self.config
+        total = opened.sum(axis=-1, keepdims=True)
+        own = np.where(total > 0, opened / np.maximum(total, 1), self.item_popularity)
+        return (1.0 - c.exposure_feedback) * self.item_popularity + c.exposure_feedback * own
+
+    def retrieve(
+        self, sessions: Sessions, rng: np.random.Generator, exposure: Floats | None = None
+    ) -> Ints:
         """The pages, in the engine's order: distinct items, by popularity, of mostly one category.
 
         A race of exponential clocks draws K items without replacement. A candidate from another
         category keeps its popularity rank, so it meets no second copy of itself.
+
+        Args:
+            sessions: N visits.
+            rng: source of all draws.
+            exposure: shares of exposure of each visit, [N, M]; None: item_popularity for all.
 
         Returns:
             Items, [N, K]. The engine knows intent and quality, with an error, but no taste.
@@ -123,7 +143,8 @@ class World:
         c = self.config
         count, page = len(sessions.user), c.num_candidates
         clocks = rng.standard_exponential((count, c.items_per_category), dtype=np.float32)
-        clocks /= self.item_popularity.astype(np.float32)
+        shares = self.item_popularity if exposure is None else exposure
+        clocks /= shares.astype(np.float32)
         ranks = np.argpartition(clocks, page - 1, axis=1)[:, :page]
         away = rng.integers(1, c.num_categories, (count, page))
         away *= rng.random((count, page)) < c.off_category_rate
@@ -144,16 +165,34 @@ class World:
             items: their pages from position 1 on, [N, K].
         """
         c = self.config
-        attributes, category = self.item_attributes[items], self.category_of(items)
         taste = np.sqrt(c.shared_taste) * self.user_taste[sessions.user][:, None]
-        taste = taste + np.sqrt(1.0 - c.shared_taste) * tastes[sessions.user[:, None], category]
+        taste = (
+            taste
+            + np.sqrt(1.0 - c.shared_taste)
+            * (tastes[sessions.user[:, None], self.category_of(items)])
+        )
+        match = np.einsum(
+            "nka,nka,na->nk", self.item_attributes[items], taste, self.taste_weights(sessions)
+        )
+        return self._logits(1.0 / np.sqrt(c.num_attributes) * match, sessions, items)
+
+    def taste_free_logits(self, sessions: Sessions, items: Ints) -> Floats:
+        """Logits of clicks without the user's taste, up to the calibrated intercept, [N, K]."""
+        return self._logits(np.zeros(items.shape), sessions, items)
+
+    def taste_weights(self, sessions: Sessions) -> Floats:
+        """How much each attribute of a taste counts at each visit, mean square 1, [N, A]."""
         emphasis = self.hour_emphasis[sessions.hour] + self.source_emphasis[sessions.search_source]
         searched = (sessions.query != NO_QUERY)[:, None]
         emphasis = emphasis + searched * self.query_emphasis[sessions.query]
-        weights = np.exp(c.emphasis_strength / np.sqrt(3.0) * emphasis)
-        weights /= np.sqrt(np.mean(weights**2, axis=1, keepdims=True))
+        weights = np.exp(self.config.emphasis_strength / np.sqrt(3.0) * emphasis)
+        return weights / np.sqrt(np.mean(weights**2, axis=1, keepdims=True))
+
+    def _logits(self, match: Floats, sessions: Sessions, items: Ints) -> Floats:
+        """Sum of all effects, of which the match of taste and item is given, [N, K]."""
+        c = self.config
+        attributes, category = self.item_attributes[items], self.category_of(items)
         scale = 1.0 / np.sqrt(c.num_attributes)
-        match = scale * np.einsum("nka,nka,na->nk", attributes, taste, weights)
         moment = self.hour_intent[sessions.hour] + self.weekday_intent[sessions.weekday]
         context = scale * np.sqrt(0.5) * np.einsum("nka,na->nk", attributes, moment)
         position = (
@@ -206,6 +245,7 @@ def build_world(config: SyntheticConfig) -> World:
         weekday_intent=normal((7, dims)),
         client_patience=np.linspace(0.7, 1.3, NUM_CLIENTS),
         user_segment=segment,
+        segment_taste=segment_taste,
         user_taste=np.sqrt(0.5) * (segment_taste[segment] + normal((c.num_users, dims))),
         user_categories=np.cumsum(shares / shares.sum(axis=1, keepdims=True), axis=1),
         user_activity=rng.gamma(2.0, 0.5, c.num_users),

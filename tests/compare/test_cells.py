@@ -197,5 +197,5 @@ def test_shipped_tables_tune_every_row_equally_over_five_seeds(name: str) -> Non
 
 def test_help_explains_every_key() -> None:
     text = describe(CompareConfig)
-    for key in ("run_dir", "seeds", "[select]", "num_bootstrap = 1000"):
+    for key in ("run_dir", "seeds", "[select]", "num_bootstrap = 400"):
         assert key in text

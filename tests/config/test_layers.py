@@ -232,4 +232,5 @@ def test_a_layer_that_is_not_there_names_those_that_it_may_be() -> None:
     ]
     found = lines("x/y.toml")[0]
     assert found.startswith("x/y.toml: no such file (layers that come with the package: configs/")
-    assert "configs/data/{ebnerd,quickstart,synthetic,trivago}.toml" in found
+    named = "configs/data/{completejourney,dense,ebnerd,noisy,quickstart,synthetic,trivago}.toml"
+    assert named in found

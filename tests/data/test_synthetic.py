@@ -1,3 +1,4 @@
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
 
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.simulation import Day, simulate
 from cdp_torchrec.data.synthetic import make_synthetic, write_synthetic_staging
@@ -297,6 +299,51 @@ def test_a_world_without_test_requests_is_refused(tmp_path: Path) -> None:
         write_synthetic_staging(empty, tmp_path)
 
 
+def test_all_contradictions_of_a_world_are_named_at_once() -> None:
+    wrong = "num_candidates=50 items_per_category=20 misclick_rate=0.95 browses_per_day=0"
+    with pytest.raises(ConfigError) as refused:
+        load_config(SyntheticConfig, wrong.split())
+    lines = str(refused.value).splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [
+        "num_candidates",
+        "misclick_rate",
+        "browses_per_day",
+    ]
+
+
+@pytest.mark.parametrize("feedback", [0.0, 0.5])
+def test_exposure_feedback_shows_people_what_they_opened_on_earlier_days(feedback: float) -> None:
+    # Pure misclicks: without feedback, nothing ties what a user opens today to yesterday.
+    noise = {"misclick_rate": 1.0, "popularity_click_rate": 0.0, "popularity_exponent": 0.0}
+    _, days = run(num_users=1500, history_days=20, exposure_feedback=feedback, **noise)
+    opened = np.zeros((1500, TINY.num_items))
+    shown_again, visits = 0.0, 0
+    for day in days:
+        user, item = day.behaviours.user, day.behaviours.item
+        category = (item // TINY.items_per_category) * TINY.items_per_category
+        inside = category[:, None] + np.arange(TINY.items_per_category)
+        known = opened[user[:, None], inside].sum(axis=1)
+        shown_again += (opened[user, item][known > 0] / known[known > 0]).sum()
+        visits += (known > 0).sum()
+        np.add.at(opened, (user, item), 1)
+    once = 1.0 / TINY.items_per_category
+    share = shown_again / visits
+    if feedback:
+        assert share > 1.5 * once
+    else:
+        assert share == pytest.approx(once, rel=0.15)
+
+
+def test_a_simulated_log_stays_what_it_was() -> None:
+    _, days = run()
+    bits = hashlib.sha256()
+    for day in days:
+        r, b = day.requests, day.behaviours
+        for part in (r.second, r.items, r.label, b.user, b.item, b.timestamp, b.searched):
+            bits.update(part.tobytes())
+    assert bits.hexdigest()[:16] == "5f0dc0b0f7833471"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -304,8 +351,15 @@ def test_a_world_without_test_requests_is_refused(tmp_path: Path) -> None:
         ({"misclick_rate": 1.5}, "misclick_rate"),
         ({"click_through_rate": 0.0}, "click_through_rate"),
         ({"taste_strength": -1.0}, "taste_strength"),
-        ({"num_candidates": 50, "items_per_category": 20}, "num_candidates = 50 must not exceed"),
+        (
+            {"num_candidates": 50, "items_per_category": 20},
+            "num_candidates: must not exceed items_per_category = 20",
+        ),
         ({"misclick_rate": 0.7, "popularity_click_rate": 0.6}, "must not exceed 1 together"),
+        ({"browses_per_day": 0.0}, "leaves the history_days = 28 days of free browsing empty"),
+        ({"taste_drift": 1.1}, "taste_drift"),
+        ({"taste_jump_rate": -0.1}, "taste_jump_rate"),
+        ({"exposure_feedback": 1.0}, "exposure_feedback"),
         ({"misclick": 0.1}, "misclick"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_overwritten(trained: Path) -> None:
 def test_reference_scorers_of_a_dataset_are_measured_by_two_ranks(tiny_dataset: Path) -> None:
     ended = run_command("evaluate", tiny_dataset, world_size=2)
     assert ended.codes == [0, 0]
-    assert all(f"{name} " in ended.said for name in ("popularity", "position", "bayes"))
+    assert all(f"{name} " in ended.said for name in ("popularity", "position_click_rate", "bayes"))
     assert ended.said.count("last_touched") == 1, "rank 0 alone speaks"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.data import ebnerd_log, trivago_events
+from tests.data import completejourney_tables, ebnerd_log, trivago_events
 from tests.data.trivago_events import DAY, clickout, event
 
 
@@ -62,3 +62,20 @@ def write_ebnerd(folder: Path) -> None:
     listed = [ebnerd_log.request(hour * 3600, [5, 6, 7], [5]) for hour in range(20)]
     folder.mkdir(parents=True)
     ebnerd_log.write_log(folder, [*listed, ebnerd_log.next_week()])
+
+
+def write_completejourney(file: Path) -> None:
+    """A wheel with a basket a day of each of three households, until the last week of the year."""
+    day, week = completejourney_tables.DAY, completejourney_tables.WEEK
+    rng = np.random.default_rng(0)
+    transactions, promotions = [], []
+    for visit in range(20 * 7):
+        second = 30 * week + visit * 3 * day // 2
+        products = rng.permutation(20)[:4].tolist()
+        who = {"household_id": visit % 3}
+        transactions += completejourney_tables.bought(visit, second, *products, **who)
+    for number in range(31, 61):
+        promotions += completejourney_tables.promoted(number, *rng.permutation(20)[:12].tolist())
+    folder = file.with_suffix("")
+    completejourney_tables.write_tables(folder, transactions, promotions)
+    completejourney_tables.write_wheel(file, folder)
