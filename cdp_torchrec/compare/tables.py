@@ -76,9 +76,13 @@ def _summary(summary: Summary, *, reference: str) -> str:
     header = ["row", "AUC", "UAUC", "GAUC", f"GAUC - {reference}", "p"]
     header += [f"GAUC - {summary.strongest}"] if summary.strongest else []
     header += ["gap to Bayes closed"] if with_gap else []
+    with_ideal = any(row.ideal_share is not None for row in summary.rows)
+    header += ["ideal gap closed"] if with_ideal else []
     header += ["dense", "sparse", "CPU s", "training s", "impressions/s", "latency ms"]
     header += ["grid point"]
-    rows = [list(_cells(row, summary, with_gap=with_gap)) for row in summary.rows]
+    rows = [
+        list(_cells(row, summary, with_gap=with_gap, with_ideal=with_ideal)) for row in summary.rows
+    ]
     text = markdown_table(header, rows, left=(0, len(header) - 1)) if rows else "No finished row."
     notes = [f"## {summary.name}"]
     if len(summary.worlds) > 1:
@@ -91,12 +95,17 @@ def _summary(summary: Summary, *, reference: str) -> str:
             f"validation, among the trained rows that are neither {reference} nor floors"
             + (f" ({floors})." if floors else ".")
         )
+    if with_ideal:
+        notes.append(
+            "Ideal gap: from the ideal observer without history to the one that sees it, in GAUC; "
+            "+/- is the standard error of the observer itself."
+        )
     if summary.missing:
         notes.append(_missing(summary))
     return "\n\n".join(notes)
 
 
-def _cells(row: Row, summary: Summary, *, with_gap: bool) -> Iterator[str]:
+def _cells(row: Row, summary: Summary, *, with_gap: bool, with_ideal: bool) -> Iterator[str]:
     unit = "seeds" if len(summary.worlds) == 1 else "runs"
     count = len(row.results)
     partial = f" ({count} of {row.planned} {unit})" if count < row.planned else ""
@@ -111,6 +120,9 @@ def _cells(row: Row, summary: Summary, *, with_gap: bool) -> Iterator[str]:
         yield _difference(row.to_strongest.get("gauc"))
     if with_gap:
         yield "-" if row.gap_closed is None else f"{row.gap_closed:.1%}"
+    if with_ideal:
+        found = row.ideal_share
+        yield "-" if found is None else f"{found.share:.1%} +/- {found.error:.1%}"
     costs = _costs(row)
     if not costs:
         yield from ("-",) * 7
@@ -201,6 +213,7 @@ def _json_row(row: Row) -> dict[str, Any]:
         "to_reference": _json_differences(row.to_reference),
         "to_strongest_baseline": _json_differences(row.to_strongest),
         "gap_closed": row.gap_closed,
+        "ideal_gap_closed": asdict(row.ideal_share) if row.ideal_share else None,
         "validation": mean_validation(row.results) if costs else None,
         "cost": _json_cost(costs) if costs else None,
     }
