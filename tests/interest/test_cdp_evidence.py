@@ -91,6 +91,15 @@ def test_the_gain_multiplies_the_interest_by_the_context(make_module, make_input
     torch.testing.assert_close(found, module(inputs).interest * gain)
 
 
+def test_without_a_step_the_gain_acts_on_the_pooled_history(make_module, make_inputs):
+    module = make_module(PRESET, "ablation/no_steps", 'emit=["interest"]')
+    inputs = make_inputs()
+    output = module(inputs)
+    expected = module.pooling(inputs).latent * module.gain(inputs)
+    assert torch.equal(output.interest, expected)
+    assert output.losses == {}
+
+
 @pytest.mark.parametrize(
     ("layers", "roles"),
     [
@@ -178,6 +187,6 @@ def test_contradictory_settings_are_refused(settings: dict, message: str):
 
 def test_only_a_part_that_trains_is_looked_up(load_interest):
     assert load_interest(PRESET).history.part
-    without = ("corruption=gaussian", "noise_loss_weight=0")
-    assert not load_interest(PRESET, *without).history.part
+    assert not load_interest(PRESET, "ablation/no_completion").history.part
+    assert not load_interest(PRESET, "ablation/no_steps").history.part
     assert not load_interest("interest/cdp").history.part

@@ -29,6 +29,8 @@ VARIANTS: list[Variant] = [
     ("interest/cdp", "sampler=dpmpp_2m", "prediction_type=v", "latent_norm=l2"),
     ("interest/cdp", "schedule.beta_schedule=cosine", "start_timestep=60"),
     ("interest/cdp_evidence", "num_inference_steps=3", "recon_detach=true"),
+    ("interest/cdp_evidence", "ablation/no_completion"),
+    ("interest/cdp_evidence", "ablation/no_gain"),
     ("interest/condition_mlp", "condition.gain_dim=8"),
     ("interest/condition_mlp", "condition.user_role=user_and_history"),
     ("interest/cdp_evidence", "condition.user_role=user_and_history"),
