@@ -8,6 +8,7 @@ from typing import Any
 
 from cdp_torchrec.compare.cells import Table
 from cdp_torchrec.compare.choice import mean_validation
+from cdp_torchrec.compare.gains import Panel
 from cdp_torchrec.compare.results import METRICS, TrainingCost
 from cdp_torchrec.compare.statistics import Difference, Measured
 from cdp_torchrec.compare.summary import CONFIDENCE, Row, Summary
@@ -54,11 +55,14 @@ def markdown(summaries: Sequence[Summary], *, table: Table, made_by: Mapping[str
     )
 
 
-def as_json(summaries: Sequence[Summary], *, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the Markdown says, for all metrics, with the values of each run."""
+def as_json(
+    summaries: Sequence[Summary], panels: Sequence[Panel], *, made_by: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that the Markdown and the figures say, for all metrics and runs."""
     return {
         "made_by": made_by,
         "tables": {summary.name: _json_summary(summary) for summary in summaries},
+        "gains": [_json_panel(panel) for panel in panels],
     }
 
 
@@ -232,13 +236,24 @@ def _json_measured(measured: Measured) -> dict[str, Any]:
 
 
 def _json_differences(differences: Mapping[str, Difference]) -> dict[str, Any]:
+    return {metric: _json_difference(found) for metric, found in differences.items()}
+
+
+def _json_difference(difference: Difference) -> dict[str, Any]:
     return {
-        metric: {
-            name: _number(value) if isinstance(value, float) else value
-            for name, value in asdict(difference).items()
-        }
-        | {"is_significant": difference.is_significant}
-        for metric, difference in differences.items()
+        name: _number(value) if isinstance(value, float) else value
+        for name, value in asdict(difference).items()
+    } | {"is_significant": difference.is_significant}
+
+
+def _json_panel(panel: Panel) -> dict[str, Any]:
+    return {
+        "title": panel.title,
+        "axis": panel.axis,
+        "gains_over": {
+            base: [{"at": point.label} | _json_difference(point.gain) for point in points]
+            for base, points in panel.curves.items()
+        },
     }
 
 
