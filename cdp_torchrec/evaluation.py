@@ -18,10 +18,10 @@ from cdp_torchrec.predictions import PredictionFile, PredictionWriter
 from cdp_torchrec.progress import progress
 
 STRATA = {
-    "history_length": ("0", "1-5", "6-20", "21+"),
+    "history_length": ("0", "1-5", "6-20", "21-100", "101+"),
     "candidate_in_history": ("no", "yes"),
 }
-_HISTORY_BOUNDS = (0, 5, 20)
+_HISTORY_BOUNDS = (0, 5, 20, 100)
 
 
 @dataclass(frozen=True)

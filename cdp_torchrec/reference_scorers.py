@@ -26,6 +26,7 @@ from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.schema import Schema, load_schema
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
+from cdp_torchrec.ideal_scorer import IDEAL, IdealScorer, ideal_scorer
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
 from cdp_torchrec.progress import progress
 
@@ -142,22 +143,30 @@ def evaluate_references(dataset: Path) -> str:
     Raises:
         DatasetError: the dataset is incomplete or damaged.
     """
+    ideal = ideal_scorer(dataset)
     lines = [f"{'scorer':<22}{'AUC':>8}{'UAUC':>8}{'GAUC':>8}   GAUC 95 % interval"]
-    for name, report in reference_reports(dataset).items():
+    for name, report in reference_reports(dataset, ideal=ideal).items():
         low, high = report.gauc_interval
         lines.append(
             f"{name:<22}{report.auc:8.4f}{report.uauc:8.4f}{report.gauc:8.4f}"
             f"   {low:.4f} .. {high:.4f}"
         )
+    if ideal is not None:
+        lines.append(
+            f"{IDEAL}: standard error {ideal.gauc_error:.5f} of GAUC by its random numbers"
+        )
     return "\n".join(lines)
 
 
-def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, MetricReport]:
+def reference_reports(
+    dataset: Path, *, num_bootstrap: int = 200, ideal: IdealScorer | None = None
+) -> dict[str, MetricReport]:
     """Metrics of every reference scorer on the test split, by its name; collective.
 
     Args:
         dataset: dataset directory.
         num_bootstrap: replicates of the user bootstrap.
+        ideal: the dataset's ideal observer, to be measured too.
 
     Raises:
         DatasetError: the dataset is incomplete or damaged.
@@ -168,6 +177,8 @@ def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, M
     if part is not None and _TRUTH_COLUMN in pq.read_schema(part).names:
         names.append(TRUTH)
         extra.append(_TRUTH_COLUMN)
+    observed = ideal.names if ideal is not None else ()
+    names += observed
     metrics = {name: ImpressionMetrics(strata=STRATA) for name in names}
     chunks = own_chunks(scorers.reader.impressions("test", extra_columns=extra))
     for impressions in progress(chunks, "untrained scorers", unit="chunks", active=is_rank_zero()):
@@ -178,8 +189,9 @@ def reference_reports(dataset: Path, *, num_bootstrap: int = 200) -> dict[str, M
         }
         rank = torch.from_numpy(impressions.candidate["history_rank"].astype(np.int64))
         for name in names:
+            scorer = ideal if ideal is not None and name in observed else scorers
             metrics[name].update(
-                probability=torch.from_numpy(scorers.score(name, impressions)).float(),
+                probability=torch.from_numpy(scorer.score(name, impressions)).float(),
                 labels=torch.from_numpy(impressions.candidate["label"].astype(np.float32)),
                 user_id=request["user_id"],
                 request_id=request["request_id"],

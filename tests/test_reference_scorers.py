@@ -1,5 +1,6 @@
 """The untrained scorers rank by what their names say."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def test_scorers_go_by_roles_whatever_the_names(
 
 def test_the_table_agrees_with_scikit_learn(tiny_dataset: Path, one_rank: None) -> None:
     table = evaluate_references(tiny_dataset)
-    found = {line.split()[0]: float(line.split()[1]) for line in table.splitlines()[1:]}
+    found = {line.split()[0]: float(line.split()[1]) for line in table.splitlines()[1:-1]}
     assert set(found) == {
         "popularity",
         "category_share",
@@ -123,6 +124,8 @@ def test_the_table_agrees_with_scikit_learn(tiny_dataset: Path, one_rank: None) 
         "position_click_rate",
         "last_touched",
         "bayes",
+        "ideal_no_history",
+        "ideal",
     }
     truth = flat(tiny_dataset, "click_probability").astype(np.float32)
     assert found["bayes"] == pytest.approx(
@@ -130,3 +133,5 @@ def test_the_table_agrees_with_scikit_learn(tiny_dataset: Path, one_rank: None) 
     )
     assert found["bayes"] == pytest.approx(load_schema(tiny_dataset).bayes["auc"], abs=1e-4)
     assert found["bayes"] == max(found.values())
+    assert found["ideal_no_history"] < found["ideal"]
+    assert re.fullmatch(r"ideal: standard error 0\.\d+ of GAUC .*", table.splitlines()[-1])

@@ -1,14 +1,16 @@
 """Measure a trained model, or a dataset's untrained scorers, on the test split.
 
     torchx run dist.ddp -j 1x4 launch/evaluate.py RUN_OR_CHECKPOINT [--predictions] [key=value ...]
-    cdp_torchrec evaluate DATASET
+    cdp_torchrec evaluate DATASET [--ladder]
 
 A run is measured at its best checkpoint, beside the untrained scorers of its dataset, and what is
 wrong with it is said in words. evaluation.json is written into the run. Any other measurement,
 of another checkpoint, dataset or setting, goes to a directory of its own under RUN/evaluations, or
 to --output. --predictions also writes predictions.parquet: request_id, user_id and item_id as the
 log has them, label and probability. For a dataset directory the untrained scorers are measured:
-popularity, category, place, last touched item and, for synthetic data, the true probabilities.
+popularity, category, place, last touched item and, for synthetic data, the true probabilities and
+the ideal observer, who knows the world and sees the behaviours before each request. --ladder shows
+instead what each piece of knowledge of a synthetic world is worth.
 """
 
 from pathlib import Path
@@ -30,6 +32,9 @@ def main(arguments: list[str]) -> None:
         "--predictions", action="store_true", help="write predictions.parquet beside the result"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="directory for the result")
+    parser.add_argument(
+        "--ladder", action="store_true", help="oracle features of a synthetic dataset"
+    )
     options = parser.parse(arguments, ExperimentConfig, sections=[])
     if options is None:
         return
@@ -46,6 +51,8 @@ def main(arguments: list[str]) -> None:
                 ]
             )
     else:
+        if options.ladder:
+            raise ConfigError(f"--ladder: {options.path} is no dataset directory")
         run = open_run(options.path, options.settings, ExperimentConfig)
         check_early(run.config)
         output = output or evaluation_directory(run)
@@ -57,11 +64,14 @@ def main(arguments: list[str]) -> None:
         if reason := why_unwritable(output):
             raise ConfigError(f"{output}: {reason}; choose another directory with --output DIR")
 
+    from cdp_torchrec.ideal_scorer import oracle_ladder
     from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
 
     device = init_process_group(run.config.ranks if run else None)
-    if run is None:
+    if options.ladder:
+        table = oracle_ladder(options.path)
+    elif run is None:
         table = evaluate_references(options.path)
     else:
         trained = evaluate_run(run, device, output=output, write_predictions=options.predictions)

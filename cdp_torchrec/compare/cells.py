@@ -1,12 +1,13 @@
 """The cells of a table: what is trained, with which configuration, in which directory."""
 
 import itertools
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdp_torchrec.compare.config import UNTRAINED, CompareConfig
+from cdp_torchrec.compare.config import CELLS, UNTRAINED, CompareConfig
 from cdp_torchrec.compare.histories import unequal_histories
 from cdp_torchrec.compare.search import GridPoint, trials
 from cdp_torchrec.config import ConfigError, load_config
@@ -22,6 +23,8 @@ class Cell:
     model: str
     point: GridPoint
     config: ExperimentConfig
+    file: Path
+    """Where the finished cell is kept."""
 
     @property
     def seed(self) -> int:
@@ -46,6 +49,8 @@ class Table:
 
     config: CompareConfig
     run_dir: Path
+    command: str
+    """What made it."""
     configs: dict[tuple[str, str, GridPoint], ExperimentConfig]
     """By dataset, row and grid point."""
 
@@ -81,11 +86,12 @@ class Table:
 
     def cell(self, dataset: str, model: str, point: GridPoint, seed: int) -> Cell:
         """One cell."""
-        directory = self.run_dir / dataset / model / point.name / f"seed-{seed}"
+        place = Path(dataset, model, point.name, f"seed-{seed}")
+        directory = self.run_dir / place
         config = self.configs[dataset, model, point].model_copy(
             update={"seed": seed, "run": RunConfig(dir=directory)}
         )
-        return Cell(dataset, model, point, config)
+        return Cell(dataset, model, point, config, self.run_dir / CELLS / f"{place}.json")
 
     def tuning_cells(self, dataset: str, model: str) -> list[Cell]:
         """The cells by which a row's grid point on a dataset is chosen, one for each trial."""
@@ -103,7 +109,7 @@ class Table:
 
     def untrained_directory(self, dataset: str) -> Path:
         """Where the results of the untrained scorers lie."""
-        return self.run_dir / dataset / UNTRAINED
+        return self.run_dir / CELLS / dataset / UNTRAINED
 
     def missing_datasets(self) -> Iterator[str]:
         """What is wrong with selected datasets: not there, and not made on first use either."""
@@ -157,7 +163,8 @@ def load_table(arguments: Sequence[str]) -> Table:
     if problems:
         raise ConfigError.of([f"{line} ({_listed(cells)})" for line, cells in problems.items()])
     run_dir = config.run_dir or Path("runs") / files[0].stem
-    return Table(config, run_dir, configs)
+    command = shlex.join(["cdp_torchrec", "compare", *arguments])
+    return Table(config, run_dir, command, configs)
 
 
 def _relative_to(folder: Path, layer: str) -> str:

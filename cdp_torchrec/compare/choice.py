@@ -3,7 +3,7 @@
 Nothing here looks at the test split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:
     """
     scores: dict[GridPoint, float] = {}
     for cell in table.tuning_cells(dataset, model):
-        result = read_result(cell.directory)
+        result = read_result(cell.file)
         if result is not None:
             scores[cell.point] = _goodness(cell, result)
         elif read_failure(cell.directory) is None:
@@ -29,27 +29,27 @@ def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:
 
 
 def strongest_baseline(
-    table: Table, dataset: str, results: Mapping[str, Mapping[int, Result]]
+    table: Table, dataset: str, results: Mapping[str, Sequence[Result]]
 ) -> str | None:
-    """The baseline with the best mean validation metric over its seeds; None without results.
+    """The baseline with the best mean validation metric over its runs; None without results.
 
     Args:
         table: says which rows are no baseline.
         dataset: whose rows.
-        results: by row and seed.
+        results: of all rows.
     """
     metric = table.any_config(dataset).trainer.validation_metric
     means = {
-        model: mean_validation(of_seeds) * _sign(metric)
-        for model, of_seeds in results.items()
-        if of_seeds and model != table.config.reference and model not in table.config.floors
+        model: mean_validation(of_row) * _sign(metric)
+        for model, of_row in results.items()
+        if of_row and model != table.config.reference and model not in table.config.floors
     }
     return max(means, key=lambda model: means[model], default=None)
 
 
-def mean_validation(results: Mapping[int, Result]) -> float:
-    """Mean over the seeds of the best validation metric."""
-    return float(np.mean([_cost(result).validation for result in results.values()]))
+def mean_validation(results: Sequence[Result]) -> float:
+    """Mean over the runs of the best validation metric."""
+    return float(np.mean([_cost(result).validation for result in results]))
 
 
 def _goodness(cell: Cell, result: Result) -> float:

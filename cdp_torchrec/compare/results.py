@@ -1,7 +1,12 @@
-"""What a finished cell leaves: cell.json and the bootstrap replicates, written last."""
+"""What a finished cell leaves: one small JSON file with all that a table needs of it.
+
+These files may be kept with the tables and taken to another machine, where the table goes on.
+"""
 
 # K bootstrap replicates
 
+import base64
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -12,13 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.metrics import MetricReport
-from cdp_torchrec.whole_file import whole_file, write_json
+from cdp_torchrec.whole_file import write_json
 
 METRICS = ("auc", "uauc", "gauc")
 """The metrics that are compared."""
 
-_RESULT, _REPLICATES, _FAILURE = "cell.json", "replicates.npy", "failed.json"
+_FAILURE = "failed.json"
+_STRATA = "history_length"
+_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,16 @@ class TrainingCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stratum:
+    """GAUC of a part of the test split."""
+
+    gauc: float
+    num_impressions: int
+    replicates: NDArray[np.float64]
+    """Of GAUC, [K]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One cell of the table, or one untrained scorer."""
 
@@ -60,6 +78,8 @@ class Result:
     """Of the test split, as MetricReport.to_dict without strata."""
     replicates: Mapping[str, NDArray[np.float64]]
     """Of METRICS, [K]; paired between all results of a dataset."""
+    strata: Mapping[str, Stratum]
+    """By behaviours of the user before the request."""
     cost: TrainingCost | None
     """None for an untrained scorer."""
 
@@ -69,6 +89,18 @@ class Result:
         return math.nan if found is None else found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a result comes from, so that it can be told from others without its run directory."""
+
+    release: str
+    """Version and commit of this package."""
+    files: str
+    """Digest of the dataset's manifest."""
+    config: Mapping[str, Any] | None
+    """Configuration of the training without `run`, as JSON; None for an untrained scorer."""
+
+
 def result_of(report: MetricReport, cost: TrainingCost | None) -> Result:
     """The result that an evaluation of the test split gives."""
     metrics = report.to_dict()
@@ -76,31 +108,111 @@ def result_of(report: MetricReport, cost: TrainingCost | None) -> Result:
     return Result(
         metrics=metrics,
         replicates={name: report.replicates[name] for name in METRICS},
+        strata={
+            label: Stratum(
+                gauc=point.gauc,
+                num_impressions=point.num_impressions,
+                replicates=report.strata_replicates[_STRATA][label],
+            )
+            for label, point in report.strata[_STRATA].items()
+        },
         cost=cost,
     )
 
 
-def write_result(directory: Path, result: Result) -> None:
-    """Write a result; cell.json comes last, so that where it is everything is."""
-    with whole_file(directory / _REPLICATES) as partial, partial.open("wb") as file:
-        np.save(file, np.stack([result.replicates[name] for name in METRICS]))
-    cost = asdict(result.cost) if result.cost else None
-    write_json(directory / _RESULT, {"metrics": result.metrics, "cost": cost})
+def write_result(path: Path, result: Result, origin: Origin) -> None:
+    """Write a result as one small file."""
+    content = {
+        "version": _VERSION,
+        "origin": asdict(origin),
+        "metrics": result.metrics,
+        "cost": asdict(result.cost) if result.cost else None,
+        "replicates": {
+            name: _packed(draws, around=result.value(name))
+            for name, draws in result.replicates.items()
+        },
+        "strata": {
+            label: {
+                "gauc": None if math.isnan(stratum.gauc) else stratum.gauc,
+                "num_impressions": stratum.num_impressions,
+                "replicates": _packed(stratum.replicates, around=stratum.gauc),
+            }
+            for label, stratum in result.strata.items()
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
 
 
-def read_result(directory: Path) -> Result | None:
-    """The result of a finished cell; None if it is not finished."""
-    path = directory / _RESULT
-    if not path.is_file():
+def read_result(path: Path) -> Result | None:
+    """The result of a finished cell; None if it is not finished.
+
+    Raises:
+        ConfigError: the file is of another version of this package, or damaged.
+    """
+    found = _read(path)
+    if found is None:
         return None
-    found = json.loads(path.read_text())
-    replicates = np.load(directory / _REPLICATES)
-    cost = found["cost"]
+    cost, metrics = found["cost"], found["metrics"]
     return Result(
-        metrics=found["metrics"],
-        replicates=dict(zip(METRICS, replicates, strict=True)),
+        metrics=metrics,
+        replicates={
+            name: _unpacked(packed, around=metrics[name])
+            for name, packed in found["replicates"].items()
+        },
+        strata={
+            label: Stratum(
+                gauc=math.nan if stratum["gauc"] is None else stratum["gauc"],
+                num_impressions=stratum["num_impressions"],
+                replicates=_unpacked(stratum["replicates"], around=stratum["gauc"]),
+            )
+            for label, stratum in found["strata"].items()
+        },
         cost=TrainingCost(**cost | {"latency": Latency(**cost["latency"])}) if cost else None,
     )
+
+
+def read_origin(path: Path) -> Origin | None:
+    """Where the result of a finished cell comes from; None if it is not finished.
+
+    Raises:
+        ConfigError: as `read_result`.
+    """
+    found = _read(path)
+    return None if found is None else Origin(**found["origin"])
+
+
+@functools.cache
+def _parse(path: Path, changed_ns: int) -> dict[str, Any]:
+    """The content of a file as it was at a moment; a table reads each of its cells often."""
+    try:
+        found = json.loads(path.read_text())
+        version = found["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError.of([f"{path}: is no result of a cell: remove it ({error})"]) from error
+    if version != _VERSION:
+        raise ConfigError.of(
+            [f"{path}: is of version {version}, this command reads {_VERSION}: remove it"]
+        )
+    return found
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return _parse(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+def _packed(draws: NDArray[np.float64], *, around: float) -> str:
+    """Base64 of the distances to the value in float16: 3 digits of what is itself a spread."""
+    centre = 0.0 if math.isnan(around) else around
+    return base64.b64encode((draws - centre).astype("<f2").tobytes()).decode()
+
+
+def _unpacked(packed: str, *, around: float | None) -> NDArray[np.float64]:
+    distances = np.frombuffer(base64.b64decode(packed), "<f2").astype(np.float64)
+    return distances + (around or 0.0)
 
 
 def write_failure(directory: Path, reason: str, traceback: str) -> None:

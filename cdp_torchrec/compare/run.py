@@ -1,13 +1,13 @@
 """Runs the cells of a table that are selected and not finished; collective on all ranks."""
 
 import gc
-import json
 import time
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,9 +15,12 @@ import torch.distributed as dist
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.chances import chances_markdown, update_chances
 from cdp_torchrec.compare.choice import best_point
+from cdp_torchrec.compare.ideal_gap import OBSERVER_ERROR
 from cdp_torchrec.compare.measure import measure_cost
 from cdp_torchrec.compare.results import (
+    Origin,
     forget_failure,
+    read_origin,
     read_result,
     result_of,
     write_failure,
@@ -28,18 +31,18 @@ from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.data.manifest import read_manifest
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
+from cdp_torchrec.environment import release
 from cdp_torchrec.experiment import prepare_synthetic, train_experiment
-from cdp_torchrec.experiment_config import check_against_data
+from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
+from cdp_torchrec.ideal_scorer import IDEAL, ideal_scorer
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import saved_checkpoints
 from cdp_torchrec.trainer import NonFiniteLossError
-from cdp_torchrec.whole_file import whole_directory, write_json
+from cdp_torchrec.whole_file import whole_directory
 
 _Shared = TypeVar("_Shared")
-_DATASET = "dataset.json"
-"""Which files the cells of a dataset were measured on."""
 
 
 def run_table(
@@ -124,7 +127,7 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
         cpu_s = sum(on_all_ranks(lambda: time.process_time() - begun))
         cost = measure_cost(trained, cpu_s=cpu_s)
         if cost is not None:
-            write_result(cell.directory, result_of(trained.report, cost))
+            write_result(cell.file, result_of(trained.report, cost), _origin(cell.config))
     except Exception as error:
         # Only these are sure to end the cell on all ranks; else the others wait in a collective.
         if dist.get_world_size() > 1 and not isinstance(error, ConfigError | NonFiniteLossError):
@@ -145,21 +148,42 @@ def _prepare(directory: Path) -> bool:
 
 
 def _is_finished(cell: Cell) -> bool:
-    return read_result(cell.directory) is not None
+    return read_result(cell.file) is not None
+
+
+def _origin(config: ExperimentConfig) -> Origin:
+    return Origin(
+        release=release(), files=read_manifest(config.data.dir).digest, config=_settings(config)
+    )
+
+
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What decides a cell, as JSON; where its files lie does not, what is in them does."""
+    settings = config.model_dump(mode="json", exclude_none=True)
+    del settings["run"], settings["data"]["dir"]
+    return settings
 
 
 def _measure_untrained(table: Table, dataset: str) -> None:
     directory = table.untrained_directory(dataset)
     if _on_all_ranks(directory.is_dir):
         return
+    config = table.any_config(dataset)
+    ideal = ideal_scorer(config.data.dir)
     reports = reference_reports(
-        table.any_config(dataset).data.dir, num_bootstrap=table.config.num_bootstrap
+        config.data.dir, num_bootstrap=table.config.num_bootstrap, ideal=ideal
     )
     if is_rank_zero():
+        origin = replace(_origin(config), config=None)
+        directory.parent.mkdir(parents=True, exist_ok=True)
         try:
             with whole_directory(directory) as partial:
                 for name, report in reports.items():
-                    write_result(partial / name, result_of(report, None))
+                    result = result_of(report, None)
+                    if ideal is not None and name == IDEAL:
+                        error = {OBSERVER_ERROR: ideal.gauc_error}
+                        result = replace(result, metrics={**result.metrics, **error})
+                    write_result(partial / f"{name}.json", result, origin)
         except OSError:
             if not directory.is_dir():  # else a process beside this one was first
                 raise
@@ -188,37 +212,40 @@ def _check(table: Table) -> None:
 
 
 def _foreign_cells(table: Table) -> Iterator[str]:
-    """Directories whose stored configuration is not what the table asks for."""
+    """Cells whose stored configuration is not what the table asks for."""
     for cell in table.cells():
-        stored = cell.directory / "config.toml"
-        if not stored.is_file():
+        begun = cell.directory / "config.toml"
+        if (origin := read_origin(cell.file)) is not None and origin.config is not None:
+            place, stored = cell.file, dotted(origin.config)
+        elif begun.is_file():
+            place, stored = cell.directory, dotted(tomllib.loads(begun.read_text()))
+        else:
             continue
-        found = dotted(tomllib.loads(stored.read_text()))
-        asked = dotted(cell.config.model_dump(mode="json", exclude_none=True))
-        for key in sorted(found | asked):
-            old, new = found.get(key, "unset"), asked.get(key, "unset")
-            if old != new and not key.startswith("run."):
+        asked = dotted(_settings(cell.config))
+        for key in sorted(stored | asked):
+            old, new = stored.get(key, "unset"), asked.get(key, "unset")
+            if old != new and not key.startswith("run.") and key != "data.dir":
                 yield (
-                    f"{cell.directory}: holds a cell with {key} = {old}, the table asks for {new}:"
-                    " remove the directory, or choose another run_dir"
+                    f"{place}: holds a cell with {key} = {old}, the table asks for {new}: remove "
+                    "it, or choose another run_dir"
                 )
                 break
 
 
 def _other_files(table: Table) -> Iterator[str]:
-    """Datasets that are not those of the cells that are there; remembers those of new cells."""
+    """Finished cells of selected datasets that were measured on other files than there are now."""
     for dataset in table.selected_datasets:
         data = table.any_config(dataset).data.dir
-        cells = table.run_dir / dataset
-        found = {"files": read_manifest(data).digest}
-        place = cells / _DATASET
-        if not place.is_file():
-            write_json(place, found)
-        elif json.loads(place.read_text()) != found:
-            yield (
-                f"{cells}: holds cells that were measured on other files than {data} has now: it "
-                "was prepared again; remove the directory, or choose another run_dir"
-            )
+        digest = read_manifest(data).digest
+        cells = [cell.file for cell in table.cells() if cell.dataset == dataset]
+        for path in (*cells, *table.untrained_directory(dataset).glob("*.json")):
+            origin = read_origin(path)
+            if origin is not None and origin.files != digest:
+                yield (
+                    f"{path}: was measured on other files than {data} has now: it was prepared "
+                    "again; remove the cells of this dataset, or choose another run_dir"
+                )
+                break
 
 
 def _on_all_ranks(find: Callable[[], _Shared]) -> _Shared:

@@ -1,100 +1,223 @@
-"""Statistics over seeds and users: deviations, and intervals of paired differences.
+"""Statistics over users, seeds and worlds: deviations, and intervals and tests of differences.
 
-Two things make a metric of a trained row uncertain: which users the test split happens to hold,
-and the seed. An interval covers both (hierarchical bootstrap): every replicate draws the users
-(Poisson bootstrap, the same draw for both rows, see `metrics.bootstrap`), draws seeds from those
-that both rows have finished, and averages the differences, taken seed by seed, over them. S - 1
-of S seeds are drawn, with replacement, because the mean of S draws would have a variance too small
-by the factor (S - 1) / S. All draws are a function of S and K, so a table is always the same.
+Three things make a metric of a trained row uncertain: which users the test split happens to hold,
+the seed, and, where datasets are seeds of one world, the world. A difference of two rows is taken
+run by run (same test users, same seed, same world) and averaged; its variance is
 
-Five seeds are few: simulated, 95 % intervals of a normal difference hold its true value in 93 % of
-the cases where users and seeds weigh alike, and in 88 % where the seeds are all there is.
+    one dataset   V = users + s^2 / S   (users: variance of the difference over the replicates of
+                                         the user bootstrap, which draw the same users for both)
+    W worlds      V = s^2 / W           (each world has users and seeds of its own: its difference
+                                         holds all three)
+
+with s^2 the variance of the difference over the seeds (or worlds). Three of them say little about
+s^2, so all trained rows lend a hand: 2 m, with m the mean square of what is left of rows x seeds
+(or worlds) when the mean of each row and of each seed is taken out, is s^2 wherever rows are
+equally uncertain, with (R - 1)(S - 1) degrees of freedom. The larger of it and of the difference's
+own s^2 is taken, so that a row that is less certain than the others does not borrow their
+certainty. Intervals and p-values are those of Student's t with Satterthwaite's degrees of freedom;
+p-values over the rows of a table are corrected after Holm, which bounds the probability of any
+false one among them.
 """
 
-# S seeds, K replicates of the user bootstrap
+# R rows, S seeds, W worlds, K replicates of the user bootstrap
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 
-from cdp_torchrec.metrics.bootstrap import percentile_interval
-
-_SEED_DRAWS = 20
-"""Draws of seeds for each draw of users."""
+_LEVEL = 0.05
+_Block = TypeVar("_Block", str, int)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of a row, by seed."""
+    """One metric of a row, by world (a dataset) and seed."""
 
-    values: Mapping[int, float]
-    replicates: Mapping[int, NDArray[np.float64]]
+    values: Mapping[str, Mapping[int, float]]
+    replicates: Mapping[str, Mapping[int, NDArray[np.float64]]]
     """Under the user bootstrap, [K]."""
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds; NaN without any."""
-        return float(np.mean(list(self.values.values()))) if self.values else math.nan
+        """Mean over the worlds of the means over their seeds; NaN without any."""
+        means = [np.mean(list(seeds.values())) for seeds in self.values.values() if seeds]
+        return float(np.mean(means)) if means else math.nan
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over the seeds; NaN for fewer than two."""
-        values = list(self.values.values())
-        return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        """Standard deviation over the seeds of a world; NaN for fewer than two."""
+        found = [list(s.values()) for s in self.values.values() if len(s) > 1]
+        return math.sqrt(np.mean([np.var(v, ddof=1) for v in found])) if found else math.nan
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Interval of the mean over users and seeds."""
-        return _interval(list(self.replicates.values()), confidence)
+        """Interval of the mean over users, seeds and worlds, by this row alone."""
+        zero = {world: dict.fromkeys(seeds, 0.0) for world, seeds in self.values.items()}
+        nothing = {
+            world: {seed: np.zeros_like(k) for seed, k in seeds.items()}
+            for world, seeds in self.replicates.items()
+        }
+        found = difference(self, Measured(zero, nothing), noise=None, confidence=confidence)
+        return (found.low, found.high) if found else (math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How much rows vary from block to block beyond what moves all of them alike."""
+
+    over: Literal["seeds", "worlds"]
+    mean_square: float
+    """Of the interaction of rows and blocks, per row."""
+    degrees: int
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a row to another one, averaged over the seeds that both have."""
+    """Of a row to another one, averaged over the seeds and worlds that both have."""
 
     mean: float
     low: float
     high: float
-    num_seeds: int
+    num_runs: int
+    """Pairs of runs."""
+    p_value: float
+    """Of no difference, two-sided."""
+    p_holm: float | None = None
+    """Corrected for the number of rows; None: not one of a family."""
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+        """Whether zero is refuted at 5 %, after the correction where there is one."""
+        return (self.p_value if self.p_holm is None else self.p_holm) < _LEVEL
 
 
-def paired_difference(row: Measured, other: Measured, *, confidence: float) -> Difference | None:
-    """`row` minus `other`; None if they share no seed.
+def common_noise(rows: Sequence[Measured]) -> Noise | None:
+    """What all trained rows together tell of the noise; None with fewer than two rows or blocks.
+
+    Args:
+        rows: of one metric; those that lack a block which the others have are left out.
+    """
+    worlds = _shared([set(row.values) for row in rows if len(row.values) > 1])
+    if len(worlds) > 1:
+        rows = [row for row in rows if set(worlds) <= row.values.keys()]
+        seeds = {w: _shared([set(row.values[w]) for row in rows]) for w in worlds}
+        by_block = [
+            {w: float(np.mean([row.values[w][s] for s in seeds[w]])) for w in worlds if seeds[w]}
+            for row in rows
+        ]
+    else:
+        by_block = [dict(next(iter(row.values.values()), {})) for row in rows]
+    blocks = _shared([set(row) for row in by_block if len(row) > 1])
+    table = np.array([[row[b] for b in blocks] for row in by_block if set(blocks) <= row.keys()])
+    if len(blocks) < 2 or len(table) < 2:
+        return None
+    left = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+    over = "worlds" if len(worlds) > 1 else "seeds"
+    return Noise(over, float((left**2).sum() / degrees), degrees)
+
+
+def difference(
+    row: Measured, other: Measured, *, noise: Noise | None, confidence: float
+) -> Difference | None:
+    """`row` minus `other`; None if they share no seed of a world.
 
     Args:
         row: a metric of one row.
         other: the same metric of another row, its replicates from the same user draws.
+        noise: of all trained rows; None: the two rows alone tell it.
         confidence: probability mass of the interval.
     """
-    seeds = sorted(set(row.values) & set(other.values))
-    if not seeds:
+    seeds = {w: sorted(set(v) & set(other.values.get(w, {}))) for w, v in row.values.items()}
+    worlds = [world for world, common in seeds.items() if common]
+    if not worlds:
         return None
-    mean = float(np.mean([row.values[seed] - other.values[seed] for seed in seeds]))
-    replicates = [row.replicates[seed] - other.replicates[seed] for seed in seeds]
-    return Difference(mean, *_interval(replicates, confidence), num_seeds=len(seeds))
+    by_world = [[row.values[w][s] - other.values[w][s] for s in seeds[w]] for w in worlds]
+    num_runs = sum(map(len, by_world))
+    if len(worlds) > 1:
+        means = [float(np.mean(pairs)) for pairs in by_world]
+        spread = _block_variance(means, noise if noise and noise.over == "worlds" else None)
+    else:
+        (world,), (pairs,) = worlds, by_world
+        means = pairs
+        spread = _block_variance(pairs, noise if noise and noise.over == "seeds" else None)
+        draws = [row.replicates[world][s] - other.replicates[world][s] for s in seeds[world]]
+        spread += _Variance.of_draws(np.mean(draws, axis=0))
+    mean = float(np.mean(means))
+    return Difference(
+        mean,
+        *spread.interval(mean, confidence),
+        num_runs=num_runs,
+        p_value=spread.p_value(mean),
+    )
 
 
-def seed_averages(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Replicates of the mean over seeds in which users and seeds are drawn, [20 K].
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values corrected for their number (Holm 1979).
 
-    Args:
-        replicates: by seed and draw of users, [S, K].
+    Rejecting those below a level keeps the probability of any false rejection below it, however
+    the tests depend on each other.
     """
-    num_seeds, num_users_draws = replicates.shape
-    drawn = max(num_seeds - 1, 1)
-    generator = np.random.default_rng(0)
-    picks = generator.integers(0, num_seeds, (_SEED_DRAWS, num_users_draws, drawn))
-    return replicates[picks, np.arange(num_users_draws)[None, :, None]].mean(axis=2).reshape(-1)
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    order = sorted(p_values, key=lambda name: p_values[name])
+    for place, name in enumerate(order):
+        largest = max(largest, min(1.0, p_values[name] * (len(order) - place)))
+        corrected[name] = largest
+    return corrected
 
 
-def _interval(replicates: list[NDArray[np.float64]], confidence: float) -> tuple[float, float]:
-    if not replicates:
-        return math.nan, math.nan
-    return percentile_interval(seed_averages(np.stack(replicates)), confidence)
+@dataclass(frozen=True)
+class _Variance:
+    """Of a mean, with the degrees of freedom of its estimate."""
+
+    value: float
+    degrees: float
+
+    @classmethod
+    def of_draws(cls, draws: NDArray[np.float64]) -> "_Variance":
+        """From bootstrap replicates; those in which the metric is undefined do not count."""
+        defined = draws[~np.isnan(draws)]
+        if len(defined) < 2:
+            return cls(math.nan, math.nan)
+        return cls(float(np.var(defined, ddof=1)), len(defined) - 1)
+
+    def __add__(self, other: "_Variance") -> "_Variance":
+        """Of the sum of independent parts, with Satterthwaite's degrees of freedom."""
+        value = self.value + other.value
+        uncertain = self.value**2 / self.degrees + other.value**2 / other.degrees
+        return _Variance(value, value**2 / uncertain if uncertain > 0 else math.inf)
+
+    def interval(self, mean: float, confidence: float) -> tuple[float, float]:
+        """Around the mean."""
+        if self.value == 0.0:
+            return mean, mean
+        width = float(stdtrit(self._finite_degrees, 0.5 + confidence / 2)) * math.sqrt(self.value)
+        return mean - width, mean + width
+
+    def p_value(self, mean: float) -> float:
+        """Of a mean of zero."""
+        if self.value == 0.0:
+            return float(mean == 0.0)
+        return float(2 * stdtr(self._finite_degrees, -abs(mean) / math.sqrt(self.value)))
+
+    @property
+    def _finite_degrees(self) -> float:
+        return min(self.degrees, 1e9)
+
+
+def _block_variance(values: Sequence[float], noise: Noise | None) -> _Variance:
+    """Variance of the mean of values of seeds or of worlds."""
+    count = len(values)
+    own = float(np.var(values, ddof=1)) if count > 1 else 0.0
+    if noise is not None:
+        return _Variance(max(own, 2 * noise.mean_square) / count, noise.degrees)
+    return _Variance(own / count, count - 1 if count > 1 else math.inf)
+
+
+def _shared(sets: Sequence[set[_Block]]) -> list[_Block]:
+    return sorted(set.intersection(*sets)) if sets else []

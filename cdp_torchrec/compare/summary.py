@@ -1,14 +1,24 @@
 """A table from what its cells have left: rows, differences, and what is missing."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import statistics
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.choice import best_point, strongest_baseline
-from cdp_torchrec.compare.results import METRICS, Result, read_failure, read_result
+from cdp_torchrec.compare.ideal_gap import IdealShare, Runs, ideal_share
+from cdp_torchrec.compare.results import METRICS, Result, read_failure, read_origin, read_result
 from cdp_torchrec.compare.search import GridPoint
-from cdp_torchrec.compare.statistics import Difference, Measured, paired_difference
+from cdp_torchrec.compare.statistics import (
+    Difference,
+    Measured,
+    Noise,
+    common_noise,
+    difference,
+    holm,
+)
 from cdp_torchrec.config import ConfigError
 
 CONFIDENCE = 0.95
@@ -24,23 +34,35 @@ class Row:
     kind: Kind
     point: GridPoint | None
     """Chosen on validation; None for an untrained scorer."""
-    results: Mapping[int, Result]
-    """By seed; an untrained scorer has the same one for every seed."""
+    runs: Runs
+    """An untrained scorer has the same result for every seed."""
+    planned: int
+    """Runs of the row when the table is complete."""
     measured: Mapping[str, Measured]
     """By metric."""
     to_reference: Mapping[str, Difference]
-    """This row minus the reference, by metric; empty for the reference, or without it."""
+    """This row minus the reference, by metric; empty for the reference, or without it. P-values
+    are corrected over the trained rows."""
     to_strongest: Mapping[str, Difference]
     """This row minus the strongest baseline, by metric; empty for that one, or without it."""
     gap_closed: float | None
     """Share of the GAUC between the row without history and the Bayes scorer."""
+    ideal_share: IdealShare | None
+    """Share of the GAUC that a history is worth to the ideal observer."""
+
+    @property
+    def results(self) -> list[Result]:
+        """Of all runs."""
+        return [result for seeds in self.runs.values() for result in seeds.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSummary:
-    """The table of one dataset."""
+class Summary:
+    """The table of one dataset, or of a group of datasets that are seeds of one world."""
 
-    dataset: str
+    name: str
+    worlds: tuple[str, ...]
+    """The datasets."""
     validation_metric: str
     strongest: str | None
     """The baseline with the best mean validation metric."""
@@ -49,73 +71,116 @@ class DatasetSummary:
     """Cells without a result; those behind an open choice of the grid point are not named."""
     failed: Mapping[str, str]
     """The missing cells whose last attempt failed, with the reason."""
+    releases: tuple[str, ...]
+    """Versions and commits of this package that have made the results."""
 
 
-def summarize(table: Table, dataset: str) -> DatasetSummary:
-    """Read all results of a dataset.
+def summarize(table: Table, name: str) -> Summary:
+    """Read all results of a dataset or of a group.
 
     Raises:
-        ConfigError: the results are of different test splits.
+        ConfigError: the results of a dataset are of different test splits, or a file is damaged.
     """
-    results: dict[str, dict[int, Result]] = {}
+    worlds = table.config.groups.get(name, (name,))
+    runs: dict[str, Runs] = {}
     points: dict[str, GridPoint | None] = {}
-    missing: list[Cell] = []
+    missing: dict[str, Cell] = {}
     for model in table.config.models:
-        points[model] = best_point(table, dataset, model)
-        results[model], unfinished = _results(table, dataset, model, points[model])
-        missing += unfinished
-    strongest = strongest_baseline(table, dataset, results)
-    results = _untrained(table, dataset) | results
-    _check_test_split(dataset, results)
-    measured = {name: _measured(of_seeds) for name, of_seeds in results.items() if of_seeds}
+        points[model] = best_point(table, worlds[0], model)
+        runs[model], unfinished = _runs(table, worlds, model, points[model])
+        missing |= {cell.name: cell for cell in unfinished}
+    trained = {
+        model: [result for seeds in of_row.values() for result in seeds.values()]
+        for model, of_row in runs.items()
+    }
+    strongest = strongest_baseline(table, worlds[0], trained)
+    runs = _untrained(table, worlds) | runs
+    for world in worlds:
+        _check_test_split(world, {row: of_row.get(world, {}) for row, of_row in runs.items()})
+    measured = {row: _measured(of_row) for row, of_row in runs.items() if of_row}
+    noises = {
+        metric: common_noise([measured[m][metric] for m in table.config.models if m in measured])
+        for metric in METRICS
+    }
+    to_reference = _corrected(
+        {row: _differences(measured, row, table.config.reference, noises) for row in measured},
+        family=set(table.config.models),
+    )
 
-    def row(name: str) -> Row:
+    def row(row_name: str) -> Row:
         return Row(
-            name=name,
-            kind=_kind(table, name),
-            point=points.get(name),
-            results=results[name],
-            measured=measured[name],
-            to_reference=_differences(measured, name, table.config.reference),
-            to_strongest=_differences(measured, name, strongest),
-            gap_closed=_gap_closed(measured, name, table.config.without_history),
+            name=row_name,
+            kind=_kind(table, row_name),
+            point=points.get(row_name),
+            runs=runs[row_name],
+            planned=len(worlds) * len(table.seeds(row_name)),
+            measured=measured[row_name],
+            to_reference=to_reference[row_name],
+            to_strongest=_differences(measured, row_name, strongest, noises),
+            gap_closed=_gap_closed(measured, row_name, table.config.without_history),
+            ideal_share=ideal_share(runs, row_name),
         )
 
-    reasons = {cell.name: read_failure(cell.directory) for cell in missing}
-    return DatasetSummary(
-        dataset=dataset,
-        validation_metric=table.any_config(dataset).trainer.validation_metric,
+    reasons = {cell.name: read_failure(cell.directory) for cell in missing.values()}
+    return Summary(
+        name=name,
+        worlds=worlds,
+        validation_metric=table.any_config(worlds[0]).trainer.validation_metric,
         strongest=strongest,
-        rows=tuple(row(name) for name in measured),
+        rows=tuple(row(row_name) for row_name in measured),
         missing=tuple(reasons),
         failed={name: reason for name, reason in reasons.items() if reason is not None},
+        releases=_releases(table, worlds, points),
     )
 
 
-def _results(
-    table: Table, dataset: str, model: str, point: GridPoint | None
-) -> tuple[dict[int, Result], list[Cell]]:
-    """Results of a row at its grid point by seed, and its unfinished cells."""
-    tuning = [
-        cell for cell in table.tuning_cells(dataset, model) if read_result(cell.directory) is None
-    ]
+def _runs(
+    table: Table, worlds: Sequence[str], model: str, point: GridPoint | None
+) -> tuple[Runs, list[Cell]]:
+    """Results of a row at its grid point, and its unfinished cells."""
+    tuning = table.tuning_cells(worlds[0], model)
+    unfinished = [cell for cell in tuning if read_result(cell.file) is None]
     if point is None:
-        return {}, tuning
-    cells = table.chosen_cells(dataset, model, point)
-    found = {cell.seed: read_result(cell.directory) for cell in cells}
-    finished = {seed: result for seed, result in found.items() if result is not None}
-    return finished, tuning + [cell for cell in cells if cell.seed not in finished]
+        return {}, unfinished
+    runs: dict[str, dict[int, Result]] = {}
+    for world in worlds:
+        for cell in table.chosen_cells(world, model, point):
+            if (result := read_result(cell.file)) is not None:
+                runs.setdefault(world, {})[cell.seed] = result
+            else:
+                unfinished.append(cell)
+    return runs, unfinished
 
 
-def _untrained(table: Table, dataset: str) -> dict[str, dict[int, Result]]:
+def _untrained(table: Table, worlds: Sequence[str]) -> dict[str, Runs]:
     """Results of the untrained scorers, the weakest first."""
-    directories = sorted(table.untrained_directory(dataset).glob("*"))
-    found = {directory.name: read_result(directory) for directory in directories}
-    results = {name: result for name, result in found.items() if result is not None}
+    found: dict[str, dict[str, Result]] = {}
+    for world in worlds:
+        for path in sorted(table.untrained_directory(world).glob("*.json")):
+            if (result := read_result(path)) is not None:
+                found.setdefault(path.stem, {})[world] = result
+
+    def gauc(name: str) -> float:
+        return statistics.fmean(result.value("gauc") for result in found[name].values())
+
     return {
-        name: dict.fromkeys(table.all_seeds, results[name])
-        for name in sorted(results, key=lambda name: results[name].value("gauc"))
+        name: {world: dict.fromkeys(table.all_seeds, r) for world, r in found[name].items()}
+        for name in sorted(found, key=gauc)
     }
+
+
+def _releases(
+    table: Table, worlds: Sequence[str], points: Mapping[str, GridPoint | None]
+) -> tuple[str, ...]:
+    cells = (
+        cell.file
+        for model, point in points.items()
+        if point is not None
+        for world in worlds
+        for cell in table.chosen_cells(world, model, point)
+    )
+    origins = (read_origin(path) for path in cells)
+    return tuple(sorted({origin.release for origin in origins if origin is not None}))
 
 
 def _check_test_split(dataset: str, results: Mapping[str, Mapping[int, Result]]) -> None:
@@ -133,11 +198,14 @@ def _check_test_split(dataset: str, results: Mapping[str, Mapping[int, Result]])
         )
 
 
-def _measured(of_seeds: Mapping[int, Result]) -> dict[str, Measured]:
+def _measured(runs: Runs) -> dict[str, Measured]:
     return {
         metric: Measured(
-            {seed: result.value(metric) for seed, result in of_seeds.items()},
-            {seed: result.replicates[metric] for seed, result in of_seeds.items()},
+            {w: {seed: r.value(metric) for seed, r in seeds.items()} for w, seeds in runs.items()},
+            {
+                w: {seed: r.replicates[metric] for seed, r in seeds.items()}
+                for w, seeds in runs.items()
+            },
         )
         for metric in METRICS
     }
@@ -152,17 +220,39 @@ def _kind(table: Table, name: str) -> Kind:
 
 
 def _differences(
-    measured: Mapping[str, Mapping[str, Measured]], name: str, other: str | None
+    measured: Mapping[str, Mapping[str, Measured]],
+    name: str,
+    other: str | None,
+    noises: Mapping[str, Noise | None],
 ) -> dict[str, Difference]:
     if other is None or other == name or other not in measured:
         return {}
     pairs = {
-        metric: paired_difference(
-            measured[name][metric], measured[other][metric], confidence=CONFIDENCE
+        metric: difference(
+            measured[name][metric],
+            measured[other][metric],
+            noise=noises[metric],
+            confidence=CONFIDENCE,
         )
         for metric in METRICS
     }
     return {metric: pair for metric, pair in pairs.items() if pair is not None}
+
+
+def _corrected(
+    differences: Mapping[str, Mapping[str, Difference]], *, family: Set[str]
+) -> dict[str, dict[str, Difference]]:
+    """The same with p-values corrected over the rows of the family, metric by metric."""
+    corrected = {name: dict(of_row) for name, of_row in differences.items()}
+    for metric in METRICS:
+        p_values = {
+            name: of_row[metric].p_value
+            for name, of_row in differences.items()
+            if name in family and metric in of_row and not math.isnan(of_row[metric].p_value)
+        }
+        for name, p_holm in holm(p_values).items():
+            corrected[name][metric] = replace(corrected[name][metric], p_holm=p_holm)
+    return corrected
 
 
 def _gap_closed(

@@ -12,6 +12,8 @@ class HistoryLookup:
     holds all older behaviours; () is one segment. None: no pooled history."""
     part: bool = False
     """Also a random part of the gated history, pooled, of any size: in training only."""
+    whole: bool = False
+    """The whole history pooled, whatever the category, in one segment for each request."""
     gated: bool = False
     """The category-gated history as a sequence for each (request, category)."""
     recent: bool = False

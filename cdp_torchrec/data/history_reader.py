@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
-from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, FeatureLayout
+from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, WHOLE_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
 from cdp_torchrec.data.sub_sample import draw_part
@@ -96,8 +96,12 @@ class HistoryReader:
                 bags[PART_KEY] = _part(group, impressions.request["request_id"], draw)
             if lookup.gated:
                 gated = self._sequence("gated", group.last(self._max_length), index, bags)
+        if lookup.whole:
+            group = self._recent(impressions, at_most=None)
+            items = np.asarray(group.behaviours.item[group.slices.rows()])
+            bags[WHOLE_KEY] = JaggedCodes(items, group.slices.lengths)
         if lookup.recent:
-            group = self._recent(impressions)
+            group = self._recent(impressions, at_most=lookup.longest_recent(self._max_length))
             recent = self._sequence("recent", group, impressions.request_index, bags)
         return Histories(index, counts, bags, gated, recent)
 
@@ -121,10 +125,11 @@ class HistoryReader:
         behaviours.check(slices, before)
         return index, _Group(behaviours, slices, request, before, category)
 
-    def _recent(self, impressions: Impressions) -> "_Group":
+    def _recent(self, impressions: Impressions, *, at_most: int | None) -> "_Group":
         before = impressions.request["timestamp"]
-        behaviours, whole = self._store.recent(impressions.request[self._owner], before)
-        slices = whole.last(self._layout.history.longest_recent(self._max_length))
+        behaviours, slices = self._store.recent(impressions.request[self._owner], before)
+        if at_most is not None:
+            slices = slices.last(at_most)
         behaviours.check(slices, before)
         request = np.arange(len(before))
         return _Group(behaviours, slices, request, before, category=None)

@@ -13,10 +13,11 @@ from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 
-Slot = Literal["candidate", "request", "pool", "part", "gated", "recent"]
+Slot = Literal["candidate", "request", "pool", "part", "whole", "gated", "recent"]
 
 POOL_KEY = "history_item_id"
 PART_KEY = f"{POOL_KEY}_part"
+WHOLE_KEY = f"{POOL_KEY}_whole"
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class SparseFeature:
     role: Role | Literal["history"]
     slot: Slot
     """Whose ids stand at place b of this key: those of impression b, of request b, or of history b,
-    pooled, a random part of it pooled, as a sequence gated by category, or as the sequence of all
-    recent behaviours."""
+    pooled, a random part of it pooled, all behaviours of request b pooled, as a sequence gated by
+    category, or as the sequence of all recent behaviours."""
     is_bag: bool
     """Zero or more ids whose mean is taken, instead of exactly one id or a sequence."""
 
@@ -181,26 +182,15 @@ def declare_layout(
         for feature in schema.features
         if feature.entity is not None
     ]
+    item = schema.history.item_entity
     features += [
-        SparseFeature(
-            key=f"{POOL_KEY}_{segment}",
-            table=schema.history.item_entity,
-            role="history",
-            slot="pool",
-            is_bag=True,
-        )
+        _pooled_feature(f"{POOL_KEY}_{segment}", item, slot="pool")
         for segment in range(history.num_pool_segments)
     ]
     if history.part:
-        features.append(
-            SparseFeature(
-                key=PART_KEY,
-                table=schema.history.item_entity,
-                role="history",
-                slot="part",
-                is_bag=True,
-            )
-        )
+        features.append(_pooled_feature(PART_KEY, item, slot="part"))
+    if history.whole:
+        features.append(_pooled_feature(WHOLE_KEY, item, slot="whole"))
     if history.gated:
         features += _behaviour_features(schema, "gated")
     if history.recent:
@@ -214,6 +204,10 @@ def declare_layout(
         category_key=schema.gate_feature(),
         count_segments=count_segments,
     )
+
+
+def _pooled_feature(key: str, entity: str, *, slot: Slot) -> SparseFeature:
+    return SparseFeature(key, entity, role="history", slot=slot, is_bag=True)
 
 
 def _behaviour_features(schema: Schema, slot: Slot) -> list[SparseFeature]:

@@ -23,12 +23,11 @@ from cdp_torchrec.data.simulation import (
     Requests,
     simulate,
 )
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig
 from cdp_torchrec.data.world import Ints, World, build_world
 from cdp_torchrec.metrics import auc, grouped_auc
 from cdp_torchrec.progress import progress
 
-_SOURCE = "simulated search log with known click probabilities, configuration: "
 _FEATURES = (
     Feature(name="user_id", role="user", level="request", kind="id", entity="user"),
     Feature(name="segment", role="user", level="request", kind="id", entity="segment"),
@@ -65,7 +64,7 @@ def write_synthetic_staging(config: SyntheticConfig, staging: Path) -> DatasetSp
             bayes = _bayes_metrics(day.requests)
     return DatasetSpec(
         name="synthetic",
-        source=_SOURCE + config.model_dump_json(),
+        source=SOURCE + config.model_dump_json(),
         features=_FEATURES,
         test_from=1000 * (FIRST_MIDNIGHT_S + DAY_S * last),
         category_entity="category",

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
 
+SOURCE = "simulated search log with known click probabilities, configuration: "
+"""What the schema of a simulated log calls its source; the configuration as JSON follows."""
+
 
 class SyntheticConfig(Config):
     """Size, strength of every effect and rate of every noise source of a synthetic search log.
@@ -116,3 +119,17 @@ class SyntheticConfig(Config):
     def num_items(self) -> int:
         """Items of all categories."""
         return self.num_categories * self.items_per_category
+
+
+def recorded_config(source: str) -> SyntheticConfig | None:
+    """The world that a dataset was simulated in; None if it was not simulated.
+
+    Args:
+        source: of the dataset's schema.
+
+    Raises:
+        pydantic.ValidationError: another release has recorded settings that this one does not know.
+    """
+    if not source.startswith(SOURCE):
+        return None
+    return SyntheticConfig.model_validate_json(source.removeprefix(SOURCE))

@@ -39,7 +39,7 @@ class Sessions:
     client: Ints
     search_source: Ints
 
-    def part(self, rows: slice) -> "Sessions":
+    def part(self, rows: slice | Ints) -> "Sessions":
         """The visits of those rows."""
         return Sessions(**{name: values[rows] for name, values in vars(self).items()})
 
@@ -164,17 +164,23 @@ class World:
             sessions: N visits.
             items: their pages from position 1 on, [N, K].
         """
-        c = self.config
-        taste = np.sqrt(c.shared_taste) * self.user_taste[sessions.user][:, None]
-        taste = (
-            taste
-            + np.sqrt(1.0 - c.shared_taste)
-            * (tastes[sessions.user[:, None], self.category_of(items)])
-        )
-        match = np.einsum(
-            "nka,nka,na->nk", self.item_attributes[items], taste, self.taste_weights(sessions)
-        )
-        return self._logits(1.0 / np.sqrt(c.num_attributes) * match, sessions, items)
+        taste = self.taste(tastes, sessions.user[:, None], self.category_of(items))
+        weights = self.taste_weights(sessions)
+        match = np.einsum("nka,nka,na->nk", self.item_attributes[items], taste, weights)
+        match = 1.0 / np.sqrt(self.config.num_attributes) * match
+        return self._logits(match, sessions, items)
+
+    def taste(self, tastes: Floats, user: Ints, category: Ints) -> Floats:
+        """Tastes of users in categories, which broadcast, [..., A].
+
+        Args:
+            tastes: changeable tastes of the day, [U, C, A].
+            user: [...].
+            category: [...].
+        """
+        shared = self.config.shared_taste
+        constant = np.sqrt(shared) * self.user_taste[user]
+        return constant + np.sqrt(1.0 - shared) * tastes[user, category]
 
     def taste_free_logits(self, sessions: Sessions, items: Ints) -> Floats:
         """Logits of clicks without the user's taste, up to the calibrated intercept, [N, K]."""

@@ -12,6 +12,7 @@ recent      the history whatever the category, up to its most recent data.histor
 sequence    gated or recent behaviours one by one (`BehaviourSequence`)
 pool        gated behaviours summed up (`GatedPool`), in segments by recency
 part        a random part of the gated behaviours summed up, in training
+whole       all behaviours summed up, whatever the category
 block       sequences of similar length, padded, that a module computes on together
 """
 
@@ -67,6 +68,9 @@ class InterestInput:
     part: GatedPool | None = None
     """A random part of the gated history pooled, m of its n behaviours in one segment, if the
     module asks for it; None outside of training."""
+    whole: GatedPool | None = None
+    """The whole history pooled, whatever the category, in one segment, if the module asks for it.
+    """
     gated: BehaviourSequence | None = None
     """The category-gated history, a sequence for each (request, category), if asked for."""
     recent: BehaviourSequence | None = None

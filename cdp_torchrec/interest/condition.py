@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.gated import ConditionConfig, Expert
+from cdp_torchrec.interest.output import layer_norm
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,14 @@ class CollaborativeExpert(nn.Module):
         super().__init__()
         interaction = config.interaction
         self.item_gradient = config.item_gradient
-        widths = {"query": dims.query, "user": dims.user, "item": dims.item + dims.item_attributes}
+        self.reads_whole_history = config.reads_whole_history
+        # The mean in other categories, and log(1 + n).
+        of_history = dims.item + 1 if self.reads_whole_history else 0
+        widths = {
+            "query": dims.query,
+            "user": dims.user + of_history,
+            "item": dims.item + dims.item_attributes,
+        }
         # The Hadamard products need equal widths, so every role is projected to D first.
         self.projections = nn.ModuleDict(
             {role: nn.Linear(width, dim) for role, width in widths.items() if width > 0}
@@ -122,7 +130,7 @@ class CollaborativeExpert(nn.Module):
         item = inputs.item if self.item_gradient == "flow" else inputs.item.detach()
         features = {
             "query": inputs.query,
-            "user": inputs.user,
+            "user": self._user(inputs),
             "item": torch.cat([item, inputs.item_attributes], dim=1),
         }
         roles = {role: layer(features[role]) for role, layer in self.projections.items()}
@@ -135,6 +143,18 @@ class CollaborativeExpert(nn.Module):
             if self.interaction == "hadamard_difference":
                 terms.append(a - b)
         return self.mlp(torch.cat(terms, dim=1))
+
+    def _user(self, inputs: InterestInput) -> Tensor:
+        if not self.reads_whole_history:
+            return inputs.user
+        assert inputs.whole is not None and inputs.pool is not None
+        # Rounding leaves a little of a sum of which nothing is left.
+        count = (inputs.whole.lengths.sum(dim=1) - inputs.pool.lengths.sum(dim=1)).unsqueeze(1)
+        sums = (inputs.whole.sums.sum(dim=1) - inputs.pool.sums.sum(dim=1)) * (count > 0)
+        mean = layer_norm(sums / count.clamp(min=1.0))
+        if self.item_gradient == "stop":
+            mean = mean.detach()
+        return torch.cat([inputs.user, mean, count.log1p()], dim=1)
 
 
 def usable_experts(config: ConditionConfig, dims: InterestDims) -> tuple[Expert, ...]:

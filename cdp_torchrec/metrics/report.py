@@ -80,6 +80,8 @@ class MetricReport(PointMetrics):
     replicates: Mapping[str, NDArray[np.float64]]
     """The metrics with an interval under each replicate, [K]; paired between reports whose
     bootstrap_seed and users are the same."""
+    strata_replicates: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    """GAUC of every stratum under each replicate, [K]."""
 
     def main_metrics(self) -> dict[str, float]:
         """Those that are logged, and of which one decides on the best checkpoint."""
@@ -88,7 +90,7 @@ class MetricReport(PointMetrics):
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: undefined values are None, replicates are left out."""
         values = asdict(self)
-        del values["replicates"]
+        del values["replicates"], values["strata_replicates"]
         return _json_ready(values)
 
     def table(self) -> str:
@@ -172,6 +174,16 @@ def build_report(
             for stratification in layout[1:]
         },
         replicates=replicates,
+        strata_replicates={
+            stratification.name: dict(
+                zip(
+                    stratification.labels,
+                    sums.strata_gauc_replicates[stratification.columns],
+                    strict=True,
+                )
+            )
+            for stratification in layout[1:]
+        },
     )
 
 

@@ -110,6 +110,13 @@ class ImpressionSums(NamedTuple):
         return self.log_loss / -(ctr * np.log(ctr) + (1 - ctr) * np.log1p(-ctr))
 
 
+_GAUC_FIELDS = [
+    ImpressionSums._fields.index(name)
+    for name in ("request_auc_impressions", "request_impressions_kept")
+]
+"""Numerator and denominator of GAUC."""
+
+
 @dataclass(frozen=True)
 class SumsOverUsers:
     """What all ranks know after the users' impressions have met."""
@@ -118,6 +125,8 @@ class SumsOverUsers:
     """[total number of strata]; column 0 is all impressions."""
     replicates: ImpressionSums
     """All impressions under each replicate's weights, [K]."""
+    strata_gauc_replicates: Values
+    """GAUC within each stratum under each replicate's weights, [total number of strata, K]."""
 
 
 def sum_over_users(
@@ -143,20 +152,28 @@ def sum_over_users(
     num_fields = len(ImpressionSums._fields)
     strata = np.zeros((NUM_PARTITIONS, num_fields, layout[-1].columns.stop))
     replicates = np.zeros((NUM_PARTITIONS, num_fields, num_bootstrap))
+    strata_auc = np.zeros((NUM_PARTITIONS, 2, layout[-1].columns.stop, num_bootstrap))
     num_conflicts, conflict = 0, np.iinfo(np.int64).min
     for rows in meet(spool, ranks):
         requests = []
         for index, part in _split_by_partition(rows):
             impressions = _Impressions.of(part)
             requests.append(impressions.request_id)
-            for column, stratification in enumerate(layout):
-                by_user = impressions.sums_by_user(column, len(stratification.labels))
-                strata[index, :, stratification.columns] = by_user.sum(axis=1)
-                if column == 0:
-                    for chunk, weights in weight_chunks(
-                        impressions.user_id, num_bootstrap=num_bootstrap, seed=seed
-                    ):
-                        replicates[index, :, chunk] = by_user[:, :, 0] @ weights.T.astype(float)
+            by_user = np.concatenate(
+                [
+                    impressions.sums_by_user(column, len(stratification.labels))
+                    for column, stratification in enumerate(layout)
+                ],
+                axis=2,
+            )
+            strata[index] = by_user.sum(axis=1)
+            of_auc = by_user[_GAUC_FIELDS].transpose(0, 2, 1)
+            for chunk, weights in weight_chunks(
+                impressions.user_id, num_bootstrap=num_bootstrap, seed=seed
+            ):
+                draws = weights.T.astype(float)
+                replicates[index, :, chunk] = by_user[:, :, 0] @ draws
+                strata_auc[index, ..., chunk] = of_auc @ draws
         ids, counts = np.unique(np.concatenate(requests), return_counts=True)
         shared = ids[counts > 1]
         num_conflicts += len(shared)
@@ -172,6 +189,7 @@ def sum_over_users(
     return SumsOverUsers(
         strata=ImpressionSums(*ranks.sum(strata).sum(axis=0)),
         replicates=ImpressionSums(*ranks.sum(replicates).sum(axis=0)),
+        strata_gauc_replicates=_ratio(*ranks.sum(strata_auc).sum(axis=0)),
     )
 
 

@@ -180,8 +180,11 @@ class RankingArch(nn.Module):
             key=batch.key,
             item_id=batch.item_id,
             category_id=batch.category_id,
-            pool=self._pool("pool", embeddings, batch),
-            part=self._pool("part", embeddings, batch) if self.training else None,
+            pool=self._pool("pool", embeddings, batch, batch.pool_index),
+            part=(
+                self._pool("part", embeddings, batch, batch.pool_index) if self.training else None
+            ),
+            whole=self._pool("whole", embeddings, batch, batch.request_index),
             gated=self._behaviours("gated", embeddings, batch.gated),
             recent=self._behaviours("recent", embeddings, batch.recent),
         )
@@ -203,7 +206,7 @@ class RankingArch(nn.Module):
         return features
 
     def _pool(
-        self, slot: Slot, embeddings: dict[str, Tensor], batch: DenseBatch
+        self, slot: Slot, embeddings: dict[str, Tensor], batch: DenseBatch, index: Tensor
     ) -> GatedPool | None:
         segments = [f.key for f in self._layout.features if f.slot == slot]
         if not segments:
@@ -211,8 +214,8 @@ class RankingArch(nn.Module):
         sums = torch.stack([embeddings[key] for key in segments], dim=1)
         lengths = batch.bag_lengths[:, [self._bag_column[key] for key in segments]]
         return GatedPool(
-            sums=sums.index_select(0, batch.pool_index),
-            lengths=lengths.index_select(0, batch.pool_index),
+            sums=sums.index_select(0, index),
+            lengths=lengths.index_select(0, index),
         )
 
     def _behaviours(

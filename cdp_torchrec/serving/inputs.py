@@ -17,7 +17,7 @@ from cdp_torchrec.serving.ranker import ranker_inputs
 from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import LARGEST_CODE
 
-_HISTORY_SLOTS = {"pool", "gated", "recent"}
+_HISTORY_SLOTS = {"pool", "whole", "gated", "recent"}
 _OWNER = "history_owner"
 # index_sequences needs two places of padding to put all sequences in one block.
 _PLACES_OF_PADDING = 2

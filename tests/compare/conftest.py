@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from cdp_torchrec.compare.cells import Cell, Table, load_table
-from cdp_torchrec.compare.results import METRICS, Latency, Result, TrainingCost, write_result
+from cdp_torchrec.compare.results import (
+    METRICS,
+    Latency,
+    Origin,
+    Result,
+    Stratum,
+    TrainingCost,
+    write_result,
+)
 from cdp_torchrec.compare.run import run_table
 from tests.paths import CONFIGS
 
@@ -97,6 +105,7 @@ def make_result() -> MakeResult:
         return Result(
             metrics={name: gauc for name in METRICS} | dict.fromkeys(counts, 100),
             replicates=dict.fromkeys(METRICS, samples),
+            strata={"1-5": Stratum(gauc=gauc, num_impressions=40, replicates=samples)},
             cost=TrainingCost(
                 validation=validation,
                 steps=4,
@@ -112,6 +121,9 @@ def make_result() -> MakeResult:
     return make
 
 
+ORIGIN = Origin(release="1.0 (commit abc)", files="0", config=None)
+
+
 def finish(cell: Cell, result: Result) -> None:
     """Leave what a finished cell leaves, without training it."""
-    write_result(cell.directory, result)
+    write_result(cell.file, result, ORIGIN)

@@ -40,23 +40,43 @@ def test_every_row_is_trained_at_all_grid_points_once_and_at_the_best_with_all_s
     finished: tuple[Path, Path],
 ) -> None:
     _, runs = finished
-    cells = [path.parent for path in (runs / "tiny" / "pooled").glob("*/*/cell.json")]
-    assert sorted(cell.name for cell in cells) == ["seed-0", "seed-0", "seed-1"]
+    cells = [*(runs / "cells" / "tiny" / "pooled").glob("*/*.json")]
+    assert sorted(cell.stem for cell in cells) == ["seed-0", "seed-0", "seed-1"]
 
     def validation(cell: Path) -> float:
-        return json.loads((cell / "cell.json").read_text())["cost"]["validation"]
+        return json.loads(cell.read_text())["cost"]["validation"]
 
-    best = max((cell for cell in cells if cell.name == "seed-0"), key=validation)
-    assert best.parent / "seed-1" in cells
-    assert (runs / "tiny" / "untrained" / "bayes" / "cell.json").is_file()
+    best = max((cell for cell in cells if cell.stem == "seed-0"), key=validation)
+    assert best.parent / "seed-1.json" in cells
+    assert (runs / "cells" / "tiny" / "untrained" / "bayes.json").is_file()
+    ideal = json.loads((runs / "cells" / "tiny" / "untrained" / "ideal.json").read_text())
+    assert 0 < ideal["metrics"]["observer_error"] < 0.01
+
+
+def test_a_table_goes_on_from_its_small_files_alone(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, runs = finished
+    shutil.copytree(runs / "cells", tmp_path / "runs" / "cells")
+    table = load_table(arguments(path, tmp_path / "runs"))
+    with mock.patch.object(run, "train_experiment", side_effect=AssertionError("trained again")):
+        assert run_table(table, CPU) == {}
+    there = squeezed(write_table(load_table(arguments(path, runs))))
+    here = squeezed(write_table(table))
+    assert here == there.replace(str(runs), str(tmp_path / "runs"))
+    sizes = [file.stat().st_size for file in (runs / "cells").rglob("*.json")]
+    assert max(sizes) < 8000  # with 50 replicates; 16 kB with 400
 
 
 def test_cells_of_another_preparation_are_not_mixed_in(
     finished: tuple[Path, Path], tmp_path: Path
 ) -> None:
     table = load_table(copied(finished, tmp_path))
-    (tmp_path / "runs" / "tiny" / "dataset.json").write_text('{"files": "0"}')
-    said = "runs/tiny: holds cells that were measured on other files than .* has now"
+    cell = table.tuning_cells("tiny", "pooled")[0].file
+    content = json.loads(cell.read_text())
+    content["origin"]["files"] = "0"
+    cell.write_text(json.dumps(content))
+    said = "seed-0.json: was measured on other files than .* has now"
     with pytest.raises(ConfigError, match=said):
         run_table(table, CPU)
 
@@ -66,7 +86,7 @@ def test_parameters_are_those_of_the_model_before_it_is_sharded(
 ) -> None:
     table = load_table(arguments(*finished))
     cell = table.tuning_cells("tiny", "pooled")[0]
-    result = read_result(cell.directory)
+    result = read_result(cell.file)
     assert result is not None
     assert result.cost is not None
     layout = open_data(cell.config, share=Share(0, 1), global_batch_size=8).layout
@@ -85,7 +105,7 @@ def test_a_cell_is_the_run_that_train_makes_of_its_configuration(
 ) -> None:
     table = load_table(arguments(*finished))
     cell = table.cell("tiny", "pooled", table.points("pooled")[0], 0)
-    result = read_result(cell.directory)
+    result = read_result(cell.file)
     assert result is not None
     alone = cell.config.model_copy(update={"run": RunConfig(dir=tmp_path / "alone")})
     report = train(alone, CPU)
@@ -122,13 +142,13 @@ def test_an_interrupted_cell_continues_and_ends_as_if_nothing_had_happened(
         pytest.raises(KeyboardInterrupt),
     ):
         run_table(table, CPU)
-    assert read_result(cell.directory) is None
+    assert read_result(cell.file) is None
     reason = run._attempt(cell, CPU, num_bootstrap=50)
     assert reason is None
     assert recorded(cell.directory, "step") == [1, 2, 3, 4]
     resumed, straight = (
-        read_result(cell.directory),
-        read_result(runs / cell.directory.relative_to(tmp_path / "runs")),
+        read_result(cell.file),
+        read_result(runs / cell.file.relative_to(tmp_path / "runs")),
     )
     assert resumed is not None
     assert straight is not None
@@ -151,8 +171,8 @@ def test_cells_of_another_configuration_are_refused_with_directory_and_key(
     with pytest.raises(ConfigError) as error:
         run_table(load_table(changed), CPU)
     assert (
-        f"{tmp_path}/runs/tiny/pooled/optimizer.dense.lr=0.001/seed-0: holds a cell with "
-        "trainer.log_every_steps = 1, the table asks for 10"
+        f"{tmp_path}/runs/cells/tiny/pooled/optimizer.dense.lr=0.001/seed-0.json: holds a cell "
+        "with trainer.log_every_steps = 1, the table asks for 10"
     ) in str(error.value)
     assert len(str(error.value).splitlines()) == 4  # each of the three cells is named
 
@@ -172,7 +192,7 @@ def test_a_failing_cell_is_listed_and_does_not_stop_the_others(
     assert all("NonFiniteLossError: step" in reason for reason in failures.values())
     failed = table.tuning_cells("tiny", "broken")[0]
     assert "lower the learning rates" in (read_failure(failed.directory) or "")
-    assert read_result(table.tuning_cells("tiny", "none")[0].directory) is not None
+    assert read_result(table.tuning_cells("tiny", "none")[0].file) is not None
     text = squeezed(write_table(table))
     assert f"- {failed.name}: NonFiniteLossError" in text
     assert "| broken |" not in text
@@ -182,7 +202,7 @@ def on_two_ranks(path: str, run_dir: str) -> tuple[dict[str, str], list[float]]:
     one_point = 'grid={"optimizer.dense.lr"=[0.001]}'
     table = load_table([*arguments(Path(path), Path(run_dir)), "seeds=[0]", one_point])
     failures = run_table(table, CPU)
-    results = [read_result(cell.directory) for cell in table.tuning_cells("tiny", "pooled")]
+    results = [read_result(cell.file) for cell in table.tuning_cells("tiny", "pooled")]
     return failures, [result.value("gauc") for result in results if result is not None]
 
 
@@ -216,6 +236,6 @@ def test_two_ranks_fill_the_same_cells(
     outcomes = run_ranks(2, on_two_ranks, str(path), str(tmp_path / "runs"))
     assert [failures for failures, _ in outcomes] == [{}, {}]
     table = load_table(arguments(*finished))
-    alone = read_result(table.tuning_cells("tiny", "pooled")[0].directory)
+    alone = read_result(table.tuning_cells("tiny", "pooled")[0].file)
     assert alone is not None
     assert outcomes[0][1] == pytest.approx([alone.value("gauc")], abs=2e-3)

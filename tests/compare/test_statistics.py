@@ -1,52 +1,198 @@
-"""Intervals agree with closed forms and with a bootstrap written out."""
+"""Intervals and tests agree with closed forms, a bootstrap written out, and simulations."""
 
-import itertools
+import math
 import statistics
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from cdp_torchrec.compare.statistics import Measured, paired_difference, seed_averages
+from cdp_torchrec.compare.statistics import Measured, Noise, common_noise, difference, holm
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
+
+WORLD = "log"
+K = 2000
 
 
 def measured(values: dict[int, float], replicates: dict[int, np.ndarray]) -> Measured:
-    return Measured(values, replicates)
+    """Of one dataset."""
+    return Measured({WORLD: values}, {WORLD: replicates})
+
+
+def of_seeds(values: list[float], users: np.ndarray | None = None) -> Measured:
+    """A row whose seeds differ, on the same draws of users."""
+    draws = np.zeros(K) if users is None else users
+    by_seed = dict(enumerate(values))
+    return measured(by_seed, {seed: value + draws for seed, value in by_seed.items()})
+
+
+def of_worlds(values: list[list[float]]) -> Measured:
+    by_world = {str(world): dict(enumerate(seeds)) for world, seeds in enumerate(values)}
+    replicates = {
+        w: {s: np.zeros(3) + v for s, v in seeds.items()} for w, seeds in by_world.items()
+    }
+    return Measured(by_world, replicates)
+
+
+ZERO = of_seeds([0.0] * 5)
 
 
 def test_mean_and_deviation_are_those_of_a_sample() -> None:
     values = [0.7, 0.72, 0.69, 0.75]
-    row = measured(dict(enumerate(values)), {})
+    row = of_seeds(values)
     assert row.mean == pytest.approx(statistics.mean(values))
     assert row.deviation == pytest.approx(statistics.stdev(values))
-    assert np.isnan(measured({0: 0.7}, {}).deviation)
+    assert np.isnan(of_seeds([0.7]).deviation)
+    worlds = of_worlds([[0.7, 0.8], [0.3, 0.3, 0.3, 0.3]])
+    assert worlds.mean == pytest.approx((0.75 + 0.3) / 2)
+    assert worlds.deviation == pytest.approx(math.sqrt(0.005 / 2))
 
 
-def test_without_seed_noise_only_the_users_are_drawn() -> None:
-    users = np.random.default_rng(1).normal(size=40)
-    draws = seed_averages(np.stack([users, users, users]))
-    assert np.allclose(np.sort(draws), np.sort(np.tile(users, 20)))
+def test_seed_noise_alone_gives_the_paired_t_test() -> None:
+    row, other = [0.71, 0.74, 0.72, 0.79, 0.73], [0.70, 0.71, 0.72, 0.74, 0.72]
+    found = difference(of_seeds(row), of_seeds(other), noise=None, confidence=0.95)
+    expected = stats.ttest_rel(row, other)
+    interval = expected.confidence_interval(0.95)
+    assert found is not None
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 5])
-def test_seed_noise_gives_the_unbiased_variance_of_the_mean(num_seeds: int) -> None:
-    seeds = np.random.default_rng(2).normal(size=num_seeds)
-    draws = seed_averages(np.repeat(seeds[:, None], 2000, axis=1))
-    assert draws.var() == pytest.approx(statistics.variance(seeds) / num_seeds, rel=0.03)
-    possible = [np.mean(picks) for picks in itertools.product(seeds, repeat=max(num_seeds - 1, 1))]
-    assert draws.var() == pytest.approx(np.var(possible), rel=0.03)
-    assert draws.min() == pytest.approx(min(possible))
-    assert draws.max() == pytest.approx(max(possible))
+def test_one_seed_leaves_the_noise_of_the_users() -> None:
+    users = np.random.default_rng(1).normal(0, 0.01, K)
+    found = difference(of_seeds([0.02], users), ZERO, noise=None, confidence=0.95)
+    assert found is not None
+    width = stats.t.ppf(0.975, K - 1) * users.std(ddof=1)
+    assert (found.low, found.high) == pytest.approx((0.02 - width, 0.02 + width))
 
 
-def test_seed_and_user_variances_add_up() -> None:
-    generator = np.random.default_rng(3)
-    users, seeds = generator.normal(size=4000), generator.normal(size=5)
-    draws = seed_averages(users[None, :] + seeds[:, None])
-    expected = users.var() + statistics.variance(seeds) / 5
-    assert draws.var() == pytest.approx(expected, rel=0.03)
+def test_seed_and_user_variances_add_up_with_degrees_after_satterthwaite() -> None:
+    users = np.random.default_rng(3).normal(0, 0.01, K)
+    values = [0.01, 0.03, 0.02, 0.06, 0.03]
+    found = difference(of_seeds(values, users), ZERO, noise=None, confidence=0.95)
+    of_users, of_mean = users.var(ddof=1), statistics.variance(values) / 5
+    variance = of_users + of_mean
+    degrees = variance**2 / (of_users**2 / (K - 1) + of_mean**2 / 4)
+    assert found is not None
+    width = stats.t.ppf(0.975, degrees) * math.sqrt(variance)
+    assert (found.low, found.high) == pytest.approx((0.03 - width, 0.03 + width))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(0.03 / math.sqrt(variance), degrees))
+
+
+def test_the_common_noise_is_the_interaction_of_a_two_way_analysis_of_variance() -> None:
+    table = np.random.default_rng(4).normal(size=(4, 3))
+    table += np.arange(4)[:, None] + 10 * np.arange(3)  # rows and seeds move all alike
+    found = common_noise([of_seeds(list(row)) for row in table])
+    left = table - table.mean(1)[:, None] - table.mean(0) + table.mean()
+    assert found is not None
+    assert found.degrees == 6
+    assert found.mean_square == pytest.approx((left**2).sum() / 6)
+    # Two rows: their paired t-test.
+    pair = common_noise([of_seeds(list(row)) for row in table[:2]])
+    assert pair is not None
+    assert 2 * pair.mean_square == pytest.approx(np.var(table[0] - table[1], ddof=1))
+    assert common_noise([of_seeds([0.1, 0.2])]) is None
+    assert common_noise([of_seeds([0.1]), of_seeds([0.2])]) is None
+
+
+def test_a_difference_takes_the_larger_of_its_own_and_the_common_noise() -> None:
+    row = of_seeds([0.01, 0.02, 0.03])
+    for mean_square, expected in ((0.0, 1e-4), (5e-4, 1e-3)):
+        noise = Noise("seeds", mean_square, degrees=8)
+        found = difference(row, ZERO, noise=noise, confidence=0.95)
+        assert found is not None
+        width = stats.t.ppf(0.975, 8) * math.sqrt(expected / 3)
+        assert found.high - found.mean == pytest.approx(width)
+
+
+def test_worlds_are_samples_whatever_happens_inside_them() -> None:
+    row = of_worlds([[0.5, 0.7], [0.4], [0.9, 0.9, 0.9]])
+    other = of_worlds([[0.4, 0.4, 0.1], [0.4], [0.6, 0.6]])
+    found = difference(row, other, noise=None, confidence=0.95)
+    expected = stats.ttest_1samp([0.2, 0.0, 0.3], 0.0)
+    assert found is not None
+    assert found.mean == pytest.approx(0.5 / 3)
+    assert found.num_runs == 5
+    assert found.p_value == pytest.approx(expected.pvalue)
+
+
+def test_only_seeds_that_both_rows_have_are_compared() -> None:
+    flat = np.zeros(30)
+    row = measured({0: 0.9, 1: 0.5, 2: 0.1}, {0: flat + 0.9, 1: flat + 0.5, 2: flat + 0.1})
+    other = measured({1: 0.4, 2: 0.3, 7: 0.0}, {1: flat + 0.4, 2: flat + 0.3, 7: flat})
+    found = difference(row, other, noise=None, confidence=0.95)
+    assert found is not None
+    assert found.num_runs == 2
+    assert found.mean == pytest.approx(-0.05)
+    width = stats.t.ppf(0.975, 1) * 0.15
+    assert (found.low, found.high) == pytest.approx((-0.05 - width, -0.05 + width))
+    assert not found.is_significant
+    nothing = measured({9: 0.1}, {9: flat})
+    assert difference(row, nothing, noise=None, confidence=0.95) is None
+
+
+def test_a_difference_without_any_noise_is_certain() -> None:
+    same = difference(ZERO, ZERO, noise=None, confidence=0.95)
+    other = difference(of_seeds([0.1] * 3), ZERO, noise=None, confidence=0.95)
+    assert same is not None and other is not None
+    assert same.p_value == 1.0
+    assert other.p_value < 1e-100
+    assert (other.low, other.high) == pytest.approx((0.1, 0.1))
+
+
+def test_an_undefined_metric_has_no_difference() -> None:
+    nothing = of_seeds([math.nan, math.nan], np.full(K, np.nan))
+    found = difference(nothing, ZERO, noise=None, confidence=0.95)
+    assert found is not None
+    assert math.isnan(found.mean) and math.isnan(found.p_value)
+    assert not found.is_significant
+
+
+def test_holm_multiplies_the_smallest_by_their_number_and_keeps_the_order() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06}
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("num_worlds", "num_seeds", "world_noise", "odd"),
+    [
+        (1, 3, 0.0, 1.0),
+        (1, 5, 0.0, 1.0),
+        (3, 3, 0.001, 1.0),
+        (5, 2, 0.002, 1.0),
+        (3, 3, 0.001, 4.0),
+    ],
+)
+def test_five_percent_of_tables_of_equal_rows_show_any_difference(
+    num_worlds: int, num_seeds: int, world_noise: float, odd: float
+) -> None:
+    """Family-wise error and coverage, simulated; the noise of one row's worlds may be odd."""
+    random = np.random.default_rng(5)
+    num_tables, num_rows, users, seeds = 200, 6, 0.001, 0.0025
+    false, covered = 0, []
+
+    def row(factor: float) -> Measured:
+        values, replicates = {}, {}
+        for world in map(str, range(num_worlds)):
+            centre = random.normal(0, factor * world_noise) + random.normal(0, users)
+            draws = random.normal(0, users, 60)
+            values[world] = {s: centre + random.normal(0, seeds) for s in range(num_seeds)}
+            replicates[world] = {s: value + draws for s, value in values[world].items()}
+        return Measured(values, replicates)
+
+    for _ in range(num_tables):
+        rows = [row(1.0) for _ in range(num_rows)] + [row(odd)]
+        noise = common_noise(rows)
+        pairs = [difference(r, rows[0], noise=noise, confidence=0.95) for r in rows[1:]]
+        found = {str(place): pair for place, pair in enumerate(pairs) if pair is not None}
+        false += min(holm({name: pair.p_value for name, pair in found.items()}).values()) < 0.05
+        covered += [pair.low < 0 < pair.high for pair in found.values()]
+    assert false / num_tables < 0.05 + 2 * math.sqrt(0.05 * 0.95 / num_tables)
+    assert 0.94 < np.mean(covered) < 0.985
 
 
 USERS, PER_USER = 120, 12
@@ -74,40 +220,27 @@ def test_the_paired_interval_agrees_with_a_bootstrap_of_users_written_out() -> N
     scores = [0.5 * truth + 0.5 * generator.random(truth.shape) for _ in range(2)]
     reports = [report(score, labels) for score in scores]
     rows = [measured({0: r.uauc}, {0: r.replicates["uauc"]}) for r in reports]
-    found = paired_difference(*rows, confidence=0.95)
+    found = difference(*rows, noise=None, confidence=0.95)
     assert found is not None
     by_user = [
         np.array([roc_auc_score(*pair) for pair in zip(labels, score, strict=True)])
         for score in scores
     ]
-    difference = by_user[0] - by_user[1]
-    assert found.mean == pytest.approx(difference.mean(), abs=1e-6)
+    of_users = by_user[0] - by_user[1]
+    assert found.mean == pytest.approx(of_users.mean(), abs=1e-6)
     weights = np.random.default_rng(5).poisson(1.0, (20000, USERS))
-    expected = np.quantile(weights @ difference / weights.sum(axis=1), [0.025, 0.975])
+    expected = np.quantile(weights @ of_users / weights.sum(axis=1), [0.025, 0.975])
     width = expected[1] - expected[0]
     assert found.low == pytest.approx(expected[0], abs=0.06 * width)
     assert found.high == pytest.approx(expected[1], abs=0.06 * width)
 
 
-def test_only_seeds_that_both_rows_have_are_compared() -> None:
-    flat = np.zeros(30)
-    row = measured({0: 0.9, 1: 0.5, 2: 0.1}, {0: flat + 0.9, 1: flat + 0.5, 2: flat + 0.1})
-    other = measured({1: 0.4, 2: 0.3, 7: 0.0}, {1: flat + 0.4, 2: flat + 0.3, 7: flat})
-    found = paired_difference(row, other, confidence=0.95)
-    assert found is not None
-    assert found.num_seeds == 2
-    assert found.mean == pytest.approx(-0.05)
-    assert (found.low, found.high) == pytest.approx((-0.2, 0.1))
-    assert not found.is_significant
-    assert paired_difference(row, measured({9: 0.1}, {9: flat}), confidence=0.95) is None
-
-
-def test_a_difference_is_significant_if_its_interval_excludes_zero() -> None:
+def test_a_difference_is_significant_if_zero_is_refuted() -> None:
     spread = np.random.default_rng(6).normal(0.0, 0.1, 1000)
     zero = measured({0: 0.0}, {0: np.zeros(1000)})
     for mean, expected in ((0.3, True), (-0.3, True), (0.05, False)):
-        found = paired_difference(measured({0: mean}, {0: mean + spread}), zero, confidence=0.95)
+        row = measured({0: mean}, {0: mean + spread})
+        found = difference(row, zero, noise=None, confidence=0.95)
         assert found is not None
         assert found.is_significant is expected
-    again = paired_difference(measured({0: 0.05}, {0: 0.05 + spread}), zero, confidence=0.95)
-    assert again == found
+        assert found.is_significant is not (found.low <= 0 <= found.high)

@@ -1,17 +1,26 @@
 """Choices come from validation alone, and a partial table says what is missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.output import write_table
-from cdp_torchrec.compare.results import METRICS, Result, read_result, write_failure, write_result
+from cdp_torchrec.compare.results import (
+    METRICS,
+    Stratum,
+    read_origin,
+    read_result,
+    write_failure,
+    write_result,
+)
 from cdp_torchrec.compare.summary import summarize
 from cdp_torchrec.config import ConfigError
-from tests.compare.conftest import MakeResult, MakeTable, finish
+from tests.compare.conftest import ORIGIN, MakeResult, MakeTable, finish
 from tests.squeeze import squeezed
 
 OTHERS = ("models.a=[]", "models.b=[]")
@@ -19,12 +28,42 @@ OTHERS = ("models.a=[]", "models.b=[]")
 
 def test_a_result_reads_back_as_written(tmp_path: Path, make_result: MakeResult) -> None:
     written = make_result(gauc=0.7, validation=0.6)
-    write_result(tmp_path, written)
-    found = read_result(tmp_path)
+    path = tmp_path / "cells" / "seed-0.json"
+    write_result(path, written, ORIGIN)
+    found = read_result(path)
     assert found is not None
     assert (found.metrics, found.cost) == (written.metrics, written.cost)
+    assert found.strata.keys() == {"1-5"}
     for name in METRICS:
-        assert np.array_equal(found.replicates[name], written.replicates[name])
+        assert np.allclose(found.replicates[name], written.replicates[name], rtol=0, atol=1e-5)
+    stratum = found.strata["1-5"]
+    assert (stratum.gauc, stratum.num_impressions) == (0.7, 40)
+    assert np.allclose(stratum.replicates, written.replicates["gauc"], rtol=0, atol=1e-5)
+    assert read_origin(path) == ORIGIN
+
+
+def test_a_value_that_is_undefined_in_some_draws_or_in_all_reads_back_as_such(
+    tmp_path: Path, make_result: MakeResult
+) -> None:
+    draws = np.array([0.5, np.nan, 0.51])
+    result = make_result(gauc=0.5, validation=0.6, replicates=draws)
+    nowhere = Stratum(gauc=float("nan"), num_impressions=0, replicates=np.full(3, np.nan))
+    write_result(tmp_path / "a.json", replace(result, strata={"0": nowhere}), ORIGIN)
+    found = read_result(tmp_path / "a.json")
+    assert found is not None
+    assert np.allclose(found.replicates["auc"], draws, atol=1e-5, equal_nan=True)
+    assert np.isnan(found.strata["0"].gauc)
+    assert np.isnan(found.strata["0"].replicates).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "a.json: is no result of a cell: remove it"), ('{"version": 0}', "is of version 0")],
+)
+def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_result(tmp_path / "a.json")
 
 
 def test_the_grid_point_is_chosen_on_validation_where_the_test_split_disagrees(
@@ -79,9 +118,55 @@ def test_the_strongest_baseline_is_chosen_on_validation_and_is_no_floor(
     assert rows["pooled"].to_reference == {}
     text = squeezed(write_table(table))
     assert "| **pooled** | 0.8000 +/- 0.0000 |" in text
-    assert "| -0.1000 [-0.1000, -0.1000] * | +0.2000 [+0.2000, +0.2000] * |" in text
+    assert "| -0.1000 [-0.1000, -0.1000] | < .0001 * | +0.2000 [+0.2000, +0.2000] |" in text
+    assert "Made by `cdp_torchrec compare" in text
+    assert "cells by 1.0 (commit abc)." in text
     assert "Strongest baseline: a, by the mean gauc on validation" in text
     assert "The paper has other numbers." in text
+
+
+def test_the_worlds_of_a_group_are_the_samples_of_its_table(
+    make_table: MakeTable, make_result: MakeResult
+) -> None:
+    worlds = ("tiny", "second", "third")
+    table = make_table(
+        *OTHERS,
+        *(f'datasets.{world}=["data.toml"]' for world in worlds[1:]),
+        f"groups.worlds={list(worlds)}",
+    )
+    gains = {"none": [-0.3, -0.2, -0.25], "a": [0.02, -0.03, 0.01], "b": [0.01, 0.011, 0.012]}
+    for model in table.config.models:
+        point = table.points(model)[1]
+        for place, world in enumerate(worlds):
+            for seed in table.config.seeds:
+                gauc = 0.7 + gains.get(model, [0.0] * 3)[place] + 0.001 * seed
+                result = make_result(gauc=gauc, validation=0.9)
+                finish(table.cell(world, model, point, seed), result)
+        finish(table.tuning_cells("tiny", model)[0], make_result(gauc=0.9, validation=0.1))
+    rows = {row.name: row for row in summarize(table, "worlds").rows}
+    pairs = {name: row.to_reference["gauc"] for name, row in rows.items() if name != "pooled"}
+    # Holm's correction over all three rows; their interaction with the worlds has 3 * 2 degrees.
+    levels = np.array([[0.7 + gain for gain in gains.get(m, [0.0] * 3)] for m in rows])
+    left = levels - levels.mean(1)[:, None] - levels.mean(0) + levels.mean()
+    common = 2 * (left**2).sum() / 6
+    expected = {}
+    for name, pair in pairs.items():
+        variance = max(common, np.var(gains[name], ddof=1)) / 3
+        assert pair.mean == pytest.approx(np.mean(gains[name]))
+        assert pair.num_runs == 6
+        expected[name] = 2 * stats.t.sf(abs(pair.mean) / np.sqrt(variance), 6)
+        assert pair.p_value == pytest.approx(expected[name])
+    order = sorted(expected, key=lambda name: expected[name])
+    assert order[0] == "none"
+    assert pairs["none"].p_holm == pytest.approx(3 * expected["none"])
+    assert pairs["none"].is_significant
+    text = squeezed(write_table(table))
+    assert "## worlds\n\nOver the worlds tiny, second, third." in text
+    for name in ("tiny", "second", "third"):
+        assert f"## {name}" in text
+    written = json.loads((table.run_dir / "table.json").read_text())["tables"]["worlds"]
+    by_seed = {row["name"]: row["metrics"]["gauc"]["by_seed"] for row in written["rows"]}
+    assert by_seed["b"]["third"] == pytest.approx({"0": 0.712, "1": 0.713})
 
 
 def test_a_partial_table_names_the_missing_cells_and_the_seeds_it_has(
@@ -97,9 +182,12 @@ def test_a_partial_table_names_the_missing_cells_and_the_seeds_it_has(
     for cell in table.tuning_cells("tiny", "none"):
         assert f"- {cell.name}\n" in text
     assert "| none |" not in text
-    found = json.loads((table.run_dir / "table.json").read_text())["tiny"]
+    written = json.loads((table.run_dir / "table.json").read_text())
+    assert written["made_by"]["command"] == table.command
+    assert written["made_by"]["cells"] == ["1.0 (commit abc)"]
+    found = written["tables"]["tiny"]
     assert len(found["missing"]) == 3
-    assert found["rows"][0]["metrics"]["gauc"]["by_seed"] == {"0": 0.7}
+    assert found["rows"][0]["metrics"]["gauc"]["by_seed"] == {"tiny": {"0": 0.7}}
     assert (table.run_dir / "gauc.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -109,8 +197,8 @@ def test_untrained_scorers_close_the_gap_to_bayes(
     table = make_table()
     for name, gauc in {"popularity": 0.5, "bayes": 0.9}.items():
         scorer = make_result(gauc=gauc, validation=0.0)
-        bare = Result(metrics=scorer.metrics, replicates=scorer.replicates, cost=None)
-        write_result(table.untrained_directory("tiny") / name, bare)
+        path = table.untrained_directory("tiny") / f"{name}.json"
+        write_result(path, replace(scorer, cost=None), ORIGIN)
     for model, gauc in {"none": 0.6, "pooled": 0.7}.items():
         for cell in table.tuning_cells("tiny", model):
             finish(cell, make_result(gauc=gauc, validation=gauc))
@@ -122,6 +210,36 @@ def test_untrained_scorers_close_the_gap_to_bayes(
     assert "| *bayes* | 0.9000 |" in squeezed(write_table(table))
 
 
+def test_the_ideal_observer_says_what_share_of_a_history_a_row_uses(
+    make_table: MakeTable, make_result: MakeResult
+) -> None:
+    table = make_table()
+    for name, gauc in {"ideal_no_history": 0.6, "ideal": 0.8}.items():
+        scorer = make_result(gauc=gauc, validation=0.0)
+        if name == "ideal":
+            scorer = replace(scorer, metrics={**scorer.metrics, "observer_error": 0.004})
+        path = table.untrained_directory("tiny") / f"{name}.json"
+        write_result(path, replace(scorer, cost=None), ORIGIN)
+    for model, gauc in {"none": 0.6, "pooled": 0.75}.items():
+        for cell in table.tuning_cells("tiny", model):
+            finish(cell, make_result(gauc=gauc, validation=gauc))
+    shares = {row.name: row.ideal_share for row in summarize(table, "tiny").rows}
+    assert {name: pytest.approx(found.share) for name, found in shares.items() if found} == {
+        "ideal_no_history": 0.0,
+        "ideal": 1.0,
+        "none": 0.0,
+        "pooled": 0.75,
+    }
+    # A higher bound makes the share smaller: .15 / .204 is .735.
+    assert shares["pooled"] is not None and shares["ideal"] is not None
+    assert shares["pooled"].error == pytest.approx(0.75 * 0.004 / 0.2)
+    assert shares["ideal"].error == 0.0
+    text = squeezed(write_table(table))
+    assert "ideal gap closed" in text and "75.0% +/- 1.5%" in text
+    written = json.loads((table.run_dir / "table.json").read_text())["tables"]["tiny"]["rows"]
+    assert written[-1]["ideal_gap_closed"]["share"] == pytest.approx(0.75)
+
+
 def test_results_of_different_test_splits_are_not_mixed(
     make_table: MakeTable, make_result: MakeResult
 ) -> None:
@@ -129,9 +247,7 @@ def test_results_of_different_test_splits_are_not_mixed(
     result = make_result(gauc=0.7, validation=0.7)
     for cell in table.tuning_cells("tiny", "pooled"):
         finish(cell, result)
-    other = Result(
-        metrics={**result.metrics, "num_users": 99}, replicates=result.replicates, cost=result.cost
-    )
+    other = replace(result, metrics={**result.metrics, "num_users": 99})
     for cell in table.tuning_cells("tiny", "none"):
         finish(cell, other)
     with pytest.raises(ConfigError, match=r"tiny: none, seed 0 was tested on .*num_users = 99"):

@@ -15,7 +15,7 @@ from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.dataset import open_dataset
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import Table, build_layout
+from cdp_torchrec.data.layout import WHOLE_KEY, Table, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.requests import ImpressionOrder, RequestFiles
 from cdp_torchrec.data.schema import DatasetError, load_schema
@@ -98,6 +98,22 @@ def test_sums_and_counts_are_of_the_whole_gated_history(tiny_dataset: Path) -> N
         longest = max(longest, len(gated))
         old_matches += gated[:-MAX_LENGTH].count(item)
     assert longest > 2 * MAX_LENGTH and old_matches > 0
+
+
+def test_a_sum_over_the_whole_history_is_of_all_behaviours_before_the_request(
+    tiny_dataset: Path,
+) -> None:
+    order, history = make_order(tiny_dataset, seed=2), raw_history(tiny_dataset)
+    impressions = order.take(0, 300, 364)
+    assembler = make_assembler(tiny_dataset, batch_size=64, history=HistoryLookup(whole=True))
+    batch = assembler.assemble(impressions, epoch=None)
+    found = bags_of(batch, WHOLE_KEY)
+    for number, user in enumerate(impressions.request["user_id"].tolist()):
+        before = int(impressions.request["timestamp"][number])
+        # One out-of-vocabulary row, and every id kept: row = code + 1.
+        assert [row - 1 for row in found[number]] == [i for t, _, i in history[user] if t < before]
+    assert max(map(len, found)) > 2 * MAX_LENGTH
+    assert not any(found[len(impressions.request["user_id"]) :])
 
 
 def test_sequences_equal_a_scan_of_the_log(tiny_dataset: Path) -> None:

@@ -25,7 +25,7 @@ from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.data.workers import BatchLoader, LoaderWorkerError
 from tests.distributed.spawn import start_forkserver
 
-EVERY_FORM = HistoryLookup(pool_segments=(1, 3), part=True, gated=True, recent=True)
+EVERY_FORM = HistoryLookup(pool_segments=(1, 3), part=True, whole=True, gated=True, recent=True)
 
 
 def open_tiny(dataset: Path) -> Dataset:

@@ -118,6 +118,18 @@ def make_part(
     return GatedPool(sums=sums.requires_grad_(requires_grad), lengths=lengths)
 
 
+def make_whole(
+    pooled: torch.Tensor, width: int, *, seed: int, requires_grad: bool = False
+) -> GatedPool:
+    """Random sums of n to n + 5 behaviours, for histories with these lengths of segments."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = pooled.sum(dim=1, keepdim=True)
+    if lengths.any():
+        lengths += torch.randint(0, 6, lengths.shape, generator=generator)
+    sums = torch.randn(len(pooled), 1, width, generator=generator) * 0.1 * lengths.unsqueeze(2)
+    return GatedPool(sums=sums.requires_grad_(requires_grad), lengths=lengths)
+
+
 @pytest.fixture
 def make_inputs() -> MakeInputs:
     """Random inputs of 4 requests; every fourth impression has an empty history."""
@@ -160,6 +172,7 @@ def make_inputs() -> MakeInputs:
             category_id=torch.randint(1, 5, (batch,), generator=generator),
             pool=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=pooled),
             part=make_part(pooled, dims.item, seed=seed + 3, requires_grad=requires_grad),
+            whole=make_whole(pooled, dims.item, seed=seed + 4, requires_grad=requires_grad),
             gated=make_sequence(dims, batch, lengths, seed=seed + 1, requires_grad=requires_grad),
             recent=make_sequence(dims, batch, lengths, seed=seed + 2, requires_grad=requires_grad),
         )

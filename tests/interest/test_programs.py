@@ -1,6 +1,7 @@
 """Interest modules as programs: exported with free sizes, captured whole by torch.compile."""
 
 import io
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils import _pytree as pytree
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestInput, InterestModule
 from tests.interest.variants import ATTENTIVE, VARIANTS, WITH_HISTORY, Variant, auxiliary, segments
+from tests.whole_matrix import WHOLE_MATRIX
 
 # Two steps stand for twenty: compilers unroll the loop.
 PRESETS: list[Variant] = [
@@ -43,14 +45,35 @@ CAPTURED: list[Variant] = [
 are slow."""
 
 
-def some_of_all(some: list[Variant]) -> list[object]:
-    """All programs, of which the others are slow."""
-    assert set(some) <= set(PROGRAMS)
+COMPILED: list[Variant] = [
+    ("interest/cdp", "num_inference_steps=2"),
+    ("interest/cdp_evidence",),
+    ("interest/ddrm",),
+    ("interest/dien",),
+    ("interest/diffrec",),
+    ("interest/din",),
+    ("interest/hstu",),
+    ("interest/pooled",),
+    ("interest/qin",),
+    ("interest/sasrec",),
+    ("interest/sim_soft",),
+    ("interest/twin",),
+]
+"""Half a minute of compilers each: one of each kind, and both ways of CDP; all presets with
+CDP_WHOLE_MATRIX=1. What is compiled is captured, too."""
+if WHOLE_MATRIX:
+    COMPILED = PRESETS
+
+
+def some_of_all(some: list[Variant], *, without: Sequence[Variant] = ()) -> list[object]:
+    """All programs, of which the others are slow, without some of those."""
+    assert {*some, *without} <= set(PROGRAMS)
     return [
         pytest.param(
             variant, marks=[] if variant in some else pytest.mark.slow, id="+".join(variant)
         )
         for variant in PROGRAMS
+        if variant in some or variant not in without
     ]
 
 
@@ -101,13 +124,13 @@ def test_export_round_trips_with_any_batch_size(make_module, make_inputs, varian
     torch.testing.assert_close(result, module(larger).interest, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", some_of_all(CAPTURED))
+@pytest.mark.parametrize("variant", some_of_all(CAPTURED, without=[] if WHOLE_MATRIX else COMPILED))
 def test_compile_captures_the_whole_module(make_module, make_inputs, variant):
     check_compiled(make_module(*variant), make_inputs, backend="eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", PRESETS, ids="+".join)
+@pytest.mark.parametrize("variant", COMPILED, ids="+".join)
 def test_compiled_code_equals_eager(make_module, make_inputs, variant):
     check_compiled(make_module(*variant), make_inputs, backend="inductor")
 

@@ -86,9 +86,11 @@ def test_stratum_reports_what_an_evaluation_of_its_impressions_alone_reports() -
     report = evaluate(impressions)
     for name, labels in STRATA.items():
         for index, label in enumerate(labels):
-            alone = evaluate(select(impressions, impressions.strata[name] == index)).to_dict()
-            stratum = vars(report.strata[name][label])
+            only = evaluate(select(impressions, impressions.strata[name] == index))
+            alone, stratum = only.to_dict(), vars(report.strata[name][label])
             assert stratum == pytest.approx({key: alone[key] for key in stratum}, rel=1e-12)
+            replicates = report.strata_replicates[name][label]
+            assert replicates == pytest.approx(only.replicates["gauc"], rel=1e-12, nan_ok=True)
 
 
 def test_result_does_not_depend_on_order_or_batches_to_the_last_bit() -> None:

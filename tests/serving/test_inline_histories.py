@@ -12,7 +12,7 @@ from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories
 
-LOOKUP = HistoryLookup(pool_segments=(1, 3), gated=True, recent=True)
+LOOKUP = HistoryLookup(pool_segments=(1, 3), whole=True, gated=True, recent=True)
 
 
 def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence_keeps(

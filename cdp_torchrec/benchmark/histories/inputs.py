@@ -55,14 +55,12 @@ def make_inputs(
             index=index_sequences(columns, batch_size=batch_size),
         )
 
-    pool = None
-    if lookup.num_pool_segments:
-        sums = _embedding(batch_size, lookup.num_pool_segments, dims.item)
-        pool = GatedPool(sums=sums, lengths=torch.ones(sums.shape[:2]))
-    part = None
-    if lookup.part:
-        sums = _embedding(batch_size, 1, dims.item)
-        part = GatedPool(sums=sums, lengths=torch.ones(batch_size, 1))
+    def pool(num_segments: int) -> GatedPool | None:
+        if num_segments == 0:
+            return None
+        sums = _embedding(batch_size, num_segments, dims.item)
+        return GatedPool(sums=sums, lengths=torch.ones(sums.shape[:2]))
+
     return InterestInput(
         user=_embedding(batch_size, dims.user),
         query=_embedding(batch_size, dims.query),
@@ -73,8 +71,9 @@ def make_inputs(
         key=torch.from_numpy(generator.integers(2**62, size=batch_size)),
         item_id=torch.from_numpy(generator.integers(1, _NUM_ITEMS, batch_size, endpoint=True)),
         category_id=torch.from_numpy(category[request]),
-        pool=pool,
-        part=part,
+        pool=pool(lookup.num_pool_segments),
+        part=pool(int(lookup.part)),
+        whole=pool(int(lookup.whole)),
         gated=sequence(length) if lookup.gated else None,
         recent=sequence(lookup.recent_length or length) if lookup.recent else None,
     )
@@ -88,7 +87,7 @@ def embeddings(inputs: InterestInput) -> list[Tensor]:
     """All embeddings of some inputs; gradients reach them."""
     roles = ["user", "query", "item", "item_attributes", "context", "scene"]
     found = [getattr(inputs, role) for role in roles]
-    found += [pool.sums for pool in (inputs.pool, inputs.part) if pool is not None]
+    found += [pool.sums for pool in (inputs.pool, inputs.part, inputs.whole) if pool is not None]
     for sequence in (inputs.gated, inputs.recent):
         if sequence is not None:
             found += [sequence.item, sequence.category, sequence.action]
