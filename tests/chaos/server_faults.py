@@ -52,7 +52,7 @@ class Server:
         """Whether the valid request still gets its scores, if need be when the server is free."""
         body, deadline = json.dumps(self.question.body).encode(), time.monotonic() + _PATIENCE_S
         status, answer = self.post(body)
-        while status == 503 and time.monotonic() < deadline:
+        while status in (503, 504) and time.monotonic() < deadline:
             time.sleep(_RETRY_S)
             status, answer = self.post(body)
         if status != 200:
