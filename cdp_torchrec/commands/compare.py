@@ -5,11 +5,11 @@
     cdp_torchrec compare configs/compare/table1.toml 'select.models=["din", "sasrec"]'
 
 Trains every cell that is not finished, each in a run directory of its own, and writes table.md,
-table.json, chances.md and gauc.png into run_dir. What each row sees, has and may try is printed
-before the first cell runs. An interrupted table goes on where it stopped. Processes with
-disjoint selections may share one run_dir, as soon as the datasets are there; select.datasets=[]
-only shows what is finished. A cell that fails is listed at the end, and the command fails; the next
-attempt takes it up again.
+table.json, chances.md, gauc.png and gains.png into run_dir. What each row sees, has and may try is
+printed before the first cell runs. An interrupted table goes on where it stopped, on another
+machine too: its folder `cells` is all it needs. Processes with disjoint selections may share one
+run_dir, as soon as the datasets are there; select.datasets=[] only shows what is finished. A cell
+that fails is listed at the end, and the command fails; the next attempt takes it up again.
 """
 
 from cdp_torchrec.compare.cells import load_table

@@ -69,11 +69,6 @@ class Spent:
     finished: int
     unfinished: int
 
-    @property
-    def expected_cpu_s(self) -> float | None:
-        """Of the unfinished cells, if they cost what the finished ones did; None without any."""
-        return self.unfinished * self.cpu_s / self.finished if self.finished else None
-
 
 def find_chances(table: Table, dataset: str) -> list[Chances]:
     """The chances of all rows on a dataset that is there.
@@ -234,12 +229,17 @@ def _markdown(chances: Sequence[Chances], spent: Mapping[str, Spent]) -> str:
     rows = [list(_cells(row, spent[row.row])) for row in chances]
     text = markdown_table(header, rows, left=(0, 1, 2, 3, 6, 7))
     cost = f"{sum(row.unfinished for row in spent.values())} cells to run"
-    waiting = [row.expected_cpu_s for row in spent.values() if row.unfinished]
-    known = [cpu_s for cpu_s in waiting if cpu_s is not None]
-    if known:
-        unknown = len(waiting) - len(known)
-        cost += f", about {sum(known):,.0f} CPU s by what finished cells of the same rows took"
-        cost += f" ({unknown} rows have none and are not in it)" if unknown else ""
+    finished = sum(row.finished for row in spent.values())
+    if finished:
+        mean = sum(row.cpu_s for row in spent.values()) / finished
+        expected = sum(
+            row.unfinished * (row.cpu_s / row.finished if row.finished else mean)
+            for row in spent.values()
+        )
+        cost += (
+            f", about {expected:,.0f} CPU s: what finished cells of the same row took, or those of "
+            "all rows where it has none"
+        )
     return f"### Chances on {chances[0].dataset}\n\n{text}\n\n{cost}."
 
 

@@ -42,6 +42,22 @@ class SearchConfig(Config):
     """Seed of the draw, and of how the values of `grid_of` are dealt to the trials."""
 
 
+class GainsConfig(Config):
+    """The figure gains.png: GAUC of the reference row, or of some rows, minus that of others."""
+
+    over: tuple[str, ...] = ()
+    """Rows that the gain is over, such as the same history pooled; without any, no figure."""
+    dials: Mapping[str, Mapping[str, float]] = {}
+    """By the label of an axis: groups and datasets that differ in one setting, and its value there.
+    Gain of the reference row."""
+    rows: Mapping[str, Mapping[str, float]] = {}
+    """By the label of an axis: rows that differ in one setting, such as the number of steps, and
+    its value. Gain of each of them."""
+    of: tuple[str, ...] | None = None
+    """Groups and datasets on which `rows`, and the gain by activity of the user, are drawn; without
+    it, all that no dial names and no group holds."""
+
+
 class CompareConfig(Config):
     """A table: one cell for each dataset, row and seed, at the row's best trial.
 
@@ -83,6 +99,8 @@ class CompareConfig(Config):
     """Rows that are no baseline, such as reductions and variants of the reference."""
     without_history: str | None = None
     """Row at 0 % of the gap to the Bayes scorer, where the dataset knows it."""
+    gains: GainsConfig = GainsConfig()
+    """The figure of gains."""
     caption: str = ""
     """Text below the tables, such as the paper's own numbers."""
     num_bootstrap: PositiveInt = 400
@@ -167,6 +185,8 @@ class CompareConfig(Config):
             "seeds_of": tuple(self.seeds_of),
             "grid_of": tuple(self.grid_of),
             "other_history": self.other_history,
+            "gains.over": self.gains.over,
+            **{f"gains.rows.{axis}": tuple(rows) for axis, rows in self.gains.rows.items()},
             "select.models": self.select.models or (),
         }
         conflicts = [
@@ -174,6 +194,14 @@ class CompareConfig(Config):
             for key, names in named.items()
             for name in names
             if name not in self.models
+        ]
+        tables = (*self.groups, *self.datasets)
+        drawn = {f"gains.dials.{axis}": names for axis, names in self.gains.dials.items()}
+        conflicts += [
+            (key, f"there is no '{name}' in groups and datasets, only {', '.join(tables)}")
+            for key, names in (drawn | {"gains.of": self.gains.of or ()}).items()
+            for name in names
+            if name not in tables
         ]
         return conflicts + [
             (

@@ -1,4 +1,4 @@
-"""The table as a picture: GAUC of every row with its interval, one panel for each table."""
+"""Pictures: GAUC of every row with its interval, one panel for each table; and gains."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cdp_torchrec.compare.gains import Panel
 from cdp_torchrec.compare.summary import CONFIDENCE, Summary
 
 _COLOURS = {
@@ -57,3 +58,44 @@ def _draw_panel(panel: Axes, summary: Summary) -> None:
     panel.set_xlabel(f"GAUC on test, {CONFIDENCE:.0%} interval over users and seeds")
     panel.set_title(summary.name)
     panel.grid(axis="x", alpha=0.3)
+
+
+def draw_gains(panels: Sequence[Panel], path: Path) -> None:
+    """Write the figure of gains as PNG.
+
+    Args:
+        panels: at least one.
+        path: the file.
+    """
+    figure = Figure(figsize=(5.0 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_gains(axes, panel)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _draw_gains(axes: Axes, panel: Panel) -> None:
+    axes.axhline(0.0, color="tab:gray", linewidth=0.8)
+    for base, points in panel.curves.items():
+        axes.errorbar(
+            [point.place for point in points],
+            [point.gain.mean for point in points],
+            yerr=[
+                [point.gain.mean - point.gain.low for point in points],
+                [point.gain.high - point.gain.mean for point in points],
+            ],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label=f"over {base}",
+        )
+    if panel.is_logarithmic:
+        axes.set_xscale("log")
+    labels = {point.place: point.label for points in panel.curves.values() for point in points}
+    axes.set_xticks(list(labels), list(labels.values()))
+    axes.minorticks_off()
+    axes.set_xlabel(panel.axis)
+    axes.set_ylabel(f"gain in GAUC, {CONFIDENCE:.0%} interval")
+    axes.set_title(panel.title)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.chances import chances_markdown, update_chances
 from cdp_torchrec.compare.choice import best_point
+from cdp_torchrec.compare.ideal_gap import OBSERVER_ERROR
 from cdp_torchrec.compare.measure import measure_cost
 from cdp_torchrec.compare.results import (
     Origin,
@@ -33,6 +34,7 @@ from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment import prepare_synthetic, train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
+from cdp_torchrec.ideal_scorer import IDEAL, ideal_scorer
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
@@ -167,14 +169,21 @@ def _measure_untrained(table: Table, dataset: str) -> None:
     if _on_all_ranks(directory.is_dir):
         return
     config = table.any_config(dataset)
-    reports = reference_reports(config.data.dir, num_bootstrap=table.config.num_bootstrap)
+    ideal = ideal_scorer(config.data.dir)
+    reports = reference_reports(
+        config.data.dir, num_bootstrap=table.config.num_bootstrap, ideal=ideal
+    )
     if is_rank_zero():
         origin = replace(_origin(config), config=None)
         directory.parent.mkdir(parents=True, exist_ok=True)
         try:
             with whole_directory(directory) as partial:
                 for name, report in reports.items():
-                    write_result(partial / f"{name}.json", result_of(report, None), origin)
+                    result = result_of(report, None)
+                    if ideal is not None and name == IDEAL:
+                        error = {OBSERVER_ERROR: ideal.gauc_error}
+                        result = replace(result, metrics={**result.metrics, **error})
+                    write_result(partial / f"{name}.json", result, origin)
         except OSError:
             if not directory.is_dir():  # else a process beside this one was first
                 raise

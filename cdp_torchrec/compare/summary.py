@@ -8,6 +8,7 @@ from typing import Literal
 
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.choice import best_point, strongest_baseline
+from cdp_torchrec.compare.ideal_gap import IdealShare, Runs, ideal_share
 from cdp_torchrec.compare.results import METRICS, Result, read_failure, read_origin, read_result
 from cdp_torchrec.compare.search import GridPoint
 from cdp_torchrec.compare.statistics import (
@@ -23,10 +24,6 @@ from cdp_torchrec.config import ConfigError
 CONFIDENCE = 0.95
 
 Kind = Literal["untrained", "floor", "baseline", "reference"]
-
-
-Runs = Mapping[str, Mapping[int, Result]]
-"""Results of a row by world (a dataset) and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +47,8 @@ class Row:
     """This row minus the strongest baseline, by metric; empty for that one, or without it."""
     gap_closed: float | None
     """Share of the GAUC between the row without history and the Bayes scorer."""
+    ideal_share: IdealShare | None
+    """Share of the GAUC that a history is worth to the ideal observer."""
 
     @property
     def results(self) -> list[Result]:
@@ -119,6 +118,7 @@ def summarize(table: Table, name: str) -> Summary:
             to_reference=to_reference[row_name],
             to_strongest=_differences(measured, row_name, strongest, noises),
             gap_closed=_gap_closed(measured, row_name, table.config.without_history),
+            ideal_share=ideal_share(runs, row_name),
         )
 
     reasons = {cell.name: read_failure(cell.directory) for cell in missing.values()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from cdp_torchrec.compare.cells import Table
 from cdp_torchrec.compare.choice import mean_validation
+from cdp_torchrec.compare.gains import Panel
 from cdp_torchrec.compare.results import METRICS, TrainingCost
 from cdp_torchrec.compare.statistics import Difference, Measured
 from cdp_torchrec.compare.summary import CONFIDENCE, Row, Summary
@@ -54,11 +55,14 @@ def markdown(summaries: Sequence[Summary], *, table: Table, made_by: Mapping[str
     )
 
 
-def as_json(summaries: Sequence[Summary], *, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the Markdown says, for all metrics, with the values of each run."""
+def as_json(
+    summaries: Sequence[Summary], panels: Sequence[Panel], *, made_by: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that the Markdown and the figures say, for all metrics and runs."""
     return {
         "made_by": made_by,
         "tables": {summary.name: _json_summary(summary) for summary in summaries},
+        "gains": [_json_panel(panel) for panel in panels],
     }
 
 
@@ -76,9 +80,13 @@ def _summary(summary: Summary, *, reference: str) -> str:
     header = ["row", "AUC", "UAUC", "GAUC", f"GAUC - {reference}", "p"]
     header += [f"GAUC - {summary.strongest}"] if summary.strongest else []
     header += ["gap to Bayes closed"] if with_gap else []
+    with_ideal = any(row.ideal_share is not None for row in summary.rows)
+    header += ["ideal gap closed"] if with_ideal else []
     header += ["dense", "sparse", "CPU s", "training s", "impressions/s", "latency ms"]
     header += ["grid point"]
-    rows = [list(_cells(row, summary, with_gap=with_gap)) for row in summary.rows]
+    rows = [
+        list(_cells(row, summary, with_gap=with_gap, with_ideal=with_ideal)) for row in summary.rows
+    ]
     text = markdown_table(header, rows, left=(0, len(header) - 1)) if rows else "No finished row."
     notes = [f"## {summary.name}"]
     if len(summary.worlds) > 1:
@@ -91,12 +99,17 @@ def _summary(summary: Summary, *, reference: str) -> str:
             f"validation, among the trained rows that are neither {reference} nor floors"
             + (f" ({floors})." if floors else ".")
         )
+    if with_ideal:
+        notes.append(
+            "Ideal gap: from the ideal observer without history to the one that sees it, in GAUC; "
+            "+/- is the standard error of the observer itself."
+        )
     if summary.missing:
         notes.append(_missing(summary))
     return "\n\n".join(notes)
 
 
-def _cells(row: Row, summary: Summary, *, with_gap: bool) -> Iterator[str]:
+def _cells(row: Row, summary: Summary, *, with_gap: bool, with_ideal: bool) -> Iterator[str]:
     unit = "seeds" if len(summary.worlds) == 1 else "runs"
     count = len(row.results)
     partial = f" ({count} of {row.planned} {unit})" if count < row.planned else ""
@@ -111,6 +124,9 @@ def _cells(row: Row, summary: Summary, *, with_gap: bool) -> Iterator[str]:
         yield _difference(row.to_strongest.get("gauc"))
     if with_gap:
         yield "-" if row.gap_closed is None else f"{row.gap_closed:.1%}"
+    if with_ideal:
+        found = row.ideal_share
+        yield "-" if found is None else f"{found.share:.1%} +/- {found.error:.1%}"
     costs = _costs(row)
     if not costs:
         yield from ("-",) * 7
@@ -201,6 +217,7 @@ def _json_row(row: Row) -> dict[str, Any]:
         "to_reference": _json_differences(row.to_reference),
         "to_strongest_baseline": _json_differences(row.to_strongest),
         "gap_closed": row.gap_closed,
+        "ideal_gap_closed": asdict(row.ideal_share) if row.ideal_share else None,
         "validation": mean_validation(row.results) if costs else None,
         "cost": _json_cost(costs) if costs else None,
     }
@@ -219,13 +236,24 @@ def _json_measured(measured: Measured) -> dict[str, Any]:
 
 
 def _json_differences(differences: Mapping[str, Difference]) -> dict[str, Any]:
+    return {metric: _json_difference(found) for metric, found in differences.items()}
+
+
+def _json_difference(difference: Difference) -> dict[str, Any]:
     return {
-        metric: {
-            name: _number(value) if isinstance(value, float) else value
-            for name, value in asdict(difference).items()
-        }
-        | {"is_significant": difference.is_significant}
-        for metric, difference in differences.items()
+        name: _number(value) if isinstance(value, float) else value
+        for name, value in asdict(difference).items()
+    } | {"is_significant": difference.is_significant}
+
+
+def _json_panel(panel: Panel) -> dict[str, Any]:
+    return {
+        "title": panel.title,
+        "axis": panel.axis,
+        "gains_over": {
+            base: [{"at": point.label} | _json_difference(point.gain) for point in points]
+            for base, points in panel.curves.items()
+        },
     }
 
 

@@ -62,7 +62,8 @@ class CdpInterest(InterestModule):
     def __init__(self, config: CdpConfig, dims: InterestDims) -> None:
         super().__init__()
         self.config = config
-        self.loss_weights = {"noise_loss": config.noise_loss_weight}
+        if config.noise_loss_weight > 0.0:
+            self.loss_weights = {"noise_loss": config.noise_loss_weight}
         self.dim = dims.item
         self.last_timestep = config.last_timestep
         self.pooling = HistoryPooling(config, dims)

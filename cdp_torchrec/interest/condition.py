@@ -105,7 +105,7 @@ class CollaborativeExpert(nn.Module):
         interaction = config.interaction
         self.item_gradient = config.item_gradient
         self.reads_whole_history = config.reads_whole_history
-        # The mean of the history, and log(1 + n).
+        # The mean in other categories, and log(1 + n).
         of_history = dims.item + 1 if self.reads_whole_history else 0
         widths = {
             "query": dims.query,
@@ -147,8 +147,10 @@ class CollaborativeExpert(nn.Module):
     def _user(self, inputs: InterestInput) -> Tensor:
         if not self.reads_whole_history:
             return inputs.user
-        assert inputs.whole is not None
-        sums, count = inputs.whole.sums.sum(dim=1), inputs.whole.lengths.sum(dim=1, keepdim=True)
+        assert inputs.whole is not None and inputs.pool is not None
+        # Rounding leaves a little of a sum of which nothing is left.
+        count = (inputs.whole.lengths.sum(dim=1) - inputs.pool.lengths.sum(dim=1)).unsqueeze(1)
+        sums = (inputs.whole.sums.sum(dim=1) - inputs.pool.sums.sum(dim=1)) * (count > 0)
         mean = layer_norm(sums / count.clamp(min=1.0))
         if self.item_gradient == "stop":
             mean = mean.detach()

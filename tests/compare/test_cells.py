@@ -184,15 +184,30 @@ def test_worlds_of_a_group_are_searched_on_the_first_one(make_table: MakeTable) 
     assert table.tuning_cells("second", "pooled") == table.tuning_cells("tiny", "pooled")
 
 
-@pytest.mark.parametrize("name", ["table1", "table2"])
-def test_shipped_tables_tune_every_row_equally_over_five_seeds(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(path.stem for path in COMPARE.glob("*.toml")))
+def test_shipped_tables_give_every_row_the_same_trials(name: str) -> None:
     table = load_table([str(COMPARE / f"{name}.toml")])
-    assert len(table.config.seeds) >= 5
     assert table.run_dir == Path("runs") / name
     per_row = {(d, m): table.tuning_cells(d, m) for d, m, _ in table.configs}
-    assert {len(cells) for cells in per_row.values()} == {2}
+    trials = {"table1": 2, "table2": 2, "noisy": 3}.get(name, 1)
+    assert {len(cells) for cells in per_row.values()} == {trials}
+    if name in ("table1", "table2"):
+        assert len(table.config.seeds) >= 5
     directories = [cell.directory for cell in table.cells()]
     assert len(set(directories)) == len(directories)
+    for name in table.config.groups:
+        worlds = [table.any_config(world).data for world in table.config.groups[name]]
+        seeds = {world.synthetic.seed for world in worlds if world.synthetic}
+        assert len(seeds) == len({world.dir for world in worlds}) == len(worlds)
+
+
+def test_worlds_of_the_shipped_tables_that_share_a_directory_are_the_same() -> None:
+    found: dict[Path, object] = {}
+    for path in sorted(COMPARE.glob("*.toml")):
+        table = load_table([str(path)])
+        for dataset in table.config.datasets:
+            data = table.any_config(dataset).data
+            assert found.setdefault(data.dir, data.synthetic) == data.synthetic, data.dir
 
 
 def test_help_explains_every_key() -> None:

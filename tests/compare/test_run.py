@@ -49,6 +49,8 @@ def test_every_row_is_trained_at_all_grid_points_once_and_at_the_best_with_all_s
     best = max((cell for cell in cells if cell.stem == "seed-0"), key=validation)
     assert best.parent / "seed-1.json" in cells
     assert (runs / "cells" / "tiny" / "untrained" / "bayes.json").is_file()
+    ideal = json.loads((runs / "cells" / "tiny" / "untrained" / "ideal.json").read_text())
+    assert 0 < ideal["metrics"]["observer_error"] < 0.01
 
 
 def test_a_table_goes_on_from_its_small_files_alone(

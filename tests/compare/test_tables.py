@@ -210,6 +210,36 @@ def test_untrained_scorers_close_the_gap_to_bayes(
     assert "| *bayes* | 0.9000 |" in squeezed(write_table(table))
 
 
+def test_the_ideal_observer_says_what_share_of_a_history_a_row_uses(
+    make_table: MakeTable, make_result: MakeResult
+) -> None:
+    table = make_table()
+    for name, gauc in {"ideal_no_history": 0.6, "ideal": 0.8}.items():
+        scorer = make_result(gauc=gauc, validation=0.0)
+        if name == "ideal":
+            scorer = replace(scorer, metrics={**scorer.metrics, "observer_error": 0.004})
+        path = table.untrained_directory("tiny") / f"{name}.json"
+        write_result(path, replace(scorer, cost=None), ORIGIN)
+    for model, gauc in {"none": 0.6, "pooled": 0.75}.items():
+        for cell in table.tuning_cells("tiny", model):
+            finish(cell, make_result(gauc=gauc, validation=gauc))
+    shares = {row.name: row.ideal_share for row in summarize(table, "tiny").rows}
+    assert {name: pytest.approx(found.share) for name, found in shares.items() if found} == {
+        "ideal_no_history": 0.0,
+        "ideal": 1.0,
+        "none": 0.0,
+        "pooled": 0.75,
+    }
+    # A higher bound makes the share smaller: .15 / .204 is .735.
+    assert shares["pooled"] is not None and shares["ideal"] is not None
+    assert shares["pooled"].error == pytest.approx(0.75 * 0.004 / 0.2)
+    assert shares["ideal"].error == 0.0
+    text = squeezed(write_table(table))
+    assert "ideal gap closed" in text and "75.0% +/- 1.5%" in text
+    written = json.loads((table.run_dir / "table.json").read_text())["tables"]["tiny"]["rows"]
+    assert written[-1]["ideal_gap_closed"]["share"] == pytest.approx(0.75)
+
+
 def test_results_of_different_test_splits_are_not_mixed(
     make_table: MakeTable, make_result: MakeResult
 ) -> None:

@@ -91,6 +91,15 @@ def test_the_gain_multiplies_the_interest_by_the_context(make_module, make_input
     torch.testing.assert_close(found, module(inputs).interest * gain)
 
 
+def test_without_a_step_the_gain_acts_on_the_pooled_history(make_module, make_inputs):
+    module = make_module(PRESET, "ablation/no_steps", 'emit=["interest"]')
+    inputs = make_inputs()
+    output = module(inputs)
+    expected = module.pooling(inputs).latent * module.gain(inputs)
+    assert torch.equal(output.interest, expected)
+    assert output.losses == {}
+
+
 @pytest.mark.parametrize(
     ("layers", "roles"),
     [
@@ -126,18 +135,39 @@ def test_monitors_tell_whether_the_context_matters_and_the_latent_moves(make_mod
     assert "start_snr" not in monitors
 
 
-def test_the_condition_may_see_behaviours_of_all_categories(make_module, make_inputs):
+OTHERS = "condition.user_role=user_and_other_categories"
+
+
+def test_the_condition_may_see_behaviours_in_other_categories_and_those_alone(
+    make_module, make_inputs
+):
     inputs = make_inputs()
-    whole = GatedPool(sums=inputs.whole.sums + 1.0, lengths=inputs.whole.lengths + 2)
-    for role, sees in (("user", False), ("user_and_history", True)):
-        module = make_module(PRESET, f"condition.user_role={role}").eval()
-        changed = module(replace(inputs, whole=whole)).interest != module(inputs).interest
+    pool, whole = inputs.pool, inputs.whole
+    more = replace(inputs, whole=GatedPool(sums=whole.sums + 1.0, lengths=whole.lengths + 2))
+    for role, sees in (("condition.user_role=user", False), (OTHERS, True)):
+        module = make_module(PRESET, role).eval()
+        changed = module(more).interest != module(inputs).interest
         assert changed.any(dim=1).all() if sees else not changed.any()
+    expert = make_module(PRESET, OTHERS).condition.networks["collaborative"]
+    added = torch.randn(len(pool.sums), 1, pool.sums.shape[2])
+    gated = GatedPool(torch.cat([pool.sums[:, :1] + added, pool.sums[:, 1:]], 1), pool.lengths + 1)
+    together = GatedPool(whole.sums + added, whole.lengths + pool.lengths.shape[1])
+    here = replace(inputs, pool=gated, whole=together)
+    torch.testing.assert_close(expert(here), expert(inputs))
+    nothing_else = replace(
+        inputs, whole=GatedPool(pool.sums.sum(1, True) + 1e-7, pool.lengths.sum(1, True))
+    )
+    no_history = replace(
+        inputs,
+        pool=GatedPool(pool.sums * 0, pool.lengths * 0),
+        whole=GatedPool(0 * whole.sums, 0 * whole.lengths),
+    )
+    torch.testing.assert_close(expert(nothing_else), expert(no_history))
 
 
 def test_the_whole_history_is_looked_up_only_for_an_expert_that_reads_it(load_interest):
     for kind in ("condition_mlp", "cdp_evidence"):
-        reads = (f"interest/{kind}", "condition.user_role=user_and_history")
+        reads = (f"interest/{kind}", "pooling=mean", OTHERS)
         assert load_interest(*reads).history.whole
         assert not load_interest(*reads, "ablation/no_collaborative").history.whole
         assert not load_interest(f"interest/{kind}").history.whole
@@ -159,6 +189,10 @@ EVIDENCE = {"noise_level": "evidence", "start": "clean", "prediction_type": "x0"
             SUBSAMPLE | EVIDENCE | {"noise_loss_weight": 0.0},
             "corruption = 'subsample' needs noise_loss_weight > 0",
         ),
+        (
+            {"pooling": "attention", "condition": {"user_role": "user_and_other_categories"}},
+            "condition.user_role = 'user_and_other_categories' needs pooling = 'mean'",
+        ),
         (EVIDENCE, "noise_level = 'evidence' needs corruption = 'subsample', or noise_loss_weight"),
         (
             SUBSAMPLE | EVIDENCE | {"start": "noised", "sampler": "dpmpp_2m"},
@@ -178,6 +212,6 @@ def test_contradictory_settings_are_refused(settings: dict, message: str):
 
 def test_only_a_part_that_trains_is_looked_up(load_interest):
     assert load_interest(PRESET).history.part
-    without = ("corruption=gaussian", "noise_loss_weight=0")
-    assert not load_interest(PRESET, *without).history.part
+    assert not load_interest(PRESET, "ablation/no_completion").history.part
+    assert not load_interest(PRESET, "ablation/no_steps").history.part
     assert not load_interest("interest/cdp").history.part

@@ -92,11 +92,12 @@ class ConditionConfig(Config):
     interaction: Interaction = "hadamard"
     """Pairwise terms of eq. 5 beside the roles themselves (ambiguity a1). Paper: q.u, u.i and q.i.
     "bilinear" is (W a).b with a matrix per pair; "hadamard_difference" adds a - b to each pair."""
-    user_role: Literal["user", "user_and_history"] = "user"
+    user_role: Literal["user", "user_and_other_categories"] = "user"
     """What stands for the user in the collaborative expert. Paper: "user", the user's features.
-    "user_and_history": also the normalised mean of the whole history, whatever the category. Tastes
-    in different categories have much in common, so what is thin here can be completed from there.
-    """
+    "user_and_other_categories": also the normalised mean of the behaviours in all categories but
+    the target's. Tastes in different categories have much in common, so what is thin here can be
+    completed from there; the behaviours here are what the denoiser has to restore. Needs pooling =
+    "mean"."""
     fusion: Literal["moe", "mean", "sum", "concat_mlp"] = "moe"
     """How experts become one condition (ambiguity a2). Paper: "moe", the gated sum of eq. 8. Its
     "no MoE" ablation is not specified: "mean" here; "concat_mlp" is a 2-layer MLP on them all."""
@@ -116,7 +117,7 @@ class ConditionConfig(Config):
     @property
     def reads_whole_history(self) -> bool:
         """Whether an expert in use looks at behaviours of all categories."""
-        return self.user_role == "user_and_history" and "collaborative" in self.experts
+        return self.user_role == "user_and_other_categories" and "collaborative" in self.experts
 
     @field_validator("experts")
     @classmethod
@@ -135,6 +136,11 @@ class ConditionMlpConfig(GatedHistoryConfig):
     """Experts and their fusion, as in cdp."""
     network: DenoiserConfig = DenoiserConfig()
     """Size of the network, as in cdp."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ConditionMlpConfig":
+        _check_user_role(self.condition, self.pooling)
+        return self
 
     @property
     def history(self) -> HistoryLookup:
@@ -224,6 +230,7 @@ class CdpConfig(GatedHistoryConfig):
 
     @model_validator(mode="after")
     def _check_evidence(self) -> "CdpConfig":
+        _check_user_role(self.condition, self.pooling)
         if self.corruption == "subsample":
             if self.noise_level != "evidence":
                 raise ValueError(
@@ -314,6 +321,14 @@ class CdpConfig(GatedHistoryConfig):
                     f" and num_inference_steps >= 1, found {found} and {self.num_inference_steps}"
                 )
         return self
+
+
+def _check_user_role(condition: ConditionConfig, pooling: str) -> None:
+    if condition.user_role != "user" and pooling != "mean":
+        raise ValueError(
+            f"condition.user_role = '{condition.user_role}' needs pooling = 'mean', found "
+            f"'{pooling}': the other categories are the whole sum without the gated one"
+        )
 
 
 GatedConfig = NoneConfig | PooledConfig | ConditionMlpConfig | CdpConfig

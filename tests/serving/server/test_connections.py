@@ -126,9 +126,14 @@ def test_large_bodies_have_a_common_limit_and_small_ones_do_not_care(
     )
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 390000\r\n\r\n".encode()
     with ExitStack() as stack:
-        stack.enter_context(connect(server, head + b" " * 380_000))
+
+        def post_beside_another() -> httpx.Response:
+            stack.enter_context(connect(server, head + b" " * 380_000))
+            return server.client.post(INFER, content=b" " * 390_000)
+
         deadline = time.monotonic() + TIMEOUT_S
-        while (answer := server.client.post(INFER, content=b" " * 390_000)).status_code != 429:
+        # On a busy machine the server may see the second one first, or have given up the first.
+        while (answer := post_beside_another()).status_code != 429:
             assert time.monotonic() < deadline
         assert answer.headers["Retry-After"] == "1"
         assert len(probabilities(server.infer(requests[0]))) > 0
