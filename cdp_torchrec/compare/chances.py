@@ -214,10 +214,39 @@ def find_spent(table: Table, dataset: str, model: str) -> Spent:
 
 
 def chances_markdown(table: Table) -> str:
-    """The tables of all datasets that cells were run on, and what unfinished cells will cost."""
-    return "\n\n".join(
-        _markdown(chances, {row.row: find_spent(table, dataset, row.row) for row in chances})
-        for dataset, chances in read_chances(table).items()
+    """The tables of all datasets that cells were run on, and what unfinished cells will cost.
+
+    Of a group only the first world has a table: the others differ in their data alone.
+    """
+    parts, total = [], 0.0
+    for dataset, chances in read_chances(table).items():
+        spent = {row.row: find_spent(table, dataset, row.row) for row in chances}
+        first = table.searched_dataset(dataset)
+        shown = f"As on {first}." if first != dataset else _markdown(chances, spent)
+        unfinished = sum(row.unfinished for row in spent.values())
+        cost = f"{unfinished} cells to run"
+        if (expected := _expected_cpu_s(spent)) is not None:
+            total += expected
+            cost += f", about {expected:,.0f} CPU s"
+        parts.append(f"### Chances on {dataset}\n\n{shown}\n\n{cost}.")
+    if total:
+        parts.append(
+            f"All cells to run: about {total:,.0f} CPU s, by what finished cells of the same row "
+            "and dataset took, or those of all rows where it has none; datasets without a finished "
+            "cell are not in it."
+        )
+    return "\n\n".join(parts)
+
+
+def _expected_cpu_s(spent: Mapping[str, Spent]) -> float | None:
+    """Of the unfinished cells of a dataset; None without any finished one."""
+    finished = sum(row.finished for row in spent.values())
+    if not finished:
+        return None
+    mean = sum(row.cpu_s for row in spent.values()) / finished
+    return sum(
+        row.unfinished * (row.cpu_s / row.finished if row.finished else mean)
+        for row in spent.values()
     )
 
 
@@ -227,20 +256,7 @@ def _markdown(chances: Sequence[Chances], spent: Mapping[str, Spent]) -> str:
         *("auxiliary losses", "searched", "trials", "seeds", "CPU s: search", "all cells"),
     ]
     rows = [list(_cells(row, spent[row.row])) for row in chances]
-    text = markdown_table(header, rows, left=(0, 1, 2, 3, 6, 7))
-    cost = f"{sum(row.unfinished for row in spent.values())} cells to run"
-    finished = sum(row.finished for row in spent.values())
-    if finished:
-        mean = sum(row.cpu_s for row in spent.values()) / finished
-        expected = sum(
-            row.unfinished * (row.cpu_s / row.finished if row.finished else mean)
-            for row in spent.values()
-        )
-        cost += (
-            f", about {expected:,.0f} CPU s: what finished cells of the same row took, or those of "
-            "all rows where it has none"
-        )
-    return f"### Chances on {chances[0].dataset}\n\n{text}\n\n{cost}."
+    return markdown_table(header, rows, left=(0, 1, 2, 3, 6, 7))
 
 
 def _cells(chances: Chances, spent: Spent) -> Iterator[str]:

