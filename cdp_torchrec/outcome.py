@@ -6,6 +6,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cdp_torchrec.coverage import Coverage, measure_coverage
 from cdp_torchrec.data.prepare.starter import STARTER
@@ -146,13 +147,23 @@ def idle_settings(config: ExperimentConfig, *, has_validation: bool) -> Iterator
 def _starter_hint(config: ExperimentConfig) -> Iterator[str]:
     """Where settings that fit the log are, unless the run was trained with them."""
     layer = config.data.dir / STARTER
-    if not layer.is_file():
+    settings = _trainer_settings(layer)
+    if settings is None:
         yield (
             "* A layer with settings that fit the log, and why: "
             f"cdp_torchrec prepare_data starter {_quoted(config.data.dir)}"
         )
-    elif tomllib.loads(layer.read_text())["trainer"].items() - config.trainer.model_dump().items():
+    elif any(getattr(config.trainer, key, None) != value for key, value in settings.items()):
         yield f"* Settings that fit the log, and why, are in {layer}."
+
+
+def _trainer_settings(layer: Path) -> Mapping[str, Any] | None:
+    """What a file that people edit says of the trainer; None: it is gone or spoilt."""
+    try:
+        section = tomllib.loads(layer.read_text()).get("trainer", {})
+    except (OSError, ValueError, RecursionError):
+        return None
+    return section if isinstance(section, Mapping) else None
 
 
 def _few_steps(trained: Trained, impressions: int) -> str:

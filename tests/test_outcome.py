@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdp_torchrec import outcome
 from cdp_torchrec.config import load_config
 from cdp_torchrec.coverage import Coverage, measure_coverage
 from cdp_torchrec.data.loader import Share
@@ -177,3 +178,17 @@ def test_a_training_that_beats_the_untrained_scorers_says_by_how_much(
     words = describe_outcome(trained).split("\n\n")[1].splitlines()
     assert words[0].startswith(f"GAUC {trained.report.gauc:.4f} beats every untrained scorer; the")
     assert not any("starter" in line for line in words)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"= [trainer", b"\xff", b"trainer = 3", b"[[" * 5000, b"[trainer]\nx = [[1]]"]
+)
+def test_a_starter_that_hands_have_spoilt_is_no_end_of_a_training(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "starter.toml").write_bytes(content)
+    layer = str(CONFIGS / "quickstart.toml")
+    config = load_config(ExperimentConfig, [layer, f"data.dir={tmp_path}"])
+    (hint,) = outcome._starter_hint(config)
+    assert ("prepare_data starter" in hint) == (content != b"[trainer]\nx = [[1]]")

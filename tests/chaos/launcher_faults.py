@@ -14,7 +14,7 @@ from tests.chaos.outcome import Outcome, Verdict
 from tests.chaos.training_faults import judge
 from tests.chaos.world import World, result_of, train, train_arguments
 
-_GONE_WITHIN_S = 20.0
+_GONE_WITHIN_S = 60.0
 
 
 def dead_launcher(world: World, scratch: Path, random: Random) -> Outcome:

@@ -153,7 +153,7 @@ def prepare_completejourney(
             category_entity="category",
             action_entity="action",
         )
-        return build_dataset(staging, output, spec, limits)
+        return build_dataset(staging, output, spec, limits, log=source)
 
 
 def _start_of_test(
