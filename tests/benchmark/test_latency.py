@@ -243,6 +243,23 @@ def test_the_command_measures_every_setting_and_the_student(
     assert quality[0]["gauc"] != quality[1]["gauc"]
 
 
+@pytest.mark.slow
+def test_steps_between_levels_of_evidence_are_measured_like_others(
+    tiny_dataset: Path, tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdp_torchrec.benchmark.latency.command.init_process_group", lambda _: CPU)
+    monkeypatch.setattr(denoiser_cost_module, "_TRIALS", 1)
+    run_dir = train_run("cdp_evidence", tiny_dataset, tmp_path / "evidence")
+    with pytest.raises(ConfigError, match=r"found 20, but .* level 15 of the evidence; .* 1 to 15"):
+        open_cdp_run(run_dir, [])
+    with pytest.raises(ConfigError, match=r"has one sampler, benchmark\.samplers=\[\"ddim\"\]"):
+        open_cdp_run(run_dir, SETTINGS)
+    benchmark.main(["latency", str(run_dir), *SETTINGS, 'benchmark.samplers=["ddim"]'])
+    numbers = json.loads((run_dir / "latency" / "latency.json").read_text())
+    assert {t["model"] for t in numbers["latency"]} > {"cdp 1 step", "cdp 3 steps"}
+    assert [quality["num_inference_steps"] for quality in numbers["quality"]] == [1, 3]
+
+
 def test_a_run_that_has_no_steps_to_measure_is_refused(
     tiny_dataset: Path, tmp_path: Path, one_rank: None
 ) -> None:
