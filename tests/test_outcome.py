@@ -168,6 +168,7 @@ def test_a_failed_training_says_so_in_its_last_lines(tiny_dataset: Path, tmp_pat
     assert f"tensorboard --logdir '{tmp_path}/a run/tensorboard'" in following
 
 
+@pytest.mark.slow
 def test_a_training_that_beats_the_untrained_scorers_says_by_how_much(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ from tests.distributed.spawn import run_ranks
 from tests.other_codes import with_other_codes, with_other_requests
 from tests.paths import CONFIGS
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 CPU = torch.device("cpu")
 

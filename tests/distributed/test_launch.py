@@ -156,6 +156,7 @@ def test_a_mistake_of_all_ranks_is_shown_once_without_a_traceback(project: Path)
     assert 'train.py", line' not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_restarted_ranks_find_each_other_under_plain_torchrun(project: Path) -> None:
     line = "--standalone --nproc-per-node 2 --max-restarts 1 launch/train.py join fail-once"

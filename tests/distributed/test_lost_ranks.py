@@ -125,6 +125,7 @@ def test_a_command_whose_starter_has_ended_already_ends_at_once() -> None:
     assert done.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_nobody_joins_says_so_in_one_line(project: Path, rank: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
