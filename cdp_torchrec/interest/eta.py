@@ -1,4 +1,4 @@
-"""End-to-end Target Attention (ETA, arXiv 2108.04468 and 2209.12212): search by hashes, then attend.
+"""End-to-end Target Attention (ETA, arXiv 2108.04468, 2209.12212): search by hashes, then attend.
 
 Every embedding is hashed to a few bits (SimHash), and the search keeps the behaviours whose bits
 differ least from those of the target. Hashes are taken of the embeddings as they are at this step,

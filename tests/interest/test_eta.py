@@ -31,7 +31,7 @@ def test_the_hamming_distance_over_the_bits_converges_to_the_angle_over_pi():
     x, y = torch.randn(2, 100, 8, dtype=torch.float64)
     angle = torch.cosine_similarity(x, y).acos()
     distance = (simhash(x) != simhash(y)).double().mean(dim=1)
-    # A mean of bits that differ with that probability: 5 standard deviations for the largest of 100.
+    # A mean of bits that differ with that probability: within 5 standard deviations.
     assert (distance - angle / math.pi).abs().max() < 5 * 0.5 / num_bits**0.5
     assert torch.equal(simhash(-x), -simhash(x))
     assert torch.equal(simhash(3 * x), simhash(x))
