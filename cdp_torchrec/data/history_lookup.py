@@ -20,6 +20,9 @@ class HistoryLookup:
     """The whole history as a sequence for each request."""
     recent_length: int | None = None
     """Behaviours kept in `recent`, if fewer than data.history.max_length."""
+    domain: bool = False
+    """Beside the history, the code of each request's domain, for modules whose weights differ by
+    it."""
     graph_changes_beyond: int | None = None
     """Longest `recent` for which the module's computation has the same form: a search, say, starts
     beyond the number that it keeps. 0: each length has a form of its own. None: all have the same.

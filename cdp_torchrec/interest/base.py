@@ -63,6 +63,9 @@ class InterestInput:
     """Code of the target item, exact also without a row of its own, int64 [B]."""
     category_id: Tensor
     """Code of the target item's category, int64 [B]; 0 where the log has none."""
+    domain_id: Tensor | None = None
+    """Code of the request's domain, int64 [B], if the module asks for it and the log has one. Read
+    by ADS, whose weights differ by domain."""
     pool: GatedPool | None = None
     """The category-gated history pooled, if the module asks for it."""
     part: GatedPool | None = None
@@ -91,6 +94,8 @@ class InterestDims:
     """Category of a behaviour and of the target item (the first part of item_attributes)."""
     action: int = 0
     """Action type of a behaviour."""
+    domains: int = 0
+    """No width: codes that a domain may have; 0 without domains."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from cdp_torchrec.interest.ads import AdsInterest
 from cdp_torchrec.interest.base import (
     GatedPool,
     InterestDims,
@@ -13,6 +14,7 @@ from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
 from cdp_torchrec.interest.config.attention import (
+    AdsConfig,
     DinConfig,
     EtaConfig,
     QinConfig,
@@ -42,6 +44,8 @@ from cdp_torchrec.interest.sim import SimInterest
 from cdp_torchrec.interest.twin import TwinInterest
 
 __all__ = [
+    "AdsConfig",
+    "AdsInterest",
     "BehaviourSequence",
     "CdpConfig",
     "CdpInterest",
@@ -92,6 +96,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
+    AdsConfig: AdsInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,

@@ -41,6 +41,7 @@ VARIANTS: list[Variant] = [
     ("interest/sim_hard", "num_kept=5", *[f"short.{setting}" for setting in PAPER_UNIT]),
     ("interest/sim_soft", "num_kept=5"),
     ("interest/eta", "num_kept=5"),
+    ("interest/ads", "num_queries=1", "max_domains=2"),
     ("interest/twin", "num_kept=5"),
     ("interest/twin", "num_kept=5", "kept_by=each_head"),
     ("interest/qin", "num_query_kept=9", "num_kept=5"),

@@ -33,7 +33,7 @@ ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] in ("qin", "twin")]
 """Two that choose what they keep; the artifact of the other tests is that of CDP."""
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
-    KINDS = ("cdp_evidence", "counts", "ddrm", "diffrec", "din", "hstu", "pooled", "sasrec")
+    KINDS = ("ads", "cdp_evidence", "counts", "ddrm", "diffrec", "din", "hstu", "pooled", "sasrec")
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]
 
 
