@@ -9,6 +9,7 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
+from cdp_torchrec.interest.cadirec import CadirecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
@@ -20,7 +21,12 @@ from cdp_torchrec.interest.config.gated import (
     PooledConfig,
 )
 from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
-from cdp_torchrec.interest.config.sequential import DienConfig, HstuConfig, SasrecConfig
+from cdp_torchrec.interest.config.sequential import (
+    CadirecConfig,
+    DienConfig,
+    HstuConfig,
+    SasrecConfig,
+)
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
@@ -36,6 +42,8 @@ from cdp_torchrec.interest.twin import TwinInterest
 
 __all__ = [
     "BehaviourSequence",
+    "CadirecConfig",
+    "CadirecInterest",
     "CdpConfig",
     "CdpInterest",
     "ConditionMlpConfig",
@@ -79,6 +87,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DinConfig: DinInterest,
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
+    CadirecConfig: CadirecInterest,
     SimConfig: SimInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,

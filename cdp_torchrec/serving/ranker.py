@@ -64,6 +64,7 @@ class _DenseInputs:
     pool_index: Tensor
     gated: SequenceIndex | None
     recent: SequenceIndex | None
+    stranger: None
     history_counts: Tensor
     key: Tensor
     item_id: Tensor
@@ -117,6 +118,7 @@ class RankerProgram(nn.Module):
             **{name: inputs[name] for name in _TENSORS},
             gated=_index("gated", inputs),
             recent=_index("recent", inputs),
+            stranger=None,
         )
         return torch.sigmoid(self.arch(embeddings, batch).logits)
 

@@ -43,6 +43,7 @@ VARIANTS: list[Variant] = [
     ("interest/qin", "num_query_kept=9", "num_kept=5"),
     ("interest/dien", "augru=official"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
+    ("interest/cadirec", "mask_rate=0.7", "denoise_loss_weight=0.1"),
     ("interest/hstu", "num_heads=2", "variant=research"),
     ("interest/ddrm", "train_path=chain"),
     ("interest/ddrm", "history_filter=category", "start=noised"),
