@@ -20,12 +20,14 @@ from cdp_torchrec.interest.config.gated import (
     PooledConfig,
 )
 from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig
 from cdp_torchrec.interest.config.sequential import DienConfig, HstuConfig, SasrecConfig
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.hstu import HstuInterest
+from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.none import NoInterest
 from cdp_torchrec.interest.pooled import PooledInterest
 from cdp_torchrec.interest.qin import QinInterest
@@ -56,6 +58,8 @@ __all__ = [
     "InterestInput",
     "InterestModule",
     "InterestOutput",
+    "LongerConfig",
+    "LongerInterest",
     "NoInterest",
     "NoneConfig",
     "PooledConfig",
@@ -85,6 +89,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    LongerConfig: LongerInterest,
 }
 
 

@@ -53,6 +53,7 @@ COMPILED: list[Variant] = [
     ("interest/diffrec",),
     ("interest/din",),
     ("interest/hstu",),
+    ("interest/longer",),
     ("interest/pooled",),
     ("interest/qin",),
     ("interest/sasrec",),

@@ -44,6 +44,7 @@ VARIANTS: list[Variant] = [
     ("interest/dien", "augru=official"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
     ("interest/hstu", "num_heads=2", "variant=research"),
+    ("interest/longer", "group_size=3", "num_queries=2", "num_layers=3", "num_cls_tokens=0"),
     ("interest/ddrm", "train_path=chain"),
     ("interest/ddrm", "history_filter=category", "start=noised"),
     ("interest/ddrm_ideal", "train_path=one_step"),
