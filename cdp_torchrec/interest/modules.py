@@ -12,7 +12,13 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
-from cdp_torchrec.interest.config.attention import DinConfig, QinConfig, SimConfig, TwinConfig
+from cdp_torchrec.interest.config.attention import (
+    DinConfig,
+    EtaConfig,
+    QinConfig,
+    SimConfig,
+    TwinConfig,
+)
 from cdp_torchrec.interest.config.gated import (
     CdpConfig,
     ConditionMlpConfig,
@@ -26,6 +32,7 @@ from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.din import DinInterest
+from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.none import NoInterest
@@ -50,6 +57,8 @@ __all__ = [
     "DiffRecInterest",
     "DinConfig",
     "DinInterest",
+    "EtaConfig",
+    "EtaInterest",
     "GatedPool",
     "HstuConfig",
     "HstuInterest",
@@ -84,6 +93,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
     SimConfig: SimInterest,
+    EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
     HstuConfig: HstuInterest,

@@ -52,6 +52,7 @@ COMPILED: list[Variant] = [
     ("interest/dien",),
     ("interest/diffrec",),
     ("interest/din",),
+    ("interest/eta",),
     ("interest/hstu",),
     ("interest/longer",),
     ("interest/pooled",),
