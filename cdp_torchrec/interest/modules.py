@@ -13,7 +13,13 @@ from cdp_torchrec.interest.cadirec import CadirecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
-from cdp_torchrec.interest.config.attention import DinConfig, QinConfig, SimConfig, TwinConfig
+from cdp_torchrec.interest.config.attention import (
+    DinConfig,
+    EtaConfig,
+    QinConfig,
+    SimConfig,
+    TwinConfig,
+)
 from cdp_torchrec.interest.config.gated import (
     CdpConfig,
     ConditionMlpConfig,
@@ -21,6 +27,7 @@ from cdp_torchrec.interest.config.gated import (
     PooledConfig,
 )
 from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
     DienConfig,
@@ -31,7 +38,9 @@ from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.din import DinInterest
+from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
+from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.none import NoInterest
 from cdp_torchrec.interest.pooled import PooledInterest
 from cdp_torchrec.interest.qin import QinInterest
@@ -56,6 +65,8 @@ __all__ = [
     "DiffRecInterest",
     "DinConfig",
     "DinInterest",
+    "EtaConfig",
+    "EtaInterest",
     "GatedPool",
     "HstuConfig",
     "HstuInterest",
@@ -64,6 +75,8 @@ __all__ = [
     "InterestInput",
     "InterestModule",
     "InterestOutput",
+    "LongerConfig",
+    "LongerInterest",
     "NoInterest",
     "NoneConfig",
     "PooledConfig",
@@ -89,11 +102,13 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     SasrecConfig: SasrecInterest,
     CadirecConfig: CadirecInterest,
     SimConfig: SimInterest,
+    EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    LongerConfig: LongerInterest,
 }
 
 
