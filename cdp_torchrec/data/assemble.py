@@ -60,8 +60,8 @@ class BatchAssembler:
 
         Args:
             impressions: the impressions, possibly none.
-            epoch: training epoch, which enters the noise keys; None in evaluation, where no part
-                of a history is drawn.
+            epoch: training epoch, which enters the noise keys; None in evaluation, where neither
+                a part of a history nor a stranger is drawn.
 
         Raises:
             DatasetError: an id lies beyond its table, or the history is damaged.
@@ -86,6 +86,7 @@ class BatchAssembler:
             pool_index=self._padded(histories.pool_index),
             gated=self._index(histories.gated),
             recent=self._index(histories.recent, length=self._recent_length),
+            stranger=self._index(histories.stranger),
             history_counts=self._padded(histories.counts),
             labels=self._padded(impressions.candidate["label"].astype(np.float32)),
             weights=self._padded(np.ones(count, dtype=np.float32)),

@@ -41,6 +41,9 @@ class Batch(Pipelineable):
     """The gated histories as sequences, if the model reads them."""
     recent: SequenceIndex | None
     """The recent behaviours of each request, if the model reads them."""
+    stranger: SequenceIndex | None
+    """Recent behaviours of another user for each request, if the model reads them; None outside of
+    training."""
     history_counts: Tensor
     """Float [B, 2 K]: behaviours in the target's category by recency segment, then those on the
     target item itself; [B, 0] if the tower does not see them."""

@@ -9,6 +9,7 @@ behaviour   one past action of a user: item, category, action type, age
 history     all behaviours of the user before the request
 gated       the part of the history in the target item's category
 recent      the history whatever the category, up to its most recent data.history.max_length
+stranger    another user's recent history, drawn by key for each request, in training
 sequence    gated or recent behaviours one by one (`BehaviourSequence`)
 pool        gated behaviours summed up (`GatedPool`), in segments by recency
 part        a random part of the gated behaviours summed up, in training
@@ -78,6 +79,9 @@ class InterestInput:
     """The category-gated history, a sequence for each (request, category), if asked for."""
     recent: BehaviourSequence | None = None
     """The recent history, a sequence for each request, if asked for."""
+    stranger: BehaviourSequence | None = None
+    """The recent history of another user before the request, a sequence for each request, if asked
+    for (CaDiRec): what it is told from, whatever else is in the batch. None outside of training."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
+from cdp_torchrec.interest.cadirec import CadirecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
@@ -28,13 +29,20 @@ from cdp_torchrec.interest.config.gated import (
     PooledConfig,
 )
 from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
-from cdp_torchrec.interest.config.sequential import DienConfig, HstuConfig, SasrecConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig
+from cdp_torchrec.interest.config.sequential import (
+    CadirecConfig,
+    DienConfig,
+    HstuConfig,
+    SasrecConfig,
+)
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
+from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.none import NoInterest
 from cdp_torchrec.interest.pooled import PooledInterest
 from cdp_torchrec.interest.qin import QinInterest
@@ -47,6 +55,8 @@ __all__ = [
     "AdsConfig",
     "AdsInterest",
     "BehaviourSequence",
+    "CadirecConfig",
+    "CadirecInterest",
     "CdpConfig",
     "CdpInterest",
     "ConditionMlpConfig",
@@ -69,6 +79,8 @@ __all__ = [
     "InterestInput",
     "InterestModule",
     "InterestOutput",
+    "LongerConfig",
+    "LongerInterest",
     "NoInterest",
     "NoneConfig",
     "PooledConfig",
@@ -92,6 +104,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DinConfig: DinInterest,
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
+    CadirecConfig: CadirecInterest,
     SimConfig: SimInterest,
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
@@ -100,6 +113,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    LongerConfig: LongerInterest,
 }
 
 

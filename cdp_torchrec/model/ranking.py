@@ -40,6 +40,7 @@ class DenseBatch(Protocol):
     pool_index: Tensor
     gated: SequenceIndex | None
     recent: SequenceIndex | None
+    stranger: SequenceIndex | None
     history_counts: Tensor
     key: Tensor
     item_id: Tensor
@@ -190,6 +191,7 @@ class RankingArch(nn.Module):
             whole=self._pool("whole", embeddings, batch, batch.request_index),
             gated=self._behaviours("gated", embeddings, batch.gated),
             recent=self._behaviours("recent", embeddings, batch.recent),
+            stranger=self._behaviours("stranger", embeddings, batch.stranger),
         )
 
     def _features(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> dict[str, Tensor]:

@@ -64,6 +64,7 @@ class _DenseInputs:
     pool_index: Tensor
     gated: SequenceIndex | None
     recent: SequenceIndex | None
+    stranger: None
     history_counts: Tensor
     key: Tensor
     item_id: Tensor
@@ -121,6 +122,7 @@ class RankerProgram(nn.Module):
             domain_id=inputs.get("domain_id"),
             gated=_index("gated", inputs),
             recent=_index("recent", inputs),
+            stranger=None,
         )
         return torch.sigmoid(self.arch(embeddings, batch).logits)
 

@@ -184,6 +184,13 @@ def make_inputs() -> MakeInputs:
             whole=make_whole(pooled, dims.item, seed=seed + 4, requires_grad=requires_grad),
             gated=make_sequence(dims, batch, lengths, seed=seed + 1, requires_grad=requires_grad),
             recent=make_sequence(dims, batch, lengths, seed=seed + 2, requires_grad=requires_grad),
+            stranger=make_sequence(
+                dims,
+                batch,
+                None if lengths is None else lengths[::-1],
+                seed=seed + 5,
+                requires_grad=requires_grad,
+            ),
         )
 
     return make

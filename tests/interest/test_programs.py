@@ -54,6 +54,7 @@ COMPILED: list[Variant] = [
     ("interest/din",),
     ("interest/eta",),
     ("interest/hstu",),
+    ("interest/longer",),
     ("interest/pooled",),
     ("interest/qin",),
     ("interest/sasrec",),

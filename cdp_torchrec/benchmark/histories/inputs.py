@@ -77,6 +77,7 @@ def make_inputs(
         whole=pool(int(lookup.whole)),
         gated=sequence(length) if lookup.gated else None,
         recent=sequence(lookup.recent_length or length) if lookup.recent else None,
+        stranger=sequence(lookup.recent_length or length) if lookup.stranger else None,
     )
 
 
@@ -89,7 +90,7 @@ def embeddings(inputs: InterestInput) -> list[Tensor]:
     roles = ["user", "query", "item", "item_attributes", "context", "scene"]
     found = [getattr(inputs, role) for role in roles]
     found += [pool.sums for pool in (inputs.pool, inputs.part, inputs.whole) if pool is not None]
-    for sequence in (inputs.gated, inputs.recent):
+    for sequence in (inputs.gated, inputs.recent, inputs.stranger):
         if sequence is not None:
             found += [sequence.item, sequence.category, sequence.action]
     return found
