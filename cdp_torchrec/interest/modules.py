@@ -21,6 +21,7 @@ from cdp_torchrec.interest.config.attention import (
     QinConfig,
     SimConfig,
     TwinConfig,
+    TwinV2Config,
 )
 from cdp_torchrec.interest.config.gated import (
     CdpConfig,
@@ -50,6 +51,7 @@ from cdp_torchrec.interest.sasrec import SasrecInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.interest.sim import SimInterest
 from cdp_torchrec.interest.twin import TwinInterest
+from cdp_torchrec.interest.twin_v2 import TwinV2Interest
 
 __all__ = [
     "AdsConfig",
@@ -93,6 +95,8 @@ __all__ = [
     "SimInterest",
     "TwinConfig",
     "TwinInterest",
+    "TwinV2Config",
+    "TwinV2Interest",
     "build_interest",
 ]
 
@@ -109,6 +113,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
+    TwinV2Config: TwinV2Interest,
     AdsConfig: AdsInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,

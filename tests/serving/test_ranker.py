@@ -27,6 +27,7 @@ LONGER_THAN_KEPT = [
     ("qin", "model.interest.num_query_kept=20", "model.interest.num_kept=4"),
     ("sim_hard", "model.interest.num_kept=5", "model.interest.short_length=9"),
     ("sim_soft", "model.interest.num_kept=10"),
+    ("twin_v2", "model.interest.num_kept=5"),
     ("twin", "model.interest.num_kept=10", "model.interest.kept_by=each_head"),
 ]
 VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT]
