@@ -19,11 +19,12 @@ from cdp_torchrec.interest.config.gated import (
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
+from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
 from cdp_torchrec.interest.config.sequential import DienConfig, HstuConfig, SasrecConfig
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
+from cdp_torchrec.interest.diffumin import DiffuminInterest
 from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.none import NoInterest
@@ -46,6 +47,8 @@ __all__ = [
     "DienInterest",
     "DiffRecConfig",
     "DiffRecInterest",
+    "DiffuminConfig",
+    "DiffuminInterest",
     "DinConfig",
     "DinInterest",
     "GatedPool",
@@ -85,6 +88,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    DiffuminConfig: DiffuminInterest,
 }
 
 

@@ -44,6 +44,8 @@ VARIANTS: list[Variant] = [
     ("interest/dien", "augru=official"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
     ("interest/hstu", "num_heads=2", "variant=research"),
+    ("interest/diffumin", "num_kept=3", "short_length=2", "recon_detach=true"),
+    ("interest/diffumin", "contrastive_loss_weight=0.0", "num_layers=1", "start=clean_scaled"),
     ("interest/ddrm", "train_path=chain"),
     ("interest/ddrm", "history_filter=category", "start=noised"),
     ("interest/ddrm_ideal", "train_path=one_step"),

@@ -22,6 +22,7 @@ PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 # Most histories are longer than what these keep, some are shorter.
 LONGER_THAN_KEPT = [
     ("dien", "model.interest.max_length=10"),
+    ("diffumin", "model.interest.num_kept=5", "model.interest.num_inference_steps=2"),
     ("qin", "model.interest.num_query_kept=20", "model.interest.num_kept=4"),
     ("sim_hard", "model.interest.num_kept=5", "model.interest.short_length=9"),
     ("sim_soft", "model.interest.num_kept=10"),
