@@ -61,20 +61,24 @@ class InterestChannels(nn.Module):
         """
         exact = self.channels(target)
         flat = exact.flatten(1)
-        channel = torch.arange(self.num_channels, device=features.device).unsqueeze(1)
 
         def route(block: CandidateBlock) -> Tensor:
-            keys = gather(features, block.behaviour).unsqueeze(1)  # [W, 1, N, F]
-            directions = gather(flat, block.impression).unflatten(2, exact.shape[1:])
-            scores = directions.detach() @ keys.detach().double().transpose(2, 3)  # [W, C, K, N]
-            kept = scores.argmax(dim=2, keepdim=True) == channel
+            keys = gather(features, block.behaviour)  # [W, N, F]
+            directions = gather(flat, block.impression).unflatten(2, exact.shape[1:]).flatten(1, 2)
+            shape = (-1, self.num_channels)
+            scores = directions.detach() @ keys.detach().double().transpose(1, 2)
+            scores = scores.unflatten(1, shape)  # [W, C, K, N]
+            # Equal relevance is that of a zero vector: it adds nothing, wherever it counts.
+            kept = scores == scores.amax(dim=2, keepdim=True)
             kept = kept & present(block, features.shape[0])[:, None, None]
             if block.behaviour.shape[1] > self.num_kept:
                 kept = top_k_mask(scores, kept, self.num_kept)
-            relevance = directions.to(features.dtype) @ keys.transpose(2, 3)
-            total = (relevance * kept) @ keys
+            # One product over all candidates of a row: keys are not copied for each.
+            relevance = directions.to(features.dtype) @ keys.transpose(1, 2)
+            total = (relevance * kept.flatten(1, 2)) @ keys
             count = kept.sum(dim=3, keepdim=True)
-            return torch.cat([total / count.clamp(min=1), count.to(total.dtype)], dim=3)
+            mean = total.unflatten(1, shape) / count.clamp(min=1)
+            return torch.cat([mean, count.to(mean.dtype)], dim=3)
 
         found = sequence.per_candidate(route)
         return ChannelInterests(
