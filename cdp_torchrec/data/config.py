@@ -93,5 +93,10 @@ class DataConfig(Config):
     """Handling of rare ids by entity; the defaults for all that are not named."""
     history: HistoryConfig = HistoryConfig()
     """How much of the history is read."""
+    shuffled_together: PositiveInt = 65_536
+    """Requests in a window of the shuffle: row groups come in random order, and the requests of a
+    window of them, at least so many, are mixed. Row groups are stretches of time; with windows of
+    one row group (1) the batches of a stretch follow each other, and a model learns worse. A window
+    is in memory, in each data worker, too."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training requests, the latest ones, held out for validation."""

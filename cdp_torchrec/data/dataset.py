@@ -1,15 +1,20 @@
 """A dataset directory opened for one rank: layout, and batches of every split."""
 
+import json
+import logging
 from dataclasses import dataclass
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.requests import ImpressionOrder
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.schema import Schema, load_schema
+from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,37 @@ class Dataset:
 
 
 def make_if_missing(config: DataConfig) -> None:
-    """Make the synthetic log that the configuration describes, if nothing is at its place."""
-    if config.synthetic is not None and not config.dir.exists():
+    """Make the synthetic log that the configuration describes, if nothing is at its place.
+
+    Another log that is there stays, and a warning says what is different.
+
+    Raises:
+        DatasetError: what is there is no dataset.
+    """
+    if config.synthetic is None:
+        return
+    if not config.dir.exists():
         # The preparation needs DuckDB, which no other rank and no later run has to load.
         from cdp_torchrec.data.synthetic import make_synthetic
 
         make_synthetic(config.synthetic, config.dir)
+        return
+    differences = _differences(config.synthetic, load_schema(config.dir))
+    if differences:
+        logger.warning(
+            "data.synthetic is ignored: %s holds another log (%s); name another data.dir to make "
+            "this one",
+            config.dir,
+            differences,
+        )
+
+
+def _differences(wanted: SyntheticConfig, schema: Schema) -> str:
+    if not schema.source.startswith(SOURCE):
+        return schema.name
+    there = json.loads(schema.source.removeprefix(SOURCE))
+    pairs = ((key, there.get(key), value) for key, value in wanted.model_dump().items())
+    return ", ".join(f"{key} = {old}, not {new}" for key, old, new in pairs if old != new)
 
 
 def open_dataset(

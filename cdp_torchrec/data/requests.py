@@ -1,13 +1,7 @@
-"""Requests of one split: reading row groups, and one global order of impressions.
-
-An epoch is a seeded block shuffle: the row groups in random order, the requests of each in random
-order, flattened into impressions. The order depends on the seed and the epoch only, never on the
-number of ranks, so a position in it is one number.
-"""
+"""Requests of one split, read by row groups."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +12,6 @@ from cdp_torchrec.data.schema import DatasetError, Schema
 
 REQUEST_COLUMNS = ("request_id", "user_id", "timestamp", "history_length")
 CANDIDATE_COLUMNS = ("label", "history_rank")
-
-_BLOCKS_IN_MEMORY = 8
 
 
 @dataclass(frozen=True)
@@ -83,6 +75,10 @@ class _Block:
     stop: int
     num_impressions: int
 
+    @property
+    def num_requests(self) -> int:
+        return self.stop - self.first
+
 
 class RequestFiles:
     """The requests [first, stop) of one split, counted in order of time."""
@@ -126,19 +122,10 @@ class RequestFiles:
             )
         )
         self.blocks = list(self._index(split, first, stop))
-        self.num_requests = sum(block.stop - block.first for block in self.blocks)
+        self.num_requests = sum(block.num_requests for block in self.blocks)
         self.num_impressions = sum(block.num_impressions for block in self.blocks)
         if not self.num_impressions:
             raise DatasetError(f"{dataset / split}: no requests in [{first}, {stop})")
-        # One reader object may be copied to worker processes; each keeps its own cache.
-        self._cached = lru_cache(_BLOCKS_IN_MEMORY)(self._read)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "_cached"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._cached = lru_cache(_BLOCKS_IN_MEMORY)(self._read)
 
     def _index(self, split: str, first: int, stop: int | None) -> Iterator[_Block]:
         paths = sorted((self._dataset / split).glob("*.parquet"))
@@ -173,15 +160,12 @@ class RequestFiles:
             raise DatasetError(f"{path}: missing columns {missing}; it has {found}")
         return metadata
 
-    def read(self, block: int) -> Impressions:
+    def read(self, number: int) -> Impressions:
         """All selected impressions of a block, in file order.
 
         Raises:
             DatasetError: the row group is damaged; names the file and the column.
         """
-        return self._cached(block)
-
-    def _read(self, number: int) -> Impressions:
         block = self.blocks[number]
         columns = self._request_columns + self._bag_columns + self._candidate_columns
         try:
@@ -209,78 +193,6 @@ class RequestFiles:
             bags={name: _bag(table, name, block) for name in self._bag_columns},
             candidate={name: bag.values for name, bag in lists.items()},
             request_index=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)),
-        )
-
-
-class ImpressionOrder:
-    """One epoch after the other of all impressions of a selection, addressed by position.
-
-    Position p lies in epoch p // num_impressions.
-    """
-
-    def __init__(self, files: RequestFiles, *, seed: int | None) -> None:
-        """Make the order.
-
-        Args:
-            files: the requests.
-            seed: seed of the shuffle; None keeps the order of the files, for evaluation.
-        """
-        self._files = files
-        self._seed = seed
-        self._epoch_order = lru_cache(2)(self._shuffled_blocks)
-        self.num_impressions = files.num_impressions
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "_epoch_order"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._epoch_order = lru_cache(2)(self._shuffled_blocks)
-
-    def _rng(self, *stream: int) -> np.random.Generator:
-        return np.random.default_rng([self._seed or 0, *stream])
-
-    def _shuffled_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Blocks of an epoch in order, and the position at which each ends."""
-        blocks = np.arange(len(self._files.blocks))
-        if self._seed is not None:
-            blocks = self._rng(epoch).permutation(blocks)
-        sizes = np.array([self._files.blocks[b].num_impressions for b in blocks])
-        return blocks, np.cumsum(sizes)
-
-    def take(self, epoch: int, start: int, stop: int) -> Impressions:
-        """Impressions [start, stop) of an epoch; they must lie inside it."""
-        blocks, ends = self._epoch_order(epoch)
-        parts = []
-        for place in range(int(np.searchsorted(ends, start, side="right")), len(blocks)):
-            begin = int(ends[place - 1]) if place else 0
-            if begin >= stop:
-                break
-            low, high = max(start - begin, 0), min(stop, int(ends[place])) - begin
-            parts.append(self._take_from_block(epoch, int(blocks[place]), low, high))
-        return concatenate(parts)
-
-    def _take_from_block(self, epoch: int, block: int, start: int, stop: int) -> Impressions:
-        whole = self._files.read(block)
-        counts = np.bincount(whole.request_index, minlength=len(whole.request["request_id"]))
-        first = np.cumsum(counts) - counts
-        order = np.arange(len(counts))
-        if self._seed is not None:
-            order = self._rng(epoch, block).permutation(order)
-        ends = np.cumsum(counts[order])
-        low = int(np.searchsorted(ends, start, side="right"))
-        high = int(np.searchsorted(ends, stop, side="left")) + 1
-        requests = order[low:high]
-        begin = int(ends[low] - counts[order[low]])
-        wanted = slice(start - begin, stop - begin)
-        candidates = ListColumn(np.arange(counts.sum()), np.append(first, counts.sum()))
-        rows = candidates.take(requests).values[wanted]
-        owner = np.repeat(np.arange(len(requests)), counts[requests])
-        return Impressions(
-            request={name: column[requests] for name, column in whole.request.items()},
-            bags={name: bag.take(requests) for name, bag in whole.bags.items()},
-            candidate={name: column[rows] for name, column in whole.candidate.items()},
-            request_index=owner[wanted],
         )
 
 

@@ -12,7 +12,13 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
-from cdp_torchrec.interest.config.attention import DinConfig, QinConfig, SimConfig, TwinConfig
+from cdp_torchrec.interest.config.attention import (
+    DinConfig,
+    EtaConfig,
+    QinConfig,
+    SimConfig,
+    TwinConfig,
+)
 from cdp_torchrec.interest.config.gated import (
     CdpConfig,
     ConditionMlpConfig,
@@ -20,13 +26,16 @@ from cdp_torchrec.interest.config.gated import (
     PooledConfig,
 )
 from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig
 from cdp_torchrec.interest.config.sequential import DienConfig, HstuConfig, SasrecConfig
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.diffumin import DiffuminInterest
 from cdp_torchrec.interest.din import DinInterest
+from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
+from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.none import NoInterest
 from cdp_torchrec.interest.pooled import PooledInterest
 from cdp_torchrec.interest.qin import QinInterest
@@ -51,6 +60,8 @@ __all__ = [
     "DiffuminInterest",
     "DinConfig",
     "DinInterest",
+    "EtaConfig",
+    "EtaInterest",
     "GatedPool",
     "HstuConfig",
     "HstuInterest",
@@ -59,6 +70,8 @@ __all__ = [
     "InterestInput",
     "InterestModule",
     "InterestOutput",
+    "LongerConfig",
+    "LongerInterest",
     "NoInterest",
     "NoneConfig",
     "PooledConfig",
@@ -83,12 +96,14 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
     SimConfig: SimInterest,
+    EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
     DiffuminConfig: DiffuminInterest,
+    LongerConfig: LongerInterest,
 }
 
 

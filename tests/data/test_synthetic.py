@@ -1,5 +1,6 @@
 import hashlib
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from pydantic import ValidationError
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.dataset import make_if_missing
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.simulation import Day, simulate
 from cdp_torchrec.data.synthetic import make_synthetic, write_synthetic_staging
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig
 from cdp_torchrec.data.world import World, build_world
 
 TINY = SyntheticConfig(
@@ -291,6 +294,24 @@ def test_an_existing_output_is_refused_and_nothing_is_left_beside_a_dataset(data
     assert [path.name for path in dataset.parent.iterdir()] == ["log"]
     with pytest.raises(DatasetError, match=r"log exists; remove it or choose another"):
         make_synthetic(TINY, dataset)
+
+
+def test_settings_of_another_log_than_the_one_that_is_there_are_doubted_aloud(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_if_missing(DataConfig(dir=dataset, synthetic=TINY))
+    assert not caplog.text
+    other = TINY.model_copy(update={"seed": 7, "misclick_rate": 0.3})
+    make_if_missing(DataConfig(dir=dataset, synthetic=other))
+    assert (
+        f"data.synthetic is ignored: {dataset} holds another log (seed = 0, not 7, " in caplog.text
+    )
+    assert f"misclick_rate = {TINY.misclick_rate}, not 0.3); name another data.dir" in caplog.text
+    real = Path(shutil.copytree(dataset, tmp_path / "real"))
+    schema = (real / "schema.toml").read_text()
+    (real / "schema.toml").write_text(schema.replace(SOURCE, "a log: "))
+    make_if_missing(DataConfig(dir=real, synthetic=TINY))
+    assert f"{real} holds another log (synthetic); name" in caplog.text
 
 
 def test_a_world_without_test_requests_is_refused(tmp_path: Path) -> None:

@@ -79,7 +79,11 @@ def test_attention_to_an_empty_history_gives_zeros(make_module, make_inputs, var
 
 @pytest.mark.parametrize(
     "variant",
-    [("interest/sim_soft", "num_kept=5"), ("interest/qin", "num_query_kept=9", "num_kept=5")],
+    [
+        ("interest/sim_soft", "num_kept=5"),
+        ("interest/eta", "num_kept=5"),
+        ("interest/qin", "num_query_kept=9", "num_kept=5"),
+    ],
     ids="+".join,
 )
 def test_which_of_the_same_items_is_kept_does_not_depend_on_padding(

@@ -12,7 +12,9 @@ PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 WITH_HISTORY: list[Variant] = [
     (f"interest/{preset}",) for preset in PRESETS if preset not in ("none", "counts")
 ]
-ATTENTIVE = [f"interest/{preset}" for preset in ("din", "sim_hard", "sim_soft", "twin", "qin")]
+ATTENTIVE = [
+    f"interest/{preset}" for preset in ("din", "sim_hard", "sim_soft", "eta", "twin", "qin")
+]
 CDP_FAMILY = [f"interest/{name}" for name in ("condition_mlp", "cdp_paper", "cdp", "cdp_evidence")]
 ABLATIONS = ["no_condition", "no_collaborative", "no_context_scene", "no_moe"]
 PAPER_UNIT = ("normalise=none", "activation=prelu", "score_features=[]", "embedding_norm=none")
@@ -38,6 +40,7 @@ VARIANTS: list[Variant] = [
     ("interest/din", "attention.activation=sigmoid", "attention.layer_sizes=[8,4]"),
     ("interest/sim_hard", "num_kept=5", *[f"short.{setting}" for setting in PAPER_UNIT]),
     ("interest/sim_soft", "num_kept=5"),
+    ("interest/eta", "num_kept=5"),
     ("interest/twin", "num_kept=5"),
     ("interest/twin", "num_kept=5", "kept_by=each_head"),
     ("interest/qin", "num_query_kept=9", "num_kept=5"),
@@ -46,6 +49,7 @@ VARIANTS: list[Variant] = [
     ("interest/hstu", "num_heads=2", "variant=research"),
     ("interest/diffumin", "num_kept=3", "short_length=2", "recon_detach=true"),
     ("interest/diffumin", "contrastive_loss_weight=0.0", "num_layers=1", "start=clean_scaled"),
+    ("interest/longer", "group_size=3", "num_queries=2", "num_layers=3", "num_cls_tokens=0"),
     ("interest/ddrm", "train_path=chain"),
     ("interest/ddrm", "history_filter=category", "start=noised"),
     ("interest/ddrm_ideal", "train_path=one_step"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch._inductor import config as inductor
 
 from cdp_torchrec.config import ConfigError
@@ -18,8 +19,9 @@ from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours
+from cdp_torchrec.serving.weights import load_weights
 from cdp_torchrec.stored_run import open_run
-from tests.runs import one_rank
+from tests.runs import losses, one_rank
 from tests.serving.conftest import CPU, export_untuned, short_run
 
 
@@ -140,6 +142,27 @@ def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
                 columns = {k: [v[p] for p in places.tolist()] for k, v in eight.candidates.items()}
                 found = predictor.score(replace(eight, candidates=columns))
                 np.testing.assert_allclose(found, scores[places], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_hash_is_bit_equal_after_resume_and_export(tiny_dataset: Path, tmp_path: Path) -> None:
+    def run(name: str, *settings: str) -> tuple[Path, torch.Tensor]:
+        kept = "model.interest.num_kept=10"
+        every = "trainer.checkpoint_every_steps=20"
+        run_dir = short_run(tiny_dataset, tmp_path / name, "eta", kept, every, *settings)
+        newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+        return run_dir, load_weights(newest, {}).dense["interest.hash.projections"]
+
+    run_dir, drawn = run("run")
+    shutil.copytree(run_dir, tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000040")
+    resumed, found = run("resumed", "run.resume=true")
+    assert torch.equal(found, drawn)
+    assert losses(resumed) == losses(run_dir)
+    artifact = export_untuned(resumed, tmp_path / "artifact")
+    assert read_manifest(artifact).parity["max_difference"] < 1e-6
+    _, of_another_seed = run("other", "seed=5")
+    assert not torch.equal(of_another_seed, drawn)
 
 
 def test_what_cannot_be_exported_is_found_before_anything_is_compiled(

@@ -1,4 +1,4 @@
-"""Settings of the modules that weigh behaviours by the target: DIN, SIM, QIN and TWIN."""
+"""Settings of the modules that weigh behaviours by the target: DIN, SIM, ETA, QIN and TWIN."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -86,6 +86,31 @@ class SimConfig(TargetAttentionConfig):
         return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
+class EtaConfig(TargetAttentionConfig):
+    """Settings of ETA."""
+
+    kind: Literal["eta"]
+    """Selects the module."""
+    num_bits: Annotated[PositiveInt, Field(le=256)] = 32
+    """Bits of a hash. More of them order behaviours more nearly by their angle to the target."""
+    num_kept: PositiveInt = 48
+    """Behaviours at the least Hamming distance that the attention reads. Paper: 48."""
+    short_length: PositiveInt = 10
+    """Most recent behaviours that the DIN beside reads. As in SIM."""
+    short: ActivationUnitConfig = ActivationUnitConfig()
+    """The DIN over the short history. Paper: target attention."""
+
+    @property
+    def searches(self) -> Mapping[str, int]:
+        """One, by the distance of hashes."""
+        return {"num_kept": self.num_kept}
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The whole history, not gated."""
+        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
+
+
 class QinConfig(TargetAttentionConfig):
     """Settings of QIN; all defaults are ours, since the paper's are not public."""
 
@@ -135,4 +160,4 @@ class TwinConfig(TargetAttentionConfig):
         return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
-AttentiveConfig = DinConfig | SimConfig | QinConfig | TwinConfig
+AttentiveConfig = DinConfig | SimConfig | EtaConfig | QinConfig | TwinConfig

@@ -4,8 +4,10 @@ import asyncio
 import json
 import shutil
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ from cdp_torchrec.serving.server.run import make_server
 from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
 
 NAME = "synthetic-cdp"
+STOP_S = 120.0  # a stopping server waits 61 s for its connections at most
 
 
 class GatedPredictor(Predictor):
@@ -92,9 +95,28 @@ def running(
                 yield Server(client, model, metrics)
         finally:
             server.should_exit = True
-            thread.join()
-            inferences.close()
-            batcher.close()
+            within(STOP_S, thread.join, inferences.close, batcher.close)
+
+
+def within(limit_s: float, *steps: Callable[[], object]) -> None:
+    """Do steps one after the other; where one hangs, say on one line where all threads are."""
+
+    def do() -> None:
+        for step in steps:
+            step()
+
+    doing = threading.Thread(target=do, daemon=True)
+    doing.start()
+    doing.join(limit_s)
+    if doing.is_alive():
+        frames = sys._current_frames()
+        stacks = [
+            (t.name, traceback.extract_stack(frames[t.ident or 0])) for t in threading.enumerate()
+        ]
+        places = [
+            (name, " < ".join(f"{f.filename}:{f.lineno}" for f in s[::-1])) for name, s in stacks
+        ]
+        pytest.fail(f"not done after {limit_s} s: {places}")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,45 @@
+"""Settings of the modules that encode a long history in layers: LONGER."""
+
+# D embedding dim
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.interest.config.base import InterestVectorConfig
+
+
+class LongerConfig(InterestVectorConfig):
+    """Sizes of LONGER; no dropout, as in every other module here."""
+
+    kind: Literal["longer"]
+    """Selects the module."""
+    max_length: PositiveInt = 100
+    """Most recent behaviours that are read. Paper: up to 10,000."""
+    group_size: PositiveInt = 4
+    """K: adjacent behaviours that are merged into one token, K times as wide. Paper: 4 and 8 at
+    2,000 behaviours. At 1 nothing is merged, and there is no inner transformer."""
+    num_queries: PositiveInt = 100
+    """m: the most recent merged tokens, which alone are encoded further after the first layer.
+    Paper: the most recent 100 of 250 do as well as all, and better than a sample of them."""
+    num_layers: PositiveInt = 2
+    """The first layer attends to all merged tokens, the others to the m most recent. Ours: 1 + 1.
+    """
+    num_heads: PositiveInt = 4
+    """Heads of each layer; divides K * D. Ours."""
+    inner_heads: PositiveInt = 1
+    """Heads of the transformer inside a group; divides D. Ours."""
+    num_cls_tokens: NonNegativeInt = 1
+    """Learned global tokens, where attention can rest. Paper: some; their number is ours."""
+    age_dim: PositiveInt = 8
+    """Width of the embedding of the time between a behaviour and the request. Ours."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The most recent behaviours of each request."""
+        return HistoryLookup(recent=True, recent_length=self.max_length)
+
+
+LongSequenceConfig = LongerConfig
+"""The settings of one module."""
