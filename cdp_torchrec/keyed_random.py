@@ -46,6 +46,14 @@ class Stream(IntEnum):
     """Which behaviours make that part; a key is one of them."""
     ID_DROPOUT = 10
     """Whether an id stands on its shared row in training; a key is a request's id."""
+    STRANGER = 20
+    """Another user, whose history a request's is told from; a key is a request's attempt."""
+    MASKED_BEHAVIOUR = 21
+    """Whether a view may replace a behaviour (CaDiRec); a key is a request's behaviour."""
+    FIRST_VIEW = 22
+    """What stands for a masked behaviour in the first view."""
+    SECOND_VIEW = 23
+    """And in the second."""
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:

@@ -60,8 +60,8 @@ class BatchAssembler:
 
         Args:
             impressions: the impressions, possibly none.
-            epoch: training epoch, which enters the noise keys; None in evaluation, where no part
-                of a history is drawn.
+            epoch: training epoch, which enters the noise keys; None in evaluation, where neither
+                a part of a history nor a stranger is drawn.
 
         Raises:
             DatasetError: an id lies beyond its table, or the history is damaged.
@@ -74,6 +74,9 @@ class BatchAssembler:
         category = np.zeros(count, dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
+        domain = None
+        if self._layout.domain_key is not None:
+            domain = self._padded(_per_impression(impressions, self._layout.domain_key))
         return Batch(
             sparse=self._jagged(self._layout.pooled_features, rows),
             sequence=self._sequence_ids(rows),
@@ -83,6 +86,7 @@ class BatchAssembler:
             pool_index=self._padded(histories.pool_index),
             gated=self._index(histories.gated),
             recent=self._index(histories.recent, length=self._recent_length),
+            stranger=self._index(histories.stranger),
             history_counts=self._padded(histories.counts),
             labels=self._padded(impressions.candidate["label"].astype(np.float32)),
             weights=self._padded(np.ones(count, dtype=np.float32)),
@@ -91,6 +95,7 @@ class BatchAssembler:
             request_id=self._padded(_per_impression(impressions, "request_id")),
             item_id=self._padded(impressions.candidate["item_id"].astype(np.int64)),
             category_id=self._padded(category),
+            domain_id=domain,
             history_length=self._padded(_per_impression(impressions, "history_length")),
             history_rank=self._padded(impressions.candidate["history_rank"].astype(np.int64)),
         )

@@ -41,6 +41,9 @@ class Batch(Pipelineable):
     """The gated histories as sequences, if the model reads them."""
     recent: SequenceIndex | None
     """The recent behaviours of each request, if the model reads them."""
+    stranger: SequenceIndex | None
+    """Recent behaviours of another user for each request, if the model reads them; None outside of
+    training."""
     history_counts: Tensor
     """Float [B, 2 K]: behaviours in the target's category by recency segment, then those on the
     target item itself; [B, 0] if the tower does not see them."""
@@ -58,6 +61,8 @@ class Batch(Pipelineable):
     """Int64 [B] code."""
     category_id: Tensor
     """Int64 [B] code; 0 where the log has no category."""
+    domain_id: Tensor | None
+    """Int64 [B] code of the request's domain, if the model asks for it and the log has one."""
     history_length: Tensor
     """Int64 [B]: behaviours of the user before the request, before any truncation."""
     history_rank: Tensor

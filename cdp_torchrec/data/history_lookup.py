@@ -20,6 +20,12 @@ class HistoryLookup:
     """The whole history as a sequence for each request."""
     recent_length: int | None = None
     """Behaviours kept in `recent`, if fewer than data.history.max_length."""
+    domain: bool = False
+    """Beside the history, the code of each request's domain, for modules whose weights differ by
+    it."""
+    stranger: bool = False
+    """Also the recent history of another user, drawn by key for each request and cut like `recent`:
+    in training only."""
     graph_changes_beyond: int | None = None
     """Longest `recent` for which the module's computation has the same form: a search, say, starts
     beyond the number that it keeps. 0: each length has a form of its own. None: all have the same.
@@ -28,7 +34,7 @@ class HistoryLookup:
     @property
     def served(self) -> "HistoryLookup":
         """The same without what only training reads."""
-        return replace(self, part=False)
+        return replace(self, part=False, stranger=False)
 
     @property
     def num_pool_segments(self) -> int:

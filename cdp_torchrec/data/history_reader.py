@@ -14,6 +14,7 @@ from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, WHOLE_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
+from cdp_torchrec.data.strangers import draw_strangers
 from cdp_torchrec.data.sub_sample import draw_part
 from cdp_torchrec.keyed_random import impression_key
 
@@ -40,6 +41,7 @@ class Histories:
     """Codes of behaviours by key of the layout."""
     gated: SequenceColumns | None = None
     recent: SequenceColumns | None = None
+    stranger: SequenceColumns | None = None
 
 
 class HistoryReader:
@@ -71,8 +73,8 @@ class HistoryReader:
 
         Args:
             impressions: the impressions.
-            draw: names this training and epoch, which draw parts of histories of their own; None:
-                no parts are drawn.
+            draw: names this training and epoch, which draw parts of histories and strangers of
+                their own; None: nothing is drawn.
 
         Raises:
             DatasetError: the history is damaged.
@@ -82,7 +84,7 @@ class HistoryReader:
         index = np.zeros(count, dtype=np.int64)
         counts = np.zeros((count, 0 if segments is None else 2 * len(segments) + 2), np.float32)
         bags: dict[str, JaggedCodes] = {}
-        gated, recent = None, None
+        gated, recent, stranger = None, None, None
         sums = lookup.pool_segments is not None or segments is not None or lookup.part
         if lookup.gated or sums:
             index, group = self._gated(impressions, at_most=None if sums else self._max_length)
@@ -103,7 +105,11 @@ class HistoryReader:
         if lookup.recent:
             group = self._recent(impressions, at_most=lookup.longest_recent(self._max_length))
             recent = self._sequence("recent", group, impressions.request_index, bags)
-        return Histories(index, counts, bags, gated, recent)
+        if lookup.stranger:
+            group = self._strangers(impressions, draw)
+            columns = self._sequence("stranger", group, impressions.request_index, bags)
+            stranger = None if draw is None else columns
+        return Histories(index, counts, bags, gated, recent, stranger)
 
     def _gated(
         self, impressions: Impressions, *, at_most: int | None
@@ -133,6 +139,27 @@ class HistoryReader:
         behaviours.check(slices, before)
         request = np.arange(len(before))
         return _Group(behaviours, slices, request, before, category=None)
+
+    def _strangers(self, impressions: Impressions, draw: int | None) -> "_Group":
+        """Recent history of another user for each request; empty ones without a draw."""
+        before = impressions.request["timestamp"]
+        if draw is None:
+            stranger = np.zeros(len(before), dtype=np.int64)
+        else:
+            stranger = draw_strangers(
+                self._store,
+                user=impressions.request[self._owner],
+                before=before,
+                request_id=impressions.request["request_id"],
+                draw=draw,
+                num_users=self._layout.num_users,
+            )
+        behaviours, slices = self._store.recent(stranger, before)
+        # Code 0 is nobody.
+        slices = replace(slices, stop=np.where(stranger > 0, slices.stop, slices.start))
+        slices = slices.last(self._layout.history.longest_recent(self._max_length))
+        behaviours.check(slices, before)
+        return _Group(behaviours, slices, np.arange(len(before)), before, category=None)
 
     def _sequence(
         self, slot: str, group: "_Group", sequence: np.ndarray, bags: dict[str, JaggedCodes]

@@ -13,7 +13,7 @@ from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 
-Slot = Literal["candidate", "request", "pool", "part", "whole", "gated", "recent"]
+Slot = Literal["candidate", "request", "pool", "part", "whole", "gated", "recent", "stranger"]
 
 POOL_KEY = "history_item_id"
 PART_KEY = f"{POOL_KEY}_part"
@@ -78,14 +78,14 @@ class SparseFeature:
     slot: Slot
     """Whose ids stand at place b of this key: those of impression b, of request b, or of history b,
     pooled, a random part of it pooled, all behaviours of request b pooled, as a sequence gated by
-    category, or as the sequence of all recent behaviours."""
+    category, as the sequence of all recent behaviours, or of those of another user."""
     is_bag: bool
     """Zero or more ids whose mean is taken, instead of exactly one id or a sequence."""
 
     @property
     def is_sequence(self) -> bool:
         """Whether each id keeps an embedding of its own."""
-        return self.slot in ("gated", "recent")
+        return self.slot in ("gated", "recent", "stranger")
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,27 @@ class FeatureLayout:
     """Forms in which the history is looked up."""
     category_key: str | None
     """Candidate feature that holds the category of the gate."""
+    domain_key: str | None
+    """Request feature that holds the domain; None where the model does not ask for it, or the log
+    has none."""
     count_segments: tuple[int, ...] | None
     """Recency segments in which the tower learns the counts of the gated history; None: it does
     not."""
+    num_users: int
+    """Largest user code that the history store has behaviours of."""
 
     @property
     def has_actions(self) -> bool:
         """Whether behaviours have an action type."""
         return any(f.key.endswith("_action") for f in self.features if f.is_sequence)
+
+    @property
+    def num_domains(self) -> int:
+        """Codes that a domain may have, with that of a missing one; 0 without domains."""
+        if self.domain_key is None:
+            return 0
+        entity = next(f.table for f in self.features if f.key == self.domain_key)
+        return self.tables[entity].num_ids + 1
 
     @property
     def pooled_features(self) -> tuple[SparseFeature, ...]:
@@ -195,6 +208,8 @@ def declare_layout(
         features += _behaviour_features(schema, "gated")
     if history.recent:
         features += _behaviour_features(schema, "recent")
+    if history.stranger:
+        features += _behaviour_features(schema, "stranger")
     entities = dict.fromkeys(feature.table for feature in features)
     return FeatureLayout(
         tables={entity: make_table(entity) for entity in entities},
@@ -202,7 +217,9 @@ def declare_layout(
         numbers=tuple(f for f in schema.features if f.kind == "number"),
         history=history,
         category_key=schema.gate_feature(),
+        domain_key=schema.domain_feature() if history.domain else None,
         count_segments=count_segments,
+        num_users=schema.history.num_users,
     )
 
 

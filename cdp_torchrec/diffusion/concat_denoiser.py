@@ -40,7 +40,7 @@ class ConcatDenoiser(nn.Module):
             layers += [nn.Linear(before, after), _activation(config)]
         self.mlp = nn.Sequential(*layers[:-1])
         self.register_buffer(
-            "sinusoids", _sinusoids(num_train_timesteps, config.time_dim), persistent=False
+            "sinusoids", concat_sinusoids(num_train_timesteps, config.time_dim), persistent=False
         )
         self.apply(_initialise)
 
@@ -69,7 +69,8 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.bias, std=_BIAS_STD)
 
 
-def _sinusoids(num_train_timesteps: int, dim: int) -> Tensor:
+def concat_sinusoids(num_train_timesteps: int, dim: int) -> Tensor:
+    """Cosines and sines of every timestep as published codes have them, [T + 1, dim], dim even."""
     exponents = torch.arange(dim // 2, dtype=torch.float64) / (dim // 2)
     frequencies = torch.exp(-math.log(_MAX_PERIOD) * exponents)
     # The published code counts timesteps from 0; entry 0 is the clean state and never asked for.

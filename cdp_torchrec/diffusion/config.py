@@ -20,15 +20,16 @@ class NoiseScheduleConfig(Config):
 
     num_train_timesteps: PositiveInt = 100
     """T. Paper: 100."""
-    beta_schedule: Literal["linear", "linear_var", "cosine"] = "linear"
+    beta_schedule: Literal["linear", "linear_var", "cosine", "sqrt"] = "linear"
     """"linear": betas from beta_start to beta_end, our reading of the paper. "linear_var": the same
     two numbers times noise_scale are the marginal variance of the first and last step (DiffRec's
     code, from which the paper's numbers may come). "cosine": Nichol and Dhariwal 2021; its last
-    states hold almost no signal, so combine it with start_timestep."""
+    states hold almost no signal, so combine it with start_timestep. "sqrt": Li et al. 2022
+    (Diffusion-LM), noise comes fast at first; its last states hold no signal either."""
     beta_start: _Probability = 0.005
-    """First noise intensity. Paper: 0.005. Not used by "cosine"."""
+    """First noise intensity. Paper: 0.005. Not used by "cosine" and "sqrt"."""
     beta_end: _Probability = 0.01
-    """Last noise intensity. Paper: 0.01. Not used by "cosine"."""
+    """Last noise intensity. Paper: 0.01. Not used by "cosine" and "sqrt"."""
     noise_scale: PositiveFloat = 0.005
     """Factor of "linear_var" only. DiffRec's released ML-1M setting: 0.005."""
     first_beta: _Probability | None = None

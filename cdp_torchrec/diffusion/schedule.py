@@ -133,9 +133,15 @@ def _alphas_cumprod(config: NoiseScheduleConfig) -> list[float]:
                 math.cos((t / num_steps + 0.008) / 1.008 * math.pi / 2) ** 2
                 for t in range(num_steps + 1)
             ]
-            # The clip of the authors keeps the last state finite.
-            betas = [min(1.0 - after / before, 0.999) for before, after in pairwise(curve)]
+            betas = _betas_of(curve)
+        case "sqrt":
+            betas = _betas_of([1.0 - math.sqrt(t / num_steps + 1e-4) for t in range(num_steps + 1)])
     alphas_cumprod = [1.0]
     for beta in betas:
         alphas_cumprod.append(alphas_cumprod[-1] * (1.0 - beta))
     return alphas_cumprod
+
+
+def _betas_of(curve: list[float]) -> list[float]:
+    # The clip of the authors keeps the last state finite.
+    return [min(1.0 - after / before, 0.999) for before, after in pairwise(curve)]

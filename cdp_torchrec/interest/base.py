@@ -9,6 +9,7 @@ behaviour   one past action of a user: item, category, action type, age
 history     all behaviours of the user before the request
 gated       the part of the history in the target item's category
 recent      the history whatever the category, up to its most recent data.history.max_length
+stranger    another user's recent history, drawn by key for each request, in training
 sequence    gated or recent behaviours one by one (`BehaviourSequence`)
 pool        gated behaviours summed up (`GatedPool`), in segments by recency
 part        a random part of the gated behaviours summed up, in training
@@ -63,6 +64,9 @@ class InterestInput:
     """Code of the target item, exact also without a row of its own, int64 [B]."""
     category_id: Tensor
     """Code of the target item's category, int64 [B]; 0 where the log has none."""
+    domain_id: Tensor | None = None
+    """Code of the request's domain, int64 [B], if the module asks for it and the log has one. Read
+    by ADS, whose weights differ by domain."""
     pool: GatedPool | None = None
     """The category-gated history pooled, if the module asks for it."""
     part: GatedPool | None = None
@@ -75,6 +79,9 @@ class InterestInput:
     """The category-gated history, a sequence for each (request, category), if asked for."""
     recent: BehaviourSequence | None = None
     """The recent history, a sequence for each request, if asked for."""
+    stranger: BehaviourSequence | None = None
+    """The recent history of another user before the request, a sequence for each request, if asked
+    for (CaDiRec): what it is told from, whatever else is in the batch. None outside of training."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class InterestDims:
     """Category of a behaviour and of the target item (the first part of item_attributes)."""
     action: int = 0
     """Action type of a behaviour."""
+    domains: int = 0
+    """No width: codes that a domain may have; 0 without domains."""
 
 
 @dataclass(frozen=True)

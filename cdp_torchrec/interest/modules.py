@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from cdp_torchrec.interest.ads import AdsInterest
 from cdp_torchrec.interest.base import (
     GatedPool,
     InterestDims,
@@ -9,10 +10,12 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
+from cdp_torchrec.interest.cadirec import CadirecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
 from cdp_torchrec.interest.config.attention import (
+    AdsConfig,
     DinConfig,
     EtaConfig,
     QinConfig,
@@ -27,7 +30,12 @@ from cdp_torchrec.interest.config.gated import (
 )
 from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
 from cdp_torchrec.interest.config.long_sequence import LongerConfig
-from cdp_torchrec.interest.config.sequential import DienConfig, HstuConfig, SasrecConfig
+from cdp_torchrec.interest.config.sequential import (
+    CadirecConfig,
+    DienConfig,
+    HstuConfig,
+    SasrecConfig,
+)
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
@@ -44,7 +52,11 @@ from cdp_torchrec.interest.sim import SimInterest
 from cdp_torchrec.interest.twin import TwinInterest
 
 __all__ = [
+    "AdsConfig",
+    "AdsInterest",
     "BehaviourSequence",
+    "CadirecConfig",
+    "CadirecInterest",
     "CdpConfig",
     "CdpInterest",
     "ConditionMlpConfig",
@@ -92,10 +104,12 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DinConfig: DinInterest,
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
+    CadirecConfig: CadirecInterest,
     SimConfig: SimInterest,
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
+    AdsConfig: AdsInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,

@@ -60,7 +60,7 @@ class NextBehaviours:
     positive: Tensor
     """Place of the next behaviour, int64 [L]; any place where there is none."""
     negative: Tensor
-    """Place of a behaviour of another sequence of the batch, int64 [L]."""
+    """Place of a behaviour of another sequence, of the batch or drawn for this one, int64 [L]."""
     weight: Tensor
     """1 where there is a next behaviour and the negative is another item, else 0; float [L]."""
 

@@ -24,6 +24,7 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.config.sequential import SasrecConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import (
+    NextBehaviours,
     keep_recent,
     last_state,
     next_behaviours,
@@ -88,13 +89,25 @@ class SasrecInterest(InterestModule):
         return self.norm(x)
 
     def _next_item_loss(self, states: Tensor, recent: BehaviourSequence, key: Tensor) -> Tensor:
-        """Binary cross-entropy of next item and negative (paper eq. 7), [B]."""
-        index = recent.index
-        following = next_behaviours(index, key=key, length=self.max_length)
-        positive = (states * recent.item.index_select(0, following.positive)).sum(dim=1)
-        negative = (states * recent.item.index_select(0, following.negative)).sum(dim=1)
-        losses = functional.softplus(-positive) + functional.softplus(negative)
-        return following.mean(losses, index)
+        following = next_behaviours(recent.index, key=key, length=self.max_length)
+        return next_item_loss(states, recent, following, negatives=recent.item)
+
+
+def next_item_loss(
+    states: Tensor, recent: BehaviourSequence, following: NextBehaviours, *, negatives: Tensor
+) -> Tensor:
+    """Binary cross-entropy of next item and negative (paper eq. 7), [B].
+
+    Args:
+        states: after each behaviour, [L, D].
+        recent: the behaviours.
+        following: what comes next, and what does not.
+        negatives: items that `following.negative` are places of, [X, D].
+    """
+    positive = (states * recent.item.index_select(0, following.positive)).sum(dim=1)
+    negative = (states * negatives.index_select(0, following.negative)).sum(dim=1)
+    losses = functional.softplus(-positive) + functional.softplus(negative)
+    return following.mean(losses, recent.index)
 
 
 class _Block(nn.Module):

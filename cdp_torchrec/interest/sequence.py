@@ -10,7 +10,7 @@ longest of the batch.
 # B impressions, S <= B sequences, L behaviours, W rows of a block, N its length,
 # C candidates in a row, D width
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +47,16 @@ class BehaviourSequence:
         Args:
             encode: [W, N, D] of a block; called for every block. Empty sequences are in none.
         """
-        blocks = self.index.sequence_blocks
-        places = torch.cat([block.behaviour.flatten() for block in blocks])
-        values = torch.cat([encode(block).flatten(0, 1) for block in blocks])
+        return self.in_order([encode(block) for block in self.index.sequence_blocks])
+
+    def in_order(self, of_blocks: Sequence[Tensor]) -> Tensor:
+        """What blocks hold, in the order of behaviours, [L, D]; zeros for one that is in none.
+
+        Args:
+            of_blocks: [W, N, D] of every sequence block.
+        """
+        places = torch.cat([block.behaviour.flatten() for block in self.index.sequence_blocks])
+        values = torch.cat([block.flatten(0, 1) for block in of_blocks])
         encoded = values.new_zeros(self.item.shape[0] + 1, values.shape[1])
         # Padding lands on the extra row.
         return encoded.index_copy(0, places, values)[:-1]

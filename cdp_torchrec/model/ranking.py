@@ -40,10 +40,12 @@ class DenseBatch(Protocol):
     pool_index: Tensor
     gated: SequenceIndex | None
     recent: SequenceIndex | None
+    stranger: SequenceIndex | None
     history_counts: Tensor
     key: Tensor
     item_id: Tensor
     category_id: Tensor
+    domain_id: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class RankingArch(nn.Module):
                 scene=width["scene"],
                 category=dim if layout.category_key else 0,
                 action=dim if layout.has_actions else 0,
+                domains=layout.num_domains,
             ),
         )
         num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
@@ -180,6 +183,7 @@ class RankingArch(nn.Module):
             key=batch.key,
             item_id=batch.item_id,
             category_id=batch.category_id,
+            domain_id=batch.domain_id,
             pool=self._pool("pool", embeddings, batch, batch.pool_index),
             part=(
                 self._pool("part", embeddings, batch, batch.pool_index) if self.training else None
@@ -187,6 +191,7 @@ class RankingArch(nn.Module):
             whole=self._pool("whole", embeddings, batch, batch.request_index),
             gated=self._behaviours("gated", embeddings, batch.gated),
             recent=self._behaviours("recent", embeddings, batch.recent),
+            stranger=self._behaviours("stranger", embeddings, batch.stranger),
         )
 
     def _features(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> dict[str, Tensor]:

@@ -146,6 +146,9 @@ def _batch(workload: Workload) -> Batch:
         pool_index=request,
         gated=_sequences(workload, "gated_item", request) if layout.history.gated else None,
         recent=_sequences(workload, "recent_item", request) if layout.history.recent else None,
+        stranger=(
+            _sequences(workload, "stranger_item", request) if layout.history.stranger else None
+        ),
         history_counts=torch.zeros(batch_size, num_counts),
         labels=torch.zeros(batch_size),
         weights=torch.ones(batch_size),
@@ -154,6 +157,7 @@ def _batch(workload: Workload) -> Batch:
         request_id=request,
         item_id=ids,
         category_id=ids,
+        domain_id=None if layout.domain_key is None else ids,
         history_length=ids,
         history_rank=ids,
     )
@@ -177,7 +181,7 @@ def _sequences(workload: Workload, key: str, request: Tensor) -> SequenceIndex:
 def _embeddings(workload: Workload, batch: Batch) -> dict[str, Tensor]:
     """Results of the lookups, with gradients that go back to the tables."""
     dim = workload.model.embedding_dim
-    lengths = {"gated": batch.gated, "recent": batch.recent}
+    lengths = {"gated": batch.gated, "recent": batch.recent, "stranger": batch.stranger}
     rows = {
         feature.key: len(batch.labels)
         if (index := lengths.get(feature.slot)) is None

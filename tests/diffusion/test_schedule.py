@@ -55,7 +55,7 @@ def test_cosine_follows_its_closed_form_until_the_clip():
 
 
 def test_noise_grows_with_every_timestep():
-    for beta_schedule in ("linear", "linear_var", "cosine"):
+    for beta_schedule in ("linear", "linear_var", "cosine", "sqrt"):
         schedule = make_schedule(beta_schedule=beta_schedule)
         assert all(schedule.scales(t)[1] < schedule.scales(t + 1)[1] for t in range(100))
 

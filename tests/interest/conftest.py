@@ -21,7 +21,15 @@ from cdp_torchrec.model.config import InteractionConfig
 from tests.paths import CONFIGS
 
 DIMS = InterestDims(
-    user=6, query=10, item=8, item_attributes=13, context=7, scene=3, category=8, action=8
+    user=6,
+    query=10,
+    item=8,
+    item_attributes=13,
+    context=7,
+    scene=3,
+    category=8,
+    action=8,
+    domains=3,
 )
 
 MakeInputs = Callable[..., InterestInput]
@@ -170,11 +178,19 @@ def make_inputs() -> MakeInputs:
             key=torch.randint(2**62, (batch,), generator=generator),
             item_id=torch.randint(1, 50, (batch,), generator=generator),
             category_id=torch.randint(1, 5, (batch,), generator=generator),
+            domain_id=request % max(dims.domains, 1),
             pool=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=pooled),
             part=make_part(pooled, dims.item, seed=seed + 3, requires_grad=requires_grad),
             whole=make_whole(pooled, dims.item, seed=seed + 4, requires_grad=requires_grad),
             gated=make_sequence(dims, batch, lengths, seed=seed + 1, requires_grad=requires_grad),
             recent=make_sequence(dims, batch, lengths, seed=seed + 2, requires_grad=requires_grad),
+            stranger=make_sequence(
+                dims,
+                batch,
+                None if lengths is None else lengths[::-1],
+                seed=seed + 5,
+                requires_grad=requires_grad,
+            ),
         )
 
     return make

@@ -13,7 +13,7 @@ from tests.interest.variants import PRESETS, VARIANTS, WITH_HISTORY, auxiliary, 
 
 LENGTHS = [0, 3, 12, 40]
 COMPLETE: tuple[str, ...] = ()
-BARE = ("user", "query", "context", "scene", "category", "action")
+BARE = ("user", "query", "context", "scene", "category", "action", "domains")
 LACKING = [
     ("user",),
     ("query",),
@@ -22,6 +22,7 @@ LACKING = [
     ("action",),
     ("context",),
     ("scene",),
+    ("domains",),
 ]
 CASES = [
     *[(variant, lacking) for variant in VARIANTS for lacking in (COMPLETE, BARE)],

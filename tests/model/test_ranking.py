@@ -134,6 +134,26 @@ def test_a_score_depends_on_its_impression_alone(tiny_dataset: Path, preset: str
     assert torch.equal(again, whole)
 
 
+def test_losses_of_cadirec_do_not_depend_on_the_number_of_ranks(tiny_dataset: Path) -> None:
+    """Two ranks split a request between them. SASRec's negatives are other requests of the batch,
+    so its losses do depend on it."""
+    for preset, is_equal in [("cadirec", True), ("sasrec", False)]:
+        settings = ["model.interest.next_item_loss_weight=0.1"] * (preset == "sasrec")
+        setting = Setting(tiny_dataset, preset, *settings)
+        with torch.no_grad():
+            one = setting.model.output(setting.batch(0, 60, size=60)).interest.losses
+            two = [
+                setting.model.output(setting.batch(start, start + 30, size=30)).interest.losses
+                for start in (0, 30)
+            ]
+        names = {"cadirec": {"contrastive_loss", "rounding_loss"}, "sasrec": set()}[preset]
+        assert set(one) == names | {"next_item_loss"}
+        for name, losses in one.items():
+            together = torch.cat([of_rank[name] for of_rank in two])
+            assert losses.any()
+            assert torch.allclose(losses, together, rtol=1e-5, atol=1e-6) == is_equal
+
+
 def test_padding_adds_nothing_to_the_loss(tiny_dataset: Path) -> None:
     setting = Setting(tiny_dataset, "cdp")
     exact, _ = setting.model(setting.batch(0, 40, size=40))

@@ -35,7 +35,7 @@ ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] in ("qin", "twin")]
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     KINDS = (
-        *("cdp_evidence", "counts", "ddrm", "diffrec", "din"),
+        *("ads", "cdp_evidence", "counts", "ddrm", "diffrec", "din"),
         *("hstu", "longer", "pooled", "sasrec"),
     )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]

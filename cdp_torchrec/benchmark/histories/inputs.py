@@ -71,11 +71,13 @@ def make_inputs(
         key=torch.from_numpy(generator.integers(2**62, size=batch_size)),
         item_id=torch.from_numpy(generator.integers(1, _NUM_ITEMS, batch_size, endpoint=True)),
         category_id=torch.from_numpy(category[request]),
+        domain_id=torch.from_numpy(request % dims.domains) if lookup.domain else None,
         pool=pool(lookup.num_pool_segments),
         part=pool(int(lookup.part)),
         whole=pool(int(lookup.whole)),
         gated=sequence(length) if lookup.gated else None,
         recent=sequence(lookup.recent_length or length) if lookup.recent else None,
+        stranger=sequence(lookup.recent_length or length) if lookup.stranger else None,
     )
 
 
@@ -88,7 +90,7 @@ def embeddings(inputs: InterestInput) -> list[Tensor]:
     roles = ["user", "query", "item", "item_attributes", "context", "scene"]
     found = [getattr(inputs, role) for role in roles]
     found += [pool.sums for pool in (inputs.pool, inputs.part, inputs.whole) if pool is not None]
-    for sequence in (inputs.gated, inputs.recent):
+    for sequence in (inputs.gated, inputs.recent, inputs.stranger):
         if sequence is not None:
             found += [sequence.item, sequence.category, sequence.action]
     return found

@@ -1,12 +1,13 @@
-"""Settings of the modules that read a history in its order: DIEN, SASRec and HSTU."""
+"""Settings of the modules that read a history in its order: DIEN, SASRec, CaDiRec and HSTU."""
 
 # D embedding dim
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.diffusion.config import NoiseScheduleConfig
 from cdp_torchrec.interest.config.base import InterestVectorConfig
 
 Augru = Literal["paper", "official"]
@@ -40,25 +41,76 @@ class DienConfig(InterestVectorConfig):
         return HistoryLookup(recent=True, recent_length=self.max_length, graph_changes_beyond=0)
 
 
-class SasrecConfig(InterestVectorConfig):
-    """Sizes and the auxiliary loss."""
+class SasrecEncoderConfig(InterestVectorConfig):
+    """Sizes of SASRec's encoder."""
 
-    kind: Literal["sasrec"]
-    """Selects the module."""
     max_length: PositiveInt = 50
     """Most recent behaviours that are encoded. Paper: 50 (200 on MovieLens)."""
     num_layers: PositiveInt = 2
     """Self-attention blocks. Paper: 2."""
     num_heads: PositiveInt = 1
     """Heads of each block; divides the embedding dim. Paper: 1."""
-    next_item_loss_weight: NonNegativeFloat = 0.0
-    """Weight of the paper's own loss (its eq. 7): each state scores the next item against one
-    negative. At 0, our default for click prediction, it is not computed."""
 
     @property
     def history(self) -> HistoryLookup:
         """The most recent behaviours of each request."""
         return HistoryLookup(recent=True, recent_length=self.max_length)
+
+
+class SasrecConfig(SasrecEncoderConfig):
+    """Sizes and the auxiliary loss."""
+
+    kind: Literal["sasrec"]
+    """Selects the module."""
+    next_item_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the paper's own loss (its eq. 7): each state scores the next item against one
+    negative. At 0, our default for click prediction, it is not computed."""
+
+
+class CadirecConfig(SasrecEncoderConfig):
+    """Sizes, and what trains the encoder beside the clicks; defaults are those of its code."""
+
+    kind: Literal["cadirec"]
+    """Selects the module."""
+    num_heads: PositiveInt = 2
+    """Heads of each block of the encoder; divides the embedding dim. CaDiRec: 2."""
+    mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Share of the behaviours that are masked: noised, and replaced in the views. CaDiRec: 0.1 to
+    0.2."""
+    num_alternatives: PositiveInt = 10
+    """A view takes one of this many items that the denoiser thinks likeliest. CaDiRec: 10."""
+    num_stranger_behaviours: PositiveInt = 50
+    """Most recent behaviours of the stranger that stand for all other items and users. CaDiRec:
+    the whole vocabulary, one drawn negative, and the other sequences of the batch."""
+    denoiser_layers: PositiveInt = 2
+    """Blocks of the denoiser. CaDiRec: 2."""
+    denoiser_heads: PositiveInt = 2
+    """Heads of each of them; divides the embedding dim. CaDiRec: 2."""
+    max_distance: PositiveInt = 50
+    """Behaviours farther apart are as far apart as this to the denoiser. CaDiRec: 50, its longest
+    sequence."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
+        num_train_timesteps=1000, beta_schedule="sqrt"
+    )
+    """Forward process. CaDiRec: 1000 steps, "sqrt"."""
+    temperature: PositiveFloat = 1.0
+    """Divides the scores of the contrastive loss. CaDiRec: 1."""
+    next_item_loss_weight: NonNegativeFloat = 1.0
+    """Weight of SASRec's loss. CaDiRec: 1, its main loss."""
+    contrastive_loss_weight: NonNegativeFloat = 0.1
+    """Weight of the contrastive loss (alpha): two views of a history are alike, another user is
+    not. CaDiRec: 0.1 to 0.2."""
+    rounding_loss_weight: PositiveFloat = 0.2
+    """Weight of the rounding loss (beta): the denoised vector names the masked item. CaDiRec: 0.1
+    to 0.2."""
+    denoise_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the squared error of the denoised vector (gamma), a mean over dimensions. CaDiRec:
+    0. At 0 it is not computed, like every loss here."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The most recent behaviours of each request, and in training those of a stranger."""
+        return HistoryLookup(recent=True, recent_length=self.max_length, stranger=True)
 
 
 class HstuLayerConfig(InterestVectorConfig):
@@ -93,4 +145,4 @@ class HstuConfig(HstuLayerConfig):
         return HistoryLookup(recent=True, recent_length=self.max_length)
 
 
-SequentialConfig = DienConfig | SasrecConfig | HstuConfig
+SequentialConfig = DienConfig | SasrecConfig | CadirecConfig | HstuConfig

@@ -1,0 +1,48 @@
+"""Another user for each request, whose history training tells the own one from.
+
+Other requests of the batch would do, as in most published code, but which requests share a batch
+depends on the number of ranks. A draw by key does not.
+"""
+
+# R requests
+
+import numpy as np
+import torch
+
+from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.keyed_random import Stream, impression_key, keyed_timesteps
+
+_ATTEMPTS = 4
+
+
+def draw_strangers(
+    store: BehaviourSource,
+    *,
+    user: np.ndarray,
+    before: np.ndarray,
+    request_id: np.ndarray,
+    draw: int,
+    num_users: int,
+) -> np.ndarray:
+    """A user other than the request's own, with a behaviour before the request, int64 [R].
+
+    Users are drawn evenly, a few times where one has no behaviour yet; 0 where none was met.
+
+    Args:
+        store: the behaviours.
+        user: the request's own, [R].
+        before: time of the request in milliseconds, int64 [R].
+        request_id: names the request, [R].
+        draw: names this training and epoch.
+        num_users: largest user code.
+    """
+    request_id = request_id.astype(np.int64)
+    stranger = np.zeros_like(request_id)
+    for attempt in range(_ATTEMPTS if num_users else 0):
+        with np.errstate(over="ignore"):
+            key = impression_key(request_id, np.full_like(request_id, attempt), draw)
+        drawn = keyed_timesteps(torch.from_numpy(key), num_users, Stream.STRANGER).numpy()
+        _, slices = store.recent(drawn, before)
+        is_met = (stranger == 0) & (drawn != user) & (slices.lengths > 0)
+        stranger = np.where(is_met, drawn, stranger)
+    return stranger
