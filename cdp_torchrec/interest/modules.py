@@ -29,7 +29,7 @@ from cdp_torchrec.interest.config.gated import (
     PooledConfig,
 )
 from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
-from cdp_torchrec.interest.config.long_sequence import LongerConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
     DienConfig,
@@ -43,7 +43,9 @@ from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.longer import LongerInterest
+from cdp_torchrec.interest.marm import MarmInterest
 from cdp_torchrec.interest.none import NoInterest
+from cdp_torchrec.interest.output_cache import OutputCache
 from cdp_torchrec.interest.pooled import PooledInterest
 from cdp_torchrec.interest.qin import QinInterest
 from cdp_torchrec.interest.sasrec import SasrecInterest
@@ -81,8 +83,11 @@ __all__ = [
     "InterestOutput",
     "LongerConfig",
     "LongerInterest",
+    "MarmConfig",
+    "MarmInterest",
     "NoInterest",
     "NoneConfig",
+    "OutputCache",
     "PooledConfig",
     "PooledInterest",
     "QinConfig",
@@ -114,6 +119,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
     LongerConfig: LongerInterest,
+    MarmConfig: MarmInterest,
 }
 
 

@@ -55,6 +55,7 @@ COMPILED: list[Variant] = [
     ("interest/eta",),
     ("interest/hstu",),
     ("interest/longer",),
+    ("interest/marm",),
     ("interest/pooled",),
     ("interest/qin",),
     ("interest/sasrec",),

@@ -50,6 +50,7 @@ VARIANTS: list[Variant] = [
     ("interest/cadirec", "mask_rate=0.7", "denoise_loss_weight=0.1"),
     ("interest/hstu", "num_heads=2", "variant=research"),
     ("interest/longer", "group_size=3", "num_queries=2", "num_layers=3", "num_cls_tokens=0"),
+    ("interest/marm", "max_length=4", "num_layers=3"),
     ("interest/ddrm", "train_path=chain"),
     ("interest/ddrm", "history_filter=category", "start=noised"),
     ("interest/ddrm_ideal", "train_path=one_step"),
