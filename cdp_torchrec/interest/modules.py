@@ -28,7 +28,7 @@ from cdp_torchrec.interest.config.gated import (
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
+from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
 from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
@@ -39,6 +39,7 @@ from cdp_torchrec.interest.config.sequential import (
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
+from cdp_torchrec.interest.diffumin import DiffuminInterest
 from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
@@ -69,6 +70,8 @@ __all__ = [
     "DienInterest",
     "DiffRecConfig",
     "DiffRecInterest",
+    "DiffuminConfig",
+    "DiffuminInterest",
     "DinConfig",
     "DinInterest",
     "EtaConfig",
@@ -118,6 +121,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
     MarmConfig: MarmInterest,
 }

@@ -22,6 +22,7 @@ PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 # Most histories are longer than what these keep, some are shorter.
 LONGER_THAN_KEPT = [
     ("dien", "model.interest.max_length=10"),
+    ("diffumin", "model.interest.num_kept=5", "model.interest.num_inference_steps=2"),
     ("eta", "model.interest.num_kept=10"),
     ("longer", "model.interest.num_queries=4", "model.interest.group_size=3"),
     ("marm", "model.interest.max_length=5", "model.interest.num_layers=3"),
