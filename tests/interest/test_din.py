@@ -101,6 +101,7 @@ def test_the_shipped_unit_is_an_mlp_of_every_pair_and_a_softmax(dims, make_input
     attention, inputs = DinAttention(config, dims).double(), in_float64(make_inputs())
     found, recent = attention(inputs, inputs.recent), inputs.recent
     category = inputs.item_attributes[:, : dims.category]
+    assert attention.age is not None
     age = attention.age(recent.index.age)
     ends = recent.index.lengths.cumsum(0)
     for place, row in enumerate(recent.index.sequence.tolist()):
