@@ -200,7 +200,7 @@ def attend(
         values: [W, N, A].
         mask: bool, broadcasts to [W, C, N], or with the heads to [W, H, C, N].
         num_heads: H.
-        bias: added to the scores of each head, [W, N, H].
+        bias: added to the scores, [W, N, H], or apart for each candidate [W, H, C, N].
     """
     scores = head_scores(query, keys, num_heads=num_heads, bias=bias)
     weights = masked_softmax(scores, mask.unsqueeze(1) if mask.dim() == 3 else mask)
@@ -211,7 +211,9 @@ def head_scores(query: Tensor, keys: Tensor, *, num_heads: int, bias: Tensor | N
     """Scores of each head before the softmax, [W, H, C, N]; arguments as in attend."""
     scale = (query.shape[2] // num_heads) ** -0.5
     scores = _heads(query * scale, num_heads) @ _heads(keys, num_heads).transpose(2, 3)
-    return scores if bias is None else scores + bias.transpose(1, 2).unsqueeze(2)
+    if bias is None:
+        return scores
+    return scores + (bias if bias.dim() == 4 else bias.transpose(1, 2).unsqueeze(2))
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:

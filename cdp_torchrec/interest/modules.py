@@ -29,8 +29,8 @@ from cdp_torchrec.interest.config.gated import (
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
-from cdp_torchrec.interest.config.long_sequence import LongerConfig
+from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
     DienConfig,
@@ -40,11 +40,14 @@ from cdp_torchrec.interest.config.sequential import (
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
+from cdp_torchrec.interest.diffumin import DiffuminInterest
 from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.longer import LongerInterest
+from cdp_torchrec.interest.marm import MarmInterest
 from cdp_torchrec.interest.none import NoInterest
+from cdp_torchrec.interest.output_cache import OutputCache
 from cdp_torchrec.interest.pooled import PooledInterest
 from cdp_torchrec.interest.qin import QinInterest
 from cdp_torchrec.interest.sasrec import SasrecInterest
@@ -69,6 +72,8 @@ __all__ = [
     "DienInterest",
     "DiffRecConfig",
     "DiffRecInterest",
+    "DiffuminConfig",
+    "DiffuminInterest",
     "DinConfig",
     "DinInterest",
     "EtaConfig",
@@ -83,8 +88,11 @@ __all__ = [
     "InterestOutput",
     "LongerConfig",
     "LongerInterest",
+    "MarmConfig",
+    "MarmInterest",
     "NoInterest",
     "NoneConfig",
+    "OutputCache",
     "PooledConfig",
     "PooledInterest",
     "QinConfig",
@@ -118,7 +126,9 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
+    MarmConfig: MarmInterest,
 }
 
 

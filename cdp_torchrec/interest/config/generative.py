@@ -1,14 +1,21 @@
-"""Settings of the other diffusion recommenders: DDRM and DiffRec."""
+"""Settings of the other diffusion recommenders: DDRM, DiffRec and DiffuMIN."""
 
-# T diffusion steps, V buckets, K clusters, Z latent width of all clusters
+# T diffusion steps, V buckets, K clusters, Z latent width of all clusters, F width of item and
+# category
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
-from cdp_torchrec.interest.config.base import InterestVectorConfig
+from cdp_torchrec.interest.config.base import (
+    EmbeddingNorm,
+    Emitted,
+    InterestConfigBase,
+    InterestVectorConfig,
+)
 
 _MAX_BUCKETS = 4096
 
@@ -120,4 +127,78 @@ class DiffRecConfig(InterestVectorConfig):
         return HistoryLookup(gated=by_category, recent=not by_category)
 
 
-GenerativeConfig = DdrmConfig | DiffRecConfig
+class DiffuminConfig(InterestConfigBase):
+    """Settings of DiffuMIN; defaults are those of its public code, where it runs consistently."""
+
+    kind: Literal["diffumin"]
+    """Selects the module."""
+    num_channels: PositiveInt = 4
+    """Orthogonal channels c of a target, not more than the width of item and category. Paper: 4."""
+    num_kept: PositiveInt = 100
+    """Behaviours that each channel keeps, of those whose best channel it is. Public code: 100 of
+    5000; the paper keeps a share p % of them."""
+    num_layers: PositiveInt = 2
+    """Blocks of the denoiser, and of the short-term encoder. Public code: 2."""
+    num_heads: PositiveInt = 2
+    """Heads of each block; divides the width of item and category. Public code: 2."""
+    hidden_multiple: PositiveInt = 3
+    """Width of a block's hidden layer over F. Public code: 3."""
+    short_length: PositiveInt = 10
+    """Most recent behaviours that the short-term encoder reads. Ours; the paper leaves k open."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02
+    )
+    """Forward process; the denoising loss draws from all T steps. Public code: T = 1000, linear."""
+    start_timestep: PositiveInt = 10
+    """Noise level from which interests are generated. Public code: starts from any level and
+    denoises from 10, which is consistent for 10 only."""
+    num_inference_steps: PositiveInt = 10
+    """Calls of the denoiser from there to the clean interest. Public code: 10."""
+    start: Literal["noised", "clean_scaled"] = "noised"
+    """What the generation starts from: the interest noised to that level, the same noise whenever
+    the impression is scored; or "clean_scaled", without its noise. Paper: noised."""
+    denoise_loss_weight: NonNegativeFloat = 0.01
+    """Weight of the squared error in x_0, a mean over dimensions and channels. Public code: 0.01.
+    """
+    recon_detach: bool = False
+    """Whether the denoising loss trains the denoiser only, and not embeddings, for which it is
+    smallest if all interests are the same. Public code: false."""
+    contrastive_loss_weight: NonNegativeFloat = 0.001
+    """Weight of the contrastive loss between interests and generated ones. Public code: 0.001."""
+    temperature: PositiveFloat = 0.05
+    """Divides the cosines in the contrastive loss. Public code: 0.05."""
+    emit: Emitted[Literal["interest", "interest_item"]] = ("interest",)
+    """What the tower receives, in this order. "interest": interests and generated interests of all
+    channels and the short-term one, [(2 c + 1) F], as in the paper. "interest_item": sums of either
+    over the channels, and the short-term one, each times the target, both in layer norm, [3 F]."""
+    embedding_norm: EmbeddingNorm = "none"
+    """Layer norm of item, category and action embeddings on their way in. Paper: none. Fresh
+    embeddings are so small that relevance, their product, starts near zero."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DiffuminConfig":
+        num_steps = self.schedule.num_train_timesteps
+        if self.start_timestep > num_steps:
+            raise ValueError(
+                f"start_timestep = {self.start_timestep} is above schedule.num_train_timesteps "
+                f"= {num_steps}"
+            )
+        if self.num_inference_steps > self.start_timestep:
+            raise ValueError(
+                f"num_inference_steps = {self.num_inference_steps} is above start_timestep "
+                f"= {self.start_timestep}, the steps that there are"
+            )
+        return self
+
+    @property
+    def searches(self) -> Mapping[str, int]:
+        """One, by the relevance to each channel."""
+        return {"num_kept": self.num_kept}
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The whole history, not gated."""
+        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
+
+
+GenerativeConfig = DdrmConfig | DiffRecConfig | DiffuminConfig
