@@ -26,7 +26,7 @@ from cdp_torchrec.interest.config.gated import (
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig
+from cdp_torchrec.interest.config.generative import DdrmConfig, Diff4RecConfig, DiffRecConfig
 from cdp_torchrec.interest.config.long_sequence import LongerConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
@@ -36,6 +36,7 @@ from cdp_torchrec.interest.config.sequential import (
 )
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
+from cdp_torchrec.interest.diff4rec import Diff4RecInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.eta import EtaInterest
@@ -61,6 +62,8 @@ __all__ = [
     "DdrmInterest",
     "DienConfig",
     "DienInterest",
+    "Diff4RecConfig",
+    "Diff4RecInterest",
     "DiffRecConfig",
     "DiffRecInterest",
     "DinConfig",
@@ -108,6 +111,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    Diff4RecConfig: Diff4RecInterest,
     LongerConfig: LongerInterest,
 }
 

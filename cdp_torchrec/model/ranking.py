@@ -43,6 +43,7 @@ class DenseBatch(Protocol):
     stranger: SequenceIndex | None
     history_counts: Tensor
     key: Tensor
+    progress: Tensor | None
     item_id: Tensor
     category_id: Tensor
 
@@ -179,6 +180,7 @@ class RankingArch(nn.Module):
             context=by_role["context"],
             scene=by_role["scene"],
             key=batch.key,
+            progress=batch.progress,
             item_id=batch.item_id,
             category_id=batch.category_id,
             pool=self._pool("pool", embeddings, batch, batch.pool_index),
