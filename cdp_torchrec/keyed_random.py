@@ -25,9 +25,9 @@ class Stream(IntEnum):
     INITIAL_ROWS = -1
     """Initial embeddings; a key is a row of a table and the run's seed."""
     START_NOISE = 0
-    """Noise of the state where sampling starts (CDP; the user of DDRM)."""
+    """Noise of the state where sampling starts (CDP, DiffuMIN; the user of DDRM)."""
     TRAINING_NOISE = 1
-    """Noise of the denoising loss (CDP, DiffRec; the user of DDRM)."""
+    """Noise of the denoising loss (CDP, DiffRec, DiffuMIN; the user of DDRM)."""
     TRAINING_TIMESTEP = 2
     """Timestep of the denoising loss; DDRM's user and item share it."""
     NEXT_BEHAVIOUR_NEGATIVE = 3

@@ -77,6 +77,9 @@ class BatchAssembler:
         category = np.zeros(count, dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
+        domain = None
+        if self._layout.domain_key is not None:
+            domain = self._padded(_per_impression(impressions, self._layout.domain_key))
         return Batch(
             sparse=self._jagged(self._layout.pooled_features, rows),
             sequence=self._sequence_ids(rows),
@@ -96,6 +99,7 @@ class BatchAssembler:
             request_id=self._padded(_per_impression(impressions, "request_id")),
             item_id=self._padded(impressions.candidate["item_id"].astype(np.int64)),
             category_id=self._padded(category),
+            domain_id=domain,
             history_length=self._padded(_per_impression(impressions, "history_length")),
             history_rank=self._padded(impressions.candidate["history_rank"].astype(np.int64)),
         )

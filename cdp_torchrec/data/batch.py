@@ -65,6 +65,8 @@ class Batch(Pipelineable):
     """Int64 [B] code."""
     category_id: Tensor
     """Int64 [B] code; 0 where the log has no category."""
+    domain_id: Tensor | None
+    """Int64 [B] code of the request's domain, if the model asks for it and the log has one."""
     history_length: Tensor
     """Int64 [B]: behaviours of the user before the request, before any truncation."""
     history_rank: Tensor

@@ -20,6 +20,9 @@ class HistoryLookup:
     """The whole history as a sequence for each request."""
     recent_length: int | None = None
     """Behaviours kept in `recent`, if fewer than data.history.max_length."""
+    domain: bool = False
+    """Beside the history, the code of each request's domain, for modules whose weights differ by
+    it."""
     stranger: bool = False
     """Also the recent history of another user, drawn by key for each request and cut like `recent`:
     in training only."""

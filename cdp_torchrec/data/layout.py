@@ -99,6 +99,9 @@ class FeatureLayout:
     """Forms in which the history is looked up."""
     category_key: str | None
     """Candidate feature that holds the category of the gate."""
+    domain_key: str | None
+    """Request feature that holds the domain; None where the model does not ask for it, or the log
+    has none."""
     count_segments: tuple[int, ...] | None
     """Recency segments in which the tower learns the counts of the gated history; None: it does
     not."""
@@ -109,6 +112,14 @@ class FeatureLayout:
     def has_actions(self) -> bool:
         """Whether behaviours have an action type."""
         return any(f.key.endswith("_action") for f in self.features if f.is_sequence)
+
+    @property
+    def num_domains(self) -> int:
+        """Codes that a domain may have, with that of a missing one; 0 without domains."""
+        if self.domain_key is None:
+            return 0
+        entity = next(f.table for f in self.features if f.key == self.domain_key)
+        return self.tables[entity].num_ids + 1
 
     @property
     def pooled_features(self) -> tuple[SparseFeature, ...]:
@@ -206,6 +217,7 @@ def declare_layout(
         numbers=tuple(f for f in schema.features if f.kind == "number"),
         history=history,
         category_key=schema.gate_feature(),
+        domain_key=schema.domain_feature() if history.domain else None,
         count_segments=count_segments,
         num_users=schema.history.num_users,
     )

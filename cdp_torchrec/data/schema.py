@@ -183,6 +183,18 @@ class Schema(Config):
         names = [f.name for f in self.features if f.level == "candidate" and f.entity == gate]
         return names[0] if gate and names else None
 
+    def domain_feature(self) -> str | None:
+        """The first request feature of role scene that is an id: a log without domains has these.
+
+        None: there is none.
+        """
+        names = [
+            f.name
+            for f in self.features
+            if f.role == "scene" and f.level == "request" and f.kind == "id"
+        ]
+        return names[0] if names else None
+
     def without(self, names: Sequence[str]) -> "Schema":
         """The same dataset read without some features.
 

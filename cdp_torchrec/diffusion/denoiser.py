@@ -12,6 +12,8 @@ from cdp_torchrec.diffusion.config import DenoiserConfig
 
 # Pairs of sine and cosine that describe a timestep.
 _NUM_FREQUENCIES = 16
+TIME_DIM = 2 * _NUM_FREQUENCIES
+"""Width of the description of a timestep."""
 
 
 class ConditionedMlp(nn.Module):
@@ -89,16 +91,16 @@ class Denoiser(nn.Module):
     """
 
     sinusoids: Tensor
-    """Description of every timestep, [T + 1, 2 * number of frequencies]."""
+    """Description of every timestep, [T + 1, TIME_DIM]."""
 
     def __init__(
         self, config: DenoiserConfig, *, dim: int, condition_dim: int, num_train_timesteps: int
     ) -> None:
         super().__init__()
         self.network = ConditionedMlp(config, dim=dim, condition_dim=condition_dim)
-        self.time_hidden = nn.Linear(2 * _NUM_FREQUENCIES, 2 * _NUM_FREQUENCIES)
-        self.time_projection = self.network.modulation_projection(2 * _NUM_FREQUENCIES)
-        self.register_buffer("sinusoids", _sinusoids(num_train_timesteps), persistent=False)
+        self.time_hidden = nn.Linear(TIME_DIM, TIME_DIM)
+        self.time_projection = self.network.modulation_projection(TIME_DIM)
+        self.register_buffer("sinusoids", sinusoids(num_train_timesteps), persistent=False)
 
     def modulation(self, condition: Tensor | None) -> Tensor:
         """Part of the modulation that stays the same over steps, [B, M]."""
@@ -119,7 +121,8 @@ class Denoiser(nn.Module):
         return self.network(x_t, modulation)
 
 
-def _sinusoids(num_train_timesteps: int) -> Tensor:
+def sinusoids(num_train_timesteps: int) -> Tensor:
+    """Description of every timestep 0..T by sine and cosine, [T + 1, TIME_DIM]."""
     # As in "Attention is all you need": wavelengths from 2 pi to 10,000 * 2 pi timesteps.
     exponents = torch.arange(_NUM_FREQUENCIES, dtype=torch.float64) / _NUM_FREQUENCIES
     frequencies = torch.exp(-math.log(10_000.0) * exponents)

@@ -132,8 +132,17 @@ def retrieve(scores: Tensor, behaviour: Tensor, *, num_behaviours: int, k: int) 
 class TargetAttention(nn.Module):
     """Multi-head attention of the target item over behaviours, with the time since each."""
 
-    def __init__(self, config: AttentionConfig, dims: InterestDims, *, norm: EmbeddingNorm) -> None:
+    def __init__(
+        self,
+        config: AttentionConfig,
+        dims: InterestDims,
+        *,
+        norm: EmbeddingNorm,
+        num_queries: int = 1,
+    ) -> None:
+        """Args: settings, widths, norm of the embeddings, and queries of each target."""
         super().__init__()
+        self.num_queries = num_queries
         self.norm: EmbeddingNorm = norm
         self.num_heads = config.num_heads
         dim = dims.item + dims.category
@@ -142,7 +151,7 @@ class TargetAttention(nn.Module):
         self.key_value = nn.Linear(
             dim + dims.action + config.age_dim, 2 * config.attention_dim, bias=False
         )
-        self.output = nn.Linear(config.attention_dim, dims.item, bias=False)
+        self.output = nn.Linear(num_queries * config.attention_dim, dims.item, bias=False)
 
     def forward(
         self, target: Tensor, features: Tensor, sequence: BehaviourSequence, search: Search
@@ -150,12 +159,12 @@ class TargetAttention(nn.Module):
         """Interest in the target, zeros where nothing is found, [B, D].
 
         Args:
-            target: as from target_features, [B, F].
+            target: as from target_features, [B, F], or num_queries of these side by side, [B, Q F].
             features: as from item_features, [L, F].
             sequence: the behaviours.
             search: which of them to attend to.
         """
-        query = self.query(target)
+        query = self.query(target.unflatten(1, (self.num_queries, -1))).flatten(1)
         action = scaled(sequence.action, self.norm)
         behaviours = torch.cat([features, action, self.age(sequence.index.age)], dim=1)
         # Projected once per request, not once per candidate.
@@ -165,9 +174,11 @@ class TargetAttention(nn.Module):
             found = search(block)
             keys, values = gather(key_value, found.behaviour).chunk(2, dim=2)
             candidates = gather(query, block.impression)
-            rows = found.as_rows(candidates)
-            attended = attend(rows, keys, values, found.mask, num_heads=self.num_heads)
-            return attended.view_as(candidates)
+            queries = found.as_rows(candidates).chunk(self.num_queries, dim=2)
+            attended = [
+                attend(rows, keys, values, found.mask, num_heads=self.num_heads) for rows in queries
+            ]
+            return torch.cat(attended, dim=2).view_as(candidates)
 
         return self.output(sequence.per_candidate(attend_to_found))
 
@@ -189,7 +200,7 @@ def attend(
         values: [W, N, A].
         mask: bool, broadcasts to [W, C, N], or with the heads to [W, H, C, N].
         num_heads: H.
-        bias: added to the scores of each head, [W, N, H].
+        bias: added to the scores, [W, N, H], or apart for each candidate [W, H, C, N].
     """
     scores = head_scores(query, keys, num_heads=num_heads, bias=bias)
     weights = masked_softmax(scores, mask.unsqueeze(1) if mask.dim() == 3 else mask)
@@ -200,7 +211,9 @@ def head_scores(query: Tensor, keys: Tensor, *, num_heads: int, bias: Tensor | N
     """Scores of each head before the softmax, [W, H, C, N]; arguments as in attend."""
     scale = (query.shape[2] // num_heads) ** -0.5
     scores = _heads(query * scale, num_heads) @ _heads(keys, num_heads).transpose(2, 3)
-    return scores if bias is None else scores + bias.transpose(1, 2).unsqueeze(2)
+    if bias is None:
+        return scores
+    return scores + (bias if bias.dim() == 4 else bias.transpose(1, 2).unsqueeze(2))
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:

@@ -67,6 +67,9 @@ class InterestInput:
     progress: Tensor | None = None
     """Passes over the training data before this step, the same for all impressions, float [B]: for
     what follows a schedule (Diff4Rec's curriculum). None outside of training."""
+    domain_id: Tensor | None = None
+    """Code of the request's domain, int64 [B], if the module asks for it and the log has one. Read
+    by ADS, whose weights differ by domain."""
     pool: GatedPool | None = None
     """The category-gated history pooled, if the module asks for it."""
     part: GatedPool | None = None
@@ -81,7 +84,8 @@ class InterestInput:
     """The recent history, a sequence for each request, if asked for."""
     stranger: BehaviourSequence | None = None
     """The recent history of another user before the request, a sequence for each request, if asked
-    for (CaDiRec, Diff4Rec): what it is told from, whatever else is in the batch. None outside of training."""
+    for (CaDiRec, Diff4Rec): what it is told from, whatever else is in the batch. None outside of
+    training."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class InterestDims:
     """Category of a behaviour and of the target item (the first part of item_attributes)."""
     action: int = 0
     """Action type of a behaviour."""
+    domains: int = 0
+    """No width: codes that a domain may have; 0 without domains."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from cdp_torchrec.diffusion.reverse import ReverseProcess
 from cdp_torchrec.interest.attention import top_k
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder
-from cdp_torchrec.interest.config.generative import Diff4RecConfig
+from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.config.sequential import SasrecConfig
 from cdp_torchrec.interest.interaction_diffusion import ItemBuckets, diffusion_losses
 from cdp_torchrec.interest.recent_sequence import keep_recent, last_state, recency

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
-from cdp_torchrec.interest.attention import attend
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
@@ -37,10 +36,9 @@ from cdp_torchrec.interest.merged_sequence import MergedIndex, merge_index, most
 from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent, recency
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.transformer_layer import TransformerLayer
 
 _TABLE_STD = 0.02
-_HIDDEN = 4
-"""Width of the hidden layer of a feed-forward network over that of its input."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ class LongerInterest(InterestModule):
 
         return self.output(self.norm(recent.per_candidate(encode)))
 
-    def _layers(self) -> "list[TransformerLayer]":
+    def _layers(self) -> list[TransformerLayer]:
         return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
 
     def _request_tokens(
@@ -208,42 +206,6 @@ class _Behaviours(nn.Module):
         x = layer_norm(self.content(torch.cat([recent.item, *side], dim=1)))
         place = recency(recent.index).clamp(max=self.position.shape[0] - 1)
         return x + self.position.index_select(0, place)
-
-
-class TransformerLayer(nn.Module):
-    """Attention to a memory and a feed-forward network, both behind a layer norm."""
-
-    def __init__(self, dim: int, *, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_norm = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim)
-        # A bias of the keys cancels in the softmax, one of the values is part of the output's.
-        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.out = nn.Linear(dim, dim)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, _HIDDEN * dim),
-            nn.GELU(),
-            nn.Linear(_HIDDEN * dim, dim),
-        )
-
-    def memory(self, x: Tensor) -> Tensor:
-        """Keys and values of tokens, [..., A] -> [..., 2 A]."""
-        return self.key_value(self.attention_norm(x))
-
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """Tokens after the layer, [W, X, A].
-
-        Args:
-            x: [W, X, A].
-            memory: of the tokens that are attended to, [W, Y, 2 A].
-            mask: which of them each token sees, bool [W, 1 or X, Y].
-        """
-        query = self.query(self.attention_norm(x))
-        keys, values = memory.chunk(2, dim=2)
-        x = x + self.out(attend(query, keys, values, mask, num_heads=self.num_heads))
-        return x + self.feed_forward(x)
 
 
 def _causal(queries: Tensor, groups: Tensor, num_groups: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from cdp_torchrec.interest.ads import AdsInterest
 from cdp_torchrec.interest.base import (
     GatedPool,
     InterestDims,
@@ -14,20 +15,22 @@ from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
 from cdp_torchrec.interest.config.attention import (
+    AdsConfig,
     DinConfig,
     EtaConfig,
     QinConfig,
     SimConfig,
     TwinConfig,
 )
+from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.config.gated import (
     CdpConfig,
     ConditionMlpConfig,
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, Diff4RecConfig, DiffRecConfig
-from cdp_torchrec.interest.config.long_sequence import LongerConfig
+from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
     DienConfig,
@@ -38,11 +41,14 @@ from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
 from cdp_torchrec.interest.diff4rec import Diff4RecInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
+from cdp_torchrec.interest.diffumin import DiffuminInterest
 from cdp_torchrec.interest.din import DinInterest
 from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.longer import LongerInterest
+from cdp_torchrec.interest.marm import MarmInterest
 from cdp_torchrec.interest.none import NoInterest
+from cdp_torchrec.interest.output_cache import OutputCache
 from cdp_torchrec.interest.pooled import PooledInterest
 from cdp_torchrec.interest.qin import QinInterest
 from cdp_torchrec.interest.sasrec import SasrecInterest
@@ -51,6 +57,8 @@ from cdp_torchrec.interest.sim import SimInterest
 from cdp_torchrec.interest.twin import TwinInterest
 
 __all__ = [
+    "AdsConfig",
+    "AdsInterest",
     "BehaviourSequence",
     "CadirecConfig",
     "CadirecInterest",
@@ -66,6 +74,8 @@ __all__ = [
     "Diff4RecInterest",
     "DiffRecConfig",
     "DiffRecInterest",
+    "DiffuminConfig",
+    "DiffuminInterest",
     "DinConfig",
     "DinInterest",
     "EtaConfig",
@@ -80,8 +90,11 @@ __all__ = [
     "InterestOutput",
     "LongerConfig",
     "LongerInterest",
+    "MarmConfig",
+    "MarmInterest",
     "NoInterest",
     "NoneConfig",
+    "OutputCache",
     "PooledConfig",
     "PooledInterest",
     "QinConfig",
@@ -108,11 +121,14 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
+    AdsConfig: AdsInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
     Diff4RecConfig: Diff4RecInterest,
+    DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
+    MarmConfig: MarmInterest,
 }
 
 

@@ -46,6 +46,7 @@ class DenseBatch(Protocol):
     progress: Tensor | None
     item_id: Tensor
     category_id: Tensor
+    domain_id: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class RankingArch(nn.Module):
                 scene=width["scene"],
                 category=dim if layout.category_key else 0,
                 action=dim if layout.has_actions else 0,
+                domains=layout.num_domains,
             ),
         )
         num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
@@ -183,6 +185,7 @@ class RankingArch(nn.Module):
             progress=batch.progress,
             item_id=batch.item_id,
             category_id=batch.category_id,
+            domain_id=batch.domain_id,
             pool=self._pool("pool", embeddings, batch, batch.pool_index),
             part=(
                 self._pool("part", embeddings, batch, batch.pool_index) if self.training else None

@@ -158,6 +158,7 @@ def _batch(workload: Workload) -> Batch:
         request_id=request,
         item_id=ids,
         category_id=ids,
+        domain_id=None if layout.domain_key is None else ids,
         history_length=ids,
         history_rank=ids,
     )

@@ -70,6 +70,7 @@ class _DenseInputs:
     progress: None
     item_id: Tensor
     category_id: Tensor
+    domain_id: Tensor | None
 
 
 def ranker_inputs(embeddings: Mapping[str, Tensor], batch: DenseBatch) -> dict[str, Tensor]:
@@ -81,6 +82,8 @@ def ranker_inputs(embeddings: Mapping[str, Tensor], batch: DenseBatch) -> dict[s
     """
     inputs = {f"embedding.{key}": embeddings[key] for key in sorted(embeddings)}
     inputs |= {name: getattr(batch, name) for name in _TENSORS}
+    if batch.domain_id is not None:
+        inputs["domain_id"] = batch.domain_id
     for slot in _SLOTS:
         index: SequenceIndex | None = getattr(batch, slot)
         if index is None:
@@ -117,6 +120,7 @@ class RankerProgram(nn.Module):
         }
         batch = _DenseInputs(
             **{name: inputs[name] for name in _TENSORS},
+            domain_id=inputs.get("domain_id"),
             gated=_index("gated", inputs),
             recent=_index("recent", inputs),
             stranger=None,

@@ -182,6 +182,20 @@ def test_padding_changes_no_impression(tiny_dataset: Path) -> None:
         assert torch.equal(getattr(padded, name)[:40], getattr(exact, name)), name
 
 
+def test_a_batch_holds_the_domain_of_each_request_where_it_is_asked_for(tiny_dataset: Path) -> None:
+    impressions = make_order(tiny_dataset).take(0, 0, 40)
+    lookup = HistoryLookup(recent=True, domain=True)
+    batch = make_assembler(tiny_dataset, batch_size=64, history=lookup).assemble(
+        impressions, epoch=None
+    )
+    expected = impressions.request["client"][impressions.request_index].tolist()
+    assert batch.domain_id is not None
+    assert batch.domain_id.tolist() == expected + [0] * 24
+    assert len(set(expected)) > 1
+    silent = make_assembler(tiny_dataset, batch_size=64).assemble(impressions, epoch=None)
+    assert silent.domain_id is None
+
+
 def test_a_rank_without_impressions_gets_a_batch_of_padding(tiny_dataset: Path) -> None:
     nothing = no_impressions(make_order(tiny_dataset).take(0, 0, 1))
     batch = make_assembler(tiny_dataset, batch_size=16).assemble(nothing, epoch=None)

@@ -11,6 +11,7 @@ from cdp_torchrec.data.schema import (
     Entity,
     Feature,
     HistorySchema,
+    Level,
     Schema,
     Split,
     load_schema,
@@ -93,6 +94,22 @@ def test_features_of_undeclared_entities_are_refused() -> None:
 def test_the_gate_is_the_candidate_feature_with_the_category() -> None:
     assert make_schema().gate_feature() == "category_id"
     assert make_schema(history=HistorySchema()).gate_feature() is None
+
+
+def test_the_domain_is_the_first_request_feature_of_role_scene_that_is_an_id() -> None:
+    assert make_schema().domain_feature() is None
+
+    def of_scene(name: str, level: Level) -> Feature:
+        return Feature(name=name, role="scene", level=level, kind="id", entity="hour")
+
+    load = Feature(name="load", role="scene", level="request", kind="number")
+    others = (of_scene("slot", "candidate"), load)
+    domains = (of_scene("client", "request"), of_scene("source", "request"))
+    schema = make_schema(features=make_schema().features + others)
+    assert schema.domain_feature() is None
+    schema = make_schema(features=schema.features + domains)
+    assert schema.domain_feature() == "client"
+    assert schema.without(["client"]).domain_feature() == "source"
 
 
 def test_excluded_features_are_gone_and_change_the_fingerprint() -> None:

@@ -21,7 +21,15 @@ from cdp_torchrec.model.config import InteractionConfig
 from tests.paths import CONFIGS
 
 DIMS = InterestDims(
-    user=6, query=10, item=8, item_attributes=13, context=7, scene=3, category=8, action=8
+    user=6,
+    query=10,
+    item=8,
+    item_attributes=13,
+    context=7,
+    scene=3,
+    category=8,
+    action=8,
+    domains=3,
 )
 
 MakeInputs = Callable[..., InterestInput]
@@ -171,6 +179,7 @@ def make_inputs() -> MakeInputs:
             item_id=torch.randint(1, 50, (batch,), generator=generator),
             category_id=torch.randint(1, 5, (batch,), generator=generator),
             progress=torch.full((batch,), 10.0),
+            domain_id=request % max(dims.domains, 1),
             pool=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=pooled),
             part=make_part(pooled, dims.item, seed=seed + 3, requires_grad=requires_grad),
             whole=make_whole(pooled, dims.item, seed=seed + 4, requires_grad=requires_grad),

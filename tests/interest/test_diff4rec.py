@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from cdp_torchrec.interest.base import InterestDims, InterestInput
-from cdp_torchrec.interest.config.generative import Diff4RecConfig
+from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.config.sequential import SasrecConfig
 from cdp_torchrec.interest.diff4rec import Augmentation, Diff4RecInterest
 from cdp_torchrec.interest.recent_sequence import last_state
@@ -77,7 +77,7 @@ def test_a_curriculum_of_zero_is_plain_training(make_inputs, dims, progress):
     assert torch.equal(*interests)
     for with_diffusion, without in zip(*gradients, strict=True):
         assert torch.equal(with_diffusion, without)
-    assert any(p.grad.any() for p in module.process.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in module.process.parameters())
 
 
 def test_the_curriculum_goes_from_the_surest_behaviours_to_more_of_them():

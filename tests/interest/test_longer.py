@@ -10,10 +10,11 @@ from torch.nn import functional
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.long_sequence import LongerConfig
-from cdp_torchrec.interest.longer import LongerInterest, TransformerLayer
+from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.merged_sequence import merge_index
 from cdp_torchrec.interest.output import layer_norm
 from cdp_torchrec.interest.sequence import gather
+from cdp_torchrec.interest.transformer_layer import TransformerLayer
 from tests.gradients import in_float64
 from tests.interest.sequences import items_only, padded
 

@@ -13,7 +13,7 @@ from tests.interest.variants import PRESETS, VARIANTS, WITH_HISTORY, auxiliary, 
 
 LENGTHS = [0, 3, 12, 40]
 COMPLETE: tuple[str, ...] = ()
-BARE = ("user", "query", "context", "scene", "category", "action")
+BARE = ("user", "query", "context", "scene", "category", "action", "domains")
 LACKING = [
     ("user",),
     ("query",),
@@ -22,7 +22,16 @@ LACKING = [
     ("action",),
     ("context",),
     ("scene",),
+    ("domains",),
 ]
+TOLD_FROM_THE_BATCH = [
+    v
+    for v in VARIANTS
+    if v[0] == "interest/dien"
+    or "next_item_loss_weight=0.1" in v
+    or (v[0] == "interest/diffumin" and "contrastive_loss_weight=0.0" not in v)
+]
+"""Negatives of DIEN, SASRec and DiffuMIN are other behaviours or interests of the batch."""
 CASES = [
     *[(variant, lacking) for variant in VARIANTS for lacking in (COMPLETE, BARE)],
     *[(variant, lacking) for variant in WITH_HISTORY for lacking in LACKING],
@@ -83,12 +92,12 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(make_module, make_inpu
 
 @pytest.mark.parametrize(
     "variant",
-    [v for v in VARIANTS if v[0] != "interest/dien" and "num_heads=2" not in v],
+    [v for v in VARIANTS if v not in TOLD_FROM_THE_BATCH],
     ids="+".join,
 )
 def test_training_losses_do_not_depend_on_the_rest_of_the_batch(make_module, make_inputs, variant):
-    """Randomness is a function of the impression's key; DIEN and SASRec take their negatives from
-    the batch."""
+    """Randomness is a function of the impression's key; what takes its negatives from the batch is
+    left out."""
     module = make_module(*variant)
     inputs = make_inputs(num_segments=segments(module), lengths=LENGTHS)
     rows = torch.tensor([1, 4, 9])

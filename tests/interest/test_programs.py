@@ -16,7 +16,7 @@ from tests.whole_matrix import WHOLE_MATRIX
 # Two steps stand for twenty: compilers unroll the loop.
 PRESETS: list[Variant] = [
     (*preset, "num_inference_steps=2")
-    if preset[0] in ("interest/cdp", "interest/cdp_paper")
+    if preset[0] in ("interest/cdp", "interest/cdp_paper", "interest/diffumin")
     else preset
     for preset in WITH_HISTORY
 ]
@@ -24,6 +24,7 @@ PRESETS: list[Variant] = [
 PROGRAMS = [
     *PRESETS,
     *[v for v in VARIANTS if v[0] in (*ATTENTIVE, "interest/sasrec") and v not in PRESETS],
+    ("interest/diffumin", "num_kept=3", "num_inference_steps=2"),
 ]
 EXPORTED: list[Variant] = [
     ("interest/pooled",),
@@ -55,6 +56,7 @@ COMPILED: list[Variant] = [
     ("interest/eta",),
     ("interest/hstu",),
     ("interest/longer",),
+    ("interest/marm",),
     ("interest/pooled",),
     ("interest/qin",),
     ("interest/sasrec",),

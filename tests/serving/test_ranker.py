@@ -22,8 +22,10 @@ PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 # Most histories are longer than what these keep, some are shorter.
 LONGER_THAN_KEPT = [
     ("dien", "model.interest.max_length=10"),
+    ("diffumin", "model.interest.num_kept=5", "model.interest.num_inference_steps=2"),
     ("eta", "model.interest.num_kept=10"),
     ("longer", "model.interest.num_queries=4", "model.interest.group_size=3"),
+    ("marm", "model.interest.max_length=5", "model.interest.num_layers=3"),
     ("qin", "model.interest.num_query_kept=20", "model.interest.num_kept=4"),
     ("sim_hard", "model.interest.num_kept=5", "model.interest.short_length=9"),
     ("sim_soft", "model.interest.num_kept=10"),
@@ -35,8 +37,8 @@ ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] in ("qin", "twin")]
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     KINDS = (
-        *("cdp_evidence", "counts", "ddrm", "diffrec", "din"),
-        *("hstu", "longer", "pooled", "sasrec"),
+        *("ads", "cdp_evidence", "counts", "ddrm", "diffrec", "din"),
+        *("hstu", "longer", "marm", "pooled", "sasrec"),
     )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]
 

@@ -161,6 +161,7 @@ def make_contestant(config: InterestConfig, length: int, settings: HistorySettin
         scene=dim,
         category=dim,
         action=dim,
+        domains=8,
     )
     module = build_interest(config, dims)
     inputs = make_inputs(config.history, dims, length, settings)

@@ -74,6 +74,7 @@ def make_inputs(
         key=torch.from_numpy(generator.integers(2**62, size=batch_size)),
         item_id=torch.from_numpy(generator.integers(1, _NUM_ITEMS, batch_size, endpoint=True)),
         category_id=torch.from_numpy(category[request]),
+        domain_id=torch.from_numpy(request % dims.domains) if lookup.domain else None,
         pool=pool(lookup.num_pool_segments),
         part=pool(int(lookup.part)),
         whole=pool(int(lookup.whole)),

@@ -1,4 +1,4 @@
-"""Settings of the modules that weigh behaviours by the target: DIN, SIM, ETA, QIN and TWIN."""
+"""Settings of the modules that weigh behaviours by the target: DIN, SIM, ETA, QIN, TWIN, ADS."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -160,4 +160,26 @@ class TwinConfig(TargetAttentionConfig):
         return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
-AttentiveConfig = DinConfig | SimConfig | EtaConfig | QinConfig | TwinConfig
+class AdsConfig(TargetAttentionConfig):
+    """Settings of ADS; the sizes are ours."""
+
+    kind: Literal["ads"]
+    """Selects the module."""
+    meta_dim: PositiveInt = 16
+    """Hidden width of each meta-network."""
+    generated_dim: PositiveInt = 8
+    """Hidden width of the generated network that modulates behaviours."""
+    num_queries: PositiveInt = 4
+    """Queries generated for each target."""
+    max_domains: PositiveInt = 16
+    """Most private meta-networks; with more domains, some share one."""
+    recent_length: PositiveInt | None = None
+    """Behaviours read, if fewer than the history lookup keeps."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The whole history, not gated, and the domain."""
+        return HistoryLookup(recent=True, recent_length=self.recent_length, domain=True)
+
+
+AttentiveConfig = DinConfig | SimConfig | EtaConfig | QinConfig | TwinConfig | AdsConfig

@@ -1,15 +1,21 @@
-"""Settings of the other diffusion recommenders: DDRM, DiffRec and Diff4Rec."""
+"""Settings of the other diffusion recommenders: DDRM, DiffRec and DiffuMIN."""
 
-# T diffusion steps, V buckets, K clusters, Z latent width of all clusters
+# T diffusion steps, V buckets, K clusters, Z latent width of all clusters, F width of item and
+# category
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
-from cdp_torchrec.interest.config.base import InterestVectorConfig
-from cdp_torchrec.interest.config.sequential import SasrecEncoderConfig
+from cdp_torchrec.interest.config.base import (
+    EmbeddingNorm,
+    Emitted,
+    InterestConfigBase,
+    InterestVectorConfig,
+)
 
 _MAX_BUCKETS = 4096
 
@@ -130,60 +136,78 @@ class DiffRecConfig(ItemBucketsConfig):
         return HistoryLookup(gated=by_category, recent=not by_category)
 
 
-class Diff4RecConfig(ItemBucketsConfig, SasrecEncoderConfig):
-    """Encoder, diffusion and curriculum; the paper states no sizes that we know of."""
+class DiffuminConfig(InterestConfigBase):
+    """Settings of DiffuMIN; defaults are those of its public code, where it runs consistently."""
 
-    kind: Literal["diff4rec"]
+    kind: Literal["diffumin"]
     """Selects the module."""
-    latent_per_cluster: PositiveInt = 8
-    """Width of the codes of a cluster of items."""
+    num_channels: PositiveInt = 4
+    """Orthogonal channels c of a target, not more than the width of item and category. Paper: 4."""
+    num_kept: PositiveInt = 100
+    """Behaviours that each channel keeps, of those whose best channel it is. Public code: 100 of
+    5000; the paper keeps a share p % of them."""
+    num_layers: PositiveInt = 2
+    """Blocks of the denoiser, and of the short-term encoder. Public code: 2."""
+    num_heads: PositiveInt = 2
+    """Heads of each block; divides the width of item and category. Public code: 2."""
+    hidden_multiple: PositiveInt = 3
+    """Width of a block's hidden layer over F. Public code: 3."""
+    short_length: PositiveInt = 10
+    """Most recent behaviours that the short-term encoder reads. Ours; the paper leaves k open."""
     schedule: NoiseScheduleConfig = NoiseScheduleConfig(
-        num_train_timesteps=5,
-        beta_schedule="linear_var",
-        beta_start=1e-4,
-        beta_end=0.02,
-        noise_scale=0.1,
-        first_beta=1e-5,
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02
     )
-    """Forward process between encoder and decoder, that of L-DiffRec."""
-    denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig()
-    """Network of the denoiser."""
-    sparse_below: PositiveInt = 20
-    """Histories with fewer behaviours are sparse: they are augmented."""
-    max_augmented: PositiveInt = 5
-    """Behaviours that a sparse history gets at the end of the curriculum."""
-    augmented_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
-    """Share of the sparse histories that are read augmented; the others as they are in serving."""
-    num_stranger_behaviours: PositiveInt = 50
-    """Most recent behaviours of another user, of which augmentation takes those that the diffusion
-    thinks likeliest. Diff4Rec: of all items."""
-    curriculum_start: NonNegativeFloat = 0.5
-    """Passes over the training data after which the curriculum begins. Until then the diffusion
-    trains alone, Diff4Rec's pre-training."""
-    curriculum_end: PositiveFloat = 2.0
-    """Passes after which it is at its end, with all augmentations and the full objective."""
-    objective_loss_weight: NonNegativeFloat = 0.1
-    """Weight, at the end of the curriculum, of the loss whose targets are augmented behaviours."""
-    denoise_loss_weight: PositiveFloat = 1.0
-    """Weight of the denoising loss. Like the next two it trains the diffusion alone."""
-    reconstruction_loss_weight: PositiveFloat = 1.0
-    """Weight of the multinomial loss of decoded interactions, a mean over them."""
-    kl_loss_weight: PositiveFloat = 0.3
-    """Weight of the divergence of codes from a standard normal. L-DiffRec: rises from 0 to 0.3."""
+    """Forward process; the denoising loss draws from all T steps. Public code: T = 1000, linear."""
+    start_timestep: PositiveInt = 10
+    """Noise level from which interests are generated. Public code: starts from any level and
+    denoises from 10, which is consistent for 10 only."""
+    num_inference_steps: PositiveInt = 10
+    """Calls of the denoiser from there to the clean interest. Public code: 10."""
+    start: Literal["noised", "clean_scaled"] = "noised"
+    """What the generation starts from: the interest noised to that level, the same noise whenever
+    the impression is scored; or "clean_scaled", without its noise. Paper: noised."""
+    denoise_loss_weight: NonNegativeFloat = 0.01
+    """Weight of the squared error in x_0, a mean over dimensions and channels. Public code: 0.01.
+    """
+    recon_detach: bool = False
+    """Whether the denoising loss trains the denoiser only, and not embeddings, for which it is
+    smallest if all interests are the same. Public code: false."""
+    contrastive_loss_weight: NonNegativeFloat = 0.001
+    """Weight of the contrastive loss between interests and generated ones. Public code: 0.001."""
+    temperature: PositiveFloat = 0.05
+    """Divides the cosines in the contrastive loss. Public code: 0.05."""
+    emit: Emitted[Literal["interest", "interest_item"]] = ("interest",)
+    """What the tower receives, in this order. "interest": interests and generated interests of all
+    channels and the short-term one, [(2 c + 1) F], as in the paper. "interest_item": sums of either
+    over the channels, and the short-term one, each times the target, both in layer norm, [3 F]."""
+    embedding_norm: EmbeddingNorm = "none"
+    """Layer norm of item, category and action embeddings on their way in. Paper: none. Fresh
+    embeddings are so small that relevance, their product, starts near zero."""
 
     @model_validator(mode="after")
-    def _check_curriculum(self) -> "Diff4RecConfig":
-        if self.curriculum_start >= self.curriculum_end:
+    def _check(self) -> "DiffuminConfig":
+        num_steps = self.schedule.num_train_timesteps
+        if self.start_timestep > num_steps:
             raise ValueError(
-                f"curriculum_start = {self.curriculum_start} is not below "
-                f"curriculum_end = {self.curriculum_end}"
+                f"start_timestep = {self.start_timestep} is above schedule.num_train_timesteps "
+                f"= {num_steps}"
+            )
+        if self.num_inference_steps > self.start_timestep:
+            raise ValueError(
+                f"num_inference_steps = {self.num_inference_steps} is above start_timestep "
+                f"= {self.start_timestep}, the steps that there are"
             )
         return self
 
     @property
+    def searches(self) -> Mapping[str, int]:
+        """One, by the relevance to each channel."""
+        return {"num_kept": self.num_kept}
+
+    @property
     def history(self) -> HistoryLookup:
-        """The most recent behaviours of each request, and in training those of a stranger."""
-        return HistoryLookup(recent=True, recent_length=self.max_length, stranger=True)
+        """The whole history, not gated."""
+        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
-GenerativeConfig = DdrmConfig | DiffRecConfig | Diff4RecConfig
+GenerativeConfig = DdrmConfig | DiffRecConfig | DiffuminConfig

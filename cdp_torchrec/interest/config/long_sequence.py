@@ -1,10 +1,10 @@
-"""Settings of the modules that encode a long history in layers: LONGER."""
+"""Settings of the modules that encode a long history in layers: LONGER and MARM."""
 
 # D embedding dim
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest.config.base import InterestVectorConfig
@@ -41,5 +41,32 @@ class LongerConfig(InterestVectorConfig):
         return HistoryLookup(recent=True, recent_length=self.max_length)
 
 
-LongSequenceConfig = LongerConfig
+class MarmConfig(InterestVectorConfig):
+    """Sizes of MARM; no dropout, as in every other module here."""
+
+    kind: Literal["marm"]
+    """Selects the module."""
+    max_length: PositiveInt = 50
+    """n: behaviours before a target that it attends to. The outputs of the last n depend on
+    num_layers * n of them, so that many are read. Paper: up to 6,400."""
+    num_layers: PositiveInt = 2
+    """Layers of target attention; all but the last have outputs to cache. Ours."""
+    width: PositiveInt = 32
+    """Width of a token, and so of each cached output. Ours."""
+    num_heads: PositiveInt = 4
+    """Heads of each layer; divides the width. Ours."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The most recent behaviours, n for each layer."""
+        return HistoryLookup(recent=True, recent_length=self.max_length * self.num_layers)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "MarmConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width = {self.width} is no multiple of num_heads = {self.num_heads}")
+        return self
+
+
+LongSequenceConfig = LongerConfig | MarmConfig
 """The settings of one module."""
