@@ -54,6 +54,8 @@ class Stream(IntEnum):
     """What stands for a masked behaviour in the first view."""
     SECOND_VIEW = 23
     """And in the second."""
+    AUGMENTED = 24
+    """Whether a sparse history is read augmented (Diff4Rec); a key is a request."""
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:

@@ -12,6 +12,8 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.cadirec import CadirecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
+from cdp_torchrec.interest.cdp_evidence import EvidenceCdp
+from cdp_torchrec.interest.cdp_timestep import TimestepCdp
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
 from cdp_torchrec.interest.config.attention import (
@@ -23,6 +25,7 @@ from cdp_torchrec.interest.config.attention import (
     TwinConfig,
     TwinV2Config,
 )
+from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.config.gated import (
     CdpConfig,
     ConditionMlpConfig,
@@ -39,6 +42,7 @@ from cdp_torchrec.interest.config.sequential import (
 )
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
+from cdp_torchrec.interest.diff4rec import Diff4RecInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.diffumin import DiffuminInterest
 from cdp_torchrec.interest.din import DinInterest
@@ -70,6 +74,8 @@ __all__ = [
     "DdrmInterest",
     "DienConfig",
     "DienInterest",
+    "Diff4RecConfig",
+    "Diff4RecInterest",
     "DiffRecConfig",
     "DiffRecInterest",
     "DiffuminConfig",
@@ -108,11 +114,20 @@ __all__ = [
     "build_interest",
 ]
 
+
+def _build_cdp(config: CdpConfig, dims: InterestDims) -> CdpInterest:
+    match config.noise_level:
+        case "timestep":
+            return TimestepCdp(config, dims)
+        case "evidence":
+            return EvidenceCdp(config, dims)
+
+
 _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     NoneConfig: NoInterest,
     PooledConfig: PooledInterest,
     ConditionMlpConfig: ConditionMlpInterest,
-    CdpConfig: CdpInterest,
+    CdpConfig: _build_cdp,
     DinConfig: DinInterest,
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
@@ -126,6 +141,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    Diff4RecConfig: Diff4RecInterest,
     DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
     MarmConfig: MarmInterest,
