@@ -11,6 +11,7 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.cadirec import CadirecInterest
+from cdp_torchrec.interest.cddrec import CddrecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
@@ -32,6 +33,7 @@ from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, D
 from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
+    CddrecConfig,
     DienConfig,
     HstuConfig,
     SasrecConfig,
@@ -60,6 +62,8 @@ __all__ = [
     "BehaviourSequence",
     "CadirecConfig",
     "CadirecInterest",
+    "CddrecConfig",
+    "CddrecInterest",
     "CdpConfig",
     "CdpInterest",
     "ConditionMlpConfig",
@@ -113,6 +117,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
     CadirecConfig: CadirecInterest,
+    CddrecConfig: CddrecInterest,
     SimConfig: SimInterest,
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
