@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._inductor import aoti_load_package
 
 from cdp_torchrec.diffusion.config import DenoiserConfig
-from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestDims
+from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestDims, build_interest
 from cdp_torchrec.interest.pooling import PooledHistory
 from cdp_torchrec.serving.compile import compile_ranker
 from tests.whole_matrix import WHOLE_MATRIX
@@ -63,7 +63,9 @@ def check_compiled(settings: Mapping[str, Any], *, width: int, package: Path) ->
         }
     )
     dims = InterestDims(user=4, query=4, item=width, item_attributes=8, context=4, scene=4)
-    module = _Denoised(CdpInterest(config, dims).eval())
+    interest = build_interest(config, dims)
+    assert isinstance(interest, CdpInterest)
+    module = _Denoised(interest.eval())
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.2 * math.sqrt(8 / width))
 

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from cdp_torchrec.diffusion.config import DenoiserConfig
 from cdp_torchrec.distill import train_student
 from cdp_torchrec.distill_config import DistillConfig
-from cdp_torchrec.interest import CdpConfig, CdpInterest, GatedPool, InterestDims, InterestInput
+from cdp_torchrec.interest import (
+    CdpConfig,
+    CdpInterest,
+    GatedPool,
+    InterestDims,
+    InterestInput,
+    build_interest,
+)
 from cdp_torchrec.run.monitor import Monitor
 
 DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4, category=8)
@@ -49,7 +56,8 @@ def teacher(request: pytest.FixtureRequest) -> CdpInterest:
         denoiser=DenoiserConfig(condition_join="adaln_zero", num_hidden_layers=1),
         num_inference_steps=8,
     )
-    module = CdpInterest(config, DIMS)
+    module = build_interest(config, DIMS)
+    assert isinstance(module, CdpInterest)
     for parameter in module.denoiser.parameters():
         nn.init.normal_(parameter, std=0.2)
     return module.eval()

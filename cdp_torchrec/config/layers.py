@@ -17,7 +17,11 @@ DEFAULT = "default"
 
 KeyPath = tuple[str, ...]
 
-_OVERRIDE = re.compile(r"\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*=(.*)", re.DOTALL | re.ASCII)
+# Behind the first name, a quoted one may have dots of its own, as in TOML.
+_NAME = re.compile(r'[\w-]+|"[^"]*"', re.ASCII)
+_OVERRIDE = re.compile(
+    rf"\s*([A-Za-z_][\w-]*(?:\.(?:{_NAME.pattern}))*)\s*=(.*)", re.DOTALL | re.ASCII
+)
 
 
 _MOST_EXTENDS = 20
@@ -138,14 +142,15 @@ def read_layers(
     for argument in arguments:
         if match := _OVERRIDE.fullmatch(argument):
             key, text = match[1], match[2].strip()
-            if clashes := list(_clashes(key, overrides)):
+            path = tuple(name.strip('"') for name in _NAME.findall(key))
+            if clashes := list(_clashes(path, overrides)):
                 problems += clashes
                 continue
-            if key.count(".") >= MAX_DEPTH:
+            if len(path) > MAX_DEPTH:
                 problems.append(f"{cut(key)}: more than {MAX_DEPTH} tables inside each other")
                 continue
             try:
-                overrides[tuple(key.split("."))] = _parse_value(text)
+                overrides[path] = _parse_value(text)
             except ValueError as error:
                 problems.append(f"{cut(key)} = {cut(text)}: {error} [{COMMAND_LINE}]")
         elif not is_layer(argument):
@@ -190,12 +195,13 @@ def _nested(overrides: Mapping[KeyPath, Any]) -> dict[str, Any]:
     return root
 
 
-def _clashes(key: str, overrides: Iterable[KeyPath]) -> Iterator[str]:
+def _clashes(path: KeyPath, overrides: Iterable[KeyPath]) -> Iterator[str]:
     """Overrides of the key, of a table around it, or of a key in it: as in TOML, one is enough."""
-    for other in map(".".join, overrides):
-        if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
-            also = "" if other == key else f", by '{other}=' too"
-            yield f"{key}: set twice on the {COMMAND_LINE}{also}"
+    for other in overrides:
+        depth = min(len(path), len(other))
+        if path[:depth] == other[:depth]:
+            also = "" if other == path else f", by '{'.'.join(other)}=' too"
+            yield f"{'.'.join(path)}: set twice on the {COMMAND_LINE}{also}"
 
 
 def _parse_value(text: str) -> Any:

@@ -83,7 +83,20 @@ class ConditionedMlp(nn.Module):
                 return gate * self.last(hidden)
 
 
-class Denoiser(nn.Module):
+class ConditionedDenoiser(nn.Module):
+    """A conditioned MLP and what it knows of the noise in its state, which subclasses say."""
+
+    def __init__(self, config: DenoiserConfig, *, dim: int, condition_dim: int) -> None:
+        """Args: size of the network, width of the latent, and of the condition (0: none)."""
+        super().__init__()
+        self.network = ConditionedMlp(config, dim=dim, condition_dim=condition_dim)
+
+    def modulation(self, condition: Tensor | None) -> Tensor:
+        """Part of the modulation that depends on the condition [B, C], [B, M]; [M] without one."""
+        return self.network.modulation(condition)
+
+
+class Denoiser(ConditionedDenoiser):
     """Conditioned MLP that also knows the timestep (paper eq. 9; reading R1: k is a layer).
 
     Time enters as sinusoid -> Linear -> SiLU -> Linear. The parts of the modulation are asked for
@@ -96,15 +109,10 @@ class Denoiser(nn.Module):
     def __init__(
         self, config: DenoiserConfig, *, dim: int, condition_dim: int, num_train_timesteps: int
     ) -> None:
-        super().__init__()
-        self.network = ConditionedMlp(config, dim=dim, condition_dim=condition_dim)
+        super().__init__(config, dim=dim, condition_dim=condition_dim)
         self.time_hidden = nn.Linear(TIME_DIM, TIME_DIM)
         self.time_projection = self.network.modulation_projection(TIME_DIM)
         self.register_buffer("sinusoids", sinusoids(num_train_timesteps), persistent=False)
-
-    def modulation(self, condition: Tensor | None) -> Tensor:
-        """Part of the modulation that stays the same over steps, [B, M]."""
-        return self.network.modulation(condition)
 
     def time_modulation(self, timesteps: Tensor) -> Tensor:
         """Part of the modulation of each timestep, [N, M]; timesteps int64 [N] in 0..T."""

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.diffusion.config import NUM_EVIDENCE_LEVELS, DenoiserConfig
-from cdp_torchrec.diffusion.denoiser import ConditionedMlp
+from cdp_torchrec.diffusion.denoiser import ConditionedDenoiser
 
 _LAST_COUNT = 2.0 ** ((NUM_EVIDENCE_LEVELS - 1) / 2) - 1.0
 _LEVEL_WIDTH = 32
 
 
-class EvidenceDenoiser(nn.Module):
+class EvidenceDenoiser(ConditionedDenoiser):
     """Conditioned MLP that predicts the latent of unlimited evidence, told how much there is.
 
     With a network of output zero the prediction is the state itself.
@@ -25,15 +25,10 @@ class EvidenceDenoiser(nn.Module):
 
     def __init__(self, config: DenoiserConfig, *, dim: int, condition_dim: int) -> None:
         """Args: size of the network, width of the latent, and of the condition (0: none)."""
-        super().__init__()
-        self.network = ConditionedMlp(config, dim=dim, condition_dim=condition_dim)
+        super().__init__(config, dim=dim, condition_dim=condition_dim)
         self.levels = nn.Embedding(NUM_EVIDENCE_LEVELS, _LEVEL_WIDTH)
         self.level_hidden = nn.Linear(_LEVEL_WIDTH, _LEVEL_WIDTH)
         self.level_projection = self.network.modulation_projection(_LEVEL_WIDTH)
-
-    def modulation(self, condition: Tensor | None) -> Tensor:
-        """Part of the modulation that depends on the condition [B, C], [B, M]; [M] without one."""
-        return self.network.modulation(condition)
 
     def level_modulations(self) -> Tensor:
         """Part of the modulation of every level, [N, M]."""

@@ -2,6 +2,7 @@
 
 # B impressions, D width of the condition, E experts
 
+import logging
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.gated import ConditionConfig, Expert
 from cdp_torchrec.interest.output import layer_norm
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,19 @@ def usable_experts(config: ConditionConfig, dims: InterestDims) -> tuple[Expert,
 
 
 def build_condition(config: ConditionConfig, dims: InterestDims, *, dim: int) -> Condition | None:
-    """The condition, or None if no expert is left: the ablation "no condition", c = 0."""
-    return Condition(config, dims, dim=dim) if usable_experts(config, dims) else None
+    """The condition, or None if no expert is left: the ablation "no condition", c = 0.
+
+    What the settings ask for and the log lacks is logged.
+    """
+    experts = usable_experts(config, dims)
+    for expert in config.experts:
+        if expert not in experts:
+            logger.warning("condition: the log has no %s, so its expert is left out", expert)
+    if "collaborative" in experts:
+        for role, width in (("query", dims.query), ("user", dims.user)):
+            if width == 0:
+                logger.warning("condition: the log has no %s, so eq. 5 is without its terms", role)
+    return Condition(config, dims, dim=dim) if experts else None
 
 
 def _two_layers(input_dim: int, dim: int) -> nn.Sequential:

@@ -13,6 +13,8 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.cadirec import CadirecInterest
 from cdp_torchrec.interest.cddrec import CddrecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
+from cdp_torchrec.interest.cdp_evidence import EvidenceCdp
+from cdp_torchrec.interest.cdp_timestep import TimestepCdp
 from cdp_torchrec.interest.condition_mlp import ConditionMlpInterest
 from cdp_torchrec.interest.config import InterestConfig
 from cdp_torchrec.interest.config.attention import (
@@ -108,11 +110,20 @@ __all__ = [
     "build_interest",
 ]
 
+
+def _build_cdp(config: CdpConfig, dims: InterestDims) -> CdpInterest:
+    match config.noise_level:
+        case "timestep":
+            return TimestepCdp(config, dims)
+        case "evidence":
+            return EvidenceCdp(config, dims)
+
+
 _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     NoneConfig: NoInterest,
     PooledConfig: PooledInterest,
     ConditionMlpConfig: ConditionMlpInterest,
-    CdpConfig: CdpInterest,
+    CdpConfig: _build_cdp,
     DinConfig: DinInterest,
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,

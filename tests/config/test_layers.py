@@ -30,6 +30,16 @@ def test_entries_of_a_table_with_free_keys_merge() -> None:
     assert load("a.toml", "b.toml").data.column_weights == {"price": 1.0, "": 2.0}
 
 
+def test_a_quoted_name_of_a_free_key_may_have_dots_as_in_toml() -> None:
+    layer("a.toml", '[data.column_weights]\n"price.log" = 1')
+    assert load("a.toml", 'data.column_weights."price.log"=2').data.column_weights == {
+        "price.log": 2.0
+    }
+    assert lines("data.column_weights.p=1", 'data.column_weights."p"=2') == [
+        "data.column_weights.p: set twice on the command line"
+    ]
+
+
 def test_a_list_is_replaced_as_a_whole() -> None:
     layer("a.toml", "[model]\nover_arch_layer_sizes = [1, 2, 3]")
     assert load("a.toml", "model.over_arch_layer_sizes=[4]").model.over_arch_layer_sizes == (4,)

@@ -53,7 +53,7 @@ class Published:
 
     def check(self, name: str, values: Tensor) -> None:
         expected = torch.tensor(self.expected[name]).view_as(values)
-        torch.testing.assert_close(values.detach(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(values.detach(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -131,6 +131,19 @@ def test_a_role_that_the_dataset_lacks_is_left_out(make_inputs, dims, missing, i
     assert all(p.numel() > 0 for p in condition.parameters())
 
 
+def test_what_the_settings_name_and_the_log_lacks_is_logged(dims, caplog):
+    build_condition(ConditionConfig(), dims, dim=8)
+    assert not caplog.messages
+    build_condition(ConditionConfig(), replace(dims, scene=0, query=0), dim=8)
+    assert caplog.messages == [
+        "condition: the log has no scene, so its expert is left out",
+        "condition: the log has no query, so eq. 5 is without its terms",
+    ]
+    caplog.clear()
+    build_condition(ConditionConfig(experts=("context",)), replace(dims, scene=0, query=0), dim=8)
+    assert not caplog.messages
+
+
 def test_the_item_alone_still_makes_a_condition(make_inputs):
     dims = InterestDims(user=0, query=0, item=8, item_attributes=0, context=0, scene=0)
     condition = Condition(ConditionConfig(), dims, dim=8)

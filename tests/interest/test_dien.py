@@ -1,9 +1,11 @@
 """DIEN: parity with the authors' cell, padding, the meaning of an attention of 0."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,9 +42,9 @@ def test_official_gru_and_augru_equal_the_official_code():
         x[row], attention[row] = x[row].roll(6 - length, 0), attention[row].roll(6 - length, 0)
     mask = (torch.arange(6) >= 6 - torch.tensor(lengths).unsqueeze(1)).float()
     last = cell(cell.input(x), mask=mask, attention=attention.unsqueeze(1))[-1].squeeze(1)
-    torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["augru"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["augru"]), rtol=0, atol=1e-6)
     last = cell(cell.input(x), mask=mask)[-1].squeeze(1)
-    torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["gru"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["gru"]), rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -57,6 +59,33 @@ def test_without_attention_the_paper_form_is_the_gru_of_torch():
     x = torch.randn(3, 6, 5)
     states = torch.cat(cell(cell.input(x), mask=torch.ones(3, 6)), dim=1)
     torch.testing.assert_close(states, gru(x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_shipped_augru_is_the_equations_of_the_paper(load_interest):
+    """Eqs. 2-5 and 14-16, step by step in NumPy: the update gate times the attention."""
+    shipped = load_interest("interest/dien").augru
+    assert shipped == "paper"
+    width, hidden, steps = 5, 4, 6
+    cell = _Recurrence(width, hidden, augru=shipped).double()
+    weight, bias = cell.input.weight.detach().numpy(), cell.input.bias.detach().numpy()
+    gates, candidate = cell.gates.detach().numpy(), cell.candidate.detach().numpy()
+    x, attention = (
+        wave(2, steps, width, phase=0.1, scale=1.0).double(),
+        wave(2, 3, steps, phase=0.4).abs(),
+    )
+    attention = attention.double() / attention.sum(dim=2, keepdim=True)
+    expected = np.zeros((2, 3, hidden))
+    for row, target in itertools.product(range(2), range(3)):
+        h = np.zeros(hidden)
+        for i, a in zip(x[row].numpy(), attention[row, target].numpy(), strict=True):
+            w_r, w_u, w_h = np.split(weight @ i + bias, 3)
+            u_r, u_u = np.split(h @ gates, 2)
+            r, u = 1 / (1 + np.exp(-w_r - u_r)), 1 / (1 + np.exp(-w_u - u_u))
+            u = a * u  # eq. 15
+            h = (1 - u) * h + u * np.tanh(w_h + r * (h @ candidate))  # eq. 16
+        expected[row, target] = h
+    found = cell(cell.input(x), mask=torch.ones(2, steps).double(), attention=attention)[-1]
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
 
 
 def test_an_attention_of_zero_keeps_the_state_in_the_paper_and_is_a_gru_step_in_the_code():

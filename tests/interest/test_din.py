@@ -13,6 +13,8 @@ from cdp_torchrec.interest import din
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
 from cdp_torchrec.interest.din import ActivationUnit, DinAttention, DinInterest
+from cdp_torchrec.interest.output import layer_norm
+from tests.gradients import in_float64
 from tests.interest.sequences import items_only
 from tests.paths import GOLDEN
 
@@ -89,7 +91,32 @@ def test_official_code_gives_the_same_interest(make_inputs):
     facts = random.standard_normal((len(lengths), golden["num_behaviours"], dim))
     inputs = with_embeddings(make_inputs(dims, batch=len(lengths)), target, facts, lengths)
     interest = attention(inputs, inputs.recent)
-    torch.testing.assert_close(interest, torch.tensor(golden["interest"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(interest, torch.tensor(golden["interest"]), rtol=0, atol=2e-6)
+
+
+def test_the_shipped_unit_is_an_mlp_of_every_pair_and_a_softmax(dims, make_inputs, load_interest):
+    """Each behaviour by itself, in float64: layer norms, [v, e, v - e, v * e, x], ReLU, softmax."""
+    config = load_interest("interest/din").attention
+    assert (config.layer_sizes, config.activation, config.normalise) == ((36,), "relu", "softmax")
+    attention, inputs = DinAttention(config, dims).double(), in_float64(make_inputs())
+    found, recent = attention(inputs, inputs.recent), inputs.recent
+    category = inputs.item_attributes[:, : dims.category]
+    assert attention.age is not None
+    age = attention.age(recent.index.age)
+    ends = recent.index.lengths.cumsum(0)
+    for place, row in enumerate(recent.index.sequence.tolist()):
+        v = torch.cat([layer_norm(inputs.item[place]), layer_norm(category[place])])
+        scores, items = [], []
+        for n in range(int(ends[row] - recent.index.lengths[row]), int(ends[row])):
+            item, action = layer_norm(recent.item[n]), layer_norm(recent.action[n])
+            e = torch.cat([item, layer_norm(recent.category[n])])
+            hidden = attention.unit.first(torch.cat([v, e, v - e, v * e, action, age[n]]))
+            scores.append(attention.unit.layers[0](hidden.relu()))
+            items.append(item)
+        expected = torch.zeros(dims.item, dtype=torch.float64)
+        if scores:
+            expected = torch.cat(scores).softmax(dim=0) @ torch.stack(items)
+        torch.testing.assert_close(found[place], expected)
 
 
 @pytest.mark.parametrize("normalise", ["none", "softmax"])

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cdp_torchrec.diffusion.denoiser import Denoiser
-from cdp_torchrec.diffusion.evidence import EvidenceDenoiser
+from cdp_torchrec.diffusion.denoiser import ConditionedDenoiser
 from cdp_torchrec.timer import Timer
 
 _BYTES = 4
@@ -39,7 +38,7 @@ class MatrixRate:
 
 
 def denoiser_cost(
-    denoiser: Denoiser | EvidenceDenoiser, *, num_candidates: int, num_inference_steps: int
+    denoiser: ConditionedDenoiser, *, num_candidates: int, num_inference_steps: int
 ) -> DenoiserCost:
     """Work of the loop for one request.
 
@@ -59,7 +58,7 @@ def denoiser_cost(
     )
 
 
-def linear_layers(denoiser: Denoiser | EvidenceDenoiser) -> list[nn.Linear]:
+def linear_layers(denoiser: ConditionedDenoiser) -> list[nn.Linear]:
     """Layers that every denoiser call runs through."""
     network = denoiser.network
     middle = [layer for layer in network.middle if isinstance(layer, nn.Linear)]
@@ -67,7 +66,7 @@ def linear_layers(denoiser: Denoiser | EvidenceDenoiser) -> list[nn.Linear]:
 
 
 def matrix_rate(
-    denoiser: Denoiser | EvidenceDenoiser, num_candidates: int, device: torch.device, timer: Timer
+    denoiser: ConditionedDenoiser, num_candidates: int, device: torch.device, timer: Timer
 ) -> MatrixRate:
     """The machine's rate now, best of a few trials.
 
