@@ -36,7 +36,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
 from cdp_torchrec.interest.cddrec_decoder import CausalAttention, ConditionDecoder
-from cdp_torchrec.interest.config.sequential import CddrecConfig
+from cdp_torchrec.interest.config.generative import CddrecConfig
 from cdp_torchrec.interest.output import NORM_EPS, InterestVector
 from cdp_torchrec.interest.recent_sequence import NextBehaviours, keep_recent, last_state, recency
 from cdp_torchrec.interest.reordering import Reordering

@@ -31,11 +31,15 @@ from cdp_torchrec.interest.config.gated import (
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
+from cdp_torchrec.interest.config.generative import (
+    CddrecConfig,
+    DdrmConfig,
+    DiffRecConfig,
+    DiffuminConfig,
+)
 from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
-    CddrecConfig,
     DienConfig,
     HstuConfig,
     SasrecConfig,
