@@ -55,6 +55,8 @@ class Stream(IntEnum):
     """What stands for a masked behaviour in the first view."""
     SECOND_VIEW = 23
     """And in the second."""
+    AUGMENTED = 24
+    """Whether a sparse history is read augmented (Diff4Rec); a key is a request."""
     REORDERED_WINDOW = 30
     """Where the reordered part of a view begins (CDDRec); a key is a request."""
     REORDERED_BEHAVIOUR = 31

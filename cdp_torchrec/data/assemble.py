@@ -55,13 +55,16 @@ class BatchAssembler:
         if blocks == "one":
             self._recent_length = layout.history.served_recent_length(max_history_length)
 
-    def assemble(self, impressions: Impressions, *, epoch: int | None) -> Batch:
+    def assemble(
+        self, impressions: Impressions, *, epoch: int | None, progress: float = 0.0
+    ) -> Batch:
         """The batch of at most batch_size impressions; missing ones become padding.
 
         Args:
             impressions: the impressions, possibly none.
             epoch: training epoch, which enters the noise keys; None in evaluation, where neither
                 a part of a history nor a stranger is drawn.
+            progress: passes over the training data before this step, in training.
 
         Raises:
             DatasetError: an id lies beyond its table, or the history is damaged.
@@ -91,6 +94,7 @@ class BatchAssembler:
             labels=self._padded(impressions.candidate["label"].astype(np.float32)),
             weights=self._padded(np.ones(count, dtype=np.float32)),
             key=self._padded(_keys(impressions, _NO_EPOCH if draw is None else draw)),
+            progress=None if epoch is None else torch.full((self._batch_size,), progress),
             user_id=self._padded(_per_impression(impressions, "user_id")),
             request_id=self._padded(_per_impression(impressions, "request_id")),
             item_id=self._padded(impressions.candidate["item_id"].astype(np.int64)),

@@ -53,6 +53,10 @@ class Batch(Pipelineable):
     """Float [B]: 1, or 0 for padding."""
     key: Tensor
     """Int64 [B]: names the impression for keyed noise; in training it differs by epoch."""
+    progress: Tensor | None
+    """Float [B]: passes over the training data before this step, the same everywhere; it follows
+    from the position alone, so a resumed training goes on where it was. None outside of training.
+    """
     user_id: Tensor
     """Int64 [B] code."""
     request_id: Tensor

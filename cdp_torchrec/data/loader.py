@@ -68,7 +68,11 @@ class TrainBatches(_Shares):
         epoch, offset = divmod(index, self._order.num_impressions)
         size = self._global // self._share.world_size
         start = offset + self._share.rank * size
-        return self._assembler.assemble(self._order.take(epoch, start, start + size), epoch=epoch)
+        return self._assembler.assemble(
+            self._order.take(epoch, start, start + size),
+            epoch=epoch,
+            progress=index / self._order.num_impressions,
+        )
 
 
 class EvaluationBatches(_Shares):

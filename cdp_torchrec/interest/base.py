@@ -64,6 +64,9 @@ class InterestInput:
     """Code of the target item, exact also without a row of its own, int64 [B]."""
     category_id: Tensor
     """Code of the target item's category, int64 [B]; 0 where the log has none."""
+    progress: Tensor | None = None
+    """Passes over the training data before this step, the same for all impressions, float [B]: for
+    what follows a schedule (Diff4Rec's curriculum). None outside of training."""
     domain_id: Tensor | None = None
     """Code of the request's domain, int64 [B], if the module asks for it and the log has one. Read
     by ADS, whose weights differ by domain."""
@@ -81,8 +84,8 @@ class InterestInput:
     """The recent history, a sequence for each request, if asked for."""
     stranger: BehaviourSequence | None = None
     """The recent history of another user before the request, a sequence for each request, if asked
-    for (CaDiRec, CDDRec): what it is told from, whatever else is in the batch. None outside of
-    training."""
+    for (CaDiRec, CDDRec, Diff4Rec): what it is told from, whatever else is in the batch. None
+    outside of training."""
 
 
 @dataclass(frozen=True)

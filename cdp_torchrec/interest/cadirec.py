@@ -37,7 +37,12 @@ from cdp_torchrec.interest.sequence_denoiser import (
     contrastive_loss,
     rounding_scores,
 )
-from cdp_torchrec.interest.stranger import next_behaviours_beside, request_keys, stranger_places
+from cdp_torchrec.interest.stranger import (
+    next_behaviours_beside,
+    once_each,
+    request_keys,
+    stranger_places,
+)
 from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, keyed_uniform
 
 _VIEWS = (Stream.FIRST_VIEW, Stream.SECOND_VIEW)
@@ -241,13 +246,7 @@ class _Offered:
         own = block.behaviour + stranger.item.shape[0]
         place = torch.cat([places.masked_fill(missing, items.shape[0]), own], dim=1)
         code = functional.pad(ids, (0, 1), value=-1)[place]
-        # Of the places of one item the last stands for it.
-        ordered = code.sort(dim=1, stable=True)
-        is_last = functional.pad(
-            ordered.values[:, 1:] != ordered.values[:, :-1], (0, 1), value=True
-        )
-        once = torch.zeros_like(is_last).scatter(1, ordered.indices, is_last)
-        mask = once & (place < items.shape[0])
+        mask = once_each(code) & (place < items.shape[0])
         return cls(place=place, item=gather(items, place), mask=mask)
 
 

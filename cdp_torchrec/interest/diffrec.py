@@ -17,26 +17,18 @@ order of batches and on the number of ranks, the annealing of L-DiffRec's loss w
 # B impressions, R rows (row 0: no behaviours), L behaviours, V buckets, K clusters,
 # Z latent width of all clusters, D embedding dim, T diffusion steps
 
-import logging
-
 import torch
 from torch import Tensor, nn
 
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
-from cdp_torchrec.interest.cluster_autoencoder import (
-    ClusterAutoencoder,
-    kl_loss,
-    multinomial_loss,
-)
+from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder
 from cdp_torchrec.interest.config.generative import DiffRecConfig
+from cdp_torchrec.interest.interaction_diffusion import ItemBuckets, diffusion_losses
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import recency
 from cdp_torchrec.interest.sequence_rows import SequenceRows
-from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
-
-logger = logging.getLogger(__name__)
 
 
 class DiffRecInterest(InterestModule):
@@ -53,21 +45,15 @@ class DiffRecInterest(InterestModule):
     def __init__(self, config: DiffRecConfig, dims: InterestDims) -> None:
         super().__init__()
         self.config = config
-        self.num_buckets = config.num_clusters * config.buckets_per_cluster
-        self.num_clusters = config.num_clusters
-        if dims.category == 0 and config.num_clusters > 1:
-            logger.warning(
-                "DiffRec clusters items by category, which the dataset lacks: "
-                "one cluster of %d buckets instead",
-                self.num_buckets,
-            )
-            self.num_clusters = 1
+        self.buckets = ItemBuckets(config, dims, system="DiffRec")
         self.autoencoder = None
-        state_dim = self.num_buckets
+        state_dim = self.buckets.num_buckets
         if config.space == "latent":
             state_dim = config.num_clusters * config.latent_per_cluster
             self.autoencoder = ClusterAutoencoder(
-                num_clusters=self.num_clusters, num_buckets=self.num_buckets, latent_dim=state_dim
+                num_clusters=self.buckets.num_clusters,
+                num_buckets=self.buckets.num_buckets,
+                latent_dim=state_dim,
             )
         self.process = ReverseProcess(config.schedule, config.denoiser, dim=state_dim)
         # Linear in the last hidden layer, as the reconstruction itself is.
@@ -99,55 +85,35 @@ class DiffRecInterest(InterestModule):
         decoded = x_0_hat if self.autoencoder is None else self.autoencoder.decode(x_0_hat)
         # Per request so far; per impression from here on.
         interest = (self.projection(x_0_hat) * present).index_select(0, rows.of_impression)
-        bucket = self._bucket(inputs.item_id, inputs.category_id)
-        score = (decoded * present).flatten()[rows.of_impression * self.num_buckets + bucket]
-        means = (decoded * present).unflatten(1, (self.num_clusters, -1)).mean(dim=2)
-        cluster = inputs.category_id % self.num_clusters
-        cluster_score = means.flatten()[rows.of_impression * self.num_clusters + cluster]
+        num_buckets, num_clusters = self.buckets.num_buckets, self.buckets.num_clusters
+        bucket = self.buckets.of(inputs.item_id, inputs.category_id)
+        score = (decoded * present).flatten()[rows.of_impression * num_buckets + bucket]
+        means = (decoded * present).unflatten(1, (num_clusters, -1)).mean(dim=2)
+        cluster = inputs.category_id % num_clusters
+        cluster_score = means.flatten()[rows.of_impression * num_clusters + cluster]
         parts = [self.vector(interest, inputs.item), torch.stack([score, cluster_score], dim=1)]
         losses = {}
         if self.training:
-            per_row = self._losses(interactions, codes, rows.key)
+            per_row = diffusion_losses(
+                self.process,
+                self.autoencoder,
+                interactions,
+                codes,
+                key=rows.key,
+                timestep_weights=self.timestep_weights,
+            )
             losses = {
                 name: (loss * rows.present).index_select(0, rows.of_impression)
                 for name, loss in per_row.items()
             }
         return InterestOutput(interest=torch.cat(parts, dim=1), losses=losses)
 
-    def _bucket(self, item_id: Tensor, category_id: Tensor) -> Tensor:
-        """Bucket in [0, V) of each item; those of a cluster lie side by side."""
-        per_cluster = self.num_buckets // self.num_clusters
-        return category_id % self.num_clusters * per_cluster + item_id % per_cluster
-
     def _interactions(self, index: SequenceIndex, rows: SequenceRows) -> Tensor:
         """x_0 of each row, [R, V]: what was interacted with, zero elsewhere."""
         weights = torch.ones_like(index.age)
         if self.config.interaction_weight == "recency":
             weights = recency_weights(index, oldest_weight=self.config.oldest_weight)
-        places = rows.of_behaviour * self.num_buckets
-        places = places + self._bucket(index.item_id, index.category_id)
-        empty = weights.new_zeros(rows.present.shape[0] * self.num_buckets)
-        return empty.scatter_reduce(0, places, weights, "amax").view(-1, self.num_buckets)
-
-    def _losses(
-        self, interactions: Tensor, codes: tuple[Tensor, Tensor] | None, key: Tensor
-    ) -> dict[str, Tensor]:
-        """Losses of each row, [R] each."""
-        x_0, losses = interactions, {}
-        if codes is not None:
-            mean, log_variance = codes
-            noise = keyed_normal(key, mean.shape[1], Stream.LATENT_NOISE)
-            x_0 = mean + (0.5 * log_variance).exp() * noise
-            losses["kl_loss"] = kl_loss(mean, log_variance)
-        timesteps = keyed_timesteps(key, len(self.process.steps), Stream.TRAINING_TIMESTEP)
-        noise = keyed_normal(key, x_0.shape[1], Stream.TRAINING_NOISE)
-        x_0_hat = self.process.one_step(x_0, noise=noise, timesteps=timesteps)
-        error = (x_0_hat - x_0).square().mean(dim=1)
-        losses["denoise_loss"] = self.timestep_weights[timesteps] * error
-        if self.autoencoder is not None:
-            decoded = self.autoencoder.decode(x_0_hat)
-            losses["reconstruction_loss"] = multinomial_loss(decoded, interactions)
-        return losses
+        return self.buckets.interactions(index, rows, weights)
 
 
 def recency_weights(index: SequenceIndex, *, oldest_weight: float) -> Tensor:

@@ -25,6 +25,7 @@ from cdp_torchrec.interest.config.attention import (
     SimConfig,
     TwinConfig,
 )
+from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.config.gated import (
     CdpConfig,
     ConditionMlpConfig,
@@ -46,6 +47,7 @@ from cdp_torchrec.interest.config.sequential import (
 )
 from cdp_torchrec.interest.ddrm import DdrmInterest
 from cdp_torchrec.interest.dien import DienInterest
+from cdp_torchrec.interest.diff4rec import Diff4RecInterest
 from cdp_torchrec.interest.diffrec import DiffRecInterest
 from cdp_torchrec.interest.diffumin import DiffuminInterest
 from cdp_torchrec.interest.din import DinInterest
@@ -78,6 +80,8 @@ __all__ = [
     "DdrmInterest",
     "DienConfig",
     "DienInterest",
+    "Diff4RecConfig",
+    "Diff4RecInterest",
     "DiffRecConfig",
     "DiffRecInterest",
     "DiffuminConfig",
@@ -141,6 +145,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
     DiffRecConfig: DiffRecInterest,
+    Diff4RecConfig: Diff4RecInterest,
     DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
     MarmConfig: MarmInterest,

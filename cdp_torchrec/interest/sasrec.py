@@ -79,11 +79,24 @@ class SasrecInterest(InterestModule):
 
     def encode(self, recent: BehaviourSequence) -> Tensor:
         """State after each behaviour, [L, D] (paper eqs. 1-5)."""
+        return self.transform(self.embed(recent, recency(recent.index)), recent)
+
+    def embed(self, recent: BehaviourSequence, order: Tensor) -> Tensor:
+        """Behaviours as the blocks want them, [L, D].
+
+        Args:
+            recent: the behaviours.
+            order: how many are more recent, int64 [L].
+        """
         # The authors pad to the left, so that a position counts from the most recent behaviour.
-        place = self.max_length - 1 - recency(recent.index).clamp(max=self.max_length - 1)
+        place = self.max_length - 1 - order.clamp(max=self.max_length - 1)
         x = recent.item * math.sqrt(recent.item.shape[1]) + self.position.index_select(0, place)
         if self.side is not None:
             x = x + self.side(torch.cat([recent.category, recent.action], dim=1))
+        return x
+
+    def transform(self, x: Tensor, recent: BehaviourSequence) -> Tensor:
+        """States of embedded behaviours, [L, D], of which `recent` says what is a sequence."""
         for block in self.blocks:
             x = block(x, recent)
         return self.norm(x)

@@ -23,6 +23,8 @@ class SequenceRows:
     """Row of each impression, int64 [B]."""
     of_behaviour: Tensor
     """Row of each behaviour, int64 [L]."""
+    sequence: Tensor
+    """Sequence in each row but row 0, int64 [R - 1]."""
     key: Tensor
     """Names each sequence by its items and ages, int64 [R]: noise keyed by it is the same on every
     rank, in every batch and epoch. A key of an impression would not do: a request may be split
@@ -41,5 +43,6 @@ class SequenceRows:
             present=present,
             of_impression=row.index_select(0, index.sequence),
             of_behaviour=of_behaviour,
+            sequence=filled,
             key=names.new_zeros(present.shape[0]).index_add(0, of_behaviour, names),
         )

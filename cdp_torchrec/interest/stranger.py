@@ -58,12 +58,21 @@ def next_behaviours_beside(
     negative = (end - 1 - ((draw * offered) >> 31)).where(offered > 0, others)
     positive = (torch.arange(index.owner.shape[0], device=order.device) + 1).clamp(max=count - 1)
     drawn_id = functional.pad(stranger.item_id, (0, 1), value=-1).index_select(0, negative)
-    own = torch.isin(_with_owner(drawn_id, index), _with_owner(index.item_id, index))
+    own = is_own_item(drawn_id.unsqueeze(1), index.owner, index).squeeze(1)
     has_next = (order > 0) & (order < length)
     weight = (has_next & (offered > 0) & ~own).to(index.age.dtype)
     return NextBehaviours(positive=positive, negative=negative, weight=weight)
 
 
-def _with_owner(item_id: Tensor, index: SequenceIndex) -> Tensor:
-    """Item codes [L], apart for each sequence."""
-    return (index.owner << 32) | item_id
+def is_own_item(item_id: Tensor, sequence: Tensor, index: SequenceIndex) -> Tensor:
+    """Which items, codes [W, M], are in the history of the sequences [W], bool [W, M]."""
+    # Code -1, nothing, becomes a number that no behaviour has.
+    return torch.isin((sequence.unsqueeze(1) << 32) + item_id, (index.owner << 32) + index.item_id)
+
+
+def once_each(item_id: Tensor) -> Tensor:
+    """The last place of each code in a row [W, K], bool [W, K]."""
+    ordered = item_id.sort(dim=1, stable=True)
+    is_last = ordered.values[:, 1:] != ordered.values[:, :-1]
+    is_last = functional.pad(is_last, (0, 1), value=True)
+    return torch.zeros_like(is_last).scatter(1, ordered.indices, is_last)

@@ -43,6 +43,7 @@ class DenseBatch(Protocol):
     stranger: SequenceIndex | None
     history_counts: Tensor
     key: Tensor
+    progress: Tensor | None
     item_id: Tensor
     category_id: Tensor
     domain_id: Tensor | None
@@ -181,6 +182,7 @@ class RankingArch(nn.Module):
             context=by_role["context"],
             scene=by_role["scene"],
             key=batch.key,
+            progress=batch.progress,
             item_id=batch.item_id,
             category_id=batch.category_id,
             domain_id=batch.domain_id,

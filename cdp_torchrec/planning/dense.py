@@ -153,6 +153,7 @@ def _batch(workload: Workload) -> Batch:
         labels=torch.zeros(batch_size),
         weights=torch.ones(batch_size),
         key=ids,
+        progress=torch.zeros(batch_size),
         user_id=ids,
         request_id=request,
         item_id=ids,

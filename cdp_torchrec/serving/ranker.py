@@ -67,6 +67,7 @@ class _DenseInputs:
     stranger: None
     history_counts: Tensor
     key: Tensor
+    progress: None
     item_id: Tensor
     category_id: Tensor
     domain_id: Tensor | None
@@ -123,6 +124,7 @@ class RankerProgram(nn.Module):
             gated=_index("gated", inputs),
             recent=_index("recent", inputs),
             stranger=None,
+            progress=None,
         )
         return torch.sigmoid(self.arch(embeddings, batch).logits)
 

@@ -264,6 +264,28 @@ def test_ranks_share_the_global_batch_of_one(tiny_dataset: Path) -> None:
             assert list(chain(*shares(world_size, position))) == whole
 
 
+def test_progress_is_the_passes_before_the_step_on_every_rank(tiny_dataset: Path) -> None:
+    """A function of the position alone: a resumed training goes on where it was."""
+    order = make_order(tiny_dataset, seed=4)
+    for world_size in (1, 2):
+        for rank in range(world_size):
+            batches = TrainBatches(
+                order,
+                make_assembler(tiny_dataset, batch_size=64 // world_size),
+                global_batch_size=64,
+                share=Share(rank, world_size),
+            )
+            for position in (0, 192, order.num_impressions, order.num_impressions + 640):
+                progress = batches[position].progress
+                assert progress is not None and progress.shape == (64 // world_size,)
+                expected = position / order.num_impressions
+                assert progress.unique().tolist() == pytest.approx([expected], rel=1e-6)
+    evaluation = make_assembler(tiny_dataset, batch_size=8).assemble(
+        order.take(0, 0, 8), epoch=None
+    )
+    assert evaluation.progress is None
+
+
 def test_a_global_batch_never_spans_two_epochs(tiny_dataset: Path) -> None:
     order = make_order(tiny_dataset, seed=4)
     batches = TrainBatches(

@@ -178,6 +178,7 @@ def make_inputs() -> MakeInputs:
             key=torch.randint(2**62, (batch,), generator=generator),
             item_id=torch.randint(1, 50, (batch,), generator=generator),
             category_id=torch.randint(1, 5, (batch,), generator=generator),
+            progress=torch.full((batch,), 10.0),
             domain_id=request % max(dims.domains, 1),
             pool=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=pooled),
             part=make_part(pooled, dims.item, seed=seed + 3, requires_grad=requires_grad),

@@ -60,6 +60,7 @@ VARIANTS: list[Variant] = [
     ("interest/ddrm_ideal", "train_path=one_step"),
     ("interest/ddrm_ideal", "history_filter=category"),
     ("interest/diffrec", "history_filter=category", "loss_weighting=elbo"),
+    ("interest/diff4rec", "max_augmented=2", "augmented_share=1.0"),
     ("interest/ldiffrec", "history_filter=category", "interaction_weight=recency"),
 ]
 

@@ -65,7 +65,25 @@ class DdrmConfig(InterestVectorConfig):
         return HistoryLookup(recent=True)
 
 
-class DiffRecConfig(InterestVectorConfig):
+class ItemBucketsConfig(InterestVectorConfig):
+    """How items are hashed into the buckets that diffusion knows."""
+
+    num_clusters: PositiveInt = 16
+    """K: category code modulo K. L-DiffRec clusters items by k-means of embeddings, 2 to 4."""
+    buckets_per_cluster: PositiveInt = 64
+    """V / K: item code modulo V / K, within a cluster. DiffRec: a bucket for each item."""
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> "ItemBucketsConfig":
+        if self.num_clusters * self.buckets_per_cluster > _MAX_BUCKETS:
+            raise ValueError(
+                f"num_clusters * buckets_per_cluster = {self.num_clusters} * "
+                f"{self.buckets_per_cluster} is above {_MAX_BUCKETS}, the widest state"
+            )
+        return self
+
+
+class DiffRecConfig(ItemBucketsConfig):
     """Settings of DiffRec; defaults are those of its scripts, but for the sizes."""
 
     kind: Literal["diffrec"]
@@ -80,10 +98,6 @@ class DiffRecConfig(InterestVectorConfig):
     """w_min of "recency". T-DiffRec: 0.1, or 0.5 on one of its datasets."""
     history_filter: Literal["none", "category"] = "none"
     """Which interactions enter. DiffRec: all, "none". "category": those in the target item's."""
-    num_clusters: PositiveInt = 16
-    """K: category code modulo K. L-DiffRec clusters items by k-means of embeddings, 2 to 4."""
-    buckets_per_cluster: PositiveInt = 64
-    """V / K: item code modulo V / K, within a cluster. DiffRec: a bucket for each item."""
     latent_per_cluster: PositiveInt = 8
     """Z / K, of "latent" only. L-DiffRec: 300 in all, shared out by the size of clusters."""
     schedule: NoiseScheduleConfig = NoiseScheduleConfig(
@@ -110,12 +124,7 @@ class DiffRecConfig(InterestVectorConfig):
     rises from 0 to 0.3."""
 
     @model_validator(mode="after")
-    def _check(self) -> "DiffRecConfig":
-        if self.num_clusters * self.buckets_per_cluster > _MAX_BUCKETS:
-            raise ValueError(
-                f"num_clusters * buckets_per_cluster = {self.num_clusters} * "
-                f"{self.buckets_per_cluster} is above {_MAX_BUCKETS}, the widest state"
-            )
+    def _check_weight(self) -> "DiffRecConfig":
         if self.oldest_weight > 1.0:
             raise ValueError(f"oldest_weight = {self.oldest_weight} is above 1, that of the newest")
         return self
