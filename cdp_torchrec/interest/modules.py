@@ -11,6 +11,7 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.cadirec import CadirecInterest
+from cdp_torchrec.interest.cddrec import CddrecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.cdp_evidence import EvidenceCdp
 from cdp_torchrec.interest.cdp_timestep import TimestepCdp
@@ -32,7 +33,12 @@ from cdp_torchrec.interest.config.gated import (
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
+from cdp_torchrec.interest.config.generative import (
+    CddrecConfig,
+    DdrmConfig,
+    DiffRecConfig,
+    DiffuminConfig,
+)
 from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
@@ -66,6 +72,8 @@ __all__ = [
     "BehaviourSequence",
     "CadirecConfig",
     "CadirecInterest",
+    "CddrecConfig",
+    "CddrecInterest",
     "CdpConfig",
     "CdpInterest",
     "ConditionMlpConfig",
@@ -132,6 +140,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
     CadirecConfig: CadirecInterest,
+    CddrecConfig: CddrecInterest,
     SimConfig: SimInterest,
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,

@@ -51,6 +51,8 @@ VARIANTS: list[Variant] = [
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
     ("interest/cadirec", "mask_rate=0.7", "denoise_loss_weight=0.1"),
     ("interest/hstu", "num_heads=2", "variant=research"),
+    ("interest/cddrec", "denoiser_sees=condition_and_state", "schedule.num_train_timesteps=3"),
+    ("interest/cddrec", "num_layers=2", "max_length=9", "cross_view_loss_weight=0.0"),
     ("interest/diffumin", "num_kept=3", "short_length=2", "recon_detach=true"),
     ("interest/diffumin", "contrastive_loss_weight=0.0", "num_layers=1", "start=clean_scaled"),
     ("interest/longer", "group_size=3", "num_queries=2", "num_layers=3", "num_cls_tokens=0"),
