@@ -39,7 +39,7 @@ from cdp_torchrec.interest.config.generative import (
     DiffRecConfig,
     DiffuminConfig,
 )
-from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig, MtgrConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
     DienConfig,
@@ -56,6 +56,7 @@ from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.marm import MarmInterest
+from cdp_torchrec.interest.mtgr import MtgrInterest
 from cdp_torchrec.interest.none import NoInterest
 from cdp_torchrec.interest.output_cache import OutputCache
 from cdp_torchrec.interest.pooled import PooledInterest
@@ -104,6 +105,8 @@ __all__ = [
     "LongerInterest",
     "MarmConfig",
     "MarmInterest",
+    "MtgrConfig",
+    "MtgrInterest",
     "NoInterest",
     "NoneConfig",
     "OutputCache",
@@ -154,6 +157,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
     MarmConfig: MarmInterest,
+    MtgrConfig: MtgrInterest,
 }
 
 

@@ -57,6 +57,7 @@ VARIANTS: list[Variant] = [
     ("interest/diffumin", "contrastive_loss_weight=0.0", "num_layers=1", "start=clean_scaled"),
     ("interest/longer", "group_size=3", "num_queries=2", "num_layers=3", "num_cls_tokens=0"),
     ("interest/marm", "max_length=4", "num_layers=3"),
+    ("interest/mtgr", "num_heads=2", "num_layers=3", "realtime_hours=100"),
     ("interest/ddrm", "train_path=chain"),
     ("interest/ddrm", "history_filter=category", "start=noised"),
     ("interest/ddrm_ideal", "train_path=one_step"),

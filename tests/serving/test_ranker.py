@@ -39,7 +39,7 @@ EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     KINDS = (
         *("ads", "cdp_evidence", "counts", "ddrm", "diffrec", "din"),
-        *("hstu", "longer", "marm", "pooled", "sasrec"),
+        *("hstu", "longer", "marm", "mtgr", "pooled", "sasrec"),
     )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]
 
