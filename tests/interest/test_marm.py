@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cdp_torchrec.interest import marm
 from cdp_torchrec.interest.base import InterestDims, InterestInput
@@ -128,7 +127,7 @@ def test_no_gradient_goes_into_the_cache(make_inputs, dims):
 @pytest.fixture
 def history() -> BehaviourSequence:
     """One user's 14 behaviours, oldest first."""
-    history = make_sequence(ITEMS_ONLY, 3, [14])
+    history = in_float64(make_sequence(ITEMS_ONLY, 3, [14]))
     age = history.index.age.sort(descending=True).values.round()
     return replace(history, index=replace(history.index, age=age))
 
@@ -144,7 +143,7 @@ def part_of(history: BehaviourSequence, stop: int, at_age: float) -> BehaviourSe
 
 
 def candidate(item: Tensor, category: Tensor, recent: BehaviourSequence) -> InterestInput:
-    nothing, code = torch.zeros(len(item), 0), torch.zeros(len(item), dtype=torch.int64)
+    nothing, code = item[:, :0], torch.zeros(len(item), dtype=torch.int64)
     return InterestInput(
         user=nothing,
         query=nothing,
@@ -171,13 +170,13 @@ def as_keys(
 def test_what_was_cached_as_behaviours_happened_is_what_training_computes(history):
     """Each behaviour is the target once, at its own time, over what is cached of those before it;
     a request that reads the cache then scores as the model does without one."""
-    module = make_marm(ITEMS_ONLY, max_length=4, num_layers=3).eval()
+    module = make_marm(ITEMS_ONLY, max_length=4, num_layers=3).double().eval()
     cache = OutputCache(checkpoint=DIGEST)
     of = {"user": USER, "checkpoint": DIGEST}
     for place in range(14):
         at_age = float(history.index.age[place])
         before = part_of(history, place, at_age)
-        known = tuple(torch.zeros(0, 8) for _ in range(2))
+        known = tuple(torch.zeros(0, 8).double() for _ in range(2))
         if place:
             known = cache.read(**of, **as_keys(before, at_age))
         here = slice(place, place + 1)
@@ -187,10 +186,10 @@ def test_what_was_cached_as_behaviours_happened_is_what_training_computes(histor
         cache.write(tokens[:-1], **of, **behaviour)
     assert len(cache) == 14
     cached = cache.read(**of, **as_keys(history, 0))
-    torch.testing.assert_close(cached, module.outputs(history), rtol=0, atol=1e-6)
-    request = candidate(functional.normalize(torch.randn(3, 8)), torch.randn(3, 8), history)
+    torch.testing.assert_close(cached, module.outputs(history), rtol=0, atol=1e-12)
+    request = candidate(torch.randn(3, 8).double(), torch.randn(3, 8).double(), history)
     served = module.interest(request, module.attend(request, history, cached)[-1]).interest
-    torch.testing.assert_close(served, module(request).interest, rtol=0, atol=1e-6)
+    torch.testing.assert_close(served, module(request).interest, rtol=0, atol=1e-12)
 
 
 def test_behaviours_beyond_what_the_layers_read_change_nothing(make_inputs, dims):
