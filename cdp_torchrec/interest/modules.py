@@ -24,6 +24,7 @@ from cdp_torchrec.interest.config.attention import (
     QinConfig,
     SimConfig,
     TwinConfig,
+    TwinV2Config,
 )
 from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.config.gated import (
@@ -38,7 +39,7 @@ from cdp_torchrec.interest.config.generative import (
     DiffRecConfig,
     DiffuminConfig,
 )
-from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
+from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig, MtgrConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
     DienConfig,
@@ -55,6 +56,7 @@ from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.marm import MarmInterest
+from cdp_torchrec.interest.mtgr import MtgrInterest
 from cdp_torchrec.interest.none import NoInterest
 from cdp_torchrec.interest.output_cache import OutputCache
 from cdp_torchrec.interest.pooled import PooledInterest
@@ -63,6 +65,7 @@ from cdp_torchrec.interest.sasrec import SasrecInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.interest.sim import SimInterest
 from cdp_torchrec.interest.twin import TwinInterest
+from cdp_torchrec.interest.twin_v2 import TwinV2Interest
 
 __all__ = [
     "AdsConfig",
@@ -102,6 +105,8 @@ __all__ = [
     "LongerInterest",
     "MarmConfig",
     "MarmInterest",
+    "MtgrConfig",
+    "MtgrInterest",
     "NoInterest",
     "NoneConfig",
     "OutputCache",
@@ -115,6 +120,8 @@ __all__ = [
     "SimInterest",
     "TwinConfig",
     "TwinInterest",
+    "TwinV2Config",
+    "TwinV2Interest",
     "build_interest",
 ]
 
@@ -141,6 +148,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
+    TwinV2Config: TwinV2Interest,
     AdsConfig: AdsInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
@@ -149,6 +157,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
     MarmConfig: MarmInterest,
+    MtgrConfig: MtgrInterest,
 }
 
 
