@@ -25,9 +25,10 @@ class Stream(IntEnum):
     INITIAL_ROWS = -1
     """Initial embeddings; a key is a row of a table and the run's seed."""
     START_NOISE = 0
-    """Noise of the state where sampling starts (CDP, DiffuMIN; the user of DDRM)."""
+    """Noise of the state where sampling starts (CDP, DiffuMIN; the user of DDRM), and of CDDRec's
+    samples."""
     TRAINING_NOISE = 1
-    """Noise of the denoising loss (CDP, DiffRec, DiffuMIN; the user of DDRM)."""
+    """Noise of the denoising loss (CDP, CDDRec, DiffRec, DiffuMIN; the user of DDRM)."""
     TRAINING_TIMESTEP = 2
     """Timestep of the denoising loss; DDRM's user and item share it."""
     NEXT_BEHAVIOUR_NEGATIVE = 3
@@ -56,6 +57,10 @@ class Stream(IntEnum):
     """And in the second."""
     AUGMENTED = 24
     """Whether a sparse history is read augmented (Diff4Rec); a key is a request."""
+    REORDERED_WINDOW = 30
+    """Where the reordered part of a view begins (CDDRec); a key is a request."""
+    REORDERED_BEHAVIOUR = 31
+    """Where in that part a behaviour goes; a key is a request's behaviour."""
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:

@@ -23,6 +23,9 @@ class HistoryLookup:
     domain: bool = False
     """Beside the history, the code of each request's domain, for modules whose weights differ by
     it."""
+    clustered: bool = False
+    """`recent` holds clusters of behaviours, of all that happened before the request, in place of
+    the behaviours."""
     stranger: bool = False
     """Also the recent history of another user, drawn by key for each request and cut like `recent`:
     in training only."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cdp_torchrec.data.behaviour_clusters import clusters_before
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, WHOLE_KEY, FeatureLayout
 from cdp_torchrec.data.requests import Impressions
@@ -103,8 +104,13 @@ class HistoryReader:
             items = np.asarray(group.behaviours.item[group.slices.rows()])
             bags[WHOLE_KEY] = JaggedCodes(items, group.slices.lengths)
         if lookup.recent:
-            group = self._recent(impressions, at_most=lookup.longest_recent(self._max_length))
-            recent = self._sequence("recent", group, impressions.request_index, bags)
+            longest = lookup.longest_recent(self._max_length)
+            if lookup.clustered:
+                group = self._recent(impressions, at_most=None)
+                recent = self._clusters(group, longest, impressions.request_index, bags)
+            else:
+                group = self._recent(impressions, at_most=longest)
+                recent = self._sequence("recent", group, impressions.request_index, bags)
         if lookup.stranger:
             group = self._strangers(impressions, draw)
             columns = self._sequence("stranger", group, impressions.request_index, bags)
@@ -166,18 +172,19 @@ class HistoryReader:
     ) -> SequenceColumns:
         """Columns of the sequences; adds their codes to `bags`."""
         rows, lengths = group.slices.rows(), group.slices.lengths
-        item = np.asarray(group.behaviours.item[rows])
-        category = np.zeros(len(rows), dtype=np.int64)
-        if group.behaviours.category is not None:
-            category = np.asarray(group.behaviours.category[rows])
-        elif group.category is not None:
-            category = np.repeat(group.category, lengths)
-        bags[f"{slot}_item"] = JaggedCodes(item, lengths)
-        bags[f"{slot}_category"] = JaggedCodes(category, lengths)
-        if group.behaviours.action is not None:
-            bags[f"{slot}_action"] = JaggedCodes(np.asarray(group.behaviours.action[rows]), lengths)
+        item, category = _add_codes(slot, group, rows, lengths, bags)
         age_ms = np.repeat(group.before, lengths) - np.asarray(group.behaviours.timestamp[rows])
         return SequenceColumns(item, category, 1e-3 * age_ms, lengths, sequence)
+
+    def _clusters(
+        self, group: "_Group", at_most: int, sequence: np.ndarray, bags: dict[str, JaggedCodes]
+    ) -> SequenceColumns:
+        """As _sequence, a cluster in place of a behaviour."""
+        found = clusters_before(group.behaviours, group.slices, group.before, at_most=at_most)
+        item, category = _add_codes("recent", group, found.row, found.lengths, bags)
+        return SequenceColumns(
+            item, category, 1e-3 * found.age_ms, found.lengths, sequence, size=found.size
+        )
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,28 @@ class _Group:
     def last(self, count: int) -> "_Group":
         """Only the `count` most recent behaviours of each history."""
         return replace(self, slices=self.slices.last(count))
+
+
+def _add_codes(
+    slot: str,
+    group: _Group,
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    bags: dict[str, JaggedCodes],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adds the codes of some rows to `bags`; items and categories of the rows."""
+    behaviours = group.behaviours
+    item = np.asarray(behaviours.item[rows])
+    category = np.zeros(len(rows), dtype=np.int64)
+    if behaviours.category is not None:
+        category = np.asarray(behaviours.category[rows])
+    elif group.category is not None:
+        category = np.repeat(group.category, lengths)
+    bags[f"{slot}_item"] = JaggedCodes(item, lengths)
+    bags[f"{slot}_category"] = JaggedCodes(category, lengths)
+    if behaviours.action is not None:
+        bags[f"{slot}_action"] = JaggedCodes(np.asarray(behaviours.action[rows]), lengths)
+    return item, category
 
 
 def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Iterator[Slices]:

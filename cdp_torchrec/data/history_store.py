@@ -59,6 +59,9 @@ class Behaviours:
     """Int32 action codes; None where the log has none."""
     category: np.ndarray | None
     """Int32 category codes; None where the log has none, or where the order is by category."""
+    cluster: np.ndarray | None = None
+    """Int32, as from `assign_clusters`; None where the order is by category, or in a dataset that
+    was made before there were clusters."""
 
     def codes(self) -> dict[str, np.ndarray]:
         """The columns of codes that the log has, by part."""
@@ -214,11 +217,13 @@ def _open(directory: Path, schema: HistorySchema, num_categories: int) -> Histor
 def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> Behaviours:
     length = schema.num_behaviours
     has_action = schema.action_entity is not None
+    has_clusters = (folder / "cluster.npy").exists()
     return Behaviours(
         item=_load(folder / "item.npy", length),
         timestamp=_load(folder / "timestamp.npy", length),
         action=_load(folder / "action.npy", length) if has_action else None,
         category=_load(folder / "category.npy", length) if with_category else None,
+        cluster=_load(folder / "cluster.npy", length) if has_clusters else None,
     )
 
 

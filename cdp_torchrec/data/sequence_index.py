@@ -68,6 +68,9 @@ class SequenceIndex:
     """Every impression once; those with an empty history stand in a row of padding."""
     place: Tensor
     """Place of each impression in the flattened candidate blocks, int64 [B]."""
+    size: Tensor | None = None
+    """Behaviours that each one stands for, float [L], where it is a cluster of them (TWIN-V2): then
+    age is their mean. None where it is one behaviour."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class SequenceColumns:
     """Behaviours of each sequence, [S]."""
     sequence: np.ndarray
     """Sequence of each impression, [<= B]; every sequence has an impression."""
+    size: np.ndarray | None = None
+    """Behaviours that each one stands for, [L]; None where it is one behaviour."""
 
 
 def index_sequences(
@@ -167,6 +172,7 @@ def index_sequences(
         sequence_blocks=tuple(sequence_block(length) for length in block_lengths),
         candidate_blocks=tuple(candidate_blocks),
         place=_tensor(place),
+        size=None if columns.size is None else torch.from_numpy(columns.size.astype(np.float32)),
     )
 
 
@@ -189,6 +195,7 @@ def _with_two_sequences(columns: SequenceColumns, batch_size: int) -> SequenceCo
         age_s=np.append(columns.age_s, nothing + 1.0),
         lengths=lengths,
         sequence=sequence,
+        size=None if columns.size is None else np.append(columns.size, nothing + 1),
     )
 
 

@@ -1,4 +1,4 @@
-"""Embedding of the time between a behaviour and its request."""
+"""The time between a behaviour and its request: an embedding, and a weight that falls with it."""
 
 # L behaviours, D width
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 NUM_AGE_BUCKETS = 32
+_SECONDS_PER_HOUR = 3600.0
 
 
 def age_bucket(age: Tensor) -> Tensor:
@@ -27,3 +28,11 @@ class AgeEmbedding(nn.Module):
     def forward(self, age: Tensor) -> Tensor:
         """[L] seconds -> [L, D]."""
         return self.weight.index_select(0, age_bucket(age))
+
+
+def log_forgetting(seconds: Tensor) -> Tensor:
+    """Logarithm of a weight that falls as 1 / (1 + hours), at most 0; a slope is its power.
+
+    Smooth, so that rounding of an age in float32 (a second beyond 194 days) changes it little.
+    """
+    return -(seconds.clamp(min=0) / _SECONDS_PER_HOUR).log1p()

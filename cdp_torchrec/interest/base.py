@@ -84,8 +84,8 @@ class InterestInput:
     """The recent history, a sequence for each request, if asked for."""
     stranger: BehaviourSequence | None = None
     """The recent history of another user before the request, a sequence for each request, if asked
-    for (CaDiRec, Diff4Rec): what it is told from, whatever else is in the batch. None outside of
-    training."""
+    for (CaDiRec, CDDRec, Diff4Rec): what it is told from, whatever else is in the batch. None
+    outside of training."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
+from cdp_torchrec.interest.age import log_forgetting
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
@@ -29,9 +30,9 @@ from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 from cdp_torchrec.interest.transformer_layer import TransformerLayer
 
-_SECONDS_PER_HOUR = 3600.0
-_PAIRS_AT_ONCE = 1 << 18
-"""Pairs of behaviours that attention without gradient holds at once; 4 MiB with four heads."""
+_TARGETS_AT_ONCE = 64
+_PAIRS_AT_ONCE = 1 << 17
+"""Pairs of a target and a behaviour; 2 MiB with four heads."""
 
 
 class MarmInterest(InterestModule):
@@ -112,24 +113,33 @@ class MarmInterest(InterestModule):
         """The layer's outputs for all behaviours, of which x are those of the layer before."""
         memory = self._memory(layer, x, recent)
         rows = torch.cat([x, memory], dim=1)
-        widths = [x.shape[1], memory.shape[1]]
+
+        def attend_some(found: Tensor, kept: Tensor, start: int, stop: int) -> Tensor:
+            """Targets in some columns [start, stop) to the behaviours that they see."""
+            first = max(0, start - self.max_length)
+            targets = found[:, start:stop, : x.shape[1]]
+            keys_values, age = found[:, first:stop, x.shape[1] : -1], found[:, first:stop, -1]
+            column = torch.arange(first, stop, device=x.device)
+            distance = column[start - first :].unsqueeze(1) - column
+            before = (distance > 0) & (distance <= self.max_length)
+            elapsed = age.unsqueeze(1) - age[:, start - first :].unsqueeze(2)
+            bias = log_forgetting(elapsed).unsqueeze(1) * slopes.view(-1, 1, 1)
+            return layer(targets, keys_values, before & kept[:, None, first:stop], bias=bias)
 
         def attend(block: SequenceBlock) -> Tensor:
-            before = self._before(block)
-
-            def attend_rows(found: Tensor, kept: Tensor) -> Tensor:
-                targets, seen = found.split(widths, dim=2)
-                keys_values, age = seen[:, :, :-1], seen[:, :, -1]
-                log_weights = _forgetting(age.unsqueeze(1) - age.unsqueeze(2))
-                bias = log_weights.unsqueeze(1) * slopes.view(-1, 1, 1)
-                return layer(targets, keys_values, before & kept.unsqueeze(1), bias=bias)
-
             found, kept = gather(rows, block.behaviour), present(block, rows.shape[0])
+            length = found.shape[1]
             if torch.compiler.is_compiling():
-                return attend_rows(found, kept)
-            num_rows = max(1, _PAIRS_AT_ONCE // before.numel())
-            parts = zip(found.split(num_rows), kept.split(num_rows), strict=True)
-            return torch.cat([attend_rows(*part) for part in parts])
+                return attend_some(found, kept, 0, length)
+            # What a processor's cache holds, and no more keys than a target may see.
+            step = min(length, _TARGETS_AT_ONCE)
+            num_rows = max(1, _PAIRS_AT_ONCE // (length * step))
+            parts = []
+            for some in zip(found.split(num_rows), kept.split(num_rows), strict=True):
+                starts = range(0, length, step)
+                columns = [attend_some(*some, start, min(start + step, length)) for start in starts]
+                parts.append(torch.cat(columns, dim=1))
+            return torch.cat(parts)
 
         return recent.per_behaviour(attend)
 
@@ -152,12 +162,6 @@ class MarmInterest(InterestModule):
     def _layers(self) -> list[TransformerLayer]:
         return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
 
-    def _before(self, block: SequenceBlock) -> Tensor:
-        """Which behaviours (columns) each one (rows) attends to: the n before it, bool [N, N]."""
-        column = torch.arange(block.behaviour.shape[1], device=block.behaviour.device)
-        distance = column.unsqueeze(1) - column
-        return (distance > 0) & (distance <= self.max_length)
-
 
 def _attend(
     layer: TransformerLayer, slopes: Tensor, x: Tensor, memory: Tensor, recent: BehaviourSequence
@@ -168,12 +172,7 @@ def _attend(
         seen = gather(memory, block.behaviour)
         keys_values, age = seen[:, :, :-1], seen[:, :, -1]
         mask = present(block, memory.shape[0]).unsqueeze(1)
-        bias = _forgetting(age).unsqueeze(2) * slopes
+        bias = log_forgetting(age).unsqueeze(2) * slopes
         return layer(gather(x, block.impression), keys_values, mask, bias=bias)
 
     return recent.per_candidate(attend)
-
-
-def _forgetting(seconds: Tensor) -> Tensor:
-    """Logarithm of a weight that falls as 1 / (1 + hours), [W, ...]; a slope is its power."""
-    return -(seconds.clamp(min=0) / _SECONDS_PER_HOUR).log1p()

@@ -11,6 +11,7 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.cadirec import CadirecInterest
+from cdp_torchrec.interest.cddrec import CddrecInterest
 from cdp_torchrec.interest.cdp import CdpInterest
 from cdp_torchrec.interest.cdp_evidence import EvidenceCdp
 from cdp_torchrec.interest.cdp_timestep import TimestepCdp
@@ -23,6 +24,7 @@ from cdp_torchrec.interest.config.attention import (
     QinConfig,
     SimConfig,
     TwinConfig,
+    TwinV2Config,
 )
 from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.config.gated import (
@@ -31,8 +33,13 @@ from cdp_torchrec.interest.config.gated import (
     NoneConfig,
     PooledConfig,
 )
-from cdp_torchrec.interest.config.generative import DdrmConfig, DiffRecConfig, DiffuminConfig
-from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig
+from cdp_torchrec.interest.config.generative import (
+    CddrecConfig,
+    DdrmConfig,
+    DiffRecConfig,
+    DiffuminConfig,
+)
+from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig, MtgrConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
     DienConfig,
@@ -49,6 +56,7 @@ from cdp_torchrec.interest.eta import EtaInterest
 from cdp_torchrec.interest.hstu import HstuInterest
 from cdp_torchrec.interest.longer import LongerInterest
 from cdp_torchrec.interest.marm import MarmInterest
+from cdp_torchrec.interest.mtgr import MtgrInterest
 from cdp_torchrec.interest.none import NoInterest
 from cdp_torchrec.interest.output_cache import OutputCache
 from cdp_torchrec.interest.pooled import PooledInterest
@@ -57,6 +65,7 @@ from cdp_torchrec.interest.sasrec import SasrecInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.interest.sim import SimInterest
 from cdp_torchrec.interest.twin import TwinInterest
+from cdp_torchrec.interest.twin_v2 import TwinV2Interest
 
 __all__ = [
     "AdsConfig",
@@ -64,6 +73,8 @@ __all__ = [
     "BehaviourSequence",
     "CadirecConfig",
     "CadirecInterest",
+    "CddrecConfig",
+    "CddrecInterest",
     "CdpConfig",
     "CdpInterest",
     "ConditionMlpConfig",
@@ -94,6 +105,8 @@ __all__ = [
     "LongerInterest",
     "MarmConfig",
     "MarmInterest",
+    "MtgrConfig",
+    "MtgrInterest",
     "NoInterest",
     "NoneConfig",
     "OutputCache",
@@ -107,6 +120,8 @@ __all__ = [
     "SimInterest",
     "TwinConfig",
     "TwinInterest",
+    "TwinV2Config",
+    "TwinV2Interest",
     "build_interest",
 ]
 
@@ -128,10 +143,12 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DienConfig: DienInterest,
     SasrecConfig: SasrecInterest,
     CadirecConfig: CadirecInterest,
+    CddrecConfig: CddrecInterest,
     SimConfig: SimInterest,
     EtaConfig: EtaInterest,
     QinConfig: QinInterest,
     TwinConfig: TwinInterest,
+    TwinV2Config: TwinV2Interest,
     AdsConfig: AdsInterest,
     HstuConfig: HstuInterest,
     DdrmConfig: DdrmInterest,
@@ -140,6 +157,7 @@ _MODULES: Mapping[type, Callable[..., InterestModule]] = {
     DiffuminConfig: DiffuminInterest,
     LongerConfig: LongerInterest,
     MarmConfig: MarmInterest,
+    MtgrConfig: MtgrInterest,
 }
 
 

@@ -1,15 +1,16 @@
-"""What the encoders of a user's most recent behaviours share: order, last state, next behaviour."""
+"""What encoders of a user's recent behaviours share: order, attention, last state, what is next."""
 
-# B impressions, S sequences, L behaviours, D width
+# B impressions, S sequences, L behaviours, W rows of a block, N its length, H heads, D width
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
-from cdp_torchrec.interest.sequence import BehaviourSequence
+from cdp_torchrec.data.sequence_index import SequenceBlock, SequenceIndex
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
 
@@ -51,6 +52,33 @@ def last_state(states: Tensor, index: SequenceIndex) -> Tensor:
     last = index.lengths.cumsum(0) - 1
     last = last.where(index.lengths > 0, states.shape[0]).index_select(0, index.sequence)
     return functional.pad(states, (0, 0, 0, 1)).index_select(0, last)
+
+
+def causal_attention(projected: Tensor, recent: BehaviourSequence, *, num_heads: int) -> Tensor:
+    """Each behaviour's attention to itself and those before it, [L, D].
+
+    Args:
+        projected: queries, keys and values side by side, [L, 3 D].
+        recent: which behaviours form a sequence.
+        num_heads: H, a divisor of D.
+    """
+    dim = projected.shape[1] // 3
+
+    def attend(block: SequenceBlock) -> Tensor:
+        rows, length = block.behaviour.shape
+        query, key, value = (
+            part.view(rows, length, num_heads, dim // num_heads).transpose(1, 2)
+            for part in gather(projected, block.behaviour).split(dim, dim=2)
+        )
+        scores = query @ key.transpose(2, 3) / math.sqrt(dim // num_heads)
+        column = torch.arange(length, device=projected.device)
+        # A place of padding attends to itself, to have something to divide by.
+        mask = (column <= column.unsqueeze(1)) & present(block, projected.shape[0]).unsqueeze(1)
+        mask = mask | (column == column.unsqueeze(1))
+        weights = scores.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=3)
+        return (weights @ value).transpose(1, 2).reshape(rows, length, dim)
+
+    return recent.per_behaviour(attend)
 
 
 @dataclass(frozen=True)

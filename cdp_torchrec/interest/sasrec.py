@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.sequence_index import SequenceBlock
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
@@ -25,12 +24,13 @@ from cdp_torchrec.interest.config.sequential import SasrecConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import (
     NextBehaviours,
+    causal_attention,
     keep_recent,
     last_state,
     next_behaviours,
     recency,
 )
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.sequence import BehaviourSequence
 
 _NORM_EPS = 1e-8
 _POSITION_STD = 0.02
@@ -141,25 +141,9 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, recent: BehaviourSequence) -> Tensor:
         """[L, D] -> [L, D]."""
-        dim = x.shape[1]
         queries = self.attention_norm(x)
         projected = torch.cat([self.query(queries), self.key_value(x)], dim=1)
-
-        def attend(block: SequenceBlock) -> Tensor:
-            rows, length = block.behaviour.shape
-            query, key, value = (
-                part.view(rows, length, self.num_heads, dim // self.num_heads).transpose(1, 2)
-                for part in gather(projected, block.behaviour).split(dim, dim=2)
-            )
-            scores = query @ key.transpose(2, 3) / math.sqrt(dim // self.num_heads)
-            column = torch.arange(length, device=x.device)
-            # A place of padding attends to itself, to have something to divide by.
-            mask = (column <= column.unsqueeze(1)) & present(block, x.shape[0]).unsqueeze(1)
-            mask = mask | (column == column.unsqueeze(1))
-            weights = scores.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=3)
-            return (weights @ value).transpose(1, 2).reshape(rows, length, dim)
-
         # Weights sum to 1, so that a bias of the values is one of their mean.
-        attended = recent.per_behaviour(attend) + self.value_bias
+        attended = causal_attention(projected, recent, num_heads=self.num_heads) + self.value_bias
         x = self.feed_forward_norm(queries + attended)
         return x + self.feed_forward(x)

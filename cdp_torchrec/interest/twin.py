@@ -30,7 +30,7 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.config.attention import TwinConfig
+from cdp_torchrec.interest.config.attention import TwinSearchConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 
@@ -42,7 +42,7 @@ class TwinInterest(InterestModule):
     time since a behaviour is its only cross feature.
     """
 
-    def __init__(self, config: TwinConfig, dims: InterestDims) -> None:
+    def __init__(self, config: TwinSearchConfig, dims: InterestDims) -> None:
         super().__init__()
         self.config = config
         self.category_dim = dims.category

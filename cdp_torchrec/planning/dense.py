@@ -175,6 +175,7 @@ def _sequences(workload: Workload, key: str, request: Tensor) -> SequenceIndex:
         age_s=np.ones(count),
         lengths=np.full(num_requests, length),
         sequence=request.numpy(),
+        size=np.ones(count) if workload.layout.history.clustered else None,
     )
     return index_sequences(columns, batch_size=len(request))
 

@@ -1,9 +1,10 @@
 """Behaviours that requests bring along, offered as the history store offers stored ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cdp_torchrec.data.behaviour_clusters import alike_columns, assign_clusters
 from cdp_torchrec.data.history_store import Behaviours, Slices
 
 
@@ -32,7 +33,9 @@ class InlineHistories:
         action = _joined([h.action for h in histories])
         ties = [column for column in (action, category, item) if column is not None]
         order = np.lexsort((*ties, timestamp, owner))
-        self._by_time = _in_order(order, item, timestamp, action, category)
+        by_time = _in_order(order, item, timestamp, action, category)
+        alike = alike_columns(by_time.item, by_time.category, by_time.action)
+        self._by_time = replace(by_time, cluster=assign_clusters(owner[order], alike))
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
         if category is not None:
             self._span = int(category.max(initial=0)) + 1

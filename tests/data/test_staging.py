@@ -249,7 +249,11 @@ def test_a_log_without_categories_and_actions_has_no_gate(tmp_path: Path) -> Non
     schema = build_dataset(staging, tmp_path / "data", spec)
     history = tmp_path / "data" / "history"
     assert {p.name for p in history.iterdir()} == {"by_time", "user_offsets.npy"}
-    assert {p.name for p in (history / "by_time").iterdir()} == {"item.npy", "timestamp.npy"}
+    assert {p.name for p in (history / "by_time").iterdir()} == {
+        "cluster.npy",
+        "item.npy",
+        "timestamp.npy",
+    }
     assert schema.history.category_entity is None
 
 

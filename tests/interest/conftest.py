@@ -106,6 +106,7 @@ def make_sequence(
         age_s=torch.rand(total, generator=generator).mul(1e6).add(1).numpy(),
         lengths=np.array(lengths),
         sequence=np.array(sequence),
+        size=1 + np.arange(total) % 20,
     )
     return BehaviourSequence(
         item=embedding(dims.item),

@@ -69,6 +69,7 @@ def take_sequences(behaviours: BehaviourSequence, rows: Tensor) -> BehaviourSequ
         age_s=index.age[kept].numpy().astype(np.float64),
         lengths=index.lengths[wanted].numpy(),
         sequence=sequence.numpy(),
+        size=None if index.size is None else index.size[kept].numpy(),
     )
     return BehaviourSequence(
         item=behaviours.item[kept],

@@ -59,6 +59,7 @@ COMPILED: list[Variant] = [
     ("interest/hstu",),
     ("interest/longer",),
     ("interest/marm",),
+    ("interest/mtgr",),
     ("interest/pooled",),
     ("interest/qin",),
     ("interest/sasrec",),

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdp_torchrec.interest import twin
 from cdp_torchrec.interest.base import InterestInput
 from cdp_torchrec.interest.config.attention import TwinConfig
 from cdp_torchrec.interest.twin import TwinInterest
@@ -91,7 +90,7 @@ def test_search_has_no_parameters_of_its_own(make_twin):
     names = {name.split(".")[0] for name, _ in make_twin().named_parameters()}
     attention = {"query", "key", "value", "output"}
     assert names == attention | {"action_bias", "age_bias", "cross_weight", "age"}
-    assert twin.TwinConfig(kind="twin").num_kept == 100
+    assert TwinConfig(kind="twin").num_kept == 100
 
 
 def test_the_target_has_no_cross_features(make_twin, dims):

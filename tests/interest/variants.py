@@ -13,7 +13,8 @@ WITH_HISTORY: list[Variant] = [
     (f"interest/{preset}",) for preset in PRESETS if preset not in ("none", "counts")
 ]
 ATTENTIVE = [
-    f"interest/{preset}" for preset in ("din", "sim_hard", "sim_soft", "eta", "twin", "qin")
+    f"interest/{preset}"
+    for preset in ("din", "sim_hard", "sim_soft", "eta", "twin", "twin_v2", "qin")
 ]
 CDP_FAMILY = [f"interest/{name}" for name in ("condition_mlp", "cdp_paper", "cdp", "cdp_evidence")]
 ABLATIONS = ["no_condition", "no_collaborative", "no_context_scene", "no_moe"]
@@ -44,15 +45,19 @@ VARIANTS: list[Variant] = [
     ("interest/ads", "num_queries=1", "max_domains=2"),
     ("interest/twin", "num_kept=5"),
     ("interest/twin", "num_kept=5", "kept_by=each_head"),
+    ("interest/twin_v2", "num_kept=5"),
     ("interest/qin", "num_query_kept=9", "num_kept=5"),
     ("interest/dien", "augru=official"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
     ("interest/cadirec", "mask_rate=0.7", "denoise_loss_weight=0.1"),
     ("interest/hstu", "num_heads=2", "variant=research"),
+    ("interest/cddrec", "denoiser_sees=condition_and_state", "schedule.num_train_timesteps=3"),
+    ("interest/cddrec", "num_layers=2", "max_length=9", "cross_view_loss_weight=0.0"),
     ("interest/diffumin", "num_kept=3", "short_length=2", "recon_detach=true"),
     ("interest/diffumin", "contrastive_loss_weight=0.0", "num_layers=1", "start=clean_scaled"),
     ("interest/longer", "group_size=3", "num_queries=2", "num_layers=3", "num_cls_tokens=0"),
     ("interest/marm", "max_length=4", "num_layers=3"),
+    ("interest/mtgr", "num_heads=2", "num_layers=3", "realtime_hours=100"),
     ("interest/ddrm", "train_path=chain"),
     ("interest/ddrm", "history_filter=category", "start=noised"),
     ("interest/ddrm_ideal", "train_path=one_step"),

@@ -1,8 +1,10 @@
 """Behaviours that requests bring are read as stored ones are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from cdp_torchrec.data.assemble import BatchAssembler
@@ -13,10 +15,12 @@ from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories
 
 LOOKUP = HistoryLookup(pool_segments=(1, 3), whole=True, gated=True, recent=True)
+CLUSTERED = replace(LOOKUP, clustered=True)
 
 
+@pytest.mark.parametrize("lookup", [LOOKUP, CLUSTERED], ids=["behaviours", "clusters"])
 def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence_keeps(
-    tiny_dataset: Path,
+    tiny_dataset: Path, lookup: HistoryLookup
 ) -> None:
     reader = DatasetReader(DataConfig(dir=tiny_dataset))
     impressions = reader.impressions("train").take(0, 300, 332)
@@ -25,7 +29,7 @@ def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence
     sources = ((reader.store, "user_id"), (InlineHistories(histories), "owner"))
     stored, inline = (
         BatchAssembler(
-            reader.layout(LOOKUP, history_counts=True),
+            reader.layout(lookup, history_counts=True),
             source,
             batch_size=40,
             max_history_length=4,
@@ -39,6 +43,11 @@ def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence
     assert stored.sequence is not None and inline.sequence is not None
     assert torch.equal(stored.sequence.lengths(), inline.sequence.lengths())
     assert torch.equal(stored.sequence.values(), inline.sequence.values())
+    assert stored.recent is not None and inline.recent is not None
+    assert torch.equal(stored.recent.age, inline.recent.age)
+    sizes = [index.size for index in (stored.recent, inline.recent) if index.size is not None]
+    assert len(sizes) == 2 * lookup.clustered
+    assert not sizes or torch.equal(*sizes)
 
 
 def _of_user(store: HistoryStore, user: int) -> EncodedHistory:

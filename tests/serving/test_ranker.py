@@ -29,6 +29,7 @@ LONGER_THAN_KEPT = [
     ("qin", "model.interest.num_query_kept=20", "model.interest.num_kept=4"),
     ("sim_hard", "model.interest.num_kept=5", "model.interest.short_length=9"),
     ("sim_soft", "model.interest.num_kept=10"),
+    ("twin_v2", "model.interest.num_kept=5"),
     ("twin", "model.interest.num_kept=10", "model.interest.kept_by=each_head"),
 ]
 VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT]
@@ -38,7 +39,7 @@ EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     KINDS = (
         *("ads", "cdp_evidence", "counts", "ddrm", "diffrec", "din"),
-        *("hstu", "longer", "marm", "pooled", "sasrec"),
+        *("hstu", "longer", "marm", "mtgr", "pooled", "sasrec"),
     )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]
 

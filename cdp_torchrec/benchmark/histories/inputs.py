@@ -49,6 +49,7 @@ def make_inputs(
             age_s=generator.uniform(1, _LONGEST_AGE_S, count),
             lengths=kept,
             sequence=request,
+            size=generator.integers(1, 20, count, endpoint=True) if lookup.clustered else None,
         )
         return BehaviourSequence(
             item=_embedding(count, dims.item),

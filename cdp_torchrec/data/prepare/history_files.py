@@ -1,7 +1,7 @@
 """The history store: every behaviour once, in flat arrays that the reader maps into memory.
 
 user_offsets.npy      behaviours of user u are rows user_offsets[u]:user_offsets[u + 1]
-by_time/*.npy         ordered by (user, timestamp)
+by_time/*.npy         ordered by (user, timestamp), with the cluster of each behaviour
 by_category/*.npy     ordered by (user, category, timestamp), with keys.npy and offsets.npy
 """
 
@@ -13,6 +13,7 @@ from types import TracebackType
 import duckdb
 import numpy as np
 
+from cdp_torchrec.data.behaviour_clusters import alike_columns, assign_clusters
 from cdp_torchrec.data.prepare.database import scalar
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 
@@ -75,6 +76,7 @@ def write_history(
     for batch in counts.to_arrow_reader(_ROWS_PER_CHUNK):
         offsets[1 + batch["user_id"].to_numpy()] = batch["n"].to_numpy()
     np.save(directory / "user_offsets.npy", np.cumsum(offsets))
+    _write_clusters(directory / "by_time", np.cumsum(offsets))
     if spec.category_entity:
         by_category = directory / "by_category"
         kept = [name for name in names if name != "category"]
@@ -86,6 +88,28 @@ def write_history(
             num_behaviours,
         )
         _write_category_index(connection, by_category, num_ids[spec.category_entity] + 1)
+
+
+def _write_clusters(directory: Path, user_offsets: np.ndarray) -> None:
+    """Write cluster.npy from the other columns, some whole users at once."""
+    names = ("item", "category", "action")
+    columns = {
+        name: np.load(directory / f"{name}.npy", mmap_mode="r")
+        for name in names
+        if (directory / f"{name}.npy").exists()
+    }
+    num_behaviours, num_users = int(user_offsets[-1]), len(user_offsets) - 1
+    with _NpyWriter(directory / "cluster.npy", np.int32, num_behaviours) as clusters:
+        user = 0
+        while user < num_users:
+            stop = np.searchsorted(user_offsets, user_offsets[user] + _ROWS_PER_CHUNK, side="right")
+            stop = max(user + 1, int(stop) - 1)
+            rows = slice(int(user_offsets[user]), int(user_offsets[stop]))
+            owner = np.repeat(np.arange(user, stop), np.diff(user_offsets[user : stop + 1]))
+            parts = {name: np.asarray(column[rows]) for name, column in columns.items()}
+            alike = alike_columns(parts["item"], parts.get("category"), parts.get("action"))
+            clusters.append(assign_clusters(owner, alike))
+            user = stop
 
 
 def _write_category_index(

@@ -138,11 +138,9 @@ class QinConfig(TargetAttentionConfig):
         return HistoryLookup(recent=True, graph_changes_beyond=kept)
 
 
-class TwinConfig(TargetAttentionConfig):
-    """Settings of TWIN."""
+class TwinSearchConfig(TargetAttentionConfig):
+    """Settings of TWIN's search, over behaviours or over clusters of them."""
 
-    kind: Literal["twin"]
-    """Selects the module."""
     num_kept: PositiveInt = 100
     """Behaviours with the highest scores that the attention reads. Paper: 100."""
     kept_by: Literal["mean", "each_head"] = "mean"
@@ -154,10 +152,29 @@ class TwinConfig(TargetAttentionConfig):
         """One, by the scores of the attention."""
         return {"num_kept": self.num_kept}
 
+
+class TwinConfig(TwinSearchConfig):
+    """Settings of TWIN."""
+
+    kind: Literal["twin"]
+    """Selects the module."""
+
     @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
         return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
+
+
+class TwinV2Config(TwinSearchConfig):
+    """Settings of TWIN-V2."""
+
+    kind: Literal["twin_v2"]
+    """Selects the module."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """Clusters of the whole history, not gated."""
+        return HistoryLookup(recent=True, clustered=True, graph_changes_beyond=self.num_kept)
 
 
 class AdsConfig(TargetAttentionConfig):
@@ -182,4 +199,6 @@ class AdsConfig(TargetAttentionConfig):
         return HistoryLookup(recent=True, recent_length=self.recent_length, domain=True)
 
 
-AttentiveConfig = DinConfig | SimConfig | EtaConfig | QinConfig | TwinConfig | AdsConfig
+AttentiveConfig = (
+    DinConfig | SimConfig | EtaConfig | QinConfig | TwinConfig | TwinV2Config | AdsConfig
+)

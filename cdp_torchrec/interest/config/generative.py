@@ -1,12 +1,12 @@
-"""Settings of the other diffusion recommenders: DDRM, DiffRec and DiffuMIN."""
+"""Settings of the other diffusion recommenders: DDRM, DiffRec, DiffuMIN and CDDRec."""
 
 # T diffusion steps, V buckets, K clusters, Z latent width of all clusters, F width of item and
 # category
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
@@ -210,4 +210,44 @@ class DiffuminConfig(InterestConfigBase):
         return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
 
 
-GenerativeConfig = DdrmConfig | DiffRecConfig | DiffuminConfig
+class CddrecConfig(InterestVectorConfig):
+    """Sizes, steps and losses; defaults are those of CDDRec's code, but for the width."""
+
+    kind: Literal["cddrec"]
+    """Selects the module."""
+    max_length: PositiveInt = 20
+    """Most recent behaviours that are encoded. CDDRec: 20."""
+    num_layers: PositiveInt = 1
+    """Blocks of the encoder; the decoder is one. CDDRec: 1."""
+    num_heads: PositiveInt = 4
+    """Heads of encoder and decoder; divides the embedding dim. CDDRec: 4."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
+        num_train_timesteps=20, beta_start=1e-4, beta_end=2e-3
+    )
+    """Forward process. CDDRec: 20 steps, linear, so that the last one keeps 99 % of the signal;
+    25 or 30 steps or a beta_end of 0.04 or 0.08 on some datasets."""
+    denoiser_sees: Literal["condition", "condition_and_state"] = "condition"
+    """What the decoder knows beside the timestep. CDDRec: "condition", it never sees x_t, and one
+    call serves. "condition_and_state": x_t too; then serving takes all T steps."""
+    reordered_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
+    """Share of the behaviours that stand in another order in the second view. CDDRec: 0.6."""
+    num_stranger_behaviours: PositiveInt = 20
+    """Most recent behaviours of the stranger that a contrast tells from. CDDRec: all positions of
+    the batch."""
+    temperature: PositiveFloat = 0.5
+    """Divides the cosines of the contrasts. CDDRec: 0.5."""
+    ranking_loss_weight: NonNegativeFloat = 1.0
+    """Weight of the binary cross-entropy of next and other item at all steps, in both views.
+    CDDRec: 1, its main loss."""
+    in_view_loss_weight: NonNegativeFloat = 0.3
+    """Weight of the contrast of a sample with the noised next item. CDDRec: 0.3."""
+    cross_view_loss_weight: NonNegativeFloat = 0.3
+    """Weight of the contrast of a sample with that of the other view. CDDRec: 0.3."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The most recent behaviours of each request, and in training those of a stranger."""
+        return HistoryLookup(recent=True, recent_length=self.max_length, stranger=True)
+
+
+GenerativeConfig = DdrmConfig | DiffRecConfig | DiffuminConfig | CddrecConfig

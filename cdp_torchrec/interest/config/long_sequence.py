@@ -1,10 +1,10 @@
-"""Settings of the modules that encode a long history in layers: LONGER and MARM."""
+"""Settings of the modules that encode a long history in layers: LONGER, MARM and MTGR."""
 
 # D embedding dim
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest.config.base import InterestVectorConfig
@@ -18,11 +18,11 @@ class LongerConfig(InterestVectorConfig):
     max_length: PositiveInt = 100
     """Most recent behaviours that are read. Paper: up to 10,000."""
     group_size: PositiveInt = 4
-    """K: adjacent behaviours that are merged into one token, K times as wide. Paper: 4 and 8 at
-    2,000 behaviours. At 1 nothing is merged, and there is no inner transformer."""
+    """K: adjacent behaviours that are merged into one token, K times as wide. Paper: 4 and 8. At 1
+    nothing is merged, and there is no inner transformer."""
     num_queries: PositiveInt = 100
     """m: the most recent merged tokens, which alone are encoded further after the first layer.
-    Paper: the most recent 100 of 250 do as well as all, and better than a sample of them."""
+    Paper: about 100, the most recent ones or a sample of all."""
     num_layers: PositiveInt = 2
     """The first layer attends to all merged tokens, the others to the m most recent. Ours: 1 + 1.
     """
@@ -48,7 +48,7 @@ class MarmConfig(InterestVectorConfig):
     """Selects the module."""
     max_length: PositiveInt = 50
     """n: behaviours before a target that it attends to. The outputs of the last n depend on
-    num_layers * n of them, so that many are read. Paper: up to 6,400."""
+    num_layers * n of them, so that many are read. Ours."""
     num_layers: PositiveInt = 2
     """Layers of target attention; all but the last have outputs to cache. Ours."""
     width: PositiveInt = 32
@@ -68,5 +68,30 @@ class MarmConfig(InterestVectorConfig):
         return self
 
 
-LongSequenceConfig = LongerConfig | MarmConfig
+class MtgrConfig(InterestVectorConfig):
+    """Sizes of MTGR; no dropout, as in every other module here."""
+
+    kind: Literal["mtgr"]
+    """Selects the module."""
+    max_length: PositiveInt = 50
+    """Most recent behaviours that are encoded, static and real-time ones together. Ours."""
+    realtime_hours: PositiveFloat = 24.0
+    """Age at which a behaviour is static: static ones all see each other, those since then only
+    what came before them. Ours; the paper's rows are those of a user and a day."""
+    num_layers: PositiveInt = 2
+    """Layers of the encoder. Ours."""
+    num_heads: PositiveInt = 1
+    """Heads of each layer. Ours."""
+    attention_dim: PositiveInt = 16
+    """Width A of the queries and keys of a head. Ours."""
+    linear_dim: PositiveInt = 16
+    """Width V of the values and gates of a head. Ours."""
+
+    @property
+    def history(self) -> HistoryLookup:
+        """The most recent behaviours of each request."""
+        return HistoryLookup(recent=True, recent_length=self.max_length)
+
+
+LongSequenceConfig = LongerConfig | MarmConfig | MtgrConfig
 """The settings of one module."""

@@ -1,0 +1,248 @@
+"""A layer of MTGR (arXiv 2505.18654): HSTU's unit with a norm for each kind of token, and its mask.
+
+The user and static behaviours see the user and static behaviours. A real-time behaviour also sees
+the real-time ones before it and itself; a candidate, those before its own request and itself.
+"""
+
+# B impressions, L behaviours, R rows of all blocks, W rows of a block, N its length, C candidates
+# in a row, X queries, Y keys, H heads, A / V width of a head's keys / values, D embedding dim
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
+from cdp_torchrec.interest.age import log_forgetting
+from cdp_torchrec.interest.config.long_sequence import MtgrConfig
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+
+_CANDIDATE, _STATIC, _REALTIME, _USER = range(4)
+_NUM_KINDS = 4
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class MtgrTokens:
+    """All tokens of a batch."""
+
+    user: Tensor
+    """The user's profile, for each row of sequence blocks, then of candidate blocks; [R, D]."""
+    history: Tensor
+    """Behaviours, [L, D]."""
+    candidate: Tensor
+    """[B, D]"""
+
+
+@dataclass(frozen=True)
+class MtgrTimes:
+    """What decides who sees whom."""
+
+    is_static: Tensor
+    """Which behaviours are from before all requests of their row, bool [L]."""
+    request_age: Tensor
+    """How long before the last request of its row a candidate's own request was, float [B]."""
+
+
+class _Projection(NamedTuple):
+    """What a layer makes of its tokens, heads side by side."""
+
+    u: Tensor
+    q: Tensor
+    v: Tensor
+    k: Tensor
+
+    def memory(self) -> Tensor:
+        """What other tokens attend to, [..., H * (V + A)]."""
+        return torch.cat([self.v, self.k], dim=-1)
+
+
+class MtgrLayer(nn.Module):
+    """Projection, pointwise attention, gated output, as in HSTU's eqs. 1-3."""
+
+    def __init__(self, config: MtgrConfig, *, dim: int, encodes_history: bool) -> None:
+        """Build the layer.
+
+        Args:
+            config: sizes.
+            dim: width D of the tokens.
+            encodes_history: the last layer has no need to: only its candidates are read.
+        """
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_tokens = config.max_length + 2
+        self.encodes_history = encodes_history
+        v, a = config.num_heads * config.linear_dim, config.num_heads * config.attention_dim
+        self.widths = [v, a, v, a]
+        self.input_norm = GroupLayerNorm(_NUM_KINDS, dim)
+        self.uqvk = nn.Linear(dim, sum(self.widths))
+        self.slopes = nn.Parameter(torch.zeros(config.num_heads))
+        self.output_norm = GroupLayerNorm(_NUM_KINDS if encodes_history else 1, v)
+        self.out = nn.Linear(v, dim)
+        for linear in (self.uqvk, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.scale = config.attention_dim**-0.5
+
+    def forward(
+        self, tokens: MtgrTokens, recent: BehaviourSequence, times: MtgrTimes
+    ) -> MtgrTokens:
+        """The tokens after the layer."""
+        kinds = torch.where(times.is_static, _STATIC, _REALTIME)
+        user = self._project(tokens.user, _USER)
+        history = self._project(tokens.history, kinds)
+        candidate = self._project(tokens.candidate, _CANDIDATE)
+        index = recent.index
+        blocks = (*index.sequence_blocks, *index.candidate_blocks)
+        num_rows = [block.sequence.shape[0] for block in blocks]
+        of_user = user.memory().unsqueeze(1).split(num_rows)
+        split = len(index.sequence_blocks)
+        # Memory, age and kind of a behaviour: one gather fetches them.
+        seen_of = torch.stack([index.age, times.is_static.to(index.age.dtype)], dim=1)
+        rows = torch.cat([history.memory(), seen_of], dim=1)
+        attended = self._attend_candidates(candidate, rows, of_user[split:], recent, times)
+        encoded = self._output(tokens.candidate, candidate, attended, _CANDIDATE)
+        if not self.encodes_history:
+            return replace(tokens, candidate=encoded)
+        attended = self._attend_history(history, rows, of_user[:split], recent)
+        of_users = [
+            self._attend_user(q.unsqueeze(1), gather(rows, block.behaviour), memory)
+            for q, block, memory in zip(user.q.split(num_rows), blocks, of_user, strict=True)
+        ]
+        return MtgrTokens(
+            user=self._output(tokens.user, user, torch.cat(of_users).squeeze(1), _USER),
+            history=self._output(tokens.history, history, attended, kinds),
+            candidate=encoded,
+        )
+
+    def _project(self, x: Tensor, kind: Tensor | int) -> _Projection:
+        """U, Q, V, K of tokens [X, D] of a kind, or of kinds [X]."""
+        u, q, v, k = self.uqvk(self.input_norm(x, kind)).split(self.widths, dim=-1)
+        return _Projection(functional.silu(u), q, v, k)
+
+    def _output(
+        self, x: Tensor, projection: _Projection, attended: Tensor, kind: Tensor | int
+    ) -> Tensor:
+        """Gated and projected attention, added to tokens x [X, D]."""
+        return x + self.out(projection.u * self.output_norm(attended, kind))
+
+    def _attend_user(self, q: Tensor, rows: Tensor, of_user: Tensor) -> Tensor:
+        """The user to itself and to static behaviours, [W, 1, H * V].
+
+        Args:
+            q: of the user, [W, 1, H * A].
+            rows: memory, age and kind of the behaviours, [W, N, ...].
+            of_user: memory of the user, [W, 1, H * (V + A)].
+        """
+        memory, _, is_static = _parts(rows)
+        mask = functional.pad(is_static, (1, 0), value=1.0).unsqueeze(1)
+        return self._attend(q, torch.cat([of_user, memory], dim=1), mask=mask)
+
+    def _attend_history(
+        self,
+        history: _Projection,
+        rows: Tensor,
+        of_user: tuple[Tensor, ...],
+        recent: BehaviourSequence,
+    ) -> Tensor:
+        """Each behaviour to the user, static ones and those not after it, [L, H * V]."""
+        together = torch.cat([history.q, rows], dim=1)
+        of_users = iter(of_user)  # one for each block, in order
+
+        def attend(block: SequenceBlock) -> Tensor:
+            q, found = gather(together, block.behaviour).split(
+                [history.q.shape[1], rows.shape[1]], dim=2
+            )
+            memory, age, is_static = _parts(found)
+            column = torch.arange(age.shape[1], device=age.device)
+            not_after = (column <= column.unsqueeze(1)).to(age.dtype)
+            mask = torch.maximum(is_static.unsqueeze(1), not_after)
+            elapsed = (age.unsqueeze(1) - age.unsqueeze(2)).abs()
+            return self._attend(
+                q,
+                torch.cat([next(of_users), memory], dim=1),
+                mask=functional.pad(mask, (1, 0), value=1.0),
+                forgetting=functional.pad(log_forgetting(elapsed), (1, 0)),
+            )
+
+        return recent.per_behaviour(attend)
+
+    def _attend_candidates(
+        self,
+        candidate: _Projection,
+        rows: Tensor,
+        of_user: tuple[Tensor, ...],
+        recent: BehaviourSequence,
+        times: MtgrTimes,
+    ) -> Tensor:
+        """Each candidate to the user, to what its own request could know, to itself, [B, H * V]."""
+        together = torch.cat([candidate.q, times.request_age.unsqueeze(1)], dim=1)
+        of_users = iter(of_user)
+
+        def attend(block: CandidateBlock) -> Tensor:
+            own = gather(together, block.impression)
+            memory, age, is_static = _parts(gather(rows, block.behaviour))
+            elapsed = age.unsqueeze(1) - own[:, :, -1:]  # until the candidate's own request
+            mask = torch.maximum(is_static.unsqueeze(1), (elapsed > 0).to(age.dtype))
+            return self._attend(
+                own[:, :, :-1],
+                torch.cat([next(of_users), memory], dim=1),
+                mask=functional.pad(mask, (1, 0), value=1.0),
+                forgetting=functional.pad(log_forgetting(elapsed), (1, 0)),
+            )
+
+        heads = (self.num_heads, -1)
+        scores = (candidate.q.unflatten(1, heads) * candidate.k.unflatten(1, heads)).sum(
+            dim=2, keepdim=True
+        )
+        weights = functional.silu(scores * self.scale) / self.num_tokens
+        itself = weights * candidate.v.unflatten(1, heads)
+        return recent.per_candidate(attend) + itself.flatten(1)
+
+    def _attend(
+        self, q: Tensor, memory: Tensor, *, mask: Tensor, forgetting: Tensor | None = None
+    ) -> Tensor:
+        """Pointwise attention, [W, X, H * V].
+
+        A place of padding has a value of zeros, so it adds nothing whatever its score.
+
+        Args:
+            q: queries, [W, X, H * A].
+            memory: values and keys, [W, Y, H * (V + A)].
+            mask: 0 where a query must not look, [W, X, Y].
+            forgetting: what a slope of 1 adds to the scores, [W, X, Y].
+        """
+        v, k = memory.split([memory.shape[2] - q.shape[2], q.shape[2]], dim=2)
+        scores = self._heads(q) @ self._heads(k).transpose(2, 3) * self.scale
+        if forgetting is not None:
+            scores = scores + forgetting.unsqueeze(1) * self.slopes.view(-1, 1, 1)
+        weights = functional.silu(scores) * mask.unsqueeze(1)
+        # N_max is a constant: a length of the batch would tie a score to its neighbours.
+        return (weights @ self._heads(v)).transpose(1, 2).flatten(2) / self.num_tokens
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[W, X, H * A] -> [W, H, X, A]."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class GroupLayerNorm(nn.Module):
+    """Layer norm with weights and biases of their own for each kind of token (GLN)."""
+
+    def __init__(self, num_kinds: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_kinds, dim))
+        self.bias = nn.Parameter(torch.zeros(num_kinds, dim))
+
+    def forward(self, x: Tensor, kind: Tensor | int) -> Tensor:
+        """Tokens [X, D] of one kind, or of kinds [X]."""
+        normed = functional.layer_norm(x, x.shape[-1:], eps=_NORM_EPS)
+        if isinstance(kind, int):
+            return normed * self.weight[kind] + self.bias[kind]
+        return normed * self.weight.index_select(0, kind) + self.bias.index_select(0, kind)
+
+
+def _parts(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory [W, N, ...], age [W, N] and whether it is static, as 1 or 0, [W, N]."""
+    return rows[:, :, :-2], rows[:, :, -2], rows[:, :, -1]
