@@ -47,12 +47,10 @@ are slow."""
 
 
 COMPILED: list[Variant] = [
-    ("interest/cadirec",),
     ("interest/cdp", "num_inference_steps=2"),
     ("interest/cdp_evidence",),
     ("interest/ddrm",),
     ("interest/dien",),
-    ("interest/diff4rec",),
     ("interest/diffrec",),
     ("interest/din",),
     ("interest/eta",),
