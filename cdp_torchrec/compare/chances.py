@@ -15,7 +15,6 @@ from cdp_torchrec.compare.histories import describe_history
 from cdp_torchrec.compare.results import read_result
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.layout import FeatureLayout
-from cdp_torchrec.data.loader import EvaluationBatches, Share
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest.base import InterestInput
@@ -116,10 +115,9 @@ def _of_row(table: Table, dataset: str, model: str) -> Chances:
 def _probe(reader: DatasetReader, layout: FeatureLayout) -> Batch:
     order = reader.impressions("test", stop=_PROBED_REQUESTS)
     assembler = reader.assembler(layout, batch_size=_PROBED_IMPRESSIONS, seed=0)
-    batches = EvaluationBatches(
-        order, assembler, global_batch_size=_PROBED_IMPRESSIONS, share=Share(0, 1)
-    )
-    return batches[0]
+    impressions = order.take(0, 0, min(_PROBED_IMPRESSIONS, order.num_impressions))
+    # As in training, where some modules read more.
+    return assembler.assemble(impressions, epoch=0)
 
 
 class _Watched:

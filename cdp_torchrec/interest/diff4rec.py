@@ -109,24 +109,7 @@ class Diff4RecInterest(InterestModule):
         index, stranger = recent.index, keep_recent(inputs.stranger, self.config.max_length)
         keys = request_keys(inputs.key, inputs.item_id, index)
         curriculum = self.curriculum(inputs.progress)
-        rows = SequenceRows.of(index)
-        interactions = self.buckets.interactions(index, rows, torch.ones_like(index.age))
-        key = functional.pad(keys.index_select(0, rows.sequence), (1, 0))
-        codes = self.autoencoder.encode(interactions)
-        losses = {
-            name: (loss * rows.present).index_select(0, rows.of_impression)
-            for name, loss in diffusion_losses(
-                self.process,
-                self.autoencoder,
-                interactions,
-                codes,
-                key=key,
-                timestep_weights=self.timestep_weights,
-            ).items()
-        }
-        predicted = self.predict(codes[0], key).index_select(
-            0, rows.of_impression.index_select(0, index.first_impression)
-        )
+        predicted, losses = self._diffuse(index, keys)
         augmentation = self.augment(
             predicted, index, stranger, curriculum.index_select(0, index.first_impression)
         )
@@ -145,6 +128,32 @@ class Diff4RecInterest(InterestModule):
         return InterestOutput(
             interest=self.encoder.vector(interest, inputs.item), losses=losses, monitors=monitors
         )
+
+    def _diffuse(self, index: SequenceIndex, keys: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predicted logits of the buckets of each sequence, [S, V], and the losses, [B] each.
+
+        Args:
+            index: the histories.
+            keys: their names, int64 [S].
+        """
+        rows = SequenceRows.of(index)
+        interactions = self.buckets.interactions(index, rows, torch.ones_like(index.age))
+        codes = self.autoencoder.encode(interactions)
+        key = functional.pad(keys.index_select(0, rows.sequence), (1, 0))
+        per_row = diffusion_losses(
+            self.process,
+            self.autoencoder,
+            interactions,
+            codes,
+            key=key,
+            timestep_weights=self.timestep_weights,
+        )
+        losses = {
+            name: (loss * rows.present).index_select(0, rows.of_impression)
+            for name, loss in per_row.items()
+        }
+        row = rows.of_impression.index_select(0, index.first_impression)
+        return self.predict(codes[0], key).index_select(0, row), losses
 
     def curriculum(self, progress: Tensor) -> Tensor:
         """How far the curriculum is, in [0, 1], from the passes over the training data, [B]."""

@@ -41,7 +41,7 @@ from cdp_torchrec.interest.config.generative import DiffuminConfig
 from cdp_torchrec.interest.interest_channels import ChannelInterests, InterestChannels
 from cdp_torchrec.interest.output import layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 from cdp_torchrec.interest.token_block import TokenBlock, encode_last, own_place
 from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, seeded
 
@@ -190,11 +190,12 @@ class _ShortTermEncoder(nn.Module):
 
         def encode(block: CandidateBlock) -> Tensor:
             candidates = gather(target, block.impression)  # [W, C, F]
-            shape = (*candidates.shape[:2], -1, -1)
-            history = gather(tokens, block.behaviour).unsqueeze(1).expand(shape)
-            mask = present(block, tokens.shape[0]).unsqueeze(1).expand(shape[:-1])
-            x = torch.cat([history, candidates.unsqueeze(2)], dim=2).flatten(0, 1)
-            return encode_last(self.blocks, x, own_place(mask.flatten(0, 1))).view_as(candidates)
+            # A row for each candidate, since a behaviour's token changes with it.
+            places = block.behaviour.unsqueeze(1).expand(-1, candidates.shape[1], -1).flatten(0, 1)
+            last = candidates.flatten(0, 1).unsqueeze(1)
+            x = torch.cat([gather(tokens, places), last], dim=1)
+            encoded = encode_last(self.blocks, x, own_place(places < tokens.shape[0]))
+            return encoded.view_as(candidates)
 
         return recent.per_candidate(encode)
 

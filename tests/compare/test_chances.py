@@ -14,10 +14,10 @@ from tests.compare.conftest import MakeResult, MakeTable, finish
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
 
-ROWS = ("sim_hard", "din", "dien", "hstu", "condition_mlp", "cdp")
+ROWS = ("sim_hard", "din", "dien", "hstu", "cadirec", "diff4rec", "condition_mlp", "cdp")
 ADDED = [
     *(f'models.{name}=["{CONFIGS}/interest/{name}.toml"]' for name in ROWS),
-    'other_history=["dien", "hstu"]',
+    'other_history=["dien", "hstu", "cadirec", "diff4rec"]',
 ]
 
 
@@ -27,7 +27,7 @@ def test_the_parts_that_a_module_reads_are_those_that_it_looks_at(make_table: Ma
     reads = {name: set(row.module_reads) for name, row in rows.items()}
     everything = {"user", "query", "item", "item_attributes", "context", "scene"}
     assert reads["none"] == set()
-    assert reads["pooled"] == {"item"}
+    assert reads["pooled"] == reads["cadirec"] == reads["diff4rec"] == {"item"}
     assert reads["din"] == reads["sim_hard"] == {"item", "item_attributes"}
     assert reads["cdp"] == reads["condition_mlp"] == reads["hstu"] == everything
     assert rows["none"].history == "none"

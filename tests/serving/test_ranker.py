@@ -38,7 +38,7 @@ ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] in ("qin", "twin")]
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     KINDS = (
-        *("ads", "cdp_evidence", "counts", "ddrm", "diffrec", "din"),
+        *("ads", "cddrec", "cdp_evidence", "counts", "ddrm", "diffrec", "diffumin", "din"),
         *("hstu", "longer", "marm", "mtgr", "pooled", "sasrec"),
     )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]
@@ -62,7 +62,8 @@ class Setting:
         )
         self.reader = DatasetReader(config.data)
         self.layout = self.reader.layout(
-            config.model.interest.history, history_counts=config.model.interaction.history_counts
+            config.model.interest.history.served,
+            history_counts=config.model.interaction.history_counts,
         )
         self.max_length = config.data.history.max_length
         rows = {entity: table.num_embeddings for entity, table in self.layout.tables.items()}
