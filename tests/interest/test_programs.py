@@ -51,6 +51,7 @@ COMPILED: list[Variant] = [
     ("interest/cdp_evidence",),
     ("interest/ddrm",),
     ("interest/dien",),
+    ("interest/diff4rec",),
     ("interest/diffrec",),
     ("interest/din",),
     ("interest/eta",),
