@@ -164,10 +164,10 @@ def test_domains_beyond_the_most_share_networks(make_ads, make_inputs):
 
 def test_requests_of_other_domains_change_nothing(make_ads, make_inputs):
     """Fails where weights are generated once for a batch."""
-    module, inputs = make_ads(), make_inputs(lengths=[3, 12, 40])
+    module, inputs = make_ads().double(), in_float64(make_inputs(lengths=[3, 12, 40]))
     rows = (inputs.recent.index.sequence == 1).nonzero().flatten()
     alone = module(take(inputs, rows)).interest
-    torch.testing.assert_close(alone, module(inputs).interest[rows], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, module(inputs).interest[rows], rtol=1e-10, atol=1e-10)
 
 
 def test_without_domains_there_is_one_and_that_is_logged_once(make_ads, make_inputs, dims, caplog):
