@@ -4,7 +4,9 @@ import io
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,9 +17,13 @@ from tests.paths import ROOT
 
 @pytest.fixture
 def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that only moves when it is told to."""
+    """A clock that only moves when it is told to.
+
+    The module's alone: an event loop that lives in this process would sleep by it, for hours.
+    """
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    clock = SimpleNamespace(monotonic=lambda: now[0], strftime=time.strftime)
+    monkeypatch.setattr(module, "time", clock)
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
