@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.base import InterestDims, InterestInput
@@ -219,3 +220,19 @@ def head_scores(query: Tensor, keys: Tensor, *, num_heads: int, bias: Tensor | N
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """[W, X, A] -> [W, H, X, A / H]."""
     return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def check_heads(key: str, heads: int, what: str, width: int) -> None:
+    """Refuse a number of heads that does not divide the width of an attention.
+
+    Args:
+        key: of the number, in model.interest.
+        heads: the number.
+        what: the width's name.
+        width: the width.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if width % heads:
+        raise ConfigError.of([f"model.interest.{key} = {heads}: must divide {what} = {width}"])

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.sequence_index import SequenceBlock
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
-from cdp_torchrec.interest.attention import top_k
+from cdp_torchrec.interest.attention import check_heads, top_k
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
-from cdp_torchrec.interest.config.sequential import CadirecConfig, SasrecConfig
+from cdp_torchrec.interest.config.sequential import CadirecConfig
 from cdp_torchrec.interest.recent_sequence import keep_recent, last_state, recency
-from cdp_torchrec.interest.sasrec import SasrecInterest, next_item_loss
+from cdp_torchrec.interest.sasrec import next_item_loss, sasrec_encoder
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 from cdp_torchrec.interest.sequence_denoiser import (
     SequenceDenoiser,
@@ -57,22 +56,9 @@ class CadirecInterest(InterestModule):
 
     def __init__(self, config: CadirecConfig, dims: InterestDims) -> None:
         super().__init__()
-        if dims.item % config.denoiser_heads:
-            raise ConfigError.of(
-                [
-                    f"model.interest.denoiser_heads = {config.denoiser_heads}: must divide "
-                    f"model.embedding_dim = {dims.item}"
-                ]
-            )
+        check_heads("denoiser_heads", config.denoiser_heads, "model.embedding_dim", dims.item)
         self.config = config
-        encoder = SasrecConfig(
-            kind="sasrec",
-            emit=config.emit,
-            max_length=config.max_length,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-        )
-        self.encoder = SasrecInterest(encoder, dims)
+        self.encoder = sasrec_encoder(config, dims)
         self.schedule = NoiseSchedule(config.schedule, prediction_type="x0")
         self.denoiser = SequenceDenoiser(
             dim=dims.item,

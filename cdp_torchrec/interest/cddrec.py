@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
+from cdp_torchrec.interest.attention import check_heads
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
 from cdp_torchrec.interest.cddrec_decoder import CausalAttention, ConditionDecoder
 from cdp_torchrec.interest.config.generative import CddrecConfig
@@ -60,13 +60,7 @@ class CddrecInterest(InterestModule):
     def __init__(self, config: CddrecConfig, dims: InterestDims) -> None:
         super().__init__()
         dim = dims.item
-        if dim % config.num_heads:
-            raise ConfigError.of(
-                [
-                    f"model.interest.num_heads = {config.num_heads}: must divide "
-                    f"model.embedding_dim = {dim}"
-                ]
-            )
+        check_heads("num_heads", config.num_heads, "model.embedding_dim", dim)
         self.config = config
         side = dims.category + dims.action
         self.side = nn.Linear(side, dim, bias=False) if side else None

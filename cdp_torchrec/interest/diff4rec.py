@@ -27,10 +27,9 @@ from cdp_torchrec.interest.attention import top_k
 from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder
 from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
-from cdp_torchrec.interest.config.sequential import SasrecConfig
 from cdp_torchrec.interest.interaction_diffusion import ItemBuckets, diffusion_losses
 from cdp_torchrec.interest.recent_sequence import keep_recent, last_state, recency
-from cdp_torchrec.interest.sasrec import SasrecInterest
+from cdp_torchrec.interest.sasrec import sasrec_encoder
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 from cdp_torchrec.interest.sequence_rows import SequenceRows
 from cdp_torchrec.interest.stranger import (
@@ -70,14 +69,7 @@ class Diff4RecInterest(InterestModule):
     def __init__(self, config: Diff4RecConfig, dims: InterestDims) -> None:
         super().__init__()
         self.config = config
-        encoder = SasrecConfig(
-            kind="sasrec",
-            emit=config.emit,
-            max_length=config.max_length,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-        )
-        self.encoder = SasrecInterest(encoder, dims)
+        self.encoder = sasrec_encoder(config, dims)
         self.flag = nn.Parameter(torch.empty(dims.item).normal_(std=_FLAG_STD))
         self.buckets = ItemBuckets(config, dims, system="Diff4Rec")
         latent_dim = config.num_clusters * config.latent_per_cluster

@@ -22,9 +22,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
+from cdp_torchrec.interest.attention import check_heads
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
@@ -64,8 +64,8 @@ class LongerInterest(InterestModule):
     def __init__(self, config: LongerConfig, dims: InterestDims) -> None:
         super().__init__()
         dim, width = dims.item, dims.item * config.group_size
-        _check_heads("num_heads", config.num_heads, "group_size * model.embedding_dim", width)
-        _check_heads("inner_heads", config.inner_heads, "model.embedding_dim", dim)
+        check_heads("num_heads", config.num_heads, "group_size * model.embedding_dim", width)
+        check_heads("inner_heads", config.inner_heads, "model.embedding_dim", dim)
         self.max_length = config.max_length
         self.group_size = config.group_size
         most_groups = (config.max_length + config.group_size - 1) // config.group_size
@@ -241,8 +241,3 @@ def _global_mask(x: Tensor, num_candidates: int, groups: Tensor, num_groups: int
     among = (later & (row >= num_candidates)) | itself
     history = (groups < num_groups).unsqueeze(1).expand(-1, x.shape[1], -1)
     return torch.cat([among.expand(x.shape[0], -1, -1), history], dim=2)
-
-
-def _check_heads(key: str, heads: int, what: str, width: int) -> None:
-    if width % heads:
-        raise ConfigError.of([f"model.interest.{key} = {heads}: must divide {what} = {width}"])

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.interest.attention import check_heads
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.config.sequential import SasrecConfig
+from cdp_torchrec.interest.config.sequential import SasrecConfig, SasrecEncoderConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import (
     NextBehaviours,
@@ -46,13 +46,7 @@ class SasrecInterest(InterestModule):
     def __init__(self, config: SasrecConfig, dims: InterestDims) -> None:
         super().__init__()
         dim = dims.item
-        if dim % config.num_heads:
-            raise ConfigError.of(
-                [
-                    f"model.interest.num_heads = {config.num_heads}: must divide "
-                    f"model.embedding_dim = {dim}"
-                ]
-            )
+        check_heads("num_heads", config.num_heads, "model.embedding_dim", dim)
         self.max_length = config.max_length
         side = dims.category + dims.action
         self.side = nn.Linear(side, dim, bias=False) if side else None
@@ -121,6 +115,12 @@ def next_item_loss(
     negative = (states * negatives.index_select(0, following.negative)).sum(dim=1)
     losses = functional.softplus(-positive) + functional.softplus(negative)
     return following.mean(losses, recent.index)
+
+
+def sasrec_encoder(config: SasrecEncoderConfig, dims: InterestDims) -> SasrecInterest:
+    """SASRec as the encoder of another system: of its sizes, without a loss of its own."""
+    sizes = {name: getattr(config, name) for name in SasrecEncoderConfig.model_fields}
+    return SasrecInterest(SasrecConfig(kind="sasrec", **sizes), dims)
 
 
 class _Block(nn.Module):

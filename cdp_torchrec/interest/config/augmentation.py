@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
-from cdp_torchrec.interest.config.generative import ItemBucketsConfig
+from cdp_torchrec.interest.config.generative import DIFFREC_SCHEDULE, ItemBucketsConfig
 from cdp_torchrec.interest.config.sequential import SasrecEncoderConfig
 
 
@@ -17,14 +17,7 @@ class Diff4RecConfig(ItemBucketsConfig, SasrecEncoderConfig):
     """Selects the module."""
     latent_per_cluster: PositiveInt = 8
     """Width of the codes of a cluster of items."""
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
-        num_train_timesteps=5,
-        beta_schedule="linear_var",
-        beta_start=1e-4,
-        beta_end=0.02,
-        noise_scale=0.1,
-        first_beta=1e-5,
-    )
+    schedule: NoiseScheduleConfig = DIFFREC_SCHEDULE
     """Forward process between encoder and decoder, that of L-DiffRec."""
     denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig()
     """Network of the denoiser."""

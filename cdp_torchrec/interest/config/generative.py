@@ -18,6 +18,15 @@ from cdp_torchrec.interest.config.base import (
 )
 
 _MAX_BUCKETS = 4096
+DIFFREC_SCHEDULE = NoiseScheduleConfig(
+    num_train_timesteps=5,
+    beta_schedule="linear_var",
+    beta_start=1e-4,
+    beta_end=0.02,
+    noise_scale=0.1,
+    first_beta=1e-5,
+)
+"""Forward process of DiffRec's scripts."""
 
 
 class DdrmConfig(InterestVectorConfig):
@@ -100,14 +109,7 @@ class DiffRecConfig(ItemBucketsConfig):
     """Which interactions enter. DiffRec: all, "none". "category": those in the target item's."""
     latent_per_cluster: PositiveInt = 8
     """Z / K, of "latent" only. L-DiffRec: 300 in all, shared out by the size of clusters."""
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig(
-        num_train_timesteps=5,
-        beta_schedule="linear_var",
-        beta_start=1e-4,
-        beta_end=0.02,
-        noise_scale=0.1,
-        first_beta=1e-5,
-    )
+    schedule: NoiseScheduleConfig = DIFFREC_SCHEDULE
     """Forward process. DiffRec: T of 5 to 100."""
     denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig()
     """Network of the denoiser."""
