@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import stream_csv
 from cdp_torchrec.data.prepare.tables import ParquetTable
 from cdp_torchrec.data.schema import DatasetError
@@ -69,16 +70,20 @@ def load_parquet(connection: duckdb.DuckDBPyConnection, name: str, table: Parque
 
 
 def load_csv(
-    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Sequence[str]
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    path: Path,
+    columns: Sequence[str],
+    form: CsvFormat | None = None,
 ) -> None:
-    """Make the table `name` of these columns, as strings, and `line`.
+    """Make the table `name` of these columns, as strings, and `line`; `form` as `stream_csv`.
 
     Raises:
         DatasetError: a column is missing, or the file is damaged.
     """
     fields = [pa.field(column, pa.string()) for column in columns]
     _create(connection, name, pa.schema([*fields, pa.field("line", pa.int64())]))
-    for rows in stream_csv(path, columns):
+    for rows in stream_csv(path, columns, form):
         _insert(connection, name, rows)
 
 
