@@ -3,6 +3,7 @@
 import gzip
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cdp_torchrec.data.prepare.column_types import (
     ColumnType,
     list_of,
 )
-from cdp_torchrec.data.prepare.csv_tables import find_csv, stream_csv
+from cdp_torchrec.data.prepare.csv_tables import CSV, TextFormat, find_csv, stream_csv
 from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
@@ -195,8 +196,8 @@ def test_files_in_folders_are_not_passed_over_in_silence(tmp_path: Path) -> None
         find_parquet(tmp_path)
 
 
-def rows_of(path: Path, *columns: str) -> list[dict[str, Any]]:
-    return [row for batch in stream_csv(path, columns) for row in batch.to_pylist()]
+def rows_of(path: Path, *columns: str, form: TextFormat = CSV) -> list[dict[str, Any]]:
+    return [row for batch in stream_csv(path, columns, form) for row in batch.to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +243,50 @@ def test_what_is_no_csv_is_named_in_one_line(tmp_path: Path, case: str) -> None:
         rows_of(path, "id", "label")
     assert str(caught.value).startswith(f"{path}: {message}")
     assert len(str(caught.value).splitlines()) == 1
+
+
+BARE = TextFormat(delimiter="\t", quoting="none", columns=("id", "title", "label"))
+NAMED = replace(BARE, header_starts=("id",))
+
+
+def test_quotes_of_a_file_without_quoting_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text('1\t"Once, twice\t0\n2\tAgain"\t1\n')
+    assert rows_of(path, "label", "title", form=BARE) == [
+        {"label": "0", "title": '"Once, twice', "line": 1},
+        {"label": "1", "title": 'Again"', "line": 2},
+    ]
+
+
+@pytest.mark.parametrize("header", ["", "id\ttitle\tlabel\n", "id\tname\tclicked\n"])
+def test_a_header_that_may_be_there_is_no_row(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text(header + "1\tx\t0\n")
+    line = 1 + bool(header)
+    assert rows_of(path, "id", "label", form=NAMED) == [{"id": "1", "label": "0", "line": line}]
+
+
+BAD_LINES: dict[str, tuple[str, TextFormat, str]] = {
+    "commas": ("1,x,0\n", BARE, "line 1 has 1 cells separated by '\\t', expected 3: id, title, la"),
+    "header": ("ID\tTitle\tLabel\n1\tx\t0\n", BARE, "line 1 is a header, ['ID', 'Title', 'Label']"),
+    "order": ("id\tlabel\ttitle\n1\t0\tx\n", NAMED, "column 'label' is number 2, expected are, in"),
+    "cut off": (
+        "1\tx\t0\n2\ty",
+        BARE,
+        "malformed line: CSV parse error: Row #2: Expected 3",
+    ),
+    "only a header": ("id\ttitle\tlabel\n", NAMED, "the file has no rows"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_columns_that_stand_elsewhere_than_declared_are_named(tmp_path: Path, case: str) -> None:
+    content, form, message = BAD_LINES[case]
+    path = tmp_path / "log.tsv"
+    path.write_text(content)
+    with pytest.raises(DatasetError) as caught:
+        rows_of(path, "id", "label", form=form)
+    assert str(caught.value).startswith(f"{path}: {message}")
 
 
 def test_a_log_that_cannot_be_opened_is_found_and_named(tmp_path: Path) -> None:
