@@ -1,24 +1,21 @@
-"""Logs that are text, of any size, plain or compressed; who declares types checks them first.
+"""CSV logs of any size, plain or compressed, read as text; who declares types checks them first."""
 
-Cells are read as strings. How a file is written is declared, never guessed: its delimiter, whether
-quotes mean anything, whether its first line names the columns.
-"""
-
+import codecs
 import csv
 import gzip
 import lzma
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from cdp_torchrec.data.prepare.tables import check_names, open_file
+from cdp_torchrec.data.prepare.csv_format import CsvFormat, check_first_line, plain_text
+from cdp_torchrec.data.prepare.tables import open_file
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.progress import ProgressBar
 
@@ -40,93 +37,65 @@ def find_csv(directory: Path, *names: str) -> Path | None:
     return next((path for path in paths if path.exists() or path.is_symlink()), None)
 
 
-@dataclass(frozen=True)
-class TextFormat:
-    """How a table is written as text."""
-
-    delimiter: str = ","
-    quoting: Literal["csv", "none"] = "csv"
-    """`csv`: cells may stand in double quotes; `none`: a quote is a character like any other."""
-    columns: tuple[str, ...] = ()
-    """All columns in order, of a file whose first line is no header; empty: it is one."""
-    header_starts: tuple[str, ...] = ()
-    """What the first cell of a header may be, of files that come with and without one."""
-
-
-CSV = TextFormat()
-
-
 def stream_csv(
-    path: Path, columns: Sequence[str], form: TextFormat = CSV
+    path: Path, columns: Sequence[str], form: CsvFormat | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Blocks of the named columns as strings (empty cells null), and `line` int64 of the file.
+    """Blocks of the named columns as strings (empty cells null), and `line` int64.
 
     A progress bar follows the compressed bytes.
 
+    Args:
+        path: the file; compressed if its name ends in .gz or .xz.
+        columns: to read, by name.
+        form: how it is written; None: commas, a header, quotes where needed, UTF-8.
+
     Raises:
         DatasetError: the file cannot be opened, has no rows, is cut off or damaged; a column is
-            missing or occurs twice, a row has too few or too many cells, a value is not UTF-8;
-            there is a header where none belongs.
+            missing or occurs twice, a row has too few or too many cells, a value is not of the
+            encoding, or the first line is no header where one is expected, or the reverse.
     """
-    with _reading_csv(path), open_file(path) as raw, _decompressed(raw, path) as data:
-        first = _cells(data.readline(_HEADER_BYTES).decode("utf-8-sig"), form)
-    if not first:
-        raise DatasetError(f"{path}: the file is empty")
-    has_header = not form.columns or first[0] in form.header_starts
-    if form.columns:
-        _check_first_line(path, first, form, has_header=has_header)
-    else:
-        check_names(path, first, columns)
+    form = form or CsvFormat()
+    with _reading_csv(path, form):
+        check_first_line(path, first_lines(path, form, 1), form, columns)
     with (
-        _reading_csv(path),
+        _reading_csv(path, form),
         open_file(path) as raw,
         _decompressed(raw, path) as data,
         ProgressBar(path.name, total=path.stat().st_size // 2**20, unit="MiB") as bar,
     ):
-        line, read = 1 + has_header, 0
-        for batch in _open_reader(data, columns, form, has_header=has_header):
+        first = line = 2 if form.names is None else 1
+        read = 0
+        for batch in _open_reader(plain_text(data, form), columns, form):
             numbers = pa.array(np.arange(line, line + batch.num_rows))
             yield batch.append_column("line", numbers)
             line += batch.num_rows
             bar.advance(raw.tell() // 2**20 - read)
             read = raw.tell() // 2**20
-    if line == 1 + has_header:
+    if line == first:
         raise DatasetError(f"{path}: the file has no rows")
 
 
-def _cells(line: str, form: TextFormat) -> list[str]:
-    if form.quoting == "none":
-        line = line.rstrip("\r\n")
-        return line.split(form.delimiter) if line else []
-    return next(csv.reader([line], delimiter=form.delimiter), [])
-
-
-def _check_first_line(
-    path: Path, first: Sequence[str], form: TextFormat, *, has_header: bool
-) -> None:
-    """Check that the columns of a file stand where they are declared to stand.
+def first_lines(path: Path, form: CsvFormat, count: int) -> str:
+    """The first lines of a text table, 1 MiB at most.
 
     Raises:
-        DatasetError: they do not.
+        DatasetError: the file cannot be opened, is damaged, or is not of the encoding.
     """
-    if len(first) != len(form.columns):
-        raise DatasetError(
-            f"{path}: line 1 has {len(first)} cells separated by {form.delimiter!r}, expected "
-            f"{len(form.columns)}: {', '.join(form.columns)}"
-        )
-    if not has_header and first[0].lower() == form.columns[0].lower():
-        raise DatasetError(f"{path}: line 1 is a header, {list(first)}; this file has none")
-    if has_header:
-        for place, name in enumerate(first):
-            if name in form.columns and form.columns[place] != name:
-                raise DatasetError(
-                    f"{path}: column '{name}' is number {place + 1}, expected are, in this order, "
-                    f"{', '.join(form.columns)}"
-                )
+    with (
+        _reading_csv(path, form),
+        open_file(path) as raw,
+        _decompressed(raw, path) as data,
+    ):
+        if "\n".encode(form.encoding) == b"\n":
+            # A line that is not of the encoding is named when the parser has reached it.
+            text = b"".join(data.readline(_HEADER_BYTES) for _ in range(count))
+            return text.decode(form.encoding).removeprefix("\ufeff")
+        reader = codecs.getreader(form.encoding)(data)
+        return "".join(reader.readline(_HEADER_BYTES) for _ in range(count))
 
 
 @contextmanager
-def _reading_csv(path: Path) -> Generator[None]:
+def _reading_csv(path: Path, form: CsvFormat) -> Generator[None]:
     try:
         yield
     except EOFError as error:
@@ -135,42 +104,36 @@ def _reading_csv(path: Path) -> Generator[None]:
         raise DatasetError(f"{path}: damaged compressed file: {error}") from error
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         # Arrow counts the header as row 1, so its row is the line.
-        raise DatasetError(f"{path}: malformed line: {error}") from error
+        text = str(error).replace(form.parsed_delimiter, form.delimiter)
+        raise DatasetError(f"{path}: malformed line: {text}") from error
 
 
-def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
+def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
     if path.suffix == ".xz":
-        return lzma.open(raw)
+        return cast(IO[bytes], lzma.open(raw))
     if path.suffix == ".gz":
-        return gzip.open(raw)
+        return cast(IO[bytes], gzip.open(raw))
     return raw
 
 
 def _open_reader(
-    data: IO[bytes] | gzip.GzipFile | lzma.LZMAFile,
-    columns: Sequence[str],
-    form: TextFormat,
-    *,
-    has_header: bool,
+    data: IO[bytes], columns: Sequence[str], form: CsvFormat
 ) -> pyarrow.csv.CSVStreamingReader:
     return pyarrow.csv.open_csv(
         data,
         # One thread, because only then errors name the row.
         read_options=pyarrow.csv.ReadOptions(
-            block_size=_BLOCK_BYTES,
-            use_threads=False,
-            column_names=list(form.columns),
-            skip_rows=1 if has_header and form.columns else 0,
+            block_size=_BLOCK_BYTES, use_threads=False, column_names=form.names
         ),
         parse_options=pyarrow.csv.ParseOptions(
-            delimiter=form.delimiter,
-            quote_char='"' if form.quoting == "csv" else False,
             ignore_empty_lines=False,
+            delimiter=form.parsed_delimiter,
+            quote_char=form.quote or False,
         ),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=list(columns),
             column_types=dict.fromkeys(columns, pa.string()),
-            null_values=[""],
+            null_values=["", *form.missing],
             strings_can_be_null=True,
         ),
     )

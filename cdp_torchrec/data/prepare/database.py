@@ -14,7 +14,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from cdp_torchrec.data.prepare.csv_tables import CSV, TextFormat, stream_csv
+from cdp_torchrec.data.prepare.csv_format import CsvFormat
+from cdp_torchrec.data.prepare.csv_tables import stream_csv
 from cdp_torchrec.data.prepare.tables import ParquetTable
 from cdp_torchrec.data.schema import DatasetError
 
@@ -73,9 +74,9 @@ def load_csv(
     name: str,
     path: Path,
     columns: Sequence[str],
-    form: TextFormat = CSV,
+    form: CsvFormat | None = None,
 ) -> None:
-    """Make the table `name` of these columns, as strings, and `line`.
+    """Make the table `name` of these columns, as strings, and `line`; `form` as `stream_csv`.
 
     Raises:
         DatasetError: a column is missing, or the file is damaged.
