@@ -9,6 +9,7 @@ from typing import Any
 from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
+from cdp_torchrec.data.prepare.jdsearch import prepare_jdsearch
 from cdp_torchrec.data.prepare.trivago import prepare_trivago
 
 
@@ -102,5 +103,14 @@ CONVERTERS = (
         ),
         metavar="WHEEL",
         source="the wheel, or a directory with its parquet files",
+    ),
+    Converter(
+        "jdsearch",
+        "a real product search log",
+        """JDsearch (JD.com): the last search of each of 173,831 users, and what they did in the
+        year before. DIR holds the official user_behavior_data.txt and product_meta_data.txt. A
+        tenth of the users, drawn at random, is the test split.""",
+        prepare_jdsearch,
+        (Option("--seed", int, "seed of the order of rows and candidates (0)", 0),),
     ),
 )
