@@ -1,6 +1,6 @@
 """Negatives of a log that says only what users did: who can be one, how often, and by which key."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,8 @@ def test_negatives_follow_the_positives_so_far(tmp_path: Path, weights: str) -> 
     settings = [f"sampling={{num_negatives=1, weights='{weights}', seed=3}}"]
     requests = prepare(tmp_path, ACTIONS, *settings)
     views = [row for row in rows if row["action"] == "view"]
-    expected, drawn = Counter(), Counter()
+    expected: dict[str, float] = defaultdict(float)
+    drawn = Counter()
     for request in requests:
         time = request["timestamp"] // 1000
         positive = request["item_id"][request["label"].index(1)]

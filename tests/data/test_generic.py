@@ -168,9 +168,7 @@ def test_rows_of_impressions_and_rows_with_lists_give_the_same_dataset(tmp_path:
     (tmp_path / "lists").mkdir()
     pq.write_table(table.append_column("labels", [labels]), tmp_path / "lists" / "log.parquet")
     settings = ["tables.log={files=['log.parquet'], format='parquet'}", "log.time.unit=timestamp"]
-    assert prepare(tmp_path / "lists", LISTS, *settings) == expected
     by_label = LISTS.replace('clicked = "clicked"', 'label = {column = "labels", one_of = ["1"]}')
-    (tmp_path / "lists" / "data").rename(tmp_path / "first")
     assert prepare(tmp_path / "lists", by_label, *settings) == expected
 
 
@@ -258,6 +256,7 @@ def test_test_share_takes_the_latest_requests(tmp_path: Path) -> None:
     assert (splits["train"].requests, splits["test"].requests) == (7, 3)
 
 
+@pytest.mark.slow
 def test_what_is_odd_about_requests_is_said_with_its_figure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -309,6 +308,7 @@ def test_every_key_of_a_mapping_is_explained(capsys: pytest.CaptureFixture[str])
     assert "log.time.utc_offset" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_prepares_a_dataset_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -203,3 +203,22 @@ def check_rows(
     if bad:
         message, file, row, key = bad
         raise DatasetError(f"{table.paths[file]}: row {row} ({named} {key}): {message}")
+
+
+def check_lines(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, rules: Sequence[Rule]
+) -> None:
+    """Check a table made by `load_csv`.
+
+    Raises:
+        DatasetError: a rule is broken; names the first line.
+    """
+    bad = first_broken_rule(connection, name, rules, ("line",))
+    if bad:
+        message, line = bad
+        raise DatasetError(f"{path}: line {line}: {message}")
+
+
+def matches(column: str, pattern: str) -> str:
+    """SQL: the whole text has this form; false where it is null."""
+    return f"coalesce(regexp_full_match({column}, '{pattern}'), false)"

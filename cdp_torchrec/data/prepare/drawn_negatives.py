@@ -16,7 +16,7 @@ import logging
 import duckdb
 
 from cdp_torchrec.data.prepare.database import scalar
-from cdp_torchrec.data.prepare.keyed_draws import keyed_draw
+from cdp_torchrec.data.prepare.draws import random_number
 from cdp_torchrec.data.prepare.mapped_log import log_features, one_item_a_row
 from cdp_torchrec.data.prepare.mapping_config import MappingConfig, SamplingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable
@@ -32,7 +32,7 @@ _DRAWS_PER_PLACE = 4
 def draw_requests(
     connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: MappingConfig
 ) -> str:
-    """Make the tables `requests`, `candidates` and `positives`, as `mapped_log` does.
+    """Make the tables `request_rows`, `candidate_rows` and `positives`, as `mapped_log` does.
 
     Returns:
         What was drawn, in words.
@@ -47,7 +47,7 @@ def draw_requests(
     shared = [f"f_{name}" for name in log_features(mapping, "request")]
     _make_pool(connection, sampling, own)
     start = moment(mapping.split.requests_from) if mapping.split.requests_from else 0
-    drawn = keyed_draw("'share'", "user_id", "timestamp", "event", seed=sampling.seed)
+    drawn = random_number("'share'", "user_id", "timestamp", "event", seed=sampling.seed)
     # The positives of the log that could be requests, and those of them that are.
     connection.execute(f"""
         CREATE TABLE possible AS
@@ -63,11 +63,11 @@ def draw_requests(
         FROM (FROM possible WHERE timestamp > first) r
         ASOF JOIN (SELECT timestamp, max(place) + 1 AS size FROM pool GROUP BY timestamp) s
             ON s.timestamp < r.timestamp;
-        CREATE VIEW requests AS
+        CREATE VIEW request_rows AS
         SELECT number, request_id, user_id, timestamp{"".join(f", {name}" for name in shared)}
         FROM chosen
     """)
-    num_requests = scalar(connection, "SELECT count(*) FROM requests")
+    num_requests = scalar(connection, "SELECT count(*) FROM request_rows")
     num_possible = scalar(connection, "SELECT count(*) FROM possible")
     if num_requests == 0:
         raise DatasetError(
@@ -77,7 +77,7 @@ def draw_requests(
     _draw(connection, sampling, own)
     num_short = scalar(
         connection,
-        "SELECT count(*) FROM (SELECT number FROM candidates GROUP BY number "
+        "SELECT count(*) FROM (SELECT number FROM candidate_rows GROUP BY number "
         f"HAVING count(*) <= {sampling.num_negatives})",
     )
     words = (
@@ -129,14 +129,14 @@ def _make_pool(
 
 
 def _draw(connection: duckdb.DuckDBPyConnection, sampling: SamplingConfig, own: list[str]) -> None:
-    """Make table `candidates` of `chosen` and `pool`."""
+    """Make table `candidate_rows` of `chosen` and `pool`."""
     features = "".join(f", {name}" for name in own)
     count, seed = sampling.num_negatives, sampling.seed
     connection.execute(f"""
-        CREATE TABLE candidates AS
+        CREATE TABLE candidate_rows AS
         WITH draws AS (
             SELECT number, request_id, item_id AS positive, draw,
-                floor({keyed_draw("'draw'", "request_id", "draw", seed=seed)} * size)::BIGINT
+                floor({random_number("'draw'", "request_id", "draw", seed=seed)} * size)::BIGINT
                     AS place
             FROM chosen CROSS JOIN generate_series(1, {_DRAWS_PER_PLACE * count}) AS g(draw)
         ), hits AS (
@@ -148,12 +148,10 @@ def _draw(connection: duckdb.DuckDBPyConnection, sampling: SamplingConfig, own: 
             QUALIFY row_number() OVER (PARTITION BY number ORDER BY draw) <= {count}
         )
         SELECT number, item_id, label{features},
-            {keyed_draw("'place'", "request_id", "item_id", seed=seed)} AS o1, item_id AS o2,
-            0 AS o3
+            {random_number("'place'", "request_id", "item_id", seed=seed)} AS place
         FROM (
             SELECT number, request_id, item_id, 0 AS label{features} FROM negatives
             UNION ALL
             SELECT number, request_id, item_id, 1 AS label{features} FROM chosen
         )
-        ORDER BY number, o1, o2
     """)

@@ -1,26 +1,19 @@
 """Any log by its mapping: from the user's own files to a dataset directory.
 
 `mapping_config.py` says what a mapping holds. Files are loaded as text (`raw_tables`), checked
-column by column (`mapped_columns`), grouped into requests (`mapped_log`, or `drawn_negatives` where
-the log does not say what was shown), and staged here.
+column by column (`mapped_columns`), and grouped into requests (`mapped_log`, or `drawn_negatives`
+where the log does not say what was shown). Attributes and behaviours are joined here.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.database import (
-    EngineLimits,
-    Rule,
-    first_row,
-    open_database,
-    scalar,
-    sql_path,
-)
+from cdp_torchrec.data.prepare.database import EngineLimits, Rule, first_row, scalar
 from cdp_torchrec.data.prepare.drawn_negatives import draw_requests
+from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log
 from cdp_torchrec.data.prepare.mapped_columns import (
     cell,
     cells,
@@ -39,20 +32,13 @@ from cdp_torchrec.data.prepare.mapping_config import (
     MappingConfig,
 )
 from cdp_torchrec.data.prepare.raw_tables import RawTable, quoted
-from cdp_torchrec.data.prepare.staging import (
-    DatasetSpec,
-    build_dataset,
-    preparing,
-    request_parts,
-    staging_beside,
-)
+from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.table_config import moment
 from cdp_torchrec.data.schema import DatasetError, Schema
 
 logger = logging.getLogger(__name__)
 
-_REQUESTS_PER_FILE = 100_000
-_HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
+_HOUR_MS = 3_600_000
 
 
 def prepare_generic(
@@ -70,22 +56,20 @@ def prepare_generic(
         DatasetError: files are missing, damaged, or not what the mapping says, or `output` exists.
         PreparationError: the dataset cannot be written.
     """
-    limits = limits or EngineLimits()
-    with preparing(output), staging_beside(output) as staging:
-        with open_database(staging / "work", limits) as connection:
-            tables = load_tables(connection, mapping, source)
-            log = tables[mapping.log.table]
-            told = mapping.source
-            if mapping.sampling:
-                told += f"; {draw_requests(connection, log, mapping)}"
-            else:
-                make_requests(connection, log, mapping)
-            _load_attributes(connection, tables, mapping)
-            test_from = _test_from(connection, mapping)
-            _stage_requests(connection, staging / "requests", mapping)
-            _stage_behaviours(connection, staging / "behaviours", tables, mapping)
-        shutil.rmtree(staging / "work")
-        spec = DatasetSpec(
+
+    def read(connection: duckdb.DuckDBPyConnection) -> DatasetSpec:
+        tables = load_tables(connection, mapping, source)
+        log = tables[mapping.log.table]
+        told = mapping.source
+        if mapping.sampling:
+            told += f"; {draw_requests(connection, log, mapping)}"
+        else:
+            make_requests(connection, log, mapping)
+        test_from = _test_from(connection, mapping)
+        _load_attributes(connection, tables, mapping)
+        _join_attributes(connection, mapping)
+        _gather_behaviours(connection, tables, mapping)
+        return DatasetSpec(
             name=mapping.name,
             source=told,
             features=mapping.schema_features(),
@@ -93,7 +77,8 @@ def prepare_generic(
             category_entity=mapping.category_entity,
             action_entity=ACTION_ENTITY if mapping.has_actions else None,
         )
-        return build_dataset(staging, output, spec, limits, log=log.paths[0])
+
+    return prepare_log(source, output, read, limits)
 
 
 def _test_from(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> int:
@@ -101,9 +86,9 @@ def _test_from(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) ->
     if mapping.split.test_from:
         return moment(mapping.split.test_from)
     assert mapping.split.test_share is not None
-    num_requests = scalar(connection, "SELECT count(*) FROM requests")
+    num_requests = scalar(connection, "SELECT count(*) FROM request_rows")
     first = int((1 - mapping.split.test_share) * num_requests)
-    return scalar(connection, f"SELECT timestamp FROM requests WHERE number = {first}")
+    return scalar(connection, f"SELECT timestamp FROM request_rows WHERE number = {first}")
 
 
 def _features_of(mapping: MappingConfig, table: str) -> dict[str, FeatureConfig]:
@@ -142,7 +127,9 @@ def _check_matches(
     connection: duckdb.DuckDBPyConnection, table: RawTable, mapping: MappingConfig, name: str
 ) -> None:
     config = mapping.tables[name]
-    rows, column = ("requests", "user_id") if config.by == "user" else ("candidates", "item_id")
+    rows, column = "request_rows", "user_id"
+    if config.by == "item":
+        rows, column = "candidate_rows", "item_id"
     row = first_row(
         connection,
         f"SELECT count(*), count(key), min({column}) FROM {rows} LEFT JOIN "
@@ -164,70 +151,54 @@ def _check_matches(
             table.paths[0],
             total - known,
             total,
-            rows,
+            "requests" if config.by == "user" else "candidates",
             config.by,
         )
 
 
-def _stage_requests(
-    connection: duckdb.DuckDBPyConnection, directory: Path, mapping: MappingConfig
-) -> None:
-    directory.mkdir()
+def _join_attributes(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> None:
+    """Make `requests` and `candidates` with all their features."""
     offset = mapping.log.time.offset_ms
     derived = {
         "hour": f"(timestamp + {offset}) // {_HOUR_MS} % 24",
-        "weekday": f"((timestamp + {offset}) // {_DAY_MS} + 3) % 7",
-        "position": "range(1, len(label) + 1)",
+        "weekday": f"((timestamp + {offset}) // {DAY_MS} + 3) % 7",
+        "position": "row_number() OVER (PARTITION BY number ORDER BY place)",
     }
-    columns, lists = [], ["item_id", "label"]
+    columns = {"request": "", "candidate": ""}
     for name, feature in mapping.features.items():
-        if feature.derive:
-            columns.append(f"{derived[feature.derive]} AS {name}")
-        else:
-            columns.append(f"f_{name} AS {name}")
-            lists += [f"f_{name}"] if feature.level == "candidate" else []
-    joins = {
-        by: " ".join(
-            f"LEFT JOIN attributes_{n} ON attributes_{n}.key = {column}"
-            for n, table in enumerate(mapping.tables.values())
-            if table.by == by
-        )
-        for by, column in (("user", "r.user_id"), ("item", "c.item_id"))
-    }
-    gathered = ", ".join(f"list({name} ORDER BY o1, o2, o3) AS {name}" for name in lists)
-    for within, path in request_parts(connection, directory, size=_REQUESTS_PER_FILE):
-        connection.execute(f"""
-            COPY (
-                SELECT request_id, r.user_id, timestamp, l.item_id, label
-                    {"".join(f", {column}" for column in columns)}
-                FROM (FROM requests {within}) r
-                {joins["user"]}
-                JOIN (
-                    SELECT number, {gathered}
-                    FROM (FROM candidates {within}) c {joins["item"]} GROUP BY number
-                ) l USING (number)
-                ORDER BY number
-            ) TO {sql_path(path)} (FORMAT parquet)
-        """)
+        value = derived[feature.derive] if feature.derive else f"f_{name}"
+        columns[feature.level] += f", {value} AS {name}"
+    joins = {"user": "", "item": ""}
+    for number, table in enumerate(mapping.tables.values()):
+        if table.by:
+            attributes = f"attributes_{number}"
+            key = f"{table.by}_id"
+            joins[table.by] += f" LEFT JOIN {attributes} ON {attributes}.key = {key}"
+    connection.execute(f"""
+        CREATE TABLE requests AS
+        SELECT number, request_id, user_id, timestamp{columns["request"]}
+        FROM request_rows{joins["user"]} ORDER BY number;
+        CREATE VIEW candidates AS
+        SELECT number, place, item_id, label{columns["candidate"]}
+        FROM candidate_rows{joins["item"]}
+    """)
 
 
-def _stage_behaviours(
-    connection: duckdb.DuckDBPyConnection,
-    directory: Path,
-    tables: Mapping[str, RawTable],
-    mapping: MappingConfig,
+def _gather_behaviours(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, RawTable], mapping: MappingConfig
 ) -> None:
-    directory.mkdir()
-    for number, (name, config) in enumerate(mapping.behaviours.items()):
+    """Make the view `behaviours` of all sources."""
+    queries = []
+    for name, config in mapping.behaviours.items():
         if config.table:
             query = _own_behaviours(connection, tables[config.table], name, config, mapping)
         else:
             query = (
-                f"SELECT user_id, item_id AS item{_category(mapping, 'item_id')}, "
-                f"{quoted(name)} AS action, timestamp FROM positives{_lookup(mapping, 'item_id')}"
+                f"SELECT user_id, item_id AS item{_category(mapping)}, {quoted(name)} AS action, "
+                f"timestamp FROM positives{_lookup(mapping, 'item_id')}"
             )
-        path = directory / f"part-{number:05d}.parquet"
-        connection.execute(f"COPY ({query}) TO {sql_path(path)} (FORMAT parquet)")
+        queries.append(query)
+    connection.execute(f"CREATE VIEW behaviours AS {' UNION ALL '.join(queries)}")
 
 
 def _lookup(mapping: MappingConfig, item: str) -> str:
@@ -238,7 +209,7 @@ def _lookup(mapping: MappingConfig, item: str) -> str:
     return f" LEFT JOIN attributes_{_number_of(mapping, gate.table)} a ON a.key = {item}"
 
 
-def _category(mapping: MappingConfig, item: str) -> str:
+def _category(mapping: MappingConfig) -> str:
     return f", f_{mapping.category} AS category" if mapping.category else ""
 
 
@@ -270,7 +241,7 @@ def _own_behaviours(
         column = config.category or gate.column or mapping.category or ""
         category = f", {cell(gate, table.sql(column))} AS category"
     elif gate:
-        category, join = _category(mapping, item), _lookup(mapping, item)
+        category, join = _category(mapping), _lookup(mapping, item)
     action = table.sql(config.action) if config.action else quoted(name)
     return (
         f"SELECT {table.sql(config.user)} AS user_id, {item} AS item{category}, "

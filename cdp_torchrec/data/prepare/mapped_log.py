@@ -1,10 +1,12 @@
 """Requests and candidates of a mapped log whose rows are impressions, or requests with lists.
 
-Tables made here, and by `drawn_negatives` for a log without impressions:
+Tables made here, and by `drawn_negatives` for a log that does not say what was shown:
 
-    requests      number, request_id, user_id, timestamp, f_<feature>...
-    candidates    number, item_id, label, f_<feature>..., o1, o2, o3 (the order in the list)
-    positives     user_id, item_id, timestamp, f_<category>
+    request_rows     number (in the order of time), request_id, user_id, timestamp, f_<feature>...
+    candidate_rows   number, place (order in the list), item_id, label, f_<feature>...
+    positives        user_id, item_id, timestamp, f_<feature>...
+
+They hold the features that stand in columns of the log.
 """
 
 import logging
@@ -12,6 +14,7 @@ import logging
 import duckdb
 
 from cdp_torchrec.data.prepare.database import Rule, first_row, scalar
+from cdp_torchrec.data.prepare.draws import random_number
 from cdp_torchrec.data.prepare.mapped_columns import (
     cell,
     cells,
@@ -41,7 +44,7 @@ def log_features(mapping: MappingConfig, level: str) -> dict[str, FeatureConfig]
 def make_requests(
     connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: MappingConfig
 ) -> None:
-    """Make the tables `requests`, `candidates` and `positives`.
+    """Make the tables `request_rows`, `candidate_rows` and `positives`.
 
     Raises:
         DatasetError: a row makes no sense, rows of a request contradict each other, or there is
@@ -54,14 +57,15 @@ def make_requests(
     _group(connection, log, mapping)
     own = "".join(f", f_{name}" for name in log_features(mapping, "candidate"))
     keys = " AND ".join(f"i.{key} = r.{key}" for key in _keys(mapping))
-    place = "_file AS o1, _row AS o2, place AS o3"
+    # Rows of a file, files of a table, candidates of a row: each has room for 2^40.
+    place = f"(_file::HUGEINT * {1 << 80} + _row::HUGEINT * {1 << 40} + place)"
     if mapping.log.order == "hash":
-        drawn = "md5_number_lower(concat_ws('/', request_id, item_id))"
-        place = f"{drawn} AS o1, _file * {1 << 40} + _row AS o2, place AS o3"
+        drawn = random_number("'place'", "request_id", "item_id", seed=0)
+        place = f"({drawn} * {1 << 20})::BIGINT::HUGEINT * {1 << 100} + {place}"
     connection.execute(f"""
-        CREATE TABLE candidates AS
-        SELECT number, item_id, label{own}, {place}
-        FROM impressions i JOIN requests r ON {keys} ORDER BY number, o1, o2, o3;
+        CREATE TABLE candidate_rows AS
+        SELECT number, {place} AS place, item_id, label{own}
+        FROM impressions i JOIN request_rows r ON {keys};
         CREATE VIEW positives AS
         SELECT user_id, item_id, timestamp{own} FROM impressions WHERE label = 1
     """)
@@ -204,7 +208,7 @@ def _doubt_clicks(
 
 
 def _group(connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: MappingConfig) -> None:
-    """Make table `requests` of `impressions`, numbered in the order of time."""
+    """Make table `request_rows` of `impressions`, numbered in the order of time."""
     keys = _keys(mapping)
     features = log_features(mapping, "request")
     same = {"user_id": mapping.log.user} | {
@@ -236,13 +240,13 @@ def _group(connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: Mappin
             )
     _check_moments(connection, log, mapping)
     connection.execute(f"""
-        CREATE TABLE requests AS
+        CREATE TABLE request_rows AS
         SELECT row_number() OVER (ORDER BY timestamp, request_id) - 1 AS number,
             * EXCLUDE (span, first_row, last_row, {", ".join(f"many_{name}" for name in same)})
         FROM grouped {f"WHERE timestamp >= {moment(start)}" if start else ""}
     """)
     connection.execute("DROP TABLE grouped")
-    if scalar(connection, "SELECT count(*) FROM requests") == 0:
+    if scalar(connection, "SELECT count(*) FROM request_rows") == 0:
         raise DatasetError(f"{log.paths[0]}: no request at or after requests_from ({start})")
 
 
@@ -282,7 +286,7 @@ def _doubt_repeats(connection: duckdb.DuckDBPyConnection, log: RawTable) -> None
     row = first_row(
         connection,
         "SELECT sum(n)::BIGINT, coalesce(sum(n - 1) FILTER (n > 1), 0)::BIGINT "
-        "FROM (SELECT count(*) AS n FROM candidates GROUP BY number, item_id)",
+        "FROM (SELECT count(*) AS n FROM candidate_rows GROUP BY number, item_id)",
     )
     assert row is not None
     total, repeated = row
