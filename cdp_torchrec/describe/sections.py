@@ -203,7 +203,7 @@ def _scorers(log: LogMeasures) -> Section:
     truth = f" {TRUTH} knows the true click probabilities: nobody beats it."
     return Section(
         "Floors",
-        "The untrained scorers that `cdp_torchrec evaluate` measures on the test split, where each "
+        "The untrained scorers that cdp_torchrec evaluate measures on the test split, where each "
         "is explained: a model below one of them has learnt nothing."
         + (truth if TRUTH in log.scorers else ""),
         rows=rows,
