@@ -3,6 +3,7 @@
     cdp_torchrec prepare_data LOG --input DIR --output DIR
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
+    cdp_torchrec prepare_data describe DIR [--output PAGE.html]
     cdp_torchrec prepare_data verify DIR
     cdp_torchrec prepare_data starter DIR
 
@@ -17,13 +18,14 @@ import time
 from functools import partial
 from pathlib import Path
 
-from cdp_torchrec.config import load_config
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
-from cdp_torchrec.distributed.process_group import run_main
+from cdp_torchrec.distributed.process_group import init_process_group, run_main
+from cdp_torchrec.whole_file import why_unwritable
 
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
@@ -32,6 +34,10 @@ STARTER = """Write DIR/starter.toml: batch size, passes, validation slice, minim
 excluded features from the counts of the log, each with the reason and what to try instead."""
 INSPECT = """Counts, time spans, ids, history and gate of DIR, and what is implausible in it; exit
 code 1 if no sane log looks so, as a training would say."""
+DESCRIBE = """One HTML page with the figures of DIR: click rate over time, lists and places,
+histories, what a category gate lets through, ids with a row of their own at each minimum count,
+leaks, untrained scorers. What stands out is said first. Exit code 1 if no sane log looks so, as a
+training would say."""
 VERIFY = """Read all files of DIR and compare them with the checksums in its manifest.json. Names
 every file that is damaged, missing, or not written by the preparation; exit code 1 if there is one.
 Trainings, evaluations and exports do the same with run.verify=true."""
@@ -77,6 +83,29 @@ def inspect(options: argparse.Namespace) -> None:
     text, findings = describe_dataset(options.dataset)
     print(text, flush=True)
     refuse_errors(options.dataset, findings)
+
+
+def describe(options: argparse.Namespace) -> None:
+    """The page of a dataset; an error, behind the page, if no sane log looks so."""
+    dataset: Path = options.dataset
+    load_schema(dataset)
+    output: Path = options.output or dataset.resolve().with_name(f"{dataset.resolve().name}.html")
+    named = "name another file with --output PAGE.html"
+    if output.suffix != ".html":
+        raise ConfigError(f"--output {output}: is no name of a page; {named}")
+    if output.exists():
+        raise ConfigError(f"{output}: is there already; remove it, or {named}")
+    if reason := why_unwritable(output.parent):
+        raise ConfigError(f"{output}: {reason}; {named}")
+
+    from cdp_torchrec.data.plausibility import refuse_errors
+    from cdp_torchrec.data.prepare.summary_text import describe_findings
+    from cdp_torchrec.describe.write import write_page
+
+    init_process_group()
+    found = write_page(dataset, output)
+    print(f"{describe_findings(found)}\n\nwrote {output}", flush=True)
+    refuse_errors(dataset, found)
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -140,6 +169,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspection.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     inspection.set_defaults(run=inspect)
+
+    page = commands.add_parser("describe", help="one HTML page with figures", description=DESCRIBE)
+    page.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    page.add_argument(
+        "--output",
+        type=Path,
+        metavar="PAGE.html",
+        help="file to write; default: DIR.html, beside the dataset",
+    )
+    page.set_defaults(run=describe)
 
     verification = commands.add_parser(
         "verify", help="compare every byte with its checksum", description=VERIFY
