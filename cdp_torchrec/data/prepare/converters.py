@@ -8,8 +8,10 @@ from typing import Any
 
 from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
 from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.diginetica import prepare_diginetica
 from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
 from cdp_torchrec.data.prepare.jdsearch import prepare_jdsearch
+from cdp_torchrec.data.prepare.mind import prepare_mind
 from cdp_torchrec.data.prepare.trivago import prepare_trivago
 
 
@@ -112,5 +114,23 @@ CONVERTERS = (
         tenth of the users, drawn at random, is the test split.""",
         prepare_jdsearch,
         (Option("--seed", int, "seed of the order of rows and candidates (0)", 0),),
+    ),
+    Converter(
+        "diginetica",
+        "searches of an online shop",
+        """CIKM Cup 2016 (Diginetica): searches and categories of an online shop, with clicks, views
+        and purchases. DIR holds the six files of dataset-train: train-queries.csv,
+        train-clicks.csv, train-item-views.csv, train-purchases.csv, products.csv and
+        product-categories.csv; plain, .gz or .xz. The last seven days are the test split.""",
+        prepare_diginetica,
+        (_test_from("the last seven days with requests"),),
+    ),
+    Converter(
+        "mind",
+        "a real news log with long lists",
+        """MIND (Microsoft News): pages of articles with clicks. DIR holds one folder whose name
+        ends in train and one whose name ends in dev, such as MINDsmall_train and MINDsmall_dev,
+        each with the official behaviors.tsv and news.tsv. dev is the test split.""",
+        prepare_mind,
     ),
 )
