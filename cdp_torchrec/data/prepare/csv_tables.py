@@ -75,6 +75,20 @@ def stream_csv(
         raise DatasetError(f"{path}: the file has no rows")
 
 
+def first_bytes(path: Path, size: int) -> bytes:
+    """The first bytes of a text table, decompressed.
+
+    Raises:
+        DatasetError: the file cannot be opened, or is damaged.
+    """
+    with (
+        _reading_csv(path, CsvFormat()),
+        open_file(path) as raw,
+        _decompressed(raw, path) as data,
+    ):
+        return data.read(size)
+
+
 def first_lines(path: Path, form: CsvFormat, count: int) -> str:
     """The first lines of a text table, 1 MiB at most.
 
