@@ -1,14 +1,17 @@
 """Make a dataset directory, or show what one holds.
 
     cdp_torchrec prepare_data LOG --input DIR --output DIR
+    cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
+    cdp_torchrec prepare_data describe DIR [--output PAGE.html]
     cdp_torchrec prepare_data verify DIR
     cdp_torchrec prepare_data starter DIR
 
-LOG is one of the logs below, read from its official files. A dataset is written whole or not at
-all. Each command has a --help of its own. In a dataset lies starter.toml, a first configuration
-whose sizes come from the log; `starter` writes it anew.
+LOG is one of the logs below, read from its official files; `generic` reads any other by a mapping
+of its columns. A dataset is written whole or not at all. Each command has a --help of its own. In a
+dataset lies starter.toml, a first configuration whose sizes come from the log; `starter` writes it
+anew.
 """
 
 import argparse
@@ -17,14 +20,22 @@ import time
 from functools import partial
 from pathlib import Path
 
-from cdp_torchrec.config import load_config
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
-from cdp_torchrec.distributed.process_group import run_main
+from cdp_torchrec.distributed.process_group import init_process_group, run_main
+from cdp_torchrec.whole_file import why_unwritable
 
+GENERIC_USAGE = (
+    "usage: cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR"
+)
+GENERIC = """Any log of parquet or CSV files. MAPPING.toml says what its columns mean; key=value
+change it. DIR holds the files that it names.
+"""
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
 )
@@ -32,6 +43,10 @@ STARTER = """Write DIR/starter.toml: batch size, passes, validation slice, minim
 excluded features from the counts of the log, each with the reason and what to try instead."""
 INSPECT = """Counts, time spans, ids, history and gate of DIR, and what is implausible in it; exit
 code 1 if no sane log looks so, as a training would say."""
+DESCRIBE = """One HTML page with the figures of DIR: click rate over time, lists and places,
+histories, what a category gate lets through, ids with a row of their own at each minimum count,
+leaks, untrained scorers. What stands out is said first. Exit code 1 if no sane log looks so, as a
+training would say."""
 VERIFY = """Read all files of DIR and compare them with the checksums in its manifest.json. Names
 every file that is damaged, missing, or not written by the preparation; exit code 1 if there is one.
 Trainings, evaluations and exports do the same with run.verify=true."""
@@ -45,6 +60,9 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["synthetic"] and asks_help(arguments):
         print(help_text(f"{SYNTHETIC_USAGE}\n\n{SYNTHETIC}", SyntheticConfig, arguments))
         return
+    if arguments[:1] == ["generic"] and asks_help(arguments):
+        print(help_text(f"{GENERIC_USAGE}\n\n{GENERIC}", MappingConfig, arguments))
+        return
     options = _parser().parse_args(arguments)
     options.run(options)
 
@@ -54,6 +72,17 @@ def convert(converter: Converter, options: argparse.Namespace) -> None:
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     chosen = {name: getattr(options, name) for name in converter.keywords()}
     converter.prepare(options.input, options.output, limits=limits, **chosen)
+    _say_what_is_next(options.output)
+
+
+def prepare_by_mapping(options: argparse.Namespace) -> None:
+    """Dataset of any log, by its mapping."""
+    mapping = load_config(MappingConfig, options.settings)
+
+    from cdp_torchrec.data.prepare.generic import prepare_generic
+
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    prepare_generic(mapping, options.input, options.output, limits=limits)
     _say_what_is_next(options.output)
 
 
@@ -77,6 +106,29 @@ def inspect(options: argparse.Namespace) -> None:
     text, findings = describe_dataset(options.dataset)
     print(text, flush=True)
     refuse_errors(options.dataset, findings)
+
+
+def describe(options: argparse.Namespace) -> None:
+    """The page of a dataset; an error, behind the page, if no sane log looks so."""
+    dataset: Path = options.dataset
+    load_schema(dataset)
+    output: Path = options.output or dataset.resolve().with_name(f"{dataset.resolve().name}.html")
+    named = "name another file with --output PAGE.html"
+    if output.suffix != ".html":
+        raise ConfigError(f"--output {output}: is no name of a page; {named}")
+    if output.exists():
+        raise ConfigError(f"{output}: is there already; remove it, or {named}")
+    if reason := why_unwritable(output.parent):
+        raise ConfigError(f"{output}: {reason}; {named}")
+
+    from cdp_torchrec.data.plausibility import refuse_errors
+    from cdp_torchrec.data.prepare.summary_text import describe_findings
+    from cdp_torchrec.describe.write import write_page
+
+    init_process_group()
+    found = write_page(dataset, output)
+    print(f"{describe_findings(found)}\n\nwrote {output}", flush=True)
+    refuse_errors(dataset, found)
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -126,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     for converter in CONVERTERS:
         _add_converter(commands.add_parser(converter.name, help=converter.summary), converter)
 
+    generic = commands.add_parser("generic", help="any log, by its mapping")
+    generic.add_argument("settings", nargs="+", metavar="SETTING", help="mapping, or key=value")
+    _add_folders(generic, metavar="DIR", source="files of the mapping")
+    generic.set_defaults(run=prepare_by_mapping)
+
     synthetic = commands.add_parser(
         "synthetic", help="a simulated search log", description=SYNTHETIC
     )
@@ -140,6 +197,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspection.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     inspection.set_defaults(run=inspect)
+
+    page = commands.add_parser("describe", help="one HTML page with figures", description=DESCRIBE)
+    page.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    page.add_argument(
+        "--output",
+        type=Path,
+        metavar="PAGE.html",
+        help="file to write; default: DIR.html, beside the dataset",
+    )
+    page.set_defaults(run=describe)
 
     verification = commands.add_parser(
         "verify", help="compare every byte with its checksum", description=VERIFY
@@ -157,12 +224,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_converter(parser: argparse.ArgumentParser, converter: Converter) -> None:
     parser.description = converter.description
-    parser.add_argument(
-        "--input", type=Path, required=True, metavar=converter.metavar, help=converter.source
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
-    )
+    _add_folders(parser, metavar=converter.metavar, source=converter.source)
     for option in converter.options:
         parser.add_argument(
             option.flag,
@@ -171,11 +233,19 @@ def _add_converter(parser: argparse.ArgumentParser, converter: Converter) -> Non
             metavar=option.metavar,
             help=option.help,
         )
+    parser.set_defaults(run=partial(convert, converter))
+
+
+def _add_folders(parser: argparse.ArgumentParser, *, metavar: str, source: str) -> None:
+    """From where to where, and how much of the machine to use."""
+    parser.add_argument("--input", type=Path, required=True, metavar=metavar, help=source)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
+    )
     parser.add_argument(
         "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
-    parser.set_defaults(run=partial(convert, converter))
 
 
 if __name__ == "__main__":

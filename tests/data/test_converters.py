@@ -9,10 +9,14 @@ from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
-from tests.data import test_jdsearch
+from tests.data import test_avito, test_diginetica, test_jdsearch, test_kuaisar, test_mind
 
 LOGS: dict[str, Callable[[Path], object]] = {
+    "avito": test_avito.write_log,
+    "diginetica": test_diginetica.write_log,
     "jdsearch": lambda folder: test_jdsearch.write_log(folder, *[test_jdsearch.search()] * 9),
+    "kuaisar": test_kuaisar.write_log,
+    "mind": test_mind.write_log,
 }
 
 

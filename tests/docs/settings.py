@@ -6,6 +6,7 @@ from pathlib import Path
 from cdp_torchrec.commands.benchmark import BENCHMARKS
 from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.config import Config, load_config
+from cdp_torchrec.data.prepare.mapping_config import MappingConfig
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -26,6 +27,7 @@ SETTINGS: dict[str, type[Config]] = {
     "predict": PredictConfig,
     "distill": DistillExperimentConfig,
     "prepare_data synthetic": SyntheticConfig,
+    "prepare_data generic": MappingConfig,
     **{f"benchmark {name}": benchmark.CONFIG for name, benchmark in BENCHMARKS.items()},
 }
 """What key=value of a command sets."""

@@ -33,7 +33,7 @@ import duckdb
 from cdp_torchrec.data.prepare.csv_tables import find_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
-    first_row,
+    check_unique_lines,
     load_csv,
     open_database,
     scalar,
@@ -186,17 +186,7 @@ def _number_requests(connection: duckdb.DuckDBPyConnection, log: Path) -> int:
 def _load_metadata(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Make table `metadata` (item, star_rating, num_properties)."""
     load_csv(connection, "raw_metadata", path, ("item_id", "properties"))
-    repeated = first_row(
-        connection,
-        """
-        SELECT item_id, min(line), max(line) FROM raw_metadata
-        GROUP BY item_id HAVING count(*) > 1 ORDER BY item_id LIMIT 1
-    """,
-    )
-    if repeated:
-        raise DatasetError(
-            f"{path}: item {repeated[0]} occurs in line {repeated[1]} and line {repeated[2]}"
-        )
+    check_unique_lines(connection, "raw_metadata", path, "item_id")
     connection.execute(f"""
         CREATE TABLE metadata AS
         SELECT item_id AS item, len({split_list("properties")}) AS num_properties,
