@@ -16,7 +16,7 @@ from tests.whole_matrix import WHOLE_MATRIX
 
 # Two steps stand for twenty, and one layer for several: compilers unroll the loop.
 FEWER = {
-    **dict.fromkeys(("cdp", "cdp_paper", "diffumin"), "num_inference_steps=2"),
+    **dict.fromkeys(("cdp_timestep", "cdp_paper", "diffumin"), "num_inference_steps=2"),
     **dict.fromkeys(("diff4rec", "longer", "mtgr"), "num_layers=1"),
 }
 PRESETS: list[Variant] = [
@@ -35,7 +35,7 @@ EXPORTED: list[Variant] = [
 ]
 """Beside CDP and TWIN, which tests/serving exports by default; all others are slow."""
 CAPTURED: list[Variant] = [
-    ("interest/cdp", "num_inference_steps=2"),
+    ("interest/cdp_timestep", "num_inference_steps=2"),
     ("interest/sim_soft", "num_kept=5"),
     ("interest/twin", "num_kept=5", "kept_by=each_head"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
@@ -46,8 +46,8 @@ are slow."""
 
 
 COMPILED: list[Variant] = [
-    ("interest/cdp", "num_inference_steps=2"),
-    ("interest/cdp_evidence",),
+    ("interest/cdp_timestep", "num_inference_steps=2"),
+    ("interest/cdp",),
     ("interest/ddrm",),
     ("interest/dien",),
     ("interest/diff4rec", "num_layers=1"),

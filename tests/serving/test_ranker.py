@@ -38,7 +38,7 @@ ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] == "twin"]
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     KINDS = (
-        *("ads", "cddrec", "cdp_evidence", "counts", "ddrm", "diffrec", "diffumin", "din"),
+        *("ads", "cddrec", "cdp", "counts", "ddrm", "diffrec", "diffumin", "din"),
         *("hstu", "longer", "marm", "mtgr", "pooled", "sasrec"),
     )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]
