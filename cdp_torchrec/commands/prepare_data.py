@@ -2,6 +2,7 @@
 
     cdp_torchrec prepare_data LOG --input DIR --output DIR
     cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR
+    cdp_torchrec prepare_data draft FILE ... [--output mapping.toml]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data describe DIR [--output PAGE.html]
@@ -9,9 +10,9 @@
     cdp_torchrec prepare_data starter DIR
 
 LOG is one of the logs below, read from its official files; `generic` reads any other by a mapping
-of its columns. A dataset is written whole or not at all. Each command has a --help of its own. In a
-dataset lies starter.toml, a first configuration whose sizes come from the log; `starter` writes it
-anew.
+of its columns, which `draft` makes a first version of. A dataset is written whole or not at all.
+Each command has a --help of its own. In a dataset lies starter.toml, a first configuration whose
+sizes come from the log; `starter` writes it anew.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.prepare.mapping_config import MappingConfig
-from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
 from cdp_torchrec.whole_file import why_unwritable
@@ -36,6 +37,10 @@ GENERIC_USAGE = (
 GENERIC = """Any log of parquet or CSV files. MAPPING.toml says what its columns mean; key=value
 change it. DIR holds the files that it names.
 """
+DRAFT = """Look at the first rows of the files of a log, and write a mapping for `generic`: which
+columns are user, item, time and clicks, in which unit times are, what makes a request, and which
+columns are features; with a comment on every guess. Files with attributes of items or users, or
+with behaviours, are found by their names and values."""
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
 )
@@ -84,6 +89,20 @@ def prepare_by_mapping(options: argparse.Namespace) -> None:
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     prepare_generic(mapping, options.input, options.output, limits=limits)
     _say_what_is_next(options.output)
+
+
+def draft(options: argparse.Namespace) -> None:
+    """First version of a mapping."""
+    from cdp_torchrec.data.prepare.draft import draft_mapping
+    from cdp_torchrec.whole_file import write_whole
+
+    output: Path = options.output
+    if output.exists():
+        raise DatasetError(f"{output} exists; remove it or choose another name (--output)")
+    text = draft_mapping(options.files, mapping=str(output))
+    write_whole(output, text)
+    print(f"wrote {output}: read what it guesses, then")
+    print(f"  {next(line for line in text.splitlines() if ' generic ' in line).lstrip('# ')}")
 
 
 def prepare_synthetic(options: argparse.Namespace) -> None:
@@ -182,6 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     generic.add_argument("settings", nargs="+", metavar="SETTING", help="mapping, or key=value")
     _add_folders(generic, metavar="DIR", source="files of the mapping")
     generic.set_defaults(run=prepare_by_mapping)
+
+    drafting = commands.add_parser("draft", help="a mapping, to edit", description=DRAFT)
+    drafting.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV or parquet")
+    drafting.add_argument(
+        "--output", type=Path, default=Path("mapping.toml"), metavar="MAPPING", help="to write"
+    )
+    drafting.set_defaults(run=draft)
 
     synthetic = commands.add_parser(
         "synthetic", help="a simulated search log", description=SYNTHETIC

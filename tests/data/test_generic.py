@@ -169,7 +169,7 @@ def test_rows_of_impressions_and_rows_with_lists_give_the_same_dataset(tmp_path:
     pq.write_table(table.append_column("labels", [labels]), tmp_path / "lists" / "log.parquet")
     settings = ["tables.log={files=['log.parquet'], format='parquet'}", "log.time.unit=timestamp"]
     by_label = LISTS.replace('clicked = "clicked"', 'label = {column = "labels", one_of = ["1"]}')
-    assert prepare(tmp_path / "lists", by_label, *settings) == expected
+    assert prepare(tmp_path / "lists", by_label, *settings, "log.request=[]") == expected
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import find_csv
+from cdp_torchrec.data.prepare.csv_tables import needed_csv
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_lines,
@@ -41,7 +41,7 @@ def load_impressions(connection: duckdb.DuckDBPyConnection, source: Path) -> Non
         DatasetError: as all functions here: the file is missing or damaged, or a row makes no
             sense.
     """
-    path = _found(source, "trainSearchStream.tsv")
+    path = needed_csv(source, "trainSearchStream.tsv")
     columns = ("SearchID", "AdID", "Position", "ObjectType", "HistCTR", "IsClick")
     load_csv(connection, "raw", path, columns, _FORM)
     is_contextual = "ObjectType = '3'"
@@ -74,7 +74,7 @@ def load_impressions(connection: duckdb.DuckDBPyConnection, source: Path) -> Non
 
 def load_searches(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make table `searches`: those with impressions."""
-    path = _found(source, "SearchInfo.tsv")
+    path = needed_csv(source, "SearchInfo.tsv")
     columns = ("SearchID", "SearchDate", "UserID", "IsUserLoggedOn", "SearchQuery", "LocationID")
     load_csv(connection, "raw", path, (*columns, "CategoryID", "SearchParams"), _FORM)
     check_lines(
@@ -95,7 +95,7 @@ def load_searches(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
 
 def load_ads(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make tables `ads` and `parents`. Prices of 0 and less are unknown."""
-    path = _found(source, "AdsInfo.tsv")
+    path = needed_csv(source, "AdsInfo.tsv")
     load_csv(connection, "raw", path, ("AdID", "LocationID", "CategoryID", "Price"), _FORM)
     price = Rule(
         "Price IS NOT NULL AND try_cast(Price AS DOUBLE) IS NULL", "Price is no number", "Price"
@@ -109,7 +109,7 @@ def load_ads(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
         FROM raw;
         DROP TABLE raw
     """)
-    path = _found(source, "Category.tsv")
+    path = needed_csv(source, "Category.tsv")
     load_csv(connection, "raw", path, ("CategoryID", "ParentCategoryID"), _FORM)
     check_lines(connection, "raw", path, _id_rules("CategoryID"))
     check_unique_lines(connection, "raw", path, "CategoryID")
@@ -122,7 +122,7 @@ def load_ads(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
 
 def load_users(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make table `users`."""
-    path = _found(source, "UserInfo.tsv")
+    path = needed_csv(source, "UserInfo.tsv")
     columns = ("UserID", "UserAgentFamilyID", "UserAgentOSID", "UserDeviceID")
     load_csv(connection, "raw", path, columns, _FORM)
     check_lines(connection, "raw", path, _id_rules("UserID"))
@@ -145,7 +145,7 @@ def load_visits(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
         ("VisitsStream.tsv", "ViewDate", "view"),
         ("PhoneRequestsStream.tsv", "PhoneRequestDate", "phone"),
     ):
-        path = _found(source, name)
+        path = needed_csv(source, name)
         load_csv(connection, "raw", path, ("UserID", "AdID", moment), _FORM)
         check_lines(connection, "raw", path, [*_id_rules("UserID", "AdID"), _time_rule(moment)])
         connection.execute(f"""
@@ -154,13 +154,6 @@ def load_visits(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
             FROM raw SEMI JOIN searches ON user_id = UserID::BIGINT;
             DROP TABLE raw
         """)
-
-
-def _found(source: Path, name: str) -> Path:
-    path = find_csv(source, name)
-    if path is None:
-        raise DatasetError(f"{source}: no {name} there (plain, .gz or .xz)")
-    return path
 
 
 def _id_rules(*columns: str) -> Sequence[Rule]:

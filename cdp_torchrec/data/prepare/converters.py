@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from cdp_torchrec.data.prepare.aliccp import prepare_aliccp
 from cdp_torchrec.data.prepare.avito import prepare_avito
 from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
 from cdp_torchrec.data.prepare.database import EngineLimits
@@ -144,6 +145,15 @@ CONVERTERS = (
         split.""",
         prepare_kuaisar,
         (_test_from("the last day with searches"),),
+    ),
+    Converter(
+        "aliccp",
+        "recommendations with totals of users, no histories",
+        """Ali-CCP (Taobao): recommendations with clicks. DIR holds the official
+        sample_skeleton_train.csv, sample_skeleton_test.csv, common_features_train.csv and
+        common_features_test.csv; plain, .gz or .xz. The test files are the test split.""",
+        prepare_aliccp,
+        (Option("--seed", int, "seed of the order of requests (0)", 0),),
     ),
     Converter(
         "avito",

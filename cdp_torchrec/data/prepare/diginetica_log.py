@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import find_csv, first_lines
+from cdp_torchrec.data.prepare.csv_tables import first_lines, needed_csv
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_lines,
@@ -35,7 +35,7 @@ _ITEMS = "string_split(items, ',')"
 
 def load_queries(connection: duckdb.DuckDBPyConnection, source: Path) -> int:
     """Make tables `queries` and `moments`; returns how many test queries are left out."""
-    path = _found(source, "train-queries.csv")
+    path = needed_csv(source, "train-queries.csv")
     columns = ("queryId", "sessionId", "userId", "timeframe", "eventdate", "searchstring.tokens")
     columns += ("categoryId", "items", "is.test")
     load_csv(connection, "raw_queries", path, columns, _FORM)
@@ -77,7 +77,7 @@ def load_events(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
         CREATE TABLE events (session VARCHAR, item VARCHAR, action VARCHAR, timeframe BIGINT)
     """)
     for name, action in (("train-item-views.csv", "view"), ("train-purchases.csv", "purchase")):
-        path = _found(source, name)
+        path = needed_csv(source, name)
         load_csv(connection, "raw_events", path, _VIEW_COLUMNS, _event_form(path))
         check_lines(connection, "raw_events", path, _event_rules("sessionId", "itemId"))
         connection.execute(f"""
@@ -87,7 +87,7 @@ def load_events(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
             SELECT sessionId, userId, timeframe::BIGINT, {_day("eventdate")} FROM raw_events;
             DROP TABLE raw_events
         """)
-    path = _found(source, "train-clicks.csv")
+    path = needed_csv(source, "train-clicks.csv")
     load_csv(connection, "raw_clicks", path, ("queryId", "timeframe", "itemId"), _FORM)
     check_lines(connection, "raw_clicks", path, _event_rules("queryId", "itemId")[:-1])
     # A click counts from its query on at the earliest: it is never history of its own list.
@@ -113,7 +113,10 @@ def load_events(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
 
 def load_products(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make table `products`."""
-    categories, prices = _found(source, "product-categories.csv"), _found(source, "products.csv")
+    categories, prices = (
+        needed_csv(source, "product-categories.csv"),
+        needed_csv(source, "products.csv"),
+    )
     load_csv(connection, "raw_categories", categories, ("itemId", "categoryId"), _FORM)
     load_csv(connection, "raw_prices", prices, ("itemId", "pricelog2"), _FORM)
     price = Rule(
@@ -187,13 +190,6 @@ def place_sessions(connection: duckdb.DuckDBPyConnection) -> int:
         DROP TABLE moments; DROP TABLE spans
     """)
     return scalar(connection, "SELECT count(*) FILTER (is_alone) FROM sessions")
-
-
-def _found(source: Path, name: str) -> Path:
-    path = find_csv(source, name)
-    if path is None:
-        raise DatasetError(f"{source}: no {name} there (plain, .gz or .xz)")
-    return path
 
 
 def _event_form(path: Path) -> CsvFormat:

@@ -27,7 +27,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import find_csv, first_lines
+from cdp_torchrec.data.prepare.csv_tables import first_lines, needed_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     Rule,
@@ -46,7 +46,7 @@ from cdp_torchrec.data.prepare.features import (
 )
 from cdp_torchrec.data.prepare.log_tables import prepare_log
 from cdp_torchrec.data.prepare.spec import DatasetSpec
-from cdp_torchrec.data.schema import DatasetError, Schema
+from cdp_torchrec.data.schema import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,7 @@ def read_jdsearch(
 
 
 def _found(source: Path, name: str) -> Path:
-    path = find_csv(source, f"{name}.txt", f"{name}_sample.txt")
-    if path is None:
-        raise DatasetError(f"{source}: no {name}.txt there (plain, .gz or .xz)")
-    return path
+    return needed_csv(source, f"{name}.txt", f"{name}_sample.txt")
 
 
 def _form(path: Path, columns: tuple[str, ...]) -> CsvFormat:

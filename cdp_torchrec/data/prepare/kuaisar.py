@@ -24,7 +24,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import find_csv, first_lines
+from cdp_torchrec.data.prepare.csv_tables import first_lines, needed_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     Rule,
@@ -42,7 +42,7 @@ from cdp_torchrec.data.prepare.features import (
 )
 from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log, start_of_test
 from cdp_torchrec.data.prepare.spec import DatasetSpec
-from cdp_torchrec.data.schema import DatasetError, Schema
+from cdp_torchrec.data.schema import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -123,16 +123,9 @@ def read_kuaisar(
     )
 
 
-def _found(source: Path, name: str) -> Path:
-    path = find_csv(source, name)
-    if path is None:
-        raise DatasetError(f"{source}: no {name} there (plain, .gz or .xz)")
-    return path
-
-
 def _load_searches(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make table `searches`: a row for each item shown in a session, in the order of the file."""
-    path = _found(source, "src_inter.csv")
+    path = needed_csv(source, "src_inter.csv")
     columns = ("user_id", "search_session_id", "search_session_timestamp", "keyword")
     columns += ("search_source", "item_id", "item_type", "click_cnt")
     load_csv(connection, "raw_searches", path, columns)
@@ -173,7 +166,7 @@ def _load_searches(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
 
 def _load_recommendations(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make table `watched`: the clicks on recommendations."""
-    path = _found(source, "rec_inter.csv")
+    path = needed_csv(source, "rec_inter.csv")
     load_csv(connection, "raw_watched", path, ("user_id", "item_id", "timestamp", "click"))
     rules = [
         Rule("user_id IS NULL OR item_id IS NULL", "user_id or item_id is empty"),
@@ -194,7 +187,7 @@ def _load_items(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
 
     A category is the path to it, so that a level counts under its own parent.
     """
-    path = _found(source, "item_features.csv")
+    path = needed_csv(source, "item_features.csv")
     columns = [f"{level}_level_category_id" for level in _LEVELS]
     load_csv(connection, "raw_items", path, ("item_id", "author_id", *columns))
     check_lines(connection, "raw_items", path, [Rule("item_id IS NULL", "item_id is empty")])
@@ -212,7 +205,7 @@ def _load_items(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
 
 def _load_users(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make table `users`. The files spell one of its columns in two ways."""
-    path = _found(source, "user_features.csv")
+    path = needed_csv(source, "user_features.csv")
     form = CsvFormat()
     header = form.cells(first_lines(path, form, 1))
     activity = "reco_active_level" if "reco_active_level" in header else "rec_active_level"

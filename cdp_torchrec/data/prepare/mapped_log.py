@@ -58,7 +58,7 @@ def make_requests(
     own = "".join(f", f_{name}" for name in log_features(mapping, "candidate"))
     keys = " AND ".join(f"i.{key} = r.{key}" for key in _keys(mapping))
     # Rows of a file, files of a table, candidates of a row: each has room for 2^40.
-    place = f"(_file::HUGEINT * {1 << 80} + _row::HUGEINT * {1 << 40} + place)"
+    place = f"(i._file::HUGEINT * {1 << 80} + i._row::HUGEINT * {1 << 40} + place)"
     if mapping.log.order == "hash":
         drawn = random_number("'place'", "request_id", "item_id", seed=0)
         place = f"({drawn} * {1 << 20})::BIGINT::HUGEINT * {1 << 100} + {place}"
@@ -97,13 +97,16 @@ def one_item_a_row(
 ) -> tuple[str, str, str]:
     """SQL: columns of a log with one item in each row; rows that count; label. All are checked."""
     config = mapping.log
-    assert config.label is not None
     shared, inside = columns_of_request(connection, log, mapping)
-    label = log.sql(config.label.column)
     features, rules = cells(log, log_features(mapping, "candidate"))
-    log.check(connection, [*filled(log, config.item), *count_rules(config.label, label), *rules])
-    item = f"{log.sql(config.item)} AS item_id"
-    return f"{shared}, {item}{features}", inside, counts(config.label, label)
+    rules += filled(log, config.item)
+    label = "true"
+    if config.label:
+        column = log.sql(config.label.column)
+        rules += count_rules(config.label, column)
+        label = counts(config.label, column)
+    log.check(connection, rules)
+    return f"{shared}, {log.sql(config.item)} AS item_id{features}", inside, label
 
 
 def _read_impressions(

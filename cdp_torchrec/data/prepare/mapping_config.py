@@ -43,7 +43,7 @@ class LogConfig(Config):
     requests."""
     label: RowRule | None = None
     """Which candidates are clicks, by a column (of lists if rows = "request"); which actions are
-    the positives."""
+    the positives, all of them if it is not set."""
     clicked: str | None = None
     """Instead of label, if rows = "request": column of the clicked item or items."""
     separator: str | None = Field(None, min_length=1)
@@ -55,7 +55,7 @@ class LogConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         conflicts = []
-        if (self.label is None) == (self.clicked is None):
+        if self.rows != "action" and (self.label is None) == (self.clicked is None):
             conflicts.append(("label", "exactly one of label and clicked must be set"))
         if self.rows != "request":
             for name in ("clicked", "separator"):

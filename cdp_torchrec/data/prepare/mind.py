@@ -25,7 +25,7 @@ import duckdb
 
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import find_csv
+from cdp_torchrec.data.prepare.csv_tables import needed_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     Rule,
@@ -119,13 +119,6 @@ def _folder(source: Path, split: str) -> Path:
     return found[0]
 
 
-def _file(folder: Path, name: str) -> Path:
-    path = find_csv(folder, name)
-    if path is None:
-        raise DatasetError(f"{folder}: no {name} there (plain, .gz or .xz)")
-    return path
-
-
 def _form(columns: tuple[str, ...]) -> CsvFormat:
     """Titles hold quotation marks that mean nothing."""
     return CsvFormat(delimiter="\t", quote=None, names=columns)
@@ -137,7 +130,7 @@ def _load_news(connection: duckdb.DuckDBPyConnection, folders: Iterable[Path]) -
         CREATE TABLE all_news (split INT, item VARCHAR, category VARCHAR, subcategory VARCHAR)
     """)
     for split, folder in enumerate(folders):
-        path = _file(folder, "news.tsv")
+        path = needed_csv(folder, "news.tsv")
         columns = ("news_id", "category", "subcategory")
         load_csv(connection, "raw_news", path, columns, _form(_NEWS))
         check_lines(connection, "raw_news", path, [Rule("news_id IS NULL", "news_id is empty")])
@@ -164,7 +157,7 @@ def _load_requests(connection: duckdb.DuckDBPyConnection, folders: Mapping[str, 
         )
     """)
     for split, folder in folders.items():
-        path = _file(folder, "behaviors.tsv")
+        path = needed_csv(folder, "behaviors.tsv")
         load_csv(connection, "raw_rows", path, _BEHAVIORS, _form(_BEHAVIORS))
         check_lines(connection, "raw_rows", path, _rules())
         check_unique_lines(connection, "raw_rows", path, "impression_id")
