@@ -23,7 +23,7 @@ from cdp_torchrec.coverage import own_chunks
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.days import read_schema, request_folder
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 from cdp_torchrec.distributed.process_group import is_rank_zero

@@ -13,10 +13,10 @@ from cdp_torchrec.data.days import day_folder, read_schema
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_segments import SegmentedHistory, open_history
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.manifest import check_at_open, read_manifest
-from cdp_torchrec.data.requests import RequestFiles
+from cdp_torchrec.data.request_files import RequestFiles
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.sequence_index import Blocks
 

@@ -12,9 +12,9 @@ from cdp_torchrec.config import load_config
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
-from cdp_torchrec.data.requests import RequestFiles
+from cdp_torchrec.data.request_files import RequestFiles
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.ranking import OverArch, RankingArch
