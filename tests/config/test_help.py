@@ -144,7 +144,7 @@ def test_every_key_of_an_experiment_is_documented() -> None:
     assert undocumented(ExperimentConfig) == []
 
 
-OTHER_SCRIPTS = ("compare", "planning", "benchmark")
+OTHER_SCRIPTS = ("compare", "mappings", "planning", "benchmark")
 LAYERS = sorted(
     path
     for path in ROOT.glob("configs/**/*.toml")

@@ -222,7 +222,9 @@ def _own_behaviours(
 ) -> str:
     """SQL: behaviours of a table of their own, checked."""
     assert config.user and config.time
-    milliseconds, inside = times(connection, table, config.time, mapping)
+    log = mapping.log
+    is_known = (config.table, config.time.column) == (log.table, log.time.column)
+    milliseconds, inside = times(connection, table, config.time, mapping, is_known=is_known)
     rules: list[Rule] = filled(table, config.user)
     item = table.sql(config.item[0])
     if len(config.item) > 1:

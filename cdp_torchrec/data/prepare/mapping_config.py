@@ -104,7 +104,7 @@ class FeatureConfig(Config):
     separator: str | None = Field(None, min_length=1)
     """Between several ids in a cell: kind "ids" takes all of them, kind "id" the first."""
     entity: str | None = None
-    """Id space; not set: the name of the feature."""
+    """Id space; not set: the name of the feature, without _id at its end."""
     derive: Literal["hour", "weekday", "position"] | None = None
     """Instead of a column: hour or weekday (0: Monday) of the request in local time, or the place
     in the list of candidates from 1."""
@@ -234,7 +234,7 @@ class MappingConfig(Config):
             key = f"features.{name}"
             if not re.fullmatch("[a-z][a-z0-9_]*", name) or name in RESERVED_FEATURES:
                 yield key, "must be a name of a-z, 0-9 and _ that is not reserved"
-            entity = feature.entity or name
+            entity = self._entity(name)
             if not re.fullmatch("[a-z][a-z0-9_]*", entity) or entity == "request":
                 yield f"{key}.entity", "must be a name of a-z, 0-9 and _, and not 'request'"
             if feature.kind == "number" and feature.entity:
@@ -279,7 +279,7 @@ class MappingConfig(Config):
                 role=feature.role,
                 level=feature.level,
                 kind=feature.kind,
-                entity=None if feature.kind == "number" else feature.entity or name,
+                entity=None if feature.kind == "number" else self._entity(name),
             )
             for name, feature in self.features.items()
         ]
@@ -288,7 +288,10 @@ class MappingConfig(Config):
     @property
     def category_entity(self) -> str | None:
         """Id space of the categories."""
-        return self.category and (self.features[self.category].entity or self.category)
+        return self.category and self._entity(self.category)
+
+    def _entity(self, feature: str) -> str:
+        return self.features[feature].entity or feature.removesuffix("_id")
 
     @property
     def has_actions(self) -> bool:
