@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_rows_of_a_table_stay_and_later_ids_get_the_next_ones(made: Path, min_co
         assert sorted(own) == list(range(3, table.num_embeddings))
         assert set(rows[counts < min_count]) <= {1, 2}
         assert table.rows(np.array([0])) == 0
-    for before, after in zip(tables, tables[1:], strict=False):
+    for before, after in pairwise(tables):
         codes = np.arange(1, before.num_ids + 1)
         own = before.has_own_row(codes)
         assert (before.rows(codes)[own] == after.rows(codes)[own]).all()
