@@ -293,7 +293,7 @@ def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
     if config.run.fork_from is not None:
         parent = parent_run(config.run.fork_from)
         progress = checkpointer.load(
-            parent.checkpoint, parallelized.model, parallelized.optimizer
+            parent.checkpoint, parallelized.model, parallelized.optimizer, may_grow=True
         ).forked()
         torch.manual_seed(config.seed)  # the checkpoint has brought the generator's state
         notes = [f"forked from {parent.checkpoint}", *flattered(parent.config, config)]
