@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from cdp_torchrec.data.dataset import Dataset
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import FeatureLayout, Table
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
+from cdp_torchrec.data.requests import ImpressionOrder
 
 CHUNK = 65536
 """Impressions that are read at once."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.ideal_observer import IdealScores, ideal_scores
 from cdp_torchrec.data.oracle_ladder import climb
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.simulated_log import SimulatedLog, simulate_log
 from cdp_torchrec.data.synthetic_config import recorded_config

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from cdp_torchrec.coverage import own_chunks
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import Schema, load_schema
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata

@@ -12,9 +12,9 @@ import torch
 from cdp_torchrec import outcome
 from cdp_torchrec.config import load_config
 from cdp_torchrec.coverage import Coverage, measure_coverage
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.loader import Share
-from cdp_torchrec.data.requests import RequestFiles
+from cdp_torchrec.data.request_files import RequestFiles
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.experiment import open_data, train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport

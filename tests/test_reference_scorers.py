@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.prepare.staging import build_dataset
-from cdp_torchrec.data.requests import Impressions, RequestFiles
+from cdp_torchrec.data.request_files import Impressions, RequestFiles
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import Feature, load_schema
 from cdp_torchrec.reference_scorers import ReferenceScorers, evaluate_references
 from tests.data.staged_log import FEATURES, REQUEST_TYPES, SPEC, random_log, stage

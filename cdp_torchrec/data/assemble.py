@@ -12,7 +12,7 @@ from cdp_torchrec.data.history_reader import HistoryReader, JaggedCodes
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.id_dropout import with_dropout
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
-from cdp_torchrec.data.requests import Impressions, ListColumn
+from cdp_torchrec.data.request_files import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
 from cdp_torchrec.keyed_random import impression_key
 

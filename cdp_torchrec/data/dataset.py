@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.reader import DatasetReader
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import Schema, load_schema
 from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig
 

@@ -13,7 +13,7 @@ import numpy as np
 from cdp_torchrec.data.behaviour_clusters import clusters_before
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, WHOLE_KEY, FeatureLayout
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
 from cdp_torchrec.data.strangers import draw_strangers
 from cdp_torchrec.data.sub_sample import draw_part

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.impression_order import ImpressionOrder
+from cdp_torchrec.data.requests import ImpressionOrder
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from cdp_torchrec.data.summary import Summary, load_summary
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure beyond a threshold."""
+    """What a figure says."""
 
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
+    """Beyond what a sane log has, seldom in one, or no more than worth knowing."""
     text: str
 
 

@@ -8,10 +8,10 @@ from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.manifest import check_at_open
-from cdp_torchrec.data.requests import RequestFiles
+from cdp_torchrec.data.request_files import RequestFiles
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import Schema, read_schema
 from cdp_torchrec.data.sequence_index import Blocks
 

@@ -1,229 +1,125 @@
-"""Requests of one split, read by row groups."""
+"""One global order of the impressions of a split.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+An epoch is a seeded shuffle in windows: the row groups in random order, several of them in a
+window, the requests of each window in random order, flattened into impressions. A row group is a
+stretch of time, and batches of one stretch are far from independent: the more of them a window
+holds, the better a model learns. The order depends on the seed and the epoch only, never on the
+number of ranks, so a position in it is one number.
+"""
+
+from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cdp_torchrec.data.schema import DatasetError, Schema
+from cdp_torchrec.data.request_files import Impressions, RequestFiles, concatenate
 
-REQUEST_COLUMNS = ("request_id", "user_id", "timestamp", "history_length")
-CANDIDATE_COLUMNS = ("label", "history_rank")
+_WINDOWS_IN_MEMORY = 2
 
 
-@dataclass(frozen=True)
-class ListColumn:
-    """A list column: values of row i are values[offsets[i]:offsets[i + 1]]."""
+class _Window:
+    """Impressions whose requests are shuffled together."""
 
-    values: np.ndarray
-    offsets: np.ndarray
+    def __init__(self, whole: Impressions, rng: np.random.Generator | None) -> None:
+        """Args: the impressions, and what shuffles their requests; None: nothing does."""
+        self._whole = whole
+        count = len(whole.request["request_id"])
+        self._order = np.arange(count) if rng is None else rng.permutation(count)
+        lengths = np.bincount(whole.request_index, minlength=count)
+        self._first = (np.cumsum(lengths) - lengths)[self._order]
+        self._lengths = lengths[self._order]
+        self._ends = np.cumsum(self._lengths)
 
-    def take(self, rows: np.ndarray) -> "ListColumn":
-        """The bags of some rows, in their order."""
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
-        return ListColumn(self.values[places], offsets)
+    def take(self, start: int, stop: int) -> Impressions:
+        """Impressions [start, stop) of the order."""
+        low = int(np.searchsorted(self._ends, start, side="right"))
+        high = int(np.searchsorted(self._ends, stop, side="left")) + 1
+        requests, lengths = self._order[low:high], self._lengths[low:high]
+        owner = np.repeat(np.arange(len(requests)), lengths)
+        place = np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
+        rows = self._first[low:high][owner] + place
+        begin = int(self._ends[low] - lengths[0])
+        wanted = slice(start - begin, stop - begin)
+        return Impressions(
+            request={name: column[requests] for name, column in self._whole.request.items()},
+            bags={name: bag.take(requests) for name, bag in self._whole.bags.items()},
+            candidate={n: column[rows[wanted]] for n, column in self._whole.candidate.items()},
+            request_index=owner[wanted],
+        )
 
 
-@dataclass(frozen=True)
-class Impressions:
-    """A run of impressions with their requests, column by column.
+class ImpressionOrder:
+    """One epoch after the other of all impressions of a selection, addressed by position.
 
-    Request columns have one element per request, candidate columns one per impression.
+    Position p lies in epoch p // num_impressions.
     """
 
-    request: dict[str, np.ndarray]
-    bags: dict[str, ListColumn]
-    """List columns of requests."""
-    candidate: dict[str, np.ndarray]
-    request_index: np.ndarray
-    """Request of each impression, [B]."""
-
-
-def concatenate(parts: Sequence[Impressions]) -> Impressions:
-    """The runs one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    starts = np.cumsum([0] + [len(part.request["request_id"]) for part in parts])
-    return Impressions(
-        request={n: np.concatenate([p.request[n] for p in parts]) for n in parts[0].request},
-        bags={n: _concatenate_bags([p.bags[n] for p in parts]) for n in parts[0].bags},
-        candidate={n: np.concatenate([p.candidate[n] for p in parts]) for n in parts[0].candidate},
-        request_index=np.concatenate(
-            [p.request_index + s for p, s in zip(parts, starts, strict=False)]
-        ),
-    )
-
-
-def _concatenate_bags(bags: Sequence[ListColumn]) -> ListColumn:
-    lengths = np.concatenate([np.diff(bag.offsets) for bag in bags])
-    values = np.concatenate([bag.values for bag in bags])
-    return ListColumn(values, np.concatenate([[0], np.cumsum(lengths)]))
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Where a row group lies, and which of its requests belong to the selection."""
-
-    path: Path
-    row_group: int
-    first: int
-    stop: int
-    num_impressions: int
-
-    @property
-    def num_requests(self) -> int:
-        return self.stop - self.first
-
-
-class RequestFiles:
-    """The requests [first, stop) of one split, counted in order of time."""
-
     def __init__(
-        self,
-        dataset: Path,
-        schema: Schema,
-        split: str,
-        *,
-        first: int = 0,
-        stop: int | None = None,
-        extra_columns: Sequence[str] = (),
+        self, files: RequestFiles, *, seed: int | None, shuffled_together: int = 1
     ) -> None:
-        """Index the row groups of a split.
+        """Make the order.
 
         Args:
-            dataset: a dataset directory.
-            schema: its schema.
-            split: "train" or "test".
-            first: number of the first request wanted.
-            stop: number behind the last request wanted; None: to the end.
-            extra_columns: further candidate columns to read.
-
-        Raises:
-            DatasetError: files are missing, damaged, empty, or lack a column.
+            files: the requests.
+            seed: seed of the shuffle; None keeps the order of the files, for evaluation.
+            shuffled_together: a window is whole as soon as it has so many requests.
         """
-        self._dataset = dataset
-        self._candidate_columns = [
-            *CANDIDATE_COLUMNS,
-            *(f.name for f in schema.features if f.level == "candidate"),
-            *extra_columns,
-        ]
-        self._bag_columns = [f.name for f in schema.features if f.kind == "ids"]
-        self._request_columns = list(
-            dict.fromkeys(
-                [
-                    *REQUEST_COLUMNS,
-                    *(f.name for f in schema.features if f.level == "request" and f.kind != "ids"),
-                ]
-            )
-        )
-        self.blocks = list(self._index(split, first, stop))
-        self.num_requests = sum(block.num_requests for block in self.blocks)
-        self.num_impressions = sum(block.num_impressions for block in self.blocks)
-        if not self.num_impressions:
-            raise DatasetError(f"{dataset / split}: no requests in [{first}, {stop})")
+        self._files = files
+        self._seed = seed
+        self._shuffled_together = shuffled_together
+        self.num_impressions = files.num_impressions
+        self._make_caches()
 
-    def _index(self, split: str, first: int, stop: int | None) -> Iterator[_Block]:
-        paths = sorted((self._dataset / split).glob("*.parquet"))
-        if not paths:
-            raise DatasetError(f"{self._dataset / split}: no parquet files")
-        begin = 0
-        for path in paths:
-            metadata = self._metadata(path)
-            leaf = _leaf_index(metadata, "label")
-            for row_group in range(metadata.num_row_groups):
-                group = metadata.row_group(row_group)
-                end = begin + group.num_rows
-                low = max(first, begin) - begin
-                high = (end if stop is None else min(stop, end)) - begin
-                begin = end
-                if low >= high:
-                    continue
-                if (low, high) == (0, group.num_rows):
-                    impressions = group.column(leaf).num_values
-                else:
-                    lists = _open(path).read_row_group(row_group, columns=["label"])["label"]
-                    lengths = lists.combine_chunks().value_lengths().to_numpy()
-                    impressions = int(lengths[low:high].sum())
-                yield _Block(path, row_group, low, high, impressions)
+    def _make_caches(self) -> None:
+        self._windows = lru_cache(2)(self._cut_windows)
+        self._window = lru_cache(_WINDOWS_IN_MEMORY)(self._read_window)
 
-    def _metadata(self, path: Path) -> pq.FileMetaData:
-        metadata = _open(path).metadata
-        found = metadata.schema.to_arrow_schema().names
-        wanted = self._request_columns + self._bag_columns + self._candidate_columns
-        missing = [name for name in wanted if name not in found]
-        if missing:
-            raise DatasetError(f"{path}: missing columns {missing}; it has {found}")
-        return metadata
+    # An order may be copied to worker processes; each keeps caches of its own.
+    def __getstate__(self) -> dict[str, object]:
+        return {n: v for n, v in vars(self).items() if n not in ("_windows", "_window")}
 
-    def read(self, number: int) -> Impressions:
-        """All selected impressions of a block, in file order.
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._make_caches()
 
-        Raises:
-            DatasetError: the row group is damaged; names the file and the column.
-        """
-        block = self.blocks[number]
-        columns = self._request_columns + self._bag_columns + self._candidate_columns
-        try:
-            table = _open(block.path).read_row_group(
-                block.row_group, columns=columns, use_threads=False
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{block.path}: row group {block.row_group}: {error}") from error
-        table = table.slice(block.first, block.stop - block.first)
-        lists = {name: _bag(table, name, block) for name in self._candidate_columns}
-        offsets = lists["label"].offsets
-        for name, bag in lists.items():
-            if not np.array_equal(bag.offsets, offsets):
-                row = int(np.flatnonzero(bag.offsets != offsets)[0]) - 1
-                raise DatasetError(
-                    f"{block.path}: row group {block.row_group}, request row {row}: column "
-                    f"'{name}' and column 'label' have lists of unequal length"
-                )
-        labels = lists["label"].values
-        wrong = labels[(labels != 0) & (labels != 1)]
-        if wrong.size:
-            raise DatasetError(f"{block.path}: column 'label' holds {wrong[0]}, allowed: 0 and 1")
-        return Impressions(
-            request={name: _numbers(table[name], name, block) for name in self._request_columns},
-            bags={name: _bag(table, name, block) for name in self._bag_columns},
-            candidate={name: bag.values for name, bag in lists.items()},
-            request_index=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)),
-        )
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed or 0, *stream])
+
+    def _cut_windows(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Blocks of each window of an epoch in order, and the position at which each ends."""
+        blocks = np.arange(len(self._files.blocks))
+        if self._seed is None:
+            windows = list(blocks[:, None])
+        else:
+            blocks = self._rng(epoch).permutation(blocks)
+            requests = np.array([self._files.blocks[b].num_requests for b in blocks])
+            windows = _cut(blocks, requests, at_least=self._shuffled_together)
+        sizes = [sum(self._files.blocks[b].num_impressions for b in window) for window in windows]
+        return windows, np.cumsum(sizes)
+
+    def _read_window(self, epoch: int, place: int) -> _Window:
+        blocks = self._windows(epoch)[0][place]
+        whole = concatenate([self._files.read(block) for block in blocks])
+        return _Window(whole, None if self._seed is None else self._rng(epoch, blocks[0]))
+
+    def take(self, epoch: int, start: int, stop: int) -> Impressions:
+        """Impressions [start, stop) of an epoch; they must lie inside it."""
+        windows, ends = self._windows(epoch)
+        parts = []
+        for place in range(int(np.searchsorted(ends, start, side="right")), len(windows)):
+            begin = int(ends[place - 1]) if place else 0
+            if begin >= stop:
+                break
+            low, high = max(start - begin, 0), min(stop, int(ends[place])) - begin
+            parts.append(self._window(epoch, place).take(low, high))
+        return concatenate(parts)
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path}: damaged or no parquet file: {error}") from error
-
-
-def _leaf_index(metadata: pq.FileMetaData, name: str) -> int:
-    group = metadata.row_group(0)
-    for column in range(group.num_columns):
-        if group.column(column).path_in_schema.split(".")[0] == name:
-            return column
-    raise AssertionError(name)
-
-
-def _numbers(column: pa.ChunkedArray, name: str, block: _Block) -> np.ndarray:
-    if column.null_count and not pa.types.is_floating(column.type):
-        raise DatasetError(f"{block.path}: column '{name}' holds {column.null_count} nulls")
-    return column.to_numpy()
-
-
-def _bag(table: pa.Table, name: str, block: _Block) -> ListColumn:
-    column = table[name].combine_chunks()
-    if not isinstance(column, pa.ListArray | pa.LargeListArray):
-        raise DatasetError(f"{block.path}: column '{name}' is {column.type}, expected a list")
-    if column.null_count or (
-        column.flatten().null_count and not pa.types.is_floating(column.type.value_type)
-    ):
-        raise DatasetError(f"{block.path}: column '{name}' holds nulls")
-    offsets = column.offsets.to_numpy()
-    return ListColumn(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
+def _cut(blocks: np.ndarray, sizes: np.ndarray, *, at_least: int) -> list[np.ndarray]:
+    """Runs of blocks; a new one begins when the last has the size."""
+    starts, size = [0], 0
+    for place in range(1, len(blocks)):
+        size += int(sizes[place - 1])
+        if size >= at_least:
+            starts.append(place)
+            size = 0
+    return np.split(blocks, starts[1:])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.data.requests import Impressions, ListColumn
+from cdp_torchrec.data.request_files import Impressions, ListColumn
 from cdp_torchrec.data.schema import (
     LARGEST_NUMBER,
     LATEST_TIMESTAMP_MS,

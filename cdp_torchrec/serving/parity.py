@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import Feature, Schema
 from cdp_torchrec.metrics import ImpressionMetrics
 from cdp_torchrec.progress import progress

@@ -15,10 +15,10 @@ from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.dataset import open_dataset
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import WHOLE_KEY, Table, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
-from cdp_torchrec.data.requests import RequestFiles
+from cdp_torchrec.data.request_files import RequestFiles
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import DatasetError, load_schema
 
 SEGMENTS = (1, 3)

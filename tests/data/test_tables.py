@@ -3,6 +3,7 @@
 import gzip
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cdp_torchrec.data.prepare.column_types import (
     ColumnType,
     list_of,
 )
+from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import find_csv, stream_csv
 from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet
 from cdp_torchrec.data.schema import DatasetError
@@ -255,3 +257,93 @@ def test_a_log_that_cannot_be_opened_is_found_and_named(tmp_path: Path) -> None:
     assert path
     with pytest.raises(DatasetError, match=r"other.csv.xz: cannot be opened: Too many levels"):
         rows_of(path, "id")
+
+
+WRITTEN: dict[str, tuple[CsvFormat, bytes]] = {
+    "tabs": (CsvFormat(delimiter="\t"), b"id\tlabel\nx\t1\n\tNULL\n"),
+    "no header": (CsvFormat(names=("id", "label")), b"x,1\n,NULL\n"),
+    "two characters": (CsvFormat(delimiter="::", quote=None), b"id::label\nx::1\n::NULL\n"),
+    "UTF-16": (CsvFormat(encoding="utf-16"), "id,label\nx,1\n,NULL\n".encode("utf-16")),
+    "more columns": (CsvFormat(delimiter=";"), b'label;"id";z\r\n1;"x";"a;b"\r\nNULL;;\r\n'),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_a_csv_is_read_in_the_format_that_is_told(tmp_path: Path, case: str) -> None:
+    form, content = WRITTEN[case]
+    (tmp_path / "log.csv").write_bytes(content)
+    form = replace(form, missing=("NULL",))
+    batches = stream_csv(tmp_path / "log.csv", ("id", "label"), form)
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    first = 1 if form.names else 2
+    assert rows == [
+        {"id": "x", "label": "1", "line": first},
+        {"id": None, "label": None, "line": first + 1},
+    ]
+
+
+def test_a_delimiter_of_two_characters_may_lie_on_the_border_of_two_blocks(tmp_path: Path) -> None:
+    cells = [str(n) * (n % 7 + 1) for n in range(300_000)]
+    text = "".join(f"{a}::caf\xe9: {a}\n" for a in cells)
+    assert len(text) > 2 << 20
+    (tmp_path / "log.dat").write_bytes(text.encode("latin-1"))
+    form = CsvFormat(delimiter="::", names=("a", "b"), quote=None, encoding="latin-1")
+    blocks = list(stream_csv(tmp_path / "log.dat", ("a", "b"), form))
+    assert [a for block in blocks for a in block["a"].to_pylist()] == cells
+    assert [b for block in blocks for b in block["b"].to_pylist()] == [
+        f"caf\xe9: {a}" for a in cells
+    ]
+
+
+BAD_FORMATS: dict[str, tuple[CsvFormat, bytes, str]] = {
+    "other delimiter": (
+        CsvFormat(),
+        b"id;label\n1;2\n",
+        "column 'id' is missing, found ['id;label']; with the delimiter ';' it would have 2 cells",
+    ),
+    "no header": (
+        CsvFormat(),
+        b"1,2\n3,4\n",
+        "column 'id' is missing, found ['1', '2']; it looks like a line of values: the columns of",
+    ),
+    "header": (
+        CsvFormat(names=("id", "label")),
+        b"ID,label\n1,2\n",
+        "line 1 is a header, but none is expected where columns are named: ['ID', 'label']",
+    ),
+    "other delimiter without a header": (
+        CsvFormat(names=("id", "label")),
+        b"1\t2\n",
+        "line 1 has 1 cells, but 2 columns are named (id, label); with the delimiter '\\t' it",
+    ),
+    "short line": (
+        CsvFormat(names=("id", "label"), delimiter="::", quote=None),
+        b"1::2\n3\n",
+        "malformed line: CSV parse error: Row #2: Expected 2 columns, got 1: 3",
+    ),
+    "ASCII": (
+        CsvFormat(encoding="ascii"),
+        b"id,label\n1,\xe9\n",
+        "malformed line: 'ascii' codec can't decode byte 0xe9",
+    ),
+    "control character": (
+        CsvFormat(names=("id", "label"), delimiter="::", quote=None),
+        b"1::\x1f\n",
+        "malformed line: a cell holds the control character 0x1f",
+    ),
+    "no such name": (
+        CsvFormat(names=("a", "label")),
+        b"1,2\n",
+        "column 'id' is missing, found ['a', 'label']",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FORMATS)
+def test_a_csv_in_another_format_is_told_which(tmp_path: Path, case: str) -> None:
+    form, content, message = BAD_FORMATS[case]
+    path = tmp_path / "log.csv"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError) as caught:
+        list(stream_csv(path, ("id", "label"), form))
+    assert str(caught.value).startswith(f"{path}: {message}")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.impression_order import ImpressionOrder
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
+from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving.ranker import ranker_inputs
 

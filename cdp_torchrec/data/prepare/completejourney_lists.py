@@ -14,6 +14,8 @@ that nothing but the household's taste and what moves all customers can tell its
 
 import duckdb
 
+from cdp_torchrec.data.prepare.draws import random_number
+
 _DRAWS_PER_PLACE = 4
 """A draw may hit a bought product, or one drawn before."""
 
@@ -34,7 +36,7 @@ def number_requests(
     """
     connection.execute(f"""
         CREATE TABLE bought AS
-        SELECT basket, product, {_random("basket", "'bought'", "product", seed=seed)} AS draw
+        SELECT basket, product, {random_number("basket", "'bought'", "product", seed=seed)} AS draw
         FROM purchases JOIN promotions USING (product, store, week) WHERE week >= {first_week};
         CREATE TABLE requests AS
         SELECT row_number() OVER (ORDER BY timestamp, basket) - 1 AS number, *
@@ -44,6 +46,7 @@ def number_requests(
         ) ORDER BY number
     """)
     _weigh_promotions(connection)
+    draw = random_number("basket", "'draw'", "draw", seed=seed)
     connection.execute(f"""
         CREATE TABLE positives AS
         SELECT number, product, 1 AS label FROM bought JOIN requests USING (basket)
@@ -52,7 +55,7 @@ def number_requests(
         CREATE TABLE negatives AS
         WITH draws AS (
             SELECT number, basket, store, week, draw,
-                floor({_random("basket", "'draw'", "draw", seed=seed)} * total)::BIGINT AS place
+                floor({draw} * total)::BIGINT AS place
             FROM requests JOIN (
                 SELECT store, week, max(first + weight) AS total FROM weights GROUP BY ALL
             ) USING (store, week)
@@ -70,7 +73,7 @@ def number_requests(
         QUALIFY row_number() OVER (PARTITION BY number ORDER BY draw) <= {num_candidates} - taken;
         CREATE TABLE candidates AS
         SELECT number, product, label,
-            {_random("basket", "'place'", "product", seed=seed)} AS place
+            {random_number("basket", "'place'", "product", seed=seed)} AS place
         FROM (FROM positives UNION ALL FROM negatives) JOIN requests USING (number)
         ORDER BY number, place, product;
         DROP TABLE bought; DROP TABLE positives; DROP TABLE negatives; DROP TABLE weights
@@ -123,8 +126,3 @@ def _weigh_promotions(connection: duckdb.DuckDBPyConnection) -> None:
             PARTITION BY store, week ORDER BY product
         ))::BIGINT - weight AS first FROM weighed
     """)
-
-
-def _random(*parts: str, seed: int) -> str:
-    """SQL: a number in [0, 1) that is a function of the parts, in every release of the engine."""
-    return f"((md5_number_lower(concat_ws('/', {seed}, {', '.join(parts)})) >> 11) / 2.0 ** 53)"

@@ -1,5 +1,6 @@
 """CSV logs of any size, plain or compressed, read as text; who declares types checks them first."""
 
+import codecs
 import csv
 import gzip
 import lzma
@@ -7,13 +8,14 @@ import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from cdp_torchrec.data.prepare.tables import check_names, open_file
+from cdp_torchrec.data.prepare.csv_format import CsvFormat, check_first_line, plain_text
+from cdp_torchrec.data.prepare.tables import open_file
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.progress import ProgressBar
 
@@ -35,39 +37,91 @@ def find_csv(directory: Path, *names: str) -> Path | None:
     return next((path for path in paths if path.exists() or path.is_symlink()), None)
 
 
-def stream_csv(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Blocks of the named columns as strings (empty cells null), and `line` int64 from 2.
+def needed_csv(directory: Path, *names: str) -> Path:
+    """As `find_csv`; the file must be there.
+
+    Raises:
+        DatasetError: it is not, or the directory does not exist.
+    """
+    path = find_csv(directory, *names)
+    if path is None:
+        raise DatasetError(f"{directory}: no {names[0]} there (plain, .gz or .xz)")
+    return path
+
+
+def stream_csv(
+    path: Path, columns: Sequence[str], form: CsvFormat | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Blocks of the named columns as strings (empty cells null), and `line` int64.
 
     A progress bar follows the compressed bytes.
 
+    Args:
+        path: the file; compressed if its name ends in .gz or .xz.
+        columns: to read, by name.
+        form: how it is written; None: commas, a header, quotes where needed, UTF-8.
+
     Raises:
         DatasetError: the file cannot be opened, has no rows, is cut off or damaged; a column is
-            missing or occurs twice, a row has too few or too many cells, a value is not UTF-8.
+            missing or occurs twice, a row has too few or too many cells, a value is not of the
+            encoding, or the first line is no header where one is expected, or the reverse.
     """
-    with _reading_csv(path), open_file(path) as raw, _decompressed(raw, path) as data:
-        header = next(csv.reader([data.readline(_HEADER_BYTES).decode("utf-8-sig")]), [])
-    if not header:
-        raise DatasetError(f"{path}: the file is empty")
-    check_names(path, header, columns)
+    form = form or CsvFormat()
+    with _reading_csv(path, form):
+        check_first_line(path, first_lines(path, form, 1), form, columns)
     with (
-        _reading_csv(path),
+        _reading_csv(path, form),
         open_file(path) as raw,
         _decompressed(raw, path) as data,
         ProgressBar(path.name, total=path.stat().st_size // 2**20, unit="MiB") as bar,
     ):
-        line, read = 2, 0
-        for batch in _open_reader(data, columns):
+        first = line = 2 if form.names is None else 1
+        read = 0
+        for batch in _open_reader(plain_text(data, form), columns, form):
             numbers = pa.array(np.arange(line, line + batch.num_rows))
             yield batch.append_column("line", numbers)
             line += batch.num_rows
             bar.advance(raw.tell() // 2**20 - read)
             read = raw.tell() // 2**20
-    if line == 2:
+    if line == first:
         raise DatasetError(f"{path}: the file has no rows")
 
 
+def first_bytes(path: Path, size: int) -> bytes:
+    """The first bytes of a text table, decompressed.
+
+    Raises:
+        DatasetError: the file cannot be opened, or is damaged.
+    """
+    with (
+        _reading_csv(path, CsvFormat()),
+        open_file(path) as raw,
+        _decompressed(raw, path) as data,
+    ):
+        return data.read(size)
+
+
+def first_lines(path: Path, form: CsvFormat, count: int) -> str:
+    """The first lines of a text table, 1 MiB at most.
+
+    Raises:
+        DatasetError: the file cannot be opened, is damaged, or is not of the encoding.
+    """
+    with (
+        _reading_csv(path, form),
+        open_file(path) as raw,
+        _decompressed(raw, path) as data,
+    ):
+        if "\n".encode(form.encoding) == b"\n":
+            # A line that is not of the encoding is named when the parser has reached it.
+            text = b"".join(data.readline(_HEADER_BYTES) for _ in range(count))
+            return text.decode(form.encoding).removeprefix("\ufeff")
+        reader = codecs.getreader(form.encoding)(data)
+        return "".join(reader.readline(_HEADER_BYTES) for _ in range(count))
+
+
 @contextmanager
-def _reading_csv(path: Path) -> Generator[None]:
+def _reading_csv(path: Path, form: CsvFormat) -> Generator[None]:
     try:
         yield
     except EOFError as error:
@@ -76,29 +130,36 @@ def _reading_csv(path: Path) -> Generator[None]:
         raise DatasetError(f"{path}: damaged compressed file: {error}") from error
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         # Arrow counts the header as row 1, so its row is the line.
-        raise DatasetError(f"{path}: malformed line: {error}") from error
+        text = str(error).replace(form.parsed_delimiter, form.delimiter)
+        raise DatasetError(f"{path}: malformed line: {text}") from error
 
 
-def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
+def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
     if path.suffix == ".xz":
-        return lzma.open(raw)
+        return cast(IO[bytes], lzma.open(raw))
     if path.suffix == ".gz":
-        return gzip.open(raw)
+        return cast(IO[bytes], gzip.open(raw))
     return raw
 
 
 def _open_reader(
-    data: IO[bytes] | gzip.GzipFile | lzma.LZMAFile, columns: Sequence[str]
+    data: IO[bytes], columns: Sequence[str], form: CsvFormat
 ) -> pyarrow.csv.CSVStreamingReader:
     return pyarrow.csv.open_csv(
         data,
         # One thread, because only then errors name the row.
-        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
+        read_options=pyarrow.csv.ReadOptions(
+            block_size=_BLOCK_BYTES, use_threads=False, column_names=form.names
+        ),
+        parse_options=pyarrow.csv.ParseOptions(
+            ignore_empty_lines=False,
+            delimiter=form.parsed_delimiter,
+            quote_char=form.quote or False,
+        ),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=list(columns),
             column_types=dict.fromkeys(columns, pa.string()),
-            null_values=[""],
+            null_values=["", *form.missing],
             strings_can_be_null=True,
         ),
     )

@@ -14,6 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import stream_csv
 from cdp_torchrec.data.prepare.tables import ParquetTable
 from cdp_torchrec.data.schema import DatasetError
@@ -69,16 +70,20 @@ def load_parquet(connection: duckdb.DuckDBPyConnection, name: str, table: Parque
 
 
 def load_csv(
-    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Sequence[str]
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    path: Path,
+    columns: Sequence[str],
+    form: CsvFormat | None = None,
 ) -> None:
-    """Make the table `name` of these columns, as strings, and `line`.
+    """Make the table `name` of these columns, as strings, and `line`; `form` as `stream_csv`.
 
     Raises:
         DatasetError: a column is missing, or the file is damaged.
     """
     fields = [pa.field(column, pa.string()) for column in columns]
     _create(connection, name, pa.schema([*fields, pa.field("line", pa.int64())]))
-    for rows in stream_csv(path, columns):
+    for rows in stream_csv(path, columns, form):
         _insert(connection, name, rows)
 
 
@@ -198,3 +203,42 @@ def check_rows(
     if bad:
         message, file, row, key = bad
         raise DatasetError(f"{table.paths[file]}: row {row} ({named} {key}): {message}")
+
+
+def check_lines(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, rules: Sequence[Rule]
+) -> None:
+    """Check a table made by `load_csv`.
+
+    Raises:
+        DatasetError: a rule is broken; names the first line.
+    """
+    bad = first_broken_rule(connection, name, rules, ("line",))
+    if bad:
+        message, line = bad
+        raise DatasetError(f"{path}: line {line}: {message}")
+
+
+def check_unique_lines(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, key: str
+) -> None:
+    """Check that no two rows of a table made by `load_csv` have the same key.
+
+    Raises:
+        DatasetError: two have; names both lines.
+    """
+    repeated = first_row(
+        connection,
+        f"""
+        SELECT {key}, min(line), max(line) FROM {name}
+        GROUP BY {key} HAVING count(*) > 1 ORDER BY {key} LIMIT 1
+        """,
+    )
+    if repeated:
+        value, first, last = repeated
+        raise DatasetError(f"{path}: {key} {value} occurs in line {first} and line {last}")
+
+
+def matches(column: str, pattern: str) -> str:
+    """SQL: the whole text has this form; false where it is null."""
+    return f"coalesce(regexp_full_match({column}, '{pattern}'), false)"

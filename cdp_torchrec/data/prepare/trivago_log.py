@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.database import Rule, first_broken_rule, first_row, load_csv
+from cdp_torchrec.data.prepare.database import Rule, check_lines, first_row, load_csv, matches
 from cdp_torchrec.data.schema import DatasetError
 
 COLUMNS = (
@@ -49,7 +49,7 @@ def load_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:
     """
     load_csv(connection, "raw_events", log, COLUMNS)
     items, prices = split_list("impressions"), split_list("prices")
-    bad_prices = f"list_filter({prices}, lambda x: NOT {_matches('x', _PRICE)})"
+    bad_prices = f"list_filter({prices}, lambda x: NOT {matches('x', _PRICE)})"
     rules = [
         Rule(
             "user_id IS NULL OR session_id IS NULL OR action_type IS NULL",
@@ -57,7 +57,7 @@ def load_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:
         ),
         # The engine would round 1541548801.7 and take 1e9: text is checked before it is a number.
         Rule(
-            f"NOT {_matches('timestamp', '[0-9]+')}",
+            f"NOT {matches('timestamp', '[0-9]+')}",
             "timestamp is no whole number of seconds",
             "timestamp",
         ),
@@ -67,7 +67,7 @@ def load_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:
             "digits, seconds 10)",
             "timestamp",
         ),
-        Rule(f"NOT {_matches('step', '[1-9][0-9]{0,8}')}", "step is no number from 1", "step"),
+        Rule(f"NOT {matches('step', '[1-9][0-9]{0,8}')}", "step is no number from 1", "step"),
         Rule(
             f"{IS_CLICKOUT} AND len({items}) IS DISTINCT FROM len({prices})",
             "impressions and prices are lists of unequal length",
@@ -79,15 +79,7 @@ def load_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:
             f"{bad_prices}[1]",
         ),
     ]
-    bad = first_broken_rule(connection, "raw_events", rules, ("line",))
-    if bad:
-        message, line = bad
-        raise DatasetError(f"{log}: line {line}: {message}")
-
-
-def _matches(column: str, pattern: str) -> str:
-    """SQL: the whole text has this form; false where it is null."""
-    return f"coalesce(regexp_full_match({column}, '{pattern}'), false)"
+    check_lines(connection, "raw_events", log, rules)
 
 
 def order_events(connection: duckdb.DuckDBPyConnection, log: Path) -> None:

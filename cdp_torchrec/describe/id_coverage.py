@@ -1,0 +1,119 @@
+"""How many ids have an embedding row of their own at each minimum count, and how much they cover.
+
+A minimum count that leaves a handful of rows looks like any other in a configuration; here it does
+not.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cdp_torchrec.data.config import VocabularyConfig
+from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.prepare.dataset_files import training_counts
+from cdp_torchrec.data.prepare.starter import STARTER
+from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.schema import DatasetError, Schema
+
+MINIMUM_COUNTS = (1, 2, 5, 10, 20, 50, 100, 300)
+_ROWS = 1 << 20
+"""Behaviours that are read at once."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the ids with a minimum count in training cover."""
+
+    min_count: int
+    rows: int
+    """Ids with at least so many."""
+    of_test: float
+    """Share of the ids in the test split that are not missing; NaN if there is none."""
+    of_behaviours: float
+    """Share of those in all behaviours; NaN where behaviours have no such ids."""
+
+
+class IdCoverage:
+    """Occurrences of each id in the test split and in the behaviours, by entity."""
+
+    def __init__(self, dataset: Path, schema: Schema, store: HistoryStore) -> None:
+        """Count the behaviours.
+
+        Raises:
+            DatasetError: a vocabulary is missing or damaged.
+        """
+        self.features = {
+            f.entity: [g.name for g in schema.features if g.entity == f.entity]
+            for f in schema.features
+            if f.entity is not None
+        }
+        """Features of each entity."""
+        self.counts = {entity: training_counts(dataset, entity) for entity in self.features}
+        self._test = {entity: np.zeros(len(c) + 1, np.int64) for entity, c in self.counts.items()}
+        self._behaviours: dict[str, np.ndarray] = {}
+        columns = store.by_time.codes()
+        for part, entity in schema.history.entities.items():
+            if entity in self.counts:
+                size = len(self.counts[entity]) + 1
+                self._behaviours[entity] = _occurrences(columns[part], size)
+
+    def add(self, part: Impressions) -> None:
+        """Add requests of the test split."""
+        for entity, names in self.features.items():
+            total = self._test[entity]
+            for name in names:
+                codes = _codes(part, name)
+                total += np.bincount(codes, minlength=len(total))
+
+    def at(self, entity: str, min_count: int) -> Coverage:
+        """Coverage of an entity at a minimum count."""
+        rows = int(np.searchsorted(-self.counts[entity], -min_count, side="right"))
+        return Coverage(
+            min_count=min_count,
+            rows=rows,
+            of_test=_share(self._test[entity], rows),
+            of_behaviours=_share(self._behaviours.get(entity), rows),
+        )
+
+
+def starter_minimum_counts(dataset: Path) -> Mapping[str, int] | None:
+    """`min_count` of each entity that the dataset's starter.toml names; None without that file.
+
+    Raises:
+        DatasetError: the file is no TOML, or holds something else there.
+    """
+    path = dataset / STARTER
+    try:
+        data = tomllib.loads(path.read_text()).get("data", {})
+        sections = data.get("vocabulary", {})
+        return {name: VocabularyConfig(**section).min_count for name, section in sections.items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DatasetError(
+            f"{path}: cannot read data.vocabulary: {error}; mend the file, or write it anew with "
+            f"`cdp_torchrec prepare_data starter {dataset}`"
+        ) from error
+
+
+def _codes(part: Impressions, name: str) -> np.ndarray:
+    if name in part.candidate:
+        return part.candidate[name]
+    return part.bags[name].values if name in part.bags else part.request[name]
+
+
+def _occurrences(codes: np.ndarray, size: int) -> np.ndarray:
+    total = np.zeros(size, np.int64)
+    for start in range(0, len(codes), _ROWS):
+        total += np.bincount(codes[start : start + _ROWS], minlength=size)
+    return total
+
+
+def _share(occurrences: np.ndarray | None, rows: int) -> float:
+    """Of the ids that are not missing, code 0, those with one of the first codes."""
+    if occurrences is None or not occurrences[1:].any():
+        return float("nan")
+    return float(occurrences[1 : rows + 1].sum() / occurrences[1:].sum())
