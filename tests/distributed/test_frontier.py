@@ -59,9 +59,9 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def distill_on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     """Of a run that was trained with a plan for two ranks."""
-    train(load_run("cdp", dataset, folder / "planned", "run.verify=true"), CPU)
+    train(load_run("cdp_timestep", dataset, folder / "planned", "run.verify=true"), CPU)
     plan = f"sharding.plan={folder / 'planned' / 'plan.json'}"
-    train(load_run("cdp", dataset, folder / "run", plan), CPU)
+    train(load_run("cdp_timestep", dataset, folder / "run", plan), CPU)
     settings = ["distill.max_steps=4", "distill.teacher_steps=6"]
     distilled = distill_run(open_run(folder / "run", settings, DistillExperimentConfig), CPU)
     again = evaluate_run(
@@ -155,7 +155,7 @@ def use_on_one_rank(folder: Path) -> dict[str, Any]:
         "other_format": error_of(lambda: open_run(of_other_format(run), [], ExperimentConfig)),
         "other_config": error_of(lambda: open_run(of_other_config(run), [], ExperimentConfig)),
         "resumed on other requests": error_of(
-            lambda: train(load_run("cdp", other_requests, run, "run.resume=true"), CPU)
+            lambda: train(load_run("cdp_timestep", other_requests, run, "run.resume=true"), CPU)
         ),
         "evaluated on other requests": evaluate_run(
             open_run(run, [f"data.dir={other_requests}"], ExperimentConfig),
@@ -175,7 +175,9 @@ def use_on_other_codes(run: Path) -> dict[str, str]:
         "distilled": error_of(lambda: open_run(run, other, DistillExperimentConfig)),
         "measured": error_of(lambda: open_cdp_run(run, other)),
         "exported": error_of(lambda: open_run(run, other, ExportedConfig)),
-        "resumed": error_of(lambda: train(load_run("cdp", dataset, run, "run.resume=true"), CPU)),
+        "resumed": error_of(
+            lambda: train(load_run("cdp_timestep", dataset, run, "run.resume=true"), CPU)
+        ),
     }
 
 

@@ -66,7 +66,7 @@ validate_every_steps = 3
 def config(dataset: Path, run_dir: Path, *overrides: str) -> ExperimentConfig:
     layer = run_dir.parent / "settings.toml"
     data = [f"data.dir={dataset}", f"run.dir={run_dir}"]
-    preset = str(CONFIGS / "interest" / "cdp.toml")
+    preset = str(CONFIGS / "interest" / "cdp_timestep.toml")
     return load_config(ExperimentConfig, [preset, str(layer), *data, *overrides])
 
 

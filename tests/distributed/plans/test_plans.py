@@ -66,7 +66,7 @@ def differences(trained: Trained, plain: Plain) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def few(tiny_dataset: Path) -> Results:
-    (results,) = run_phases([(TWO, train_under)], tiny_dataset, "cdp", FEW, FEW_STEPS)
+    (results,) = run_phases([(TWO, train_under)], tiny_dataset, "cdp_timestep", FEW, FEW_STEPS)
     return results
 
 
@@ -74,7 +74,7 @@ def few(tiny_dataset: Path) -> Results:
 def test_losses_and_tables_are_those_of_plain_pytorch(
     few: Results, tiny_dataset: Path, optimizer: str
 ) -> None:
-    plain = train_plain(config(tiny_dataset, "cdp", optimizer, "table_wise"), FEW_STEPS)
+    plain = train_plain(config(tiny_dataset, "cdp_timestep", optimizer, "table_wise"), FEW_STEPS)
     assert min(plain.moved.values()) > 100 * TOLERANCE  # else equality would say little
     for case in FEW[optimizer]:
         assert max(differences(few[optimizer, case], plain)) < TOLERANCE, case
@@ -83,9 +83,9 @@ def test_losses_and_tables_are_those_of_plain_pytorch(
 def test_a_table_with_fewer_rows_than_its_ranks_need_trains(tiny_dataset: Path) -> None:
     four = Case("row_wise", Layout(4))
     chosen = {"adam": [four], "rowwise_adagrad": [four]}
-    (results,) = run_phases([(four.layout, train_under)], tiny_dataset, "cdp", chosen, 2)
+    (results,) = run_phases([(four.layout, train_under)], tiny_dataset, "cdp_timestep", chosen, 2)
     for optimizer in chosen:
-        plain = train_plain(config(tiny_dataset, "cdp", optimizer, "table_wise"), 2)
+        plain = train_plain(config(tiny_dataset, "cdp_timestep", optimizer, "table_wise"), 2)
         assert max(differences(results[optimizer, four], plain)) < TOLERANCE
 
 
@@ -101,9 +101,13 @@ def test_mixed_plans_mix_all_types(few: Results) -> None:
     }
 
 
-MODELS = [*product(["cdp", "din"], ["adam", "rowwise_adagrad"])]
+MODELS = [*product(["cdp_timestep", "din"], ["adam", "rowwise_adagrad"])]
 if not WHOLE_MATRIX:
-    MODELS = [("cdp", "adam"), ("cdp", "rowwise_adagrad"), ("din", "rowwise_adagrad")]
+    MODELS = [
+        ("cdp_timestep", "adam"),
+        ("cdp_timestep", "rowwise_adagrad"),
+        ("din", "rowwise_adagrad"),
+    ]
 
 
 @pytest.mark.slow
@@ -152,7 +156,7 @@ def messages_of_refused(dataset: Path) -> dict[str, str]:
     """What this rank says to column splits under row-wise Adagrad."""
     found = {}
     for name, plan in REFUSED.items():
-        settings = config(dataset, "cdp", "rowwise_adagrad", *plan)
+        settings = config(dataset, "cdp_timestep", "rowwise_adagrad", *plan)
         with pytest.raises(ConfigError) as error:
             build_experiment(settings, CPU)
         found[name] = str(error.value)

@@ -68,7 +68,7 @@ def save_under(layout: Layout, dataset: Path, chosen: Chosen, folder: Path) -> N
     """Train each case to its checkpoint, remember its state, and go one step further."""
     for optimizer, case in _of(layout, chosen):
         run_dir = folder / optimizer / str(case)
-        experiment = build_experiment(config(dataset, "cdp", optimizer, case.plan), CPU)
+        experiment = build_experiment(config(dataset, "cdp_timestep", optimizer, case.plan), CPU)
         checkpointer = make_checkpointer(experiment, run_dir)
         start = Progress(step=0, position=0)
         _, progress = train_until(experiment, start, SAVED_AT, checkpointer)
@@ -82,7 +82,7 @@ def load_under(layout: Layout, dataset: Path, chosen: Chosen, folder: Path) -> P
     """Continue by one step what each case of a layout continues."""
     found: Pairs = {}
     for optimizer, target in _of(layout, chosen):
-        experiment = build_experiment(config(dataset, "cdp", optimizer, target.plan), CPU)
+        experiment = build_experiment(config(dataset, "cdp_timestep", optimizer, target.plan), CPU)
         checkpointer = make_checkpointer(experiment, folder / "unused")
         parallelized = experiment.parallelized
         for source in sources(target, chosen[optimizer]):
