@@ -76,7 +76,8 @@ def guess_action(file: SniffedFile) -> Guess | None:
         values = {str(value) for value in column.there[:5000]}
         if not column.is_list and 1 < len(values) <= 20 and values & _VERBS:
             return Guess(column, f"its values are {', '.join(sorted(values)[:5])}")
-    return _first([c for c in by_name(file, _ACTION) if c.num_distinct <= 20], "by its name")
+    texts = [c for c in by_name(file, _ACTION) if not (c.is_list or c.is_number or c.moment())]
+    return _first([c for c in texts if 1 < c.num_distinct <= 20], "by its name")
 
 
 def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
