@@ -49,7 +49,7 @@ from cdp_torchrec.data.prepare.features import (
     request_ids,
     request_number,
 )
-from cdp_torchrec.data.prepare.log_tables import prepare_log
+from cdp_torchrec.data.prepare.log_tables import number_requests, prepare_log
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.schema import DatasetError, Schema
 
@@ -242,15 +242,13 @@ def _load_impressions(connection: duckdb.DuckDBPyConnection, source: Path, split
 
 
 def _make_requests(connection: duckdb.DuckDBPyConnection, seed: int) -> None:
-    order = random_number("'request'", "request_id", seed=seed)
-    connection.execute(f"""
-        CREATE TABLE requests AS
-        SELECT number, {_START} + number AS timestamp, * EXCLUDE (number)
-        FROM (
-            SELECT row_number() OVER (ORDER BY split = 'test', {order}, request_id) - 1 AS number, *
-            FROM users JOIN (
-                SELECT request_id, count(*) AS list_length FROM impressions GROUP BY request_id
-            ) USING (request_id)
-        )
-        ORDER BY number
+    connection.execute("""
+        CREATE TABLE rows AS
+        SELECT * FROM users JOIN (
+            SELECT request_id, count(*) AS list_length FROM impressions GROUP BY request_id
+        ) USING (request_id);
+        DROP TABLE users
     """)
+    draw = random_number("'request'", "request_id", seed=seed)
+    order = f"split = 'test', {draw}, request_id"
+    number_requests(connection, "rows", order=order, added=f"{_START} + number AS timestamp")

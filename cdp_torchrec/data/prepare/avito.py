@@ -36,7 +36,12 @@ from cdp_torchrec.data.prepare.features import (
     request_ids,
     request_number,
 )
-from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log, start_of_test
+from cdp_torchrec.data.prepare.log_tables import (
+    DAY_MS,
+    number_requests,
+    prepare_log,
+    start_of_test,
+)
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.schema import Schema
 
@@ -118,9 +123,8 @@ def read_avito(
 
 def _make_requests(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"""
-        CREATE TABLE requests AS
-        SELECT row_number() OVER (ORDER BY timestamp, search) - 1 AS number, search,
-            search AS request_id, user_id, timestamp,
+        CREATE TABLE rows AS
+        SELECT search, search AS request_id, user_id, timestamp,
             text AS query_id, coalesce(regexp_extract_all(text, '[^\\s]+'), []) AS query_terms,
             category AS query_category, params AS query_params,
             timestamp // {DAY_MS // 24} % 24 AS hour, (timestamp // {DAY_MS} + 3) % 7 AS weekday,
@@ -130,8 +134,8 @@ def _make_requests(connection: duckdb.DuckDBPyConnection) -> None:
             SELECT search, count(DISTINCT ad) AS list_length FROM impressions GROUP BY search
         ) USING (search)
         LEFT JOIN users USING (user_id)
-        ORDER BY number
     """)
+    number_requests(connection, "rows", order="timestamp, request_id")
 
 
 def _make_candidates(connection: duckdb.DuckDBPyConnection) -> None:

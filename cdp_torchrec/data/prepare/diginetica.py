@@ -40,7 +40,12 @@ from cdp_torchrec.data.prepare.features import (
     request_ids,
     request_number,
 )
-from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log, start_of_test
+from cdp_torchrec.data.prepare.log_tables import (
+    DAY_MS,
+    number_requests,
+    prepare_log,
+    start_of_test,
+)
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.schema import Schema
 
@@ -112,19 +117,16 @@ def read_diginetica(
 
 def _make_requests(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"""
-        CREATE TABLE requests AS
-        SELECT row_number() OVER (ORDER BY timestamp, query) - 1 AS number, *
-        FROM (
-            SELECT query AS request_id, query, user_id, start + timeframe AS timestamp,
-                tokens AS query_id, coalesce(string_split(tokens, ','), []) AS query_terms,
-                category AS query_category, items,
-                ((start + timeframe) // {DAY_MS} + 3) % 7 AS weekday,
-                ln(1 + timeframe / 1000) AS log_session_age, len(items) AS list_length,
-                CASE WHEN tokens IS NULL THEN 'category' ELSE 'search' END AS search_source
-            FROM queries JOIN sessions USING (session)
-        )
-        ORDER BY number
+        CREATE TABLE rows AS
+        SELECT query AS request_id, query, user_id, start + timeframe AS timestamp,
+            tokens AS query_id, coalesce(string_split(tokens, ','), []) AS query_terms,
+            category AS query_category, items,
+            ((start + timeframe) // {DAY_MS} + 3) % 7 AS weekday,
+            ln(1 + timeframe / 1000) AS log_session_age, len(items) AS list_length,
+            CASE WHEN tokens IS NULL THEN 'category' ELSE 'search' END AS search_source
+        FROM queries JOIN sessions USING (session)
     """)
+    number_requests(connection, "rows", order="timestamp, request_id")
 
 
 def _make_candidates(connection: duckdb.DuckDBPyConnection) -> None:

@@ -40,7 +40,12 @@ from cdp_torchrec.data.prepare.features import (
     request_ids,
     request_number,
 )
-from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log, start_of_test
+from cdp_torchrec.data.prepare.log_tables import (
+    DAY_MS,
+    number_requests,
+    prepare_log,
+    start_of_test,
+)
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.schema import Schema
 
@@ -241,8 +246,8 @@ def _make_requests(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             num_several,
         )
     connection.execute(f"""
-        CREATE TABLE requests AS
-        SELECT row_number() OVER (ORDER BY timestamp, request_id) - 1 AS number, *,
+        CREATE TABLE rows AS
+        SELECT *,
             (timestamp + {_BEIJING_MS}) // {_HOUR_MS} % 24 AS hour,
             ((timestamp + {_BEIJING_MS}) // {DAY_MS} + 3) % 7 AS weekday,
             nullif(array_to_string(query_terms, ' '), '') AS query_id
@@ -254,8 +259,8 @@ def _make_requests(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             FROM searches GROUP BY user_id, session
         )
         LEFT JOIN users USING (user_id)
-        ORDER BY number
     """)
+    number_requests(connection, "rows", order="timestamp, request_id")
 
 
 def _make_candidates(connection: duckdb.DuckDBPyConnection) -> None:

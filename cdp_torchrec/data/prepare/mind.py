@@ -37,7 +37,7 @@ from cdp_torchrec.data.prepare.database import (
     scalar,
 )
 from cdp_torchrec.data.prepare.features import candidate_id, request_id, request_number
-from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log
+from cdp_torchrec.data.prepare.log_tables import DAY_MS, number_requests, prepare_log
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.schema import DatasetError, Schema
 
@@ -151,7 +151,7 @@ def _load_news(connection: duckdb.DuckDBPyConnection, folders: Iterable[Path]) -
 def _load_requests(connection: duckdb.DuckDBPyConnection, folders: Mapping[str, Path]) -> None:
     """Make table `requests`."""
     connection.execute("""
-        CREATE TABLE rows (
+        CREATE TABLE all_rows (
             split VARCHAR, request_id VARCHAR, user_id VARCHAR, timestamp BIGINT, history VARCHAR,
             items VARCHAR[]
         )
@@ -162,20 +162,20 @@ def _load_requests(connection: duckdb.DuckDBPyConnection, folders: Mapping[str, 
         check_lines(connection, "raw_rows", path, _rules())
         check_unique_lines(connection, "raw_rows", path, "impression_id")
         connection.execute(f"""
-            INSERT INTO rows
+            INSERT INTO all_rows
             SELECT '{split}', '{split}/' || impression_id, user_id,
                 epoch_ms(strptime(time, '{_TIME}')), history, {_IMPRESSIONS}
             FROM raw_rows;
             DROP TABLE raw_rows
         """)
     connection.execute(f"""
-        CREATE TABLE requests AS
-        SELECT row_number() OVER (ORDER BY timestamp, request_id) - 1 AS number, *,
-            timestamp // {DAY_MS // 24} % 24 AS hour,
+        CREATE TABLE rows AS
+        SELECT *, timestamp // {DAY_MS // 24} % 24 AS hour,
             (timestamp // {DAY_MS} + 3) % 7 AS weekday, len(items) AS list_length
-        FROM rows ORDER BY number;
-        DROP TABLE rows
+        FROM all_rows;
+        DROP TABLE all_rows
     """)
+    number_requests(connection, "rows", order="timestamp, request_id")
 
 
 def _rules() -> list[Rule]:
