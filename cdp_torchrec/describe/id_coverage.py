@@ -15,7 +15,7 @@ from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.dataset_files import training_counts
 from cdp_torchrec.data.prepare.starter import STARTER
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import DatasetError, Schema
 
 MINIMUM_COUNTS = (1, 2, 5, 10, 20, 50, 100, 300)
