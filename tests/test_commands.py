@@ -42,6 +42,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "benchmark train mine.toml": ("benchmark", "no/data is no dataset directory"),
     "benchmark plans foo=1": ("benchmark", "foo: unknown key"),
     "benchmark history benchmark.rows=['x']": ("benchmark", "benchmark.rows"),
+    "benchmark data benchmark.rows=['none']": ("benchmark", "benchmark.rows"),
     "benchmark latency runs/no": ("benchmark", "runs/no: no such directory"),
     "benchmark endpoint runs/no": ("benchmark", "runs/no is no artifact"),
 }
