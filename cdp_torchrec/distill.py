@@ -84,6 +84,11 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     config = run.config
     interest = _distillable(config.model.interest)
     teacher_steps = config.distill.teacher_steps or interest.num_inference_steps
+    if teacher_steps == 1:
+        raise ConfigError(
+            "the teacher is one denoiser call, as its student would be: set distill.teacher_steps "
+            f"to 2 or more, at most {interest.max_inference_steps}"
+        )
     student_dir = config.distill.dir or _beside(run.directory)
     teacher_config = _with_steps(config, teacher_steps)
     student_config = _with_steps(config, 1, run=RunConfig(dir=student_dir))

@@ -14,7 +14,7 @@ class DistillConfig(Config):
     dir: Path | None = None
     """Run directory of the student; without it that of the run, with "-student" behind its name."""
     teacher_steps: PositiveInt | None = None
-    """K, denoiser calls of the teacher; without it those of the run. Paper: 20."""
+    """K, denoiser calls of the teacher; without it those of the run. 2 or more; paper: 20."""
     max_steps: PositiveInt = 500
     """Optimizer steps, each on trainer.global_batch_size impressions of the training split."""
     lr: PositiveFloat = 3e-3

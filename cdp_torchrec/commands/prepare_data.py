@@ -1,15 +1,18 @@
 """Make a dataset directory, or show what one holds.
 
     cdp_torchrec prepare_data LOG --input DIR --output DIR
+    cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR
+    cdp_torchrec prepare_data draft FILE ... [--output mapping.toml]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data describe DIR [--output PAGE.html]
     cdp_torchrec prepare_data verify DIR
     cdp_torchrec prepare_data starter DIR
 
-LOG is one of the logs below, read from its official files. A dataset is written whole or not at
-all. Each command has a --help of its own. In a dataset lies starter.toml, a first configuration
-whose sizes come from the log; `starter` writes it anew.
+LOG is one of the logs below, read from its official files; `generic` reads any other by a mapping
+of its columns, which `draft` makes a first version of. A dataset is written whole or not at all.
+Each command has a --help of its own. In a dataset lies starter.toml, a first configuration whose
+sizes come from the log; `starter` writes it anew.
 """
 
 import argparse
@@ -22,11 +25,22 @@ from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits
-from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
 from cdp_torchrec.whole_file import why_unwritable
 
+GENERIC_USAGE = (
+    "usage: cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR"
+)
+GENERIC = """Any log of parquet or CSV files. MAPPING.toml says what its columns mean; key=value
+change it. DIR holds the files that it names.
+"""
+DRAFT = """Look at the first rows of the files of a log, and write a mapping for `generic`: which
+columns are user, item, time and clicks, in which unit times are, what makes a request, and which
+columns are features; with a comment on every guess. Files with attributes of items or users, or
+with behaviours, are found by their names and values."""
 SYNTHETIC_USAGE = (
     "usage: cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]"
 )
@@ -51,6 +65,9 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["synthetic"] and asks_help(arguments):
         print(help_text(f"{SYNTHETIC_USAGE}\n\n{SYNTHETIC}", SyntheticConfig, arguments))
         return
+    if arguments[:1] == ["generic"] and asks_help(arguments):
+        print(help_text(f"{GENERIC_USAGE}\n\n{GENERIC}", MappingConfig, arguments))
+        return
     options = _parser().parse_args(arguments)
     options.run(options)
 
@@ -61,6 +78,31 @@ def convert(converter: Converter, options: argparse.Namespace) -> None:
     chosen = {name: getattr(options, name) for name in converter.keywords()}
     converter.prepare(options.input, options.output, limits=limits, **chosen)
     _say_what_is_next(options.output)
+
+
+def prepare_by_mapping(options: argparse.Namespace) -> None:
+    """Dataset of any log, by its mapping."""
+    mapping = load_config(MappingConfig, options.settings)
+
+    from cdp_torchrec.data.prepare.generic import prepare_generic
+
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    prepare_generic(mapping, options.input, options.output, limits=limits)
+    _say_what_is_next(options.output)
+
+
+def draft(options: argparse.Namespace) -> None:
+    """First version of a mapping."""
+    from cdp_torchrec.data.prepare.draft import draft_mapping
+    from cdp_torchrec.whole_file import write_whole
+
+    output: Path = options.output
+    if output.exists():
+        raise DatasetError(f"{output} exists; remove it or choose another name (--output)")
+    text = draft_mapping(options.files, mapping=str(output))
+    write_whole(output, text)
+    print(f"wrote {output}: read what it guesses, then")
+    print(f"  {next(line for line in text.splitlines() if ' generic ' in line).lstrip('# ')}")
 
 
 def prepare_synthetic(options: argparse.Namespace) -> None:
@@ -155,6 +197,18 @@ def _parser() -> argparse.ArgumentParser:
     for converter in CONVERTERS:
         _add_converter(commands.add_parser(converter.name, help=converter.summary), converter)
 
+    generic = commands.add_parser("generic", help="any log, by its mapping")
+    generic.add_argument("settings", nargs="+", metavar="SETTING", help="mapping, or key=value")
+    _add_folders(generic, metavar="DIR", source="files of the mapping")
+    generic.set_defaults(run=prepare_by_mapping)
+
+    drafting = commands.add_parser("draft", help="a mapping, to edit", description=DRAFT)
+    drafting.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV or parquet")
+    drafting.add_argument(
+        "--output", type=Path, default=Path("mapping.toml"), metavar="MAPPING", help="to write"
+    )
+    drafting.set_defaults(run=draft)
+
     synthetic = commands.add_parser(
         "synthetic", help="a simulated search log", description=SYNTHETIC
     )
@@ -196,12 +250,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_converter(parser: argparse.ArgumentParser, converter: Converter) -> None:
     parser.description = converter.description
-    parser.add_argument(
-        "--input", type=Path, required=True, metavar=converter.metavar, help=converter.source
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
-    )
+    _add_folders(parser, metavar=converter.metavar, source=converter.source)
     for option in converter.options:
         parser.add_argument(
             option.flag,
@@ -210,11 +259,19 @@ def _add_converter(parser: argparse.ArgumentParser, converter: Converter) -> Non
             metavar=option.metavar,
             help=option.help,
         )
+    parser.set_defaults(run=partial(convert, converter))
+
+
+def _add_folders(parser: argparse.ArgumentParser, *, metavar: str, source: str) -> None:
+    """From where to where, and how much of the machine to use."""
+    parser.add_argument("--input", type=Path, required=True, metavar=metavar, help=source)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make"
+    )
     parser.add_argument(
         "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
-    parser.set_defaults(run=partial(convert, converter))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def train_run(interest: str, dataset: Path, run_dir: Path) -> Path:
 def run_dir(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Path:
     """A short run of CDP, and beside it, as its student, the same run once more."""
     folder = tmp_path_factory.mktemp("runs")
-    train_run("cdp", tiny_dataset, folder / "run")
+    train_run("cdp_timestep", tiny_dataset, folder / "run")
     shutil.copytree(folder / "run", folder / "run-student")
     return folder / "run"
 
@@ -249,9 +249,11 @@ def test_steps_between_levels_of_evidence_are_measured_like_others(
 ) -> None:
     monkeypatch.setattr("cdp_torchrec.benchmark.latency.command.init_process_group", lambda _: CPU)
     monkeypatch.setattr(denoiser_cost_module, "_TRIALS", 1)
-    run_dir = train_run("cdp_evidence", tiny_dataset, tmp_path / "evidence")
+    run_dir = train_run("cdp", tiny_dataset, tmp_path / "evidence")
     with pytest.raises(ConfigError, match=r"found 20, but .* level 15 of the evidence; .* 1 to 15"):
-        open_cdp_run(run_dir, [])
+        open_cdp_run(run_dir, ["benchmark.num_inference_steps=[1, 20]"])
+    possible = open_cdp_run(run_dir, []).config.benchmark
+    assert (possible.num_inference_steps, possible.samplers) == ((1, 2, 4, 8), ("ddim",))
     with pytest.raises(ConfigError, match=r"has one sampler, benchmark\.samplers=\[\"ddim\"\]"):
         open_cdp_run(run_dir, SETTINGS)
     benchmark.main(["latency", str(run_dir), *SETTINGS, 'benchmark.samplers=["ddim"]'])

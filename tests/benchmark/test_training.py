@@ -196,9 +196,13 @@ def test_an_operation_is_of_one_kind(operation: str, kind: str) -> None:
 
 
 def test_every_row_is_measured_beside_the_first(tiny_dataset: Path, one_rank: None) -> None:
-    small = ['benchmark.rows=["pooled", "cdp_mean"]', "benchmark.rounds=2", "benchmark.steps=2"]
+    small = [
+        'benchmark.rows=["pooled", "cdp_timestep_mean"]',
+        "benchmark.rounds=2",
+        "benchmark.steps=2",
+    ]
     speed = measure_training(load_rows(settings(tiny_dataset, *small)), CPU)
-    names = ["pooled", "cdp_mean", "pooled, plain PyTorch"]
+    names = ["pooled", "cdp_timestep_mean", "pooled, plain PyTorch"]
     assert list(speed.rounds) == list(speed.shares) == names
     assert all(len(found.ms) == 2 and found.fastest > 0 for found in speed.rounds.values())
     content = as_json(speed)

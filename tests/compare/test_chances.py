@@ -14,7 +14,7 @@ from tests.compare.conftest import MakeResult, MakeTable, finish
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
 
-ROWS = ("sim_hard", "din", "dien", "hstu", "cadirec", "diff4rec", "condition_mlp", "cdp")
+ROWS = ("sim_hard", "din", "dien", "hstu", "cadirec", "diff4rec", "condition_mlp", "cdp_timestep")
 ADDED = [
     *(f'models.{name}=["{CONFIGS}/interest/{name}.toml"]' for name in ROWS),
     'other_history=["dien", "hstu", "cadirec", "diff4rec"]',
@@ -29,12 +29,12 @@ def test_the_parts_that_a_module_reads_are_those_that_it_looks_at(make_table: Ma
     assert reads["none"] == set()
     assert reads["pooled"] == reads["cadirec"] == reads["diff4rec"] == {"item"}
     assert reads["din"] == reads["sim_hard"] == {"item", "item_attributes"}
-    assert reads["cdp"] == reads["condition_mlp"] == reads["hstu"] == everything
+    assert reads["cdp_timestep"] == reads["condition_mlp"] == reads["hstu"] == everything
     assert rows["none"].history == "none"
     assert rows["pooled"].history == "gated, pooled: all"
     assert rows["sim_hard"].history == "gated: last 100; recent: last 10; num_kept = 50"
     assert rows["dien"].history == "recent: last 50"
-    assert rows["cdp"].auxiliary_losses == {"noise_loss": 0.01}
+    assert rows["cdp_timestep"].auxiliary_losses == {"noise_loss": 0.01}
     assert rows["dien"].auxiliary_losses.keys() == {"auxiliary_loss"}
     assert all(row.unseen == () for row in rows.values())
 
@@ -45,7 +45,7 @@ def test_what_neither_tower_nor_module_sees_is_named(make_table: MakeTable) -> N
     unseen = {name: set(row.unseen) for name, row in rows.items()}
     assert unseen["none"] == {"user_id", "item_id"}
     assert unseen["pooled"] == unseen["din"] == {"user_id"}
-    assert unseen["cdp"] == unseen["hstu"] == set()
+    assert unseen["cdp_timestep"] == unseen["hstu"] == set()
 
 
 def costing(result: Result, cpu_s: float) -> Result:

@@ -136,6 +136,7 @@ def test_written_toml_is_plain_toml() -> None:
 
 TRIVAGO = str(ROOT / "configs/data/trivago.toml")
 CDP = str(ROOT / "configs/interest/cdp.toml")
+CDP_TIMESTEP = str(ROOT / "configs/interest/cdp_timestep.toml")
 
 
 def test_every_key_of_an_experiment_is_documented() -> None:
@@ -144,7 +145,7 @@ def test_every_key_of_an_experiment_is_documented() -> None:
     assert undocumented(ExperimentConfig) == []
 
 
-OTHER_SCRIPTS = ("compare", "planning", "benchmark")
+OTHER_SCRIPTS = ("compare", "mappings", "planning", "benchmark")
 LAYERS = sorted(
     path
     for path in ROOT.glob("configs/**/*.toml")
@@ -156,7 +157,8 @@ LAYERS = sorted(
 def test_every_layer_of_the_repository_fits(path: Path) -> None:
     from cdp_torchrec.experiment_config import ExperimentConfig
 
-    below = [layer for layer in (TRIVAGO, CDP) if layer != str(path)]
+    preset = CDP_TIMESTEP if path.stem == "x0_onestep" else CDP
+    below = [layer for layer in (TRIVAGO, preset) if layer != str(path)]
     config = load_config(ExperimentConfig, [*below, str(path)])
     layer("saved.toml", dump_toml(config))
     assert load_toml(ExperimentConfig, Path("saved.toml")) == config

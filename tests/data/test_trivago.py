@@ -254,7 +254,7 @@ def test_item_metadata_adds_stars_and_number_of_properties(tmp_path: Path) -> No
 def test_repeated_item_in_the_metadata_is_an_error(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", [clickout(1, 1, "1", "1|2"), next_day()])
     (log / "item_metadata.csv").write_text("item_id,properties\n1,Pool\n2,Bar\n1,Wifi\n")
-    with pytest.raises(DatasetError, match=r"item_metadata.csv: item 1 occurs in line 2 and"):
+    with pytest.raises(DatasetError, match=r"item_metadata.csv: item_id 1 occurs in line 2 and"):
         prepare_trivago(log, tmp_path / "data")
 
 

@@ -1,12 +1,13 @@
 """Small logs in the forms that the pages ask for."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.data import completejourney_tables, ebnerd_log, trivago_events
+from tests.data import completejourney_tables, ebnerd_log, mapped_logs, trivago_events
 from tests.data.trivago_events import DAY, clickout, event
 
 
@@ -79,3 +80,25 @@ def write_completejourney(file: Path) -> None:
     folder = file.with_suffix("")
     completejourney_tables.write_tables(folder, transactions, promotions)
     completejourney_tables.write_wheel(file, folder)
+
+
+def write_shop(folder: Path) -> None:
+    """Ten days of a shop of hats and shoes: impressions, items and views of detail pages."""
+    rng = np.random.default_rng(0)
+    start, day = 1_748_736_000, 86_400
+    impressions, views = [], []
+    for page in range(300):
+        second, user = start + page * day // 30, f"u{rng.integers(20)}"
+        for item in rng.permutation(30)[:5]:
+            row = {"page_id": page, "user_id": user, "time": second, "item_id": f"i{item}"}
+            impressions.append(row | {"client": "app", "clicked": int(rng.random() < 0.2)})
+        seen = {"user": user, "item": f"i{rng.integers(30)}", "seconds": int(rng.integers(60))}
+        views.append(seen | {"when": f"{datetime.fromtimestamp(second - 900, UTC):%Y-%m-%d %H:%M}"})
+    kinds = ("hats", "shoes", "bags")
+    items = [
+        {"id": f"i{n}", "category": kinds[n % 3], "price": n + 0.5, "tags": "new|red"}
+        for n in range(30)
+    ]
+    mapped_logs.write_csv(folder / "impressions.csv", impressions)
+    mapped_logs.write_csv(folder / "items.csv", items)
+    mapped_logs.write_csv(folder / "views.csv", views, delimiter=";")

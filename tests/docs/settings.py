@@ -6,6 +6,7 @@ from pathlib import Path
 from cdp_torchrec.commands.benchmark import BENCHMARKS
 from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.config import Config, load_config
+from cdp_torchrec.data.prepare.mapping_config import MappingConfig
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -26,6 +27,7 @@ SETTINGS: dict[str, type[Config]] = {
     "predict": PredictConfig,
     "distill": DistillExperimentConfig,
     "prepare_data synthetic": SyntheticConfig,
+    "prepare_data generic": MappingConfig,
     **{f"benchmark {name}": benchmark.CONFIG for name, benchmark in BENCHMARKS.items()},
 }
 """What key=value of a command sets."""
@@ -75,7 +77,8 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
     if command in _WITH_PARTS and arguments and not arguments[0].startswith("-"):
         command, arguments = f"{command} {arguments[0]}", arguments[1:]
     arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
-    layers = [a for a in arguments if a.endswith(".toml") and "=" not in a]
+    written = output_of(arguments)
+    layers = [a for a in arguments if a.endswith(".toml") and "=" not in a and a != written]
     settings = [a for a in arguments if _SETTING.match(a)]
     # The preparation of a dataset writes its starter.toml.
     made = [a for a in layers if a in made_here or a.endswith("/starter.toml")]
@@ -87,6 +90,11 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
     config = SETTINGS[command]
     own = [CONFIGS / "quickstart.toml"] if issubclass(config, ExperimentConfig) else []
     load_config(config, [*layers, *settings], default_layers=own)
+
+
+def output_of(words: list[str]) -> str | None:
+    """What a command writes, if it says so."""
+    return words[words.index("--output") + 1] if "--output" in words else None
 
 
 def check_layer(text: str, command: str, folder: Path) -> None:

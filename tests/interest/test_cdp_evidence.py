@@ -11,7 +11,7 @@ from cdp_torchrec.interest.pooling import normalise
 from tests.gradients import idle, in_float64
 from tests.interest.test_cdp import ROLES, gradients
 
-PRESET = "interest/cdp_evidence"
+PRESET = "interest/cdp"
 
 
 @pytest.mark.parametrize("num_inference_steps", [1, 4])
@@ -166,7 +166,7 @@ def test_the_condition_may_see_behaviours_in_other_categories_and_those_alone(
 
 
 def test_the_whole_history_is_looked_up_only_for_an_expert_that_reads_it(load_interest):
-    for kind in ("condition_mlp", "cdp_evidence"):
+    for kind in ("condition_mlp", "cdp"):
         reads = (f"interest/{kind}", "pooling=mean", OTHERS)
         assert load_interest(*reads).history.whole
         assert not load_interest(*reads, "ablation/no_collaborative").history.whole
@@ -214,4 +214,4 @@ def test_only_a_part_that_trains_is_looked_up(load_interest):
     assert load_interest(PRESET).history.part
     assert not load_interest(PRESET, "ablation/no_completion").history.part
     assert not load_interest(PRESET, "ablation/no_steps").history.part
-    assert not load_interest("interest/cdp").history.part
+    assert not load_interest("interest/cdp_timestep").history.part

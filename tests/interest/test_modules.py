@@ -114,7 +114,10 @@ def test_none_adds_nothing(make_module, make_inputs, preset):
 
 
 def test_cdp_and_its_floors_hand_the_same_parts_to_the_tower(load_interest):
-    cdp, condition_mlp = load_interest("interest/cdp"), load_interest("interest/condition_mlp")
+    cdp, condition_mlp = (
+        load_interest("interest/cdp_timestep"),
+        load_interest("interest/condition_mlp"),
+    )
     pooled = load_interest("interest/pooled_attention")
     for key in ("emit", "pooling", "attention", "latent_norm"):
         assert getattr(pooled, key) == getattr(condition_mlp, key) == getattr(cdp, key)

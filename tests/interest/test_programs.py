@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestInput, I
 from tests.interest.variants import ATTENTIVE, VARIANTS, WITH_HISTORY, Variant, auxiliary, segments
 from tests.whole_matrix import WHOLE_MATRIX
 
-# Two steps stand for twenty: compilers unroll the loop.
+# Two steps stand for twenty, and one layer for several: compilers unroll the loop.
+FEWER = {
+    **dict.fromkeys(("cdp_timestep", "cdp_paper", "diffumin"), "num_inference_steps=2"),
+    **dict.fromkeys(("diff4rec", "longer", "mtgr"), "num_layers=1"),
+}
 PRESETS: list[Variant] = [
-    (*preset, "num_inference_steps=2")
-    if preset[0] in ("interest/cdp", "interest/cdp_paper", "interest/diffumin")
-    else preset
-    for preset in WITH_HISTORY
+    (name, FEWER[Path(name).name]) if Path(name).name in FEWER else (name,)
+    for (name,) in WITH_HISTORY
 ]
 # Presets keep more behaviours than these tests have: in variants the search has to choose.
 PROGRAMS = [
@@ -29,14 +32,10 @@ PROGRAMS = [
 EXPORTED: list[Variant] = [
     ("interest/pooled",),
     ("interest/din",),
-    ("interest/dien",),
-    ("interest/sasrec",),
-    ("interest/diffrec",),
 ]
-"""Ways of computing that tests/serving does not export by default (CDP, QIN and TWIN it does); all
-others are slow."""
+"""Beside CDP and TWIN, which tests/serving exports by default; all others are slow."""
 CAPTURED: list[Variant] = [
-    ("interest/cdp", "num_inference_steps=2"),
+    ("interest/cdp_timestep", "num_inference_steps=2"),
     ("interest/sim_soft", "num_kept=5"),
     ("interest/twin", "num_kept=5", "kept_by=each_head"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
@@ -47,18 +46,18 @@ are slow."""
 
 
 COMPILED: list[Variant] = [
-    ("interest/cdp", "num_inference_steps=2"),
-    ("interest/cdp_evidence",),
+    ("interest/cdp_timestep", "num_inference_steps=2"),
+    ("interest/cdp",),
     ("interest/ddrm",),
     ("interest/dien",),
-    ("interest/diff4rec",),
+    ("interest/diff4rec", "num_layers=1"),
     ("interest/diffrec",),
     ("interest/din",),
     ("interest/eta",),
     ("interest/hstu",),
-    ("interest/longer",),
+    ("interest/longer", "num_layers=1"),
     ("interest/marm",),
-    ("interest/mtgr",),
+    ("interest/mtgr", "num_layers=1"),
     ("interest/pooled",),
     ("interest/qin",),
     ("interest/sasrec",),

@@ -16,26 +16,26 @@ ATTENTIVE = [
     f"interest/{preset}"
     for preset in ("din", "sim_hard", "sim_soft", "eta", "twin", "twin_v2", "qin")
 ]
-CDP_FAMILY = [f"interest/{name}" for name in ("condition_mlp", "cdp_paper", "cdp", "cdp_evidence")]
+CDP_FAMILY = [f"interest/{name}" for name in ("condition_mlp", "cdp_paper", "cdp_timestep", "cdp")]
 ABLATIONS = ["no_condition", "no_collaborative", "no_context_scene", "no_moe"]
 PAPER_UNIT = ("normalise=none", "activation=prelu", "score_features=[]", "embedding_norm=none")
 VARIANTS: list[Variant] = [
     *WITH_HISTORY,
     *[(preset, f"ablation/{ablation}") for preset in CDP_FAMILY for ablation in ABLATIONS],
     ("interest/cdp_paper", "ablation/x0_onestep"),
-    ("interest/cdp", "ablation/x0_onestep"),
+    ("interest/cdp_timestep", "ablation/x0_onestep"),
     ("interest/cdp_paper", "ablation/unrolled"),
     ("interest/cdp_paper", "ablation/same_emission"),
     ("interest/cdp_paper", "ablation/request_noise"),
     ("interest/cdp_paper", "ablation/mean_noise", "num_inference_steps=2"),
-    ("interest/cdp", "denoiser.condition_join=film", "condition.fusion=concat_mlp"),
-    ("interest/cdp", "sampler=dpmpp_2m", "prediction_type=v", "latent_norm=l2"),
-    ("interest/cdp", "schedule.beta_schedule=cosine", "start_timestep=60"),
-    ("interest/cdp_evidence", "num_inference_steps=3", "recon_detach=true"),
-    ("interest/cdp_evidence", "ablation/no_completion"),
-    ("interest/cdp_evidence", "ablation/no_gain"),
+    ("interest/cdp_timestep", "denoiser.condition_join=film", "condition.fusion=concat_mlp"),
+    ("interest/cdp_timestep", "sampler=dpmpp_2m", "prediction_type=v", "latent_norm=l2"),
+    ("interest/cdp_timestep", "schedule.beta_schedule=cosine", "start_timestep=60"),
+    ("interest/cdp", "num_inference_steps=3", "recon_detach=true"),
+    ("interest/cdp", "ablation/no_completion"),
+    ("interest/cdp", "ablation/no_gain"),
     ("interest/condition_mlp", "condition.gain_dim=8"),
-    ("interest/cdp_evidence", "condition.user_role=user_and_other_categories"),
+    ("interest/cdp", "condition.user_role=user_and_other_categories"),
     ("interest/condition_mlp", "pooling=mean", "condition.user_role=user_and_other_categories"),
     ("interest/din", *[f"attention.{setting}" for setting in PAPER_UNIT]),
     ("interest/din", "attention.activation=sigmoid", "attention.layer_sizes=[8,4]"),

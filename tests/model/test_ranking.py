@@ -161,7 +161,7 @@ def test_losses_beside_a_stranger_do_not_depend_on_the_number_of_ranks(tiny_data
 
 
 def test_padding_adds_nothing_to_the_loss(tiny_dataset: Path) -> None:
-    setting = Setting(tiny_dataset, "cdp")
+    setting = Setting(tiny_dataset, "cdp_timestep")
     exact, _ = setting.model(setting.batch(0, 40, size=40))
     padded, output = setting.model(setting.batch(0, 40, size=64))
     # The sum is divided by the places of the batch, the same number on every rank.
@@ -214,8 +214,8 @@ def test_first_losses_are_the_golden_ones(tiny_dataset: Path, preset: str) -> No
 
 
 def test_bfloat16_changes_scores_little(tiny_dataset: Path) -> None:
-    exact = Setting(tiny_dataset, "cdp")
-    mixed = Setting(tiny_dataset, "cdp", "model.precision=bfloat16")
+    exact = Setting(tiny_dataset, "cdp_timestep")
+    mixed = Setting(tiny_dataset, "cdp_timestep", "model.precision=bfloat16")
     mixed.model.load_state_dict(exact.model.state_dict())
     batch = exact.batch(0, 64)
     loss, output = exact.model(batch)
@@ -226,7 +226,7 @@ def test_bfloat16_changes_scores_little(tiny_dataset: Path) -> None:
 
 
 def test_a_batch_moves_and_keeps_its_fields(tiny_dataset: Path) -> None:
-    batch = Setting(tiny_dataset, "cdp").batch(0, 64)
+    batch = Setting(tiny_dataset, "cdp_timestep").batch(0, 64)
     moved = batch.to(torch.device("cpu"))
     assert isinstance(moved, Batch)
     for field in fields(Batch):

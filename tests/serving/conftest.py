@@ -65,7 +65,7 @@ def export_untuned(run_dir: Path, output: Path, *settings: str) -> Path:
 def trained_run(tiny_dataset: Path, make_once: MakeOnce) -> Path:
     """A short run of CDP."""
     steps = "model.interest.num_inference_steps=2"
-    return make_once("cdp", lambda folder: short_run(tiny_dataset, folder, "cdp", steps))
+    return make_once("cdp", lambda folder: short_run(tiny_dataset, folder, "cdp_timestep", steps))
 
 
 @pytest.fixture(scope="session")

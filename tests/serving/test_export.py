@@ -61,7 +61,12 @@ def test_an_artifact_needs_neither_run_nor_dataset(artifact: Path) -> None:
 
 @pytest.mark.usefixtures("compiled_before")
 @pytest.mark.parametrize(
-    ("tables", "at_most"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 2e-2)]
+    ("tables", "at_most"),
+    [
+        pytest.param("float32", 1e-6, marks=pytest.mark.slow),
+        pytest.param("float16", 1e-3, marks=pytest.mark.slow),
+        ("int8", 2e-2),
+    ],
 )
 def test_sharded_and_quantized_tables_say_how_far_scores_drift(
     trained_run: Path, tmp_path: Path, tables: str, at_most: float

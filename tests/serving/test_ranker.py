@@ -33,12 +33,12 @@ LONGER_THAN_KEPT = [
     ("twin", "model.interest.num_kept=10", "model.interest.kept_by=each_head"),
 ]
 VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT]
-ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] in ("qin", "twin")]
-"""Two that choose what they keep; the artifact of the other tests is that of CDP."""
+ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] == "twin"]
+"""One that chooses what it keeps; the artifact of the other tests is that of CDP."""
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     KINDS = (
-        *("ads", "cddrec", "cdp_evidence", "counts", "ddrm", "diffrec", "diffumin", "din"),
+        *("ads", "cddrec", "cdp", "counts", "ddrm", "diffrec", "diffumin", "din"),
         *("hstu", "longer", "marm", "mtgr", "pooled", "sasrec"),
     )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]

@@ -11,12 +11,14 @@ OMP_NUM_THREADS=1 for one thread. key=value also changes the run's own configura
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig
 from cdp_torchrec.benchmark.output import check_output, write_output
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.layers import is_override
+from cdp_torchrec.diffusion.config import SamplerType
 from cdp_torchrec.distributed.process_group import init_process_group
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.interest.config.gated import CdpConfig
@@ -65,26 +67,35 @@ def open_cdp_run(path: Path, overrides: Sequence[str]) -> StoredRun[LatencyBench
         CheckpointError: there is no checkpoint, or another release wrote it.
     """
     run = open_run(path, overrides, LatencyBenchmarkConfig)
-    _check(run.config)
-    return run
+    return replace(run, config=_checked(run.config))
 
 
-def _check(config: LatencyBenchmarkConfig) -> None:
-    interest = config.model.interest
+def _checked(config: LatencyBenchmarkConfig) -> LatencyBenchmarkConfig:
+    """With the steps and samplers that are measured."""
+    interest, latency = config.model.interest, config.benchmark
     if not isinstance(interest, CdpConfig) or interest.train_path == "unrolled":
         raise ConfigError(
             f"model.interest.kind = '{interest.kind}': only a run of 'cdp' that is trained with "
             "train_path 'chain' or 'x0_onestep' has steps to measure"
         )
-    for steps in config.benchmark.num_inference_steps:
+    for steps in latency.num_inference_steps:
         if steps > interest.max_inference_steps:
             raise ConfigError(
                 f"benchmark.num_inference_steps: found {steps}, but sampling starts at level "
                 f"{interest.max_inference_steps} of the {interest.noise_level}; allowed is 1 to "
                 f"{interest.max_inference_steps}"
             )
-    if interest.noise_level == "evidence" and config.benchmark.samplers != ("ddim",):
+    samplers: tuple[SamplerType, ...] = ("ddim", "dpmpp_2m")
+    if interest.noise_level == "evidence":
+        samplers = ("ddim",)
+    if not set(latency.samplers) <= set(samplers):
         raise ConfigError(
-            f"benchmark.samplers = {list(config.benchmark.samplers)}: a run with "
+            f"benchmark.samplers = {list(latency.samplers)}: a run with "
             "model.interest.noise_level = 'evidence' has one sampler, benchmark.samplers=[\"ddim\"]"
         )
+    possible = tuple(k for k in (1, 2, 4, 8, 20, 100) if k <= interest.max_inference_steps)
+    chosen = {
+        "num_inference_steps": latency.num_inference_steps or possible,
+        "samplers": latency.samplers or samplers,
+    }
+    return config.model_copy(update={"benchmark": latency.model_copy(update=chosen)})

@@ -17,18 +17,12 @@ class LatencySettings(Config):
 
     candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16, 100, 500)
     """Candidates of the request. The frontier is at the number closest to 100."""
-    num_inference_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (
-        1,
-        2,
-        4,
-        8,
-        20,
-        100,
-    )
-    """Denoiser calls K of CDP."""
-    samplers: Annotated[tuple[SamplerType, ...], Field(min_length=1)] = ("ddim", "dpmpp_2m")
+    num_inference_steps: tuple[PositiveInt, ...] = ()
+    """Denoiser calls K of CDP. Empty: 1, 2, 4, 8, 20 and 100, as far as the run's chain
+    reaches."""
+    samplers: tuple[SamplerType, ...] = ()
     """Samplers of the frontier. Their latency is that of the first one: a call of the denoiser is
-    the same in each."""
+    the same in each. Empty: all that the run can use."""
     forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("eager", "exported")
     """"eager": PyTorch as it is. "compiled": torch.compile, on a GPU with CUDA graphs.
     "exported": the program of an artifact (AOTInductor). Compiling takes about a minute for each

@@ -55,6 +55,11 @@ def _time(kind: pa.DataType) -> pa.DataType | None:
     return pa.timestamp(kind.unit, kind.tz and "UTC") if pa.types.is_timestamp(kind) else None
 
 
+def _moment(kind: pa.DataType) -> pa.DataType | None:
+    exact = pa.types.is_date(kind) or pa.types.is_decimal(kind)
+    return _time(kind) or (kind if exact else None)
+
+
 def _flag(kind: pa.DataType) -> pa.DataType | None:
     return kind if pa.types.is_boolean(kind) else None
 
@@ -83,3 +88,23 @@ TEXT = _declared("string", _text, pa.string())
 TIME = _declared("timestamp", _time, pa.timestamp("us"))
 FLAG = _declared("boolean", _flag, pa.bool_())
 ANY = _declared("anything", _anything, pa.null())
+
+
+def _or_list(expected: str, one: Callable[[pa.DataType], pa.DataType | None]) -> ColumnType:
+    """Single values or lists of them."""
+    element = _declared(expected, one, pa.string())
+
+    def widened(kind: pa.DataType) -> pa.DataType | None:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            inner = element.widened(kind.value_type)
+            return None if inner is None else pa.list_(inner)
+        return one(kind)
+
+    return _declared(f"{expected}, or a list of them", widened, pa.string())
+
+
+CODE_OR_LIST = _or_list("string, integer or boolean", lambda kind: _id(kind) or _flag(kind))
+VALUE_OR_LIST = _or_list(
+    "string, number, boolean or time",
+    lambda kind: _id(kind) or _flag(kind) or _number(kind) or _moment(kind),
+)

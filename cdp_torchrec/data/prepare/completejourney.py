@@ -35,6 +35,7 @@ from cdp_torchrec.data.prepare.completejourney_log import (
     unpacked,
 )
 from cdp_torchrec.data.prepare.database import EngineLimits, first_row, open_database, sql_path
+from cdp_torchrec.data.prepare.features import candidate_id, request_id
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
@@ -42,7 +43,7 @@ from cdp_torchrec.data.prepare.staging import (
     request_parts,
     staging_beside,
 )
-from cdp_torchrec.data.schema import DatasetError, Feature, Level, Role, Schema
+from cdp_torchrec.data.schema import DatasetError, Feature, Schema
 from cdp_torchrec.progress import ProgressBar
 
 _HOUR_MS = 3600 * 1000
@@ -50,17 +51,13 @@ _STORE_CLOCK = f"(timestamp - 5 * {_HOUR_MS})"
 _REQUESTS_PER_FILE = 100_000
 
 
-def _feature(name: str, role: Role, entity: str, level: Level = "request") -> Feature:
-    return Feature(name=name, role=role, level=level, kind="id", entity=entity)
-
-
 _FEATURES = (
-    _feature("user_id", "user", "user"),
-    *(_feature(name, "user", name) for name in HOUSEHOLD_ATTRIBUTES),
-    _feature("item_id", "item", "item", "candidate"),
-    _feature("category_id", "item", "category", "candidate"),
+    request_id("user_id", "user", "user"),
+    *(request_id(name, "user") for name in HOUSEHOLD_ATTRIBUTES),
+    candidate_id("item_id", "item", "item"),
+    candidate_id("category_id", "item", "category"),
     *(
-        _feature(name, "item", name, "candidate")
+        candidate_id(name, "item")
         for name in (
             "product_type",
             "department",
@@ -71,10 +68,10 @@ _FEATURES = (
             "mailer",
         )
     ),
-    _feature("hour", "context", "hour"),
-    _feature("weekday", "context", "weekday"),
-    _feature("week", "context", "week"),
-    _feature("store", "scene", "store"),
+    request_id("hour", "context"),
+    request_id("weekday", "context"),
+    request_id("week", "context"),
+    request_id("store", "scene"),
 )
 
 

@@ -6,10 +6,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from cdp_torchrec.data.prepare.aliccp import prepare_aliccp
+from cdp_torchrec.data.prepare.avito import prepare_avito
 from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
 from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.diginetica import prepare_diginetica
 from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
 from cdp_torchrec.data.prepare.jdsearch import prepare_jdsearch
+from cdp_torchrec.data.prepare.kuaisar import prepare_kuaisar
+from cdp_torchrec.data.prepare.mind import prepare_mind
 from cdp_torchrec.data.prepare.trivago import prepare_trivago
 
 
@@ -112,5 +117,52 @@ CONVERTERS = (
         tenth of the users, drawn at random, is the test split.""",
         prepare_jdsearch,
         (Option("--seed", int, "seed of the order of rows and candidates (0)", 0),),
+    ),
+    Converter(
+        "diginetica",
+        "searches of an online shop",
+        """CIKM Cup 2016 (Diginetica): searches and categories of an online shop, with clicks, views
+        and purchases. DIR holds the six files of dataset-train: train-queries.csv,
+        train-clicks.csv, train-item-views.csv, train-purchases.csv, products.csv and
+        product-categories.csv; plain, .gz or .xz. The last seven days are the test split.""",
+        prepare_diginetica,
+        (_test_from("the last seven days with requests"),),
+    ),
+    Converter(
+        "mind",
+        "a real news log with long lists",
+        """MIND (Microsoft News): pages of articles with clicks. DIR holds one folder whose name
+        ends in train and one whose name ends in dev, such as MINDsmall_train and MINDsmall_dev,
+        each with the official behaviors.tsv and news.tsv. dev is the test split.""",
+        prepare_mind,
+    ),
+    Converter(
+        "kuaisar",
+        "video searches, and recommendations as history",
+        """KuaiSAR (Kuaishou): searches for short videos with clicks, and the clicks on
+        recommendations. DIR holds the official src_inter.csv, rec_inter.csv, item_features.csv and
+        user_features.csv; plain, .gz or .xz. Searches of the last day (in Beijing) are the test
+        split.""",
+        prepare_kuaisar,
+        (_test_from("the last day with searches"),),
+    ),
+    Converter(
+        "aliccp",
+        "recommendations with totals of users, no histories",
+        """Ali-CCP (Taobao): recommendations with clicks. DIR holds the official
+        sample_skeleton_train.csv, sample_skeleton_test.csv, common_features_train.csv and
+        common_features_test.csv; plain, .gz or .xz. The test files are the test split.""",
+        prepare_aliccp,
+        (Option("--seed", int, "seed of the order of requests (0)", 0),),
+    ),
+    Converter(
+        "avito",
+        "ads beside searches of a classifieds site",
+        """Avito Context Ad Clicks (Kaggle 2015): searches of a classifieds site, with the ads
+        shown beside them and clicked. DIR holds the official trainSearchStream.tsv, SearchInfo.tsv,
+        AdsInfo.tsv, Category.tsv, UserInfo.tsv, VisitsStream.tsv and PhoneRequestsStream.tsv;
+        plain, .gz or .xz. Searches of the last day are the test split.""",
+        prepare_avito,
+        (_test_from("the last day with searches"),),
     ),
 )

@@ -45,13 +45,9 @@ class CsvFormat:
     def cells(self, line: str) -> list[str]:
         """The cells of one line."""
         line = line.rstrip("\r\n")
-        if len(self.delimiter) > 1:
+        if self.quote is None or len(self.delimiter) > 1:
             return line.split(self.delimiter) if line else []
-        quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
-        rows = csv.reader(
-            [line], delimiter=self.delimiter, quotechar=self.quote or '"', quoting=quoting
-        )
-        return next(rows, [])
+        return next(csv.reader([line], delimiter=self.delimiter, quotechar=self.quote), [])
 
 
 def plain_text(data: IO[bytes], form: CsvFormat) -> IO[bytes]:

@@ -37,6 +37,18 @@ def find_csv(directory: Path, *names: str) -> Path | None:
     return next((path for path in paths if path.exists() or path.is_symlink()), None)
 
 
+def needed_csv(directory: Path, *names: str) -> Path:
+    """As `find_csv`; the file must be there.
+
+    Raises:
+        DatasetError: it is not, or the directory does not exist.
+    """
+    path = find_csv(directory, *names)
+    if path is None:
+        raise DatasetError(f"{directory}: no {names[0]} there (plain, .gz or .xz)")
+    return path
+
+
 def stream_csv(
     path: Path, columns: Sequence[str], form: CsvFormat | None = None
 ) -> Iterator[pa.RecordBatch]:
@@ -73,6 +85,20 @@ def stream_csv(
             read = raw.tell() // 2**20
     if line == first:
         raise DatasetError(f"{path}: the file has no rows")
+
+
+def first_bytes(path: Path, size: int) -> bytes:
+    """The first bytes of a text table, decompressed.
+
+    Raises:
+        DatasetError: the file cannot be opened, or is damaged.
+    """
+    with (
+        _reading_csv(path, CsvFormat()),
+        open_file(path) as raw,
+        _decompressed(raw, path) as data,
+    ):
+        return data.read(size)
 
 
 def first_lines(path: Path, form: CsvFormat, count: int) -> str:

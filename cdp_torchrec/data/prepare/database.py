@@ -219,6 +219,26 @@ def check_lines(
         raise DatasetError(f"{path}: line {line}: {message}")
 
 
+def check_unique_lines(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, key: str
+) -> None:
+    """Check that no two rows of a table made by `load_csv` have the same key.
+
+    Raises:
+        DatasetError: two have; names both lines.
+    """
+    repeated = first_row(
+        connection,
+        f"""
+        SELECT {key}, min(line), max(line) FROM {name}
+        GROUP BY {key} HAVING count(*) > 1 ORDER BY {key} LIMIT 1
+        """,
+    )
+    if repeated:
+        value, first, last = repeated
+        raise DatasetError(f"{path}: {key} {value} occurs in line {first} and line {last}")
+
+
 def matches(column: str, pattern: str) -> str:
     """SQL: the whole text has this form; false where it is null."""
     return f"coalesce(regexp_full_match({column}, '{pattern}'), false)"

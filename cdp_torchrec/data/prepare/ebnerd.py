@@ -36,6 +36,12 @@ from cdp_torchrec.data.prepare.ebnerd_log import (
     load_reads,
     load_requests,
 )
+from cdp_torchrec.data.prepare.features import (
+    candidate_id,
+    candidate_number,
+    request_id,
+    request_number,
+)
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
@@ -43,7 +49,7 @@ from cdp_torchrec.data.prepare.staging import (
     request_parts,
     staging_beside,
 )
-from cdp_torchrec.data.schema import DatasetError, Feature, Kind, Level, Role, Schema
+from cdp_torchrec.data.schema import DatasetError, Feature, Schema
 from cdp_torchrec.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -62,49 +68,39 @@ _ACTION = """
 """
 
 
-def _feature(
-    name: str, role: Role, entity: str | None, *, level: Level = "request", kind: Kind = "id"
-) -> Feature:
-    return Feature(name=name, role=role, level=level, kind=kind, entity=entity)
-
-
-def _number(name: str, role: Role) -> Feature:
-    return _feature(name, role, None, level="candidate", kind="number")
-
-
 _FEATURES = (
-    _feature("user_id", "user", "user"),
-    _feature("age", "user", "age"),
-    _feature("gender", "user", "gender"),
-    _feature("postcode", "user", "postcode"),
-    _feature("subscriber", "user", "subscriber"),
-    _feature("sso_user", "user", "sso_user"),
-    _feature("query_id", "query", "item"),
-    _feature("item_id", "item", "item", level="candidate"),
-    _number("log_age", "item"),
-    _number("log_views_hour", "item"),
-    _number("log_clicks_hour", "item"),
-    _number("log_views_day", "item"),
-    _number("log_clicks_day", "item"),
-    _number("log_views", "item"),
-    _number("log_clicks", "item"),
-    _feature("hour", "context", "hour"),
-    _feature("weekday", "context", "weekday"),
-    _feature("page", "context", "page"),
-    _feature("position", "context", "position", level="candidate"),
-    _feature("list_length", "context", None, kind="number"),
-    _number("log_user_views", "context"),
-    _number("log_user_view_age", "context"),
-    _feature("device", "scene", "device"),
-    _feature("session_bucket", "scene", "session_bucket"),
+    request_id("user_id", "user", "user"),
+    request_id("age", "user"),
+    request_id("gender", "user"),
+    request_id("postcode", "user"),
+    request_id("subscriber", "user"),
+    request_id("sso_user", "user"),
+    request_id("query_id", "query", "item"),
+    candidate_id("item_id", "item", "item"),
+    candidate_number("log_age", "item"),
+    candidate_number("log_views_hour", "item"),
+    candidate_number("log_clicks_hour", "item"),
+    candidate_number("log_views_day", "item"),
+    candidate_number("log_clicks_day", "item"),
+    candidate_number("log_views", "item"),
+    candidate_number("log_clicks", "item"),
+    request_id("hour", "context"),
+    request_id("weekday", "context"),
+    request_id("page", "context"),
+    candidate_id("position", "context"),
+    request_number("list_length", "context"),
+    candidate_number("log_user_views", "context"),
+    candidate_number("log_user_view_age", "context"),
+    request_id("device", "scene"),
+    request_id("session_bucket", "scene"),
 )
-_CATEGORY = _feature("category_id", "item", "category", level="candidate")
+_CATEGORY = candidate_id("category_id", "item", "category")
 _ATTRIBUTES = {
-    "subcategory_id": _feature("subcategory_id", "item", "subcategory", level="candidate"),
-    "article_type": _feature("article_type", "item", "article_type", level="candidate"),
-    "premium": _feature("premium", "item", "premium", level="candidate"),
-    "body_bucket": _feature("body_bucket", "item", "body_bucket", level="candidate"),
-    "published": _number("log_published_age", "item"),
+    "subcategory_id": candidate_id("subcategory_id", "item", "subcategory"),
+    "article_type": candidate_id("article_type", "item"),
+    "premium": candidate_id("premium", "item"),
+    "body_bucket": candidate_id("body_bucket", "item"),
+    "published": candidate_number("log_published_age", "item"),
 }
 
 

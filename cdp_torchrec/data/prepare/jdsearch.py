@@ -27,7 +27,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import find_csv, first_lines
+from cdp_torchrec.data.prepare.csv_tables import first_lines, needed_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     Rule,
@@ -44,9 +44,9 @@ from cdp_torchrec.data.prepare.features import (
     request_ids,
     request_number,
 )
-from cdp_torchrec.data.prepare.log_tables import prepare_log
+from cdp_torchrec.data.prepare.log_tables import number_requests, prepare_log
 from cdp_torchrec.data.prepare.spec import DatasetSpec
-from cdp_torchrec.data.schema import DatasetError, Schema
+from cdp_torchrec.data.schema import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,7 @@ def read_jdsearch(
 
 
 def _found(source: Path, name: str) -> Path:
-    path = find_csv(source, f"{name}.txt", f"{name}_sample.txt")
-    if path is None:
-        raise DatasetError(f"{source}: no {name}.txt there (plain, .gz or .xz)")
-    return path
+    return needed_csv(source, f"{name}.txt", f"{name}_sample.txt")
 
 
 def _form(path: Path, columns: tuple[str, ...]) -> CsvFormat:
@@ -176,26 +173,26 @@ def _load_rows(connection: duckdb.DuckDBPyConnection, path: Path, seed: int) -> 
     """Make table `requests`, with the lists of each row."""
     load_csv(connection, "raw_rows", path, BEHAVIOR_COLUMNS, _form(path, BEHAVIOR_COLUMNS))
     check_lines(connection, "raw_rows", path, _rules())
-    order = random_number("'row'", "line", seed=seed)
     connection.execute(f"""
-        CREATE TABLE requests AS
-        SELECT number, {_DAY} + number AS timestamp, row AS request_id, row AS user_id,
-            query AS query_id, coalesce({_TERMS.format("query")}, []) AS query_terms,
+        CREATE TABLE rows AS
+        SELECT row AS request_id, row AS user_id, query AS query_id,
+            coalesce({_TERMS.format("query")}, []) AS query_terms,
             ln(1 + gaps[-1]) AS log_gap, len(items) AS list_length,
             items, labels, history_items, history_types, gaps
         FROM (
-            SELECT row_number() OVER (ORDER BY {order}, line) - 1 AS number,
-                line - min(line) OVER () + 1 AS row, query,
+            SELECT line - (SELECT min(line) FROM raw_rows) + 1 AS row, query,
                 {_parts("candidate_wid_list")} AS items,
                 {_parts("candidate_label_list")} AS labels,
                 {_parts("history_wid_list")} AS history_items,
                 {_parts("history_type_list")} AS history_types,
                 {_parts("history_time_list")}::DOUBLE[]::BIGINT[] AS gaps
             FROM raw_rows
-        )
-        ORDER BY number
+        );
+        DROP TABLE raw_rows
     """)
-    connection.execute("DROP TABLE raw_rows")
+    order = random_number("'row'", "request_id", seed=seed)
+    moment = f"{_DAY} + number AS timestamp"
+    number_requests(connection, "rows", order=f"{order}, request_id", added=moment)
 
 
 def _parts(column: str) -> str:

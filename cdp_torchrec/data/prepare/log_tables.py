@@ -60,6 +60,28 @@ def prepare_log(
         return build_dataset(staging, output, spec, limits, log=source)
 
 
+def number_requests(
+    connection: duckdb.DuckDBPyConnection, table: str, *, order: str, added: str = ""
+) -> None:
+    """Make table `requests` of a table of them, which is dropped: numbered.
+
+    Args:
+        connection: holds the table.
+        table: its name; it has a unique `request_id`.
+        order: SQL: in which order they are numbered.
+        added: SQL: further columns, which may depend on `number`.
+    """
+    # The window holds ids only: rows with long lists would have to fit into it.
+    connection.execute(f"""
+        CREATE TABLE request_numbers AS
+        SELECT request_id, row_number() OVER (ORDER BY {order}) - 1 AS number FROM {table};
+        CREATE TABLE requests AS
+        SELECT number, {added + ", " if added else ""}{table}.*
+        FROM {table} JOIN request_numbers USING (request_id) ORDER BY number;
+        DROP TABLE request_numbers; DROP TABLE {table}
+    """)
+
+
 def start_of_test(
     connection: duckdb.DuckDBPyConnection,
     test_from: date | None,

@@ -33,11 +33,18 @@ import duckdb
 from cdp_torchrec.data.prepare.csv_tables import find_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
-    first_row,
+    check_unique_lines,
     load_csv,
     open_database,
     scalar,
     sql_path,
+)
+from cdp_torchrec.data.prepare.features import (
+    candidate_id,
+    candidate_number,
+    request_id,
+    request_ids,
+    request_number,
 )
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
@@ -54,7 +61,7 @@ from cdp_torchrec.data.prepare.trivago_log import (
     order_events,
     split_list,
 )
-from cdp_torchrec.data.schema import DatasetError, Feature, Kind, Level, Role, Schema
+from cdp_torchrec.data.schema import DatasetError, Feature, Schema
 
 logger = logging.getLogger(__name__)
 
@@ -62,35 +69,29 @@ _DAY_MS = 24 * 3600 * 1000
 _REQUESTS_PER_FILE = 200_000
 
 
-def _feature(
-    name: str, role: Role, entity: str | None, *, level: Level = "request", kind: Kind = "id"
-) -> Feature:
-    return Feature(name=name, role=role, level=level, kind=kind, entity=entity)
-
-
 _FEATURES = (
-    _feature("user_id", "user", "user"),
-    _feature("query_id", "query", "query"),
-    _feature("query_filters", "query", "filter", kind="ids"),
-    _feature("item_id", "item", "item", level="candidate"),
-    _feature("category_id", "item", "category", level="candidate"),
-    _feature("price_tier", "item", "price_tier", level="candidate"),
-    _feature("log_price", "item", None, level="candidate", kind="number"),
-    _feature("price_rank", "item", None, level="candidate", kind="number"),
-    _feature("hour", "context", "hour"),
-    _feature("weekday", "context", "weekday"),
-    _feature("position", "context", "position", level="candidate"),
-    _feature("step_bucket", "context", "step_bucket"),
-    _feature("num_filters", "context", None, kind="number"),
-    _feature("list_length", "context", None, kind="number"),
-    _feature("device", "scene", "device"),
-    _feature("platform", "scene", "platform"),
-    _feature("search_source", "scene", "search_source"),
-    _feature("sort_order", "scene", "sort_order"),
+    request_id("user_id", "user", "user"),
+    request_id("query_id", "query", "query"),
+    request_ids("query_filters", "query", "filter"),
+    candidate_id("item_id", "item", "item"),
+    candidate_id("category_id", "item", "category"),
+    candidate_id("price_tier", "item"),
+    candidate_number("log_price", "item"),
+    candidate_number("price_rank", "item"),
+    request_id("hour", "context"),
+    request_id("weekday", "context"),
+    candidate_id("position", "context"),
+    request_id("step_bucket", "context"),
+    request_number("num_filters", "context"),
+    request_number("list_length", "context"),
+    request_id("device", "scene"),
+    request_id("platform", "scene"),
+    request_id("search_source", "scene"),
+    request_id("sort_order", "scene"),
 )
 _METADATA_FEATURES = (
-    _feature("star_rating", "item", "star_rating", level="candidate"),
-    _feature("num_properties", "item", None, level="candidate", kind="number"),
+    candidate_id("star_rating", "item"),
+    candidate_number("num_properties", "item"),
 )
 
 
@@ -186,17 +187,7 @@ def _number_requests(connection: duckdb.DuckDBPyConnection, log: Path) -> int:
 def _load_metadata(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Make table `metadata` (item, star_rating, num_properties)."""
     load_csv(connection, "raw_metadata", path, ("item_id", "properties"))
-    repeated = first_row(
-        connection,
-        """
-        SELECT item_id, min(line), max(line) FROM raw_metadata
-        GROUP BY item_id HAVING count(*) > 1 ORDER BY item_id LIMIT 1
-    """,
-    )
-    if repeated:
-        raise DatasetError(
-            f"{path}: item {repeated[0]} occurs in line {repeated[1]} and line {repeated[2]}"
-        )
+    check_unique_lines(connection, "raw_metadata", path, "item_id")
     connection.execute(f"""
         CREATE TABLE metadata AS
         SELECT item_id AS item, len({split_list("properties")}) AS num_properties,

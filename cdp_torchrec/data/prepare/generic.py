@@ -1,0 +1,251 @@
+"""Any log by its mapping: from the user's own files to a dataset directory.
+
+`mapping_config.py` says what a mapping holds. Files are loaded as text (`raw_tables`), checked
+column by column (`mapped_columns`), and grouped into requests (`mapped_log`, or `drawn_negatives`
+where the log does not say what was shown). Attributes and behaviours are joined here.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+
+from cdp_torchrec.data.prepare.database import EngineLimits, Rule, first_row, scalar
+from cdp_torchrec.data.prepare.drawn_negatives import draw_requests
+from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log
+from cdp_torchrec.data.prepare.mapped_columns import (
+    cell,
+    cells,
+    check_attributes,
+    count_rules,
+    counts,
+    filled,
+    load_tables,
+    times,
+)
+from cdp_torchrec.data.prepare.mapped_log import make_requests
+from cdp_torchrec.data.prepare.mapping_config import (
+    ACTION_ENTITY,
+    BehaviourConfig,
+    FeatureConfig,
+    MappingConfig,
+)
+from cdp_torchrec.data.prepare.raw_tables import RawTable, quoted
+from cdp_torchrec.data.prepare.spec import DatasetSpec
+from cdp_torchrec.data.prepare.table_config import moment
+from cdp_torchrec.data.schema import DatasetError, Schema
+
+logger = logging.getLogger(__name__)
+
+_HOUR_MS = 3_600_000
+
+
+def prepare_generic(
+    mapping: MappingConfig, source: Path, output: Path, *, limits: EngineLimits | None = None
+) -> Schema:
+    """Prepare a log as a dataset directory.
+
+    Args:
+        mapping: what its columns mean.
+        source: folder of its files.
+        output: dataset directory to make; must not exist.
+        limits: memory and threads of the engine.
+
+    Raises:
+        DatasetError: files are missing, damaged, or not what the mapping says, or `output` exists.
+        PreparationError: the dataset cannot be written.
+    """
+
+    def read(connection: duckdb.DuckDBPyConnection) -> DatasetSpec:
+        tables = load_tables(connection, mapping, source)
+        log = tables[mapping.log.table]
+        told = mapping.source
+        if mapping.sampling:
+            told += f"; {draw_requests(connection, log, mapping)}"
+        else:
+            make_requests(connection, log, mapping)
+        test_from = _test_from(connection, mapping)
+        _load_attributes(connection, tables, mapping)
+        _join_attributes(connection, mapping)
+        _gather_behaviours(connection, tables, mapping)
+        return DatasetSpec(
+            name=mapping.name,
+            source=told,
+            features=mapping.schema_features(),
+            test_from=test_from,
+            category_entity=mapping.category_entity,
+            action_entity=ACTION_ENTITY if mapping.has_actions else None,
+        )
+
+    return prepare_log(source, output, read, limits)
+
+
+def _test_from(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> int:
+    """First moment of the test split."""
+    if mapping.split.test_from:
+        return moment(mapping.split.test_from)
+    assert mapping.split.test_share is not None
+    num_requests = scalar(connection, "SELECT count(*) FROM request_rows")
+    first = int((1 - mapping.split.test_share) * num_requests)
+    return scalar(connection, f"SELECT timestamp FROM request_rows WHERE number = {first}")
+
+
+def _features_of(mapping: MappingConfig, table: str) -> dict[str, FeatureConfig]:
+    return {name: f for name, f in mapping.features.items() if f.table == table}
+
+
+def _load_attributes(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, RawTable], mapping: MappingConfig
+) -> None:
+    """Make table `attributes_<n>` (key, f_<feature>...) of each table of attributes.
+
+    Raises:
+        DatasetError: a key is empty or occurs twice, a number is none, or no key is one of the log.
+    """
+    for name, config in mapping.tables.items():
+        if config.by is None or config.key is None:
+            continue
+        table = tables[name]
+        check_attributes(connection, table, config.key)
+        features, rules = cells(table, _features_of(mapping, name))
+        if rules:
+            table.check(connection, rules)
+        connection.execute(
+            f"CREATE TABLE attributes_{_number_of(mapping, name)} AS "
+            f"SELECT {table.sql(config.key)} AS key{features} FROM {table.name}"
+        )
+        _check_matches(connection, table, mapping, name)
+
+
+def _number_of(mapping: MappingConfig, table: str) -> int:
+    """Number of a table, whose name may be anything."""
+    return list(mapping.tables).index(table)
+
+
+def _check_matches(
+    connection: duckdb.DuckDBPyConnection, table: RawTable, mapping: MappingConfig, name: str
+) -> None:
+    config = mapping.tables[name]
+    rows, column = "request_rows", "user_id"
+    if config.by == "item":
+        rows, column = "candidate_rows", "item_id"
+    row = first_row(
+        connection,
+        f"SELECT count(*), count(key), min({column}) FROM {rows} LEFT JOIN "
+        f"attributes_{_number_of(mapping, name)} ON key = {column}",
+    )
+    assert row is not None
+    total, known, example = row
+    if known == 0:
+        theirs = first_row(
+            connection, f"SELECT min({table.sql(config.key or '')}) FROM {table.name}"
+        )
+        raise DatasetError(
+            f"{table.paths[0]}: column '{config.key}' has no {config.by} of the log: compare "
+            f"{theirs and theirs[0]!r} with {example!r}"
+        )
+    if known < total:
+        logger.warning(
+            "%s: %d of %d %s are of a %s that is not there: its attributes are missing",
+            table.paths[0],
+            total - known,
+            total,
+            "requests" if config.by == "user" else "candidates",
+            config.by,
+        )
+
+
+def _join_attributes(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> None:
+    """Make `requests` and `candidates` with all their features."""
+    offset = mapping.log.time.offset_ms
+    derived = {
+        "hour": f"(timestamp + {offset}) // {_HOUR_MS} % 24",
+        "weekday": f"((timestamp + {offset}) // {DAY_MS} + 3) % 7",
+        "position": "row_number() OVER (PARTITION BY number ORDER BY place)",
+    }
+    columns = {"request": "", "candidate": ""}
+    for name, feature in mapping.features.items():
+        value = derived[feature.derive] if feature.derive else f"f_{name}"
+        columns[feature.level] += f", {value} AS {name}"
+    joins = {"user": "", "item": ""}
+    for number, table in enumerate(mapping.tables.values()):
+        if table.by:
+            attributes = f"attributes_{number}"
+            key = f"{table.by}_id"
+            joins[table.by] += f" LEFT JOIN {attributes} ON {attributes}.key = {key}"
+    connection.execute(f"""
+        CREATE TABLE requests AS
+        SELECT number, request_id, user_id, timestamp{columns["request"]}
+        FROM request_rows{joins["user"]} ORDER BY number;
+        CREATE VIEW candidates AS
+        SELECT number, place, item_id, label{columns["candidate"]}
+        FROM candidate_rows{joins["item"]}
+    """)
+
+
+def _gather_behaviours(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, RawTable], mapping: MappingConfig
+) -> None:
+    """Make the view `behaviours` of all sources."""
+    queries = []
+    for name, config in mapping.behaviours.items():
+        if config.table:
+            query = _own_behaviours(connection, tables[config.table], name, config, mapping)
+        else:
+            query = (
+                f"SELECT user_id, item_id AS item{_category(mapping)}, {quoted(name)} AS action, "
+                f"timestamp FROM positives{_lookup(mapping, 'item_id')}"
+            )
+        queries.append(query)
+    connection.execute(f"CREATE VIEW behaviours AS {' UNION ALL '.join(queries)}")
+
+
+def _lookup(mapping: MappingConfig, item: str) -> str:
+    """SQL: a join with the table in which the category of an item stands, if there is one."""
+    gate = mapping.features[mapping.category] if mapping.category else None
+    if gate is None or gate.table is None:
+        return ""
+    return f" LEFT JOIN attributes_{_number_of(mapping, gate.table)} a ON a.key = {item}"
+
+
+def _category(mapping: MappingConfig) -> str:
+    return f", f_{mapping.category} AS category" if mapping.category else ""
+
+
+def _own_behaviours(
+    connection: duckdb.DuckDBPyConnection,
+    table: RawTable,
+    name: str,
+    config: BehaviourConfig,
+    mapping: MappingConfig,
+) -> str:
+    """SQL: behaviours of a table of their own, checked."""
+    assert config.user and config.time
+    log = mapping.log
+    is_known = (config.table, config.time.column) == (log.table, log.time.column)
+    milliseconds, inside = times(connection, table, config.time, mapping, is_known=is_known)
+    rules: list[Rule] = filled(table, config.user)
+    item = table.sql(config.item[0])
+    if len(config.item) > 1:
+        parts = [f"coalesce({table.sql(column)}, '')" for column in config.item]
+        item = f"concat_ws('/', {', '.join(parts)})"
+    else:
+        rules += filled(table, *config.item)
+    if config.only:
+        only = table.sql(config.only.column)
+        rules += count_rules(config.only, only)
+        inside += f" AND {counts(config.only, only)}"
+    table.check(connection, rules)
+    gate = mapping.features[mapping.category] if mapping.category else None
+    category, join = "", ""
+    if gate and (config.category or gate.table is None):
+        column = config.category or gate.column or mapping.category or ""
+        category = f", {cell(gate, table.sql(column))} AS category"
+    elif gate:
+        category, join = _category(mapping), _lookup(mapping, item)
+    action = table.sql(config.action) if config.action else quoted(name)
+    return (
+        f"SELECT {table.sql(config.user)} AS user_id, {item} AS item{category}, "
+        f"{action} AS action, {milliseconds} AS timestamp FROM {table.name}{join} WHERE {inside}"
+    )

@@ -1,0 +1,214 @@
+"""Which file of a log holds its requests, and which ones attributes or behaviours: guesses.
+
+And what a column of the log belongs to: its requests, or their candidates.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cdp_torchrec.data.prepare.guessed_roles import (
+    Guess,
+    guess_action,
+    guess_clicked,
+    guess_item,
+    guess_label,
+    guess_request,
+    guess_request_of_lists,
+    guess_time,
+    guess_user,
+    is_constant,
+    known_later,
+    leaks,
+)
+from cdp_torchrec.data.prepare.sniffed_files import SniffedColumn, SniffedFile, groups
+from cdp_torchrec.data.schema import DatasetError
+
+_ALIKE = 0.3
+
+
+@dataclass
+class GuessedLog:
+    """What is guessed of the file with the requests."""
+
+    file: SniffedFile
+    user: Guess
+    item: Guess
+    time: Guess
+    rows: str = "impression"
+    label: tuple[Guess, str] | None = None
+    clicked: Guess | None = None
+    action: Guess | None = None
+    separator: str | None = None
+    request: tuple[SniffedColumn, ...] = ()
+    request_why: str = ""
+    used: set[str] = field(default_factory=set)
+    """Columns that have a role."""
+
+
+@dataclass
+class Attributes:
+    """A file with a row for each item or user."""
+
+    name: str
+    file: SniffedFile
+    by: str
+    """"item" or "user"."""
+    key: SniffedColumn
+
+
+def find_log(files: Sequence[SniffedFile]) -> GuessedLog:
+    """The file with the requests."""
+    missing = []
+    found: list[GuessedLog] = []
+    for file in files:
+        user, item, time = guess_user(file), guess_item(file), guess_time(file)
+        if user and item and time:
+            found.append(_with_labels(GuessedLog(file, user, item, time)))
+            continue
+        roles = {"user": user, "item": item, "time": time}
+        lacking = " and no ".join(role for role, guess in roles.items() if guess is None)
+        missing.append(f"{file.path}: no {lacking} among {list(file.columns)[:20]}")
+    if not found:
+        raise DatasetError(f"no file looks like a log with user, item and time: {missing[0]}")
+    return max(found, key=lambda log: (log.rows != "action", log.file.num_rows))
+
+
+def _with_labels(log: GuessedLog) -> GuessedLog:
+    item = log.item.column
+    log.separator = None if item.is_list else item.separator()
+    if item.is_list or log.separator:
+        log.rows = "request"
+        label = guess_label(log.file)
+        lengths = _lengths(item, log.separator)
+        aligned = [
+            c
+            for c in log.file.columns.values()
+            if c is not item and _lengths(c, log.separator) == lengths
+        ]
+        binary = [c for c in aligned if elements(c, log.separator) <= {"0", "1", "0.0", "1.0"}]
+        if binary:
+            guess = Guess(binary[0], "lists of 0 and 1, as long as those of the items")
+            log.label = guess, "above = 0"
+        elif label is None or label[0].column.is_number:
+            log.clicked = guess_clicked(log.file)
+    else:
+        log.label = guess_label(log.file)
+    if log.label is None and log.clicked is None:
+        log.rows = "action"
+        log.action = guess_action(log.file)
+    if log.rows == "impression":
+        log.request, log.request_why = guess_request(log.file, log.user.column, log.time.column)
+    if log.rows == "request":
+        log.request, log.request_why = guess_request_of_lists(log.file), "one row each"
+    guesses = [log.user, log.item, log.time, log.clicked, log.action, log.label and log.label[0]]
+    log.used = {guess.column.name for guess in guesses if guess} | {c.name for c in log.request}
+    return log
+
+
+def _parts(column: SniffedColumn, separator: str | None) -> Iterator[list[Any]]:
+    for value in column.values:
+        if isinstance(value, list):
+            yield value
+        else:
+            yield value.split(separator) if value is not None and separator else [value]
+
+
+def _lengths(column: SniffedColumn, separator: str | None) -> list[int]:
+    return [len(parts) for parts in _parts(column, separator)]
+
+
+def elements(column: SniffedColumn, separator: str | None) -> set[str]:
+    """All values in the lists of a column."""
+    return {element for parts in _parts(column, separator) for element in parts}
+
+
+def find_attributes(log: GuessedLog, files: Sequence[SniffedFile]) -> list[Attributes]:
+    """The files with a row for each item or user, by names and by the values of their keys."""
+    known = {
+        "item": elements(log.item.column, log.separator),
+        "user": elements(log.user.column, None),
+    }
+    found = []
+    for file in files:
+        keys = [
+            c for c in file.columns.values() if not c.is_list and c.num_distinct == file.num_rows
+        ]
+        scores = [
+            (_alike(column, by, log, known[by]), by, column) for column in keys for by in known
+        ]
+        if not scores:
+            continue
+        score, by, column = max(scores, key=lambda scored: scored[0])
+        if score > _ALIKE:
+            found.append(Attributes(table_name(file), file, by, column))
+    return found
+
+
+def _alike(column: SniffedColumn, by: str, log: GuessedLog, known: set[str]) -> float:
+    """How much a column looks like the key of items or users."""
+    named = (log.item if by == "item" else log.user).column.name == column.name
+    values = set(column.there)
+    return named + len(values & known) / max(min(len(known), len(values)), 1)
+
+
+def find_behaviours(file: SniffedFile) -> GuessedLog | None:
+    """The columns of a file with actions; None: it has none."""
+    user, item, time = guess_user(file), guess_item(file), guess_time(file)
+    if not (user and item and time) or item.column.is_list:
+        return None
+    used = {guess.column.name for guess in (user, item, time)}
+    return GuessedLog(file, user, item, time, action=guess_action(file), used=used)
+
+
+def rows_of_requests(log: GuessedLog) -> list[list[int]]:
+    """Rows of the log that belong together: those of a request, or the actions on an item."""
+    if log.rows == "impression":
+        return list(groups(log.request or (log.user.column, log.time.column)))
+    return list(groups([log.item.column])) if log.rows == "action" else []
+
+
+def is_of_candidate(log: GuessedLog, column: SniffedColumn, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether a column says something of a candidate rather than of its request."""
+    if log.rows == "request":
+        aligned = column.is_list or (log.separator and column.separator() == log.separator)
+        lengths = _lengths(log.item.column, log.separator)
+        return bool(aligned) and _lengths(column, log.separator) == lengths
+    if log.rows == "action":  # what does not change with the action belongs to the item
+        return is_constant(column, rows)
+    if len(rows) > 0.9 * log.file.num_rows:  # requests of one row: the same
+        return is_constant(column, list(groups([log.item.column])))
+    return not is_constant(column, rows)
+
+
+def doubts_of(
+    log: GuessedLog, columns: Sequence[SniffedColumn], rows: Sequence[Sequence[int]]
+) -> dict[str, str]:
+    """Columns of the log that should be no features, each with the reason."""
+    doubts = {c.name: why for c in columns if (why := known_later(c))}
+    doubts |= {c.name: "it is a moment" for c in columns if c.moment()}
+    if log.rows == "action":
+        at_random = "a log of actions: it belongs to the action, not to what was shown"
+        doubts |= {c.name: at_random for c in columns if not is_of_candidate(log, c, rows)}
+    if log.rows == "impression" and log.label:
+        request = np.zeros(log.file.num_rows, dtype=np.int64)
+        for number, group in enumerate(rows):
+            request[group] = number
+        guess, rule = log.label
+        above = float(rule.split()[-1]) if rule.startswith("above") else None
+        clicked = [
+            value is not None and (value == "true" if above is None else float(value) > above)
+            for value in guess.column.values
+        ]
+        plain = [c for c in columns if not c.is_list and c.name not in doubts]
+        for name, auc in leaks(plain, np.array(clicked), request).items():
+            doubts[name] = f"alone it tells the clicks of the sample with AUC {auc:.3f}"
+    return doubts
+
+
+def table_name(file: SniffedFile) -> str:
+    """A name for the table of a file."""
+    return re.sub(r"\W+", "_", file.path.name.partition(".")[0]).strip("_") or "log"

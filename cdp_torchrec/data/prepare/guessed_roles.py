@@ -1,0 +1,201 @@
+"""Which column of a log is its user, its item, its time ...: guesses by names and values."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdp_torchrec.data.prepare.leaks import LeakMeter
+from cdp_torchrec.data.prepare.sniffed_files import SniffedColumn, SniffedFile, groups
+from cdp_torchrec.data.schema import Role
+
+_USER = r"(^|_)(user|usr|uid|member|customer|visitor|account|buyer)(s)?(_?id)?$|^userid$"
+_ITEM = (
+    r"(^|_)(item|article|video|movie|product|adgroup|ad|sku|goods|doc|document|news|creative|hotel"
+    r"|song|track|book|listing)s?(_?ids?)?(_list|_inview)?$|^(parent_)?asin$"
+)
+_TIME = r"time|date|(^|_)ts$|_at$|when"
+_LABEL = r"^(is_?)?(click|clicked|clk|label|labels|target|clicks|click_cnt|click_count)$"
+_RATING = r"^(rating|score|stars)s?$"
+_ACTION = r"behaviou?r|action|event|btag|^type$"
+_REQUEST = r"(request|impression|search|query|session|page|serve|list|batch|pv)_?(view)?_?(id)?$"
+_CATEGORY = r"categor|(^|_)cat(e)?(_?id)?($|_)|genre|^tags?$|topic|section|department"
+_LATER = (
+    r"play|dwell|read_time|stay|(^|_)(is_)?(like|follow|share|comment|forward|hate|favou?r)|purchas"
+    r"|conver|(^|_)(buy|pay|order)|revenue|nonclk|long_view|scroll|watch"
+)
+_VERBS = {"pv", "view", "click", "cart", "fav", "buy", "purchase", "order", "like", "play", "share"}
+_ROLES: tuple[tuple[str, Role], ...] = (
+    (r"query|keyword|search|term", "query"),
+    (r"user|age|gender|sex|member|occupation|income|city_level", "user"),
+    (r"device|platform|(^|_)os($|_)|client|channel|source|scene|tab|pid|app|site|locale", "scene"),
+    (r"position|rank|hour|day|page|slot|place|week", "context"),
+)
+_LEAK = 0.95
+_FEW = 100
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A column, and why it was chosen."""
+
+    column: SniffedColumn
+    why: str
+
+
+def by_name(file: SniffedFile, pattern: str) -> list[SniffedColumn]:
+    """Columns whose name fits, in the order of the file."""
+    return [c for name, c in file.columns.items() if re.search(pattern, name.strip().lower())]
+
+
+def guess_user(file: SniffedFile) -> Guess | None:
+    """The column with the user."""
+    found = [c for c in by_name(file, _USER) if not c.is_list]
+    return _first(found, "by its name") or _unnamed(file, 0)
+
+
+def guess_item(file: SniffedFile) -> Guess | None:
+    """The column with the item or the list of items."""
+    found = [c for c in by_name(file, _ITEM) if not c.moment()]
+    return _first(found, "by its name") or _unnamed(file, 1)
+
+
+def guess_time(file: SniffedFile) -> Guess | None:
+    """The column with the moment: by its values, and by its name where there are several."""
+    moments = [c for c in file.columns.values() if c.moment()]
+    named = [c for c in by_name(file, _TIME) if c in moments]
+    # One that tells the time of day goes before a date.
+    named.sort(key=lambda c: (c.moment() or ("", None))[1] in ("%Y-%m-%d", "%Y%m%d"))
+    return _first(named, "by its name and its values") or _first(moments, "its values are moments")
+
+
+def guess_action(file: SniffedFile) -> Guess | None:
+    """The column with what was done."""
+    for column in file.columns.values():
+        values = {str(value) for value in column.there[:5000]}
+        if not column.is_list and 1 < len(values) <= 20 and values & _VERBS:
+            return Guess(column, f"its values are {', '.join(sorted(values)[:5])}")
+    return _first([c for c in by_name(file, _ACTION) if c.num_distinct <= 20], "by its name")
+
+
+def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
+    """The column with the clicks, and the rule for them in TOML."""
+    for column in by_name(file, _LABEL):
+        if column.is_number:
+            return Guess(column, "by its name"), "above = 0"
+        if {str(value) for value in column.there} == {"true", "false"}:
+            return Guess(column, "by its name"), 'one_of = ["true"]'
+    for column in by_name(file, _RATING):
+        if column.is_number:
+            return Guess(column, "by its name; 4 and more count as a click"), "above = 3"
+    if any(map(is_unnamed, file.columns.values())):
+        for column in file.columns.values():
+            values = {float(v) for v in column.there} if column.is_number else set()
+            if 1 < len(values) <= 10 and max(values) <= 10:
+                above = "above = 0" if max(values) == 1 else "above = 3"
+                return Guess(column, f"few numbers, up to {max(values):g}"), above
+    return None
+
+
+def guess_clicked(file: SniffedFile) -> Guess | None:
+    """The column with the clicked items of a request."""
+    return _first(by_name(file, r"click|clk"), "by its name")
+
+
+def guess_request(
+    file: SniffedFile, user: SniffedColumn, time: SniffedColumn
+) -> tuple[tuple[SniffedColumn, ...], str]:
+    """Columns that tell requests apart; none if user and time do."""
+    for column in by_name(file, _REQUEST):
+        if column in (user, time) or column.is_list:
+            continue
+        rows = list(groups([column]))
+        users = [len({user.values[row] for row in group}) for group in rows]
+        if len(rows) < 0.9 * file.num_rows and max(users) == 1:
+            size = file.num_rows / len(rows)
+            return (column,), f"{size:.1f} rows each, of one user"
+    size = file.num_rows / len(list(groups([user, time])))
+    return (), f"user and time tell requests apart: {size:.1f} rows each"
+
+
+def guess_request_of_lists(file: SniffedFile) -> tuple[SniffedColumn, ...]:
+    """The column that names a row with lists, if there is one."""
+    named = [c for c in by_name(file, _REQUEST) if not c.is_list]
+    return tuple([c for c in named if c.num_distinct == file.num_rows][:1])
+
+
+def guess_category(columns: Sequence[SniffedColumn]) -> SniffedColumn | None:
+    """The attribute of items that is the gate."""
+    several = [column for column in columns if column.num_distinct > 1]
+    named = [c for c in several if re.search(_CATEGORY, c.name.strip().lower())]
+    # Of columns without names, the one behind user and item.
+    return next(iter(named or [c for c in several if is_unnamed(c) and not is_number(c)]), None)
+
+
+def guess_role(name: str, *, of_candidate: bool, of_user: bool) -> Role:
+    """Which embedding a feature belongs to."""
+    if of_user:
+        return "user"
+    for pattern, role in _ROLES:
+        if re.search(pattern, name.lower()) and not (of_candidate and role == "user"):
+            return role
+    return "item" if of_candidate else "context"
+
+
+def is_number(column: SniffedColumn) -> bool:
+    """Whether a column is a quantity: not the name of something."""
+    if not column.is_number or re.search(r"(_|^)(id|code|no)$|id$", column.name.lower()):
+        return False
+    return not column.is_integer or (column.num_distinct > _FEW and not is_unnamed(column))
+
+
+def is_unnamed(column: SniffedColumn) -> bool:
+    """Whether the file does not say what a column is called."""
+    return re.fullmatch("column_[0-9]+", column.name) is not None
+
+
+def known_later(column: SniffedColumn) -> str | None:
+    """Why a column of the log may not be known when the candidates are shown."""
+    if re.search(_LATER, column.name.strip().lower()):
+        return "by its name it is known after the display only"
+    return None
+
+
+def leaks(
+    columns: Sequence[SniffedColumn], clicked: np.ndarray, request: np.ndarray
+) -> dict[str, float]:
+    """Columns that tell the label suspiciously well, with their AUC.
+
+    Args:
+        columns: of the log.
+        clicked: labels of its rows, bool [n].
+        request: number of the request of each row, [n].
+    """
+    meter = LeakMeter()
+    coded = {}
+    for column in columns:
+        _, codes = np.unique([str(value) for value in column.values], return_inverse=True)
+        coded[column.name] = codes.astype(np.int64)
+        if is_number(column):
+            texts = [float("nan") if v is None else float(v) for v in column.values]
+            coded[column.name] = np.array(texts)
+    meter.add(coded, clicked, request)
+    return {name: f.value for name, f in meter.figures().items() if f.value > _LEAK}
+
+
+def is_constant(column: SniffedColumn, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether a column has one value in each of some groups of rows."""
+    return all(len({str(column.values[row]) for row in group}) == 1 for group in rows)
+
+
+def _unnamed(file: SniffedFile, place: int) -> Guess | None:
+    """Of columns without names, ids usually stand in the order user, item, category."""
+    unnamed = [c for c in file.columns.values() if is_unnamed(c)]
+    ids = [c for c in unnamed if not c.moment() and c.num_distinct > 1]
+    which = ("first", "second", "third")[place]
+    return Guess(ids[place], f"the {which} column of ids") if place < len(ids) else None
+
+
+def _first(columns: Sequence[SniffedColumn], why: str) -> Guess | None:
+    return Guess(columns[0], why) if columns else None

@@ -1,0 +1,72 @@
+"""Times of a log, in whatever unit, as milliseconds; what cannot be meant is an error."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cdp_torchrec.data.clocks import utc
+
+_EARLIEST_MS = round(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * 1000
+_LATEST_MS = round(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1000
+_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_PER_MS = {"timestamp": 1, "ms": 1, "us": 1000, "ns": 1_000_000}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How a column of text tells the time."""
+
+    column: str
+    """What errors call it."""
+    sql: str
+    """SQL: the column."""
+    unit: str
+    """s, ms, us, ns, "timestamp" (which is read as ms), or "text"."""
+    format: str | None = None
+    """Of "text", for strptime."""
+    offset_ms: int = 0
+    """Of text and timestamps without a zone: by how much their clock is ahead of UTC."""
+
+    @property
+    def milliseconds(self) -> str:
+        """SQL: milliseconds since 1970, rounded down; null where it is no time."""
+        if self.unit == "text":
+            assert self.format is not None
+            text = self.format.replace("'", "''")
+            offset = 0 if "%z" in self.format or "%Z" in self.format else self.offset_ms
+            return f"(epoch_ms(try_strptime({self.sql}, '{text}')::TIMESTAMP) - {offset})"
+        # By digits: what is divided as a floating point number is off by some milliseconds.
+        whole = f"try_cast(split_part({self.sql}, '.', 1) AS HUGEINT)"
+        if self.unit == "s":
+            part = f"rpad(left(split_part({self.sql}, '.', 2), 3), 3, '0')"
+            value = f"{whole} * 1000 + try_cast({part} AS INTEGER)"
+        else:
+            value = f"{whole} // {_PER_MS[self.unit]} - {self.offset_ms}"
+        pattern = "-?[0-9]{1,30}([.][0-9]*)?"
+        return f"CASE WHEN regexp_full_match({self.sql}, '{pattern}') THEN {value} END"
+
+    @property
+    def unreadable(self) -> str:
+        """What is wrong with a text that is no time."""
+        if self.unit == "text":
+            return f"'{self.column}' is no time of the form {self.format}"
+        return f"'{self.column}' is no number of {_NAMES.get(self.unit, 'milliseconds')}"
+
+    @property
+    def is_impossible(self) -> str:
+        """SQL: the time lies before 1990 or after 2099."""
+        return f"NOT ({self.milliseconds} BETWEEN {_EARLIEST_MS} AND {_LATEST_MS - 1})"
+
+    def impossible(self, value: str) -> str:
+        """What is wrong with a time outside of these years: another unit, perhaps."""
+        if self.unit in ("text", "timestamp"):
+            return f"'{self.column}' is no time from 1990 to 2099: {value}"
+        text = f"'{self.column}' is no time from 1990 to 2099 in {_NAMES[self.unit]}: {value}"
+        for unit, name in _NAMES.items():
+            milliseconds = _milliseconds(int(value.partition(".")[0]), unit)
+            if unit != self.unit and _EARLIEST_MS <= milliseconds < _LATEST_MS:
+                return f"{text}; in {name} (unit = '{unit}') it is {utc(milliseconds)}"
+        return text
+
+
+def _milliseconds(number: int, unit: str) -> int:
+    return number * 1000 if unit == "s" else number // _PER_MS[unit]

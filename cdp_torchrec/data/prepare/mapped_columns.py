@@ -1,0 +1,220 @@
+"""Columns of a mapped log as SQL, each with the rules that its text must obey."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import duckdb
+
+from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.database import Rule, first_row
+from cdp_torchrec.data.prepare.log_times import Clock
+from cdp_torchrec.data.prepare.mapping_config import FeatureConfig, MappingConfig
+from cdp_torchrec.data.prepare.raw_tables import RawTable, load_table, quoted
+from cdp_torchrec.data.prepare.table_config import RowRule, TimeConfig, moment
+from cdp_torchrec.data.schema import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+def load_tables(
+    connection: duckdb.DuckDBPyConnection, mapping: MappingConfig, folder: Path
+) -> dict[str, RawTable]:
+    """All tables of a mapping, by name.
+
+    Raises:
+        DatasetError: as `load_table`.
+    """
+    columns: dict[str, dict[str, bool]] = {name: {} for name in mapping.tables}
+    for table, column, is_id in _used(mapping):
+        columns[table][column] = columns[table].get(column, False) or is_id
+    return {
+        name: load_table(connection, f"raw_{number}", table, folder, columns[name])
+        for number, (name, table) in enumerate(mapping.tables.items())
+    }
+
+
+def _used(mapping: MappingConfig) -> Iterator[tuple[str, str, bool]]:
+    """(table, column, whether it holds ids) of everything that the mapping names."""
+    log = mapping.log
+    for column in (log.user, log.item, *log.request, *([log.clicked] if log.clicked else [])):
+        yield log.table, column, True
+    yield log.table, log.time.column, False
+    if log.label:
+        yield log.table, log.label.column, False
+    for name, table in mapping.tables.items():
+        if table.key:
+            yield name, table.key, True
+    for name, feature in mapping.features.items():
+        if not feature.derive:
+            yield feature.table or log.table, feature.column or name, feature.kind != "number"
+    for behaviour in mapping.behaviours.values():
+        if behaviour.table is None:
+            continue
+        ids = (behaviour.user, behaviour.category, behaviour.action, *behaviour.item)
+        for column in filter(None, ids):
+            yield behaviour.table, column, True
+        if behaviour.time:
+            yield behaviour.table, behaviour.time.column, False
+        if behaviour.only:
+            yield behaviour.table, behaviour.only.column, False
+
+
+def filled(table: RawTable, *columns: str) -> list[Rule]:
+    """None of the columns may be empty."""
+    return [Rule(f"{table.sql(name)} IS NULL", f"'{name}' is empty") for name in columns]
+
+
+def cell(feature: FeatureConfig, sql: str) -> str:
+    """SQL: a feature that is no bag, from the text of a cell."""
+    if feature.kind == "number":
+        return f"try_cast({sql} AS DOUBLE)"
+    if feature.separator:
+        return f"nullif(split_part({sql}, {quoted(feature.separator)}, 1), '')"
+    return sql
+
+
+def cells(table: RawTable, features: Mapping[str, FeatureConfig]) -> tuple[str, list[Rule]]:
+    """Features in columns of a table that are no lists of candidates.
+
+    Returns:
+        SQL: `, <value> AS f_<name>` of each; what their text may not be.
+    """
+    columns, rules = "", []
+    for name, feature in features.items():
+        column = feature.column or name
+        if feature.kind == "ids":
+            parts = table.elements(column, feature.separator)
+            columns += f", list_filter({parts}, lambda x: x <> '') AS f_{name}"
+            continue
+        if feature.kind == "number":
+            rules.append(number_rule(column, table.sql(column)))
+        columns += f", {cell(feature, table.sql(column))} AS f_{name}"
+    return columns, rules
+
+
+def number_rule(name: str, sql: str) -> Rule:
+    """A text that is there must be a number."""
+    return Rule(
+        f"{sql} IS NOT NULL AND try_cast({sql} AS DOUBLE) IS NULL", f"'{name}' is no number", sql
+    )
+
+
+def counts(rule: RowRule, sql: str) -> str:
+    """SQL: whether a row counts."""
+    if rule.above is not None:
+        return f"(try_cast({sql} AS DOUBLE) > {rule.above!r})"
+    return f"({sql} IN ({', '.join(map(quoted, rule.one_of))}))"
+
+
+def count_rules(rule: RowRule, sql: str) -> list[Rule]:
+    """What a column that decides which rows count may not be."""
+    empty = Rule(f"{sql} IS NULL", f"'{rule.column}' is empty")
+    return [empty, number_rule(rule.column, sql)] if rule.above is not None else [empty]
+
+
+def times(
+    connection: duckdb.DuckDBPyConnection,
+    table: RawTable,
+    config: TimeConfig,
+    mapping: MappingConfig,
+    *,
+    is_known: bool = False,
+) -> tuple[str, str]:
+    """The time of each row, and which rows lie in the window of the mapping.
+
+    Args:
+        connection: holds the table.
+        table: of a log.
+        config: its column with moments.
+        mapping: has the window.
+        is_known: this very column was looked at before, and what is odd about it is said.
+
+    Returns:
+        SQL: milliseconds; SQL: condition of the rows that count.
+
+    Raises:
+        DatasetError: a time is empty, no time, or cannot be meant, or none lies in the window.
+    """
+    clock = _clock(table, config)
+    empty = Rule(f"{clock.sql} IS NULL", f"'{config.column}' is empty")
+    unreadable = Rule(f"{clock.milliseconds} IS NULL", clock.unreadable, clock.sql)
+    table.check(connection, [empty, unreadable])
+    inside = "true"
+    if mapping.window.start:
+        inside += f" AND {clock.milliseconds} >= {moment(mapping.window.start)}"
+    if mapping.window.end:
+        inside += f" AND {clock.milliseconds} < {moment(mapping.window.end)}"
+    bad = first_row(
+        connection,
+        f"SELECT _file, _row, {clock.sql} FROM {table.name} "
+        f"WHERE {inside} AND {clock.is_impossible} ORDER BY ALL LIMIT 1",
+    )
+    if bad:
+        file, row, value = bad
+        raise DatasetError(f"{table.place(file, row)}: {clock.impossible(value)}{table.hint(row)}")
+    if not is_known:
+        _count_outside(connection, table, clock, inside)
+    return f"({clock.milliseconds})::BIGINT", inside
+
+
+def _clock(table: RawTable, config: TimeConfig) -> Clock:
+    column = table.columns[config.column]
+    if column.is_timestamp != (config.unit == "timestamp"):
+        what = "has" if column.is_timestamp else "does not have"
+        raise DatasetError(
+            f"{table.paths[0]}: column '{config.column}' {what} parquet's type for moments, "
+            f"but unit = '{config.unit}'"
+        )
+    offset = 0 if column.has_zone or config.unit in ("s", "ms", "us", "ns") else config.offset_ms
+    return Clock(config.column, table.sql(config.column), config.unit, config.format, offset)
+
+
+def _count_outside(
+    connection: duckdb.DuckDBPyConnection, table: RawTable, clock: Clock, inside: str
+) -> None:
+    row = first_row(
+        connection,
+        f"SELECT count(*), count(*) FILTER (NOT ({inside})), min({clock.milliseconds}), "
+        f"max({clock.milliseconds}) FROM {table.name}",
+    )
+    assert row is not None
+    total, outside, first, last = row
+    if outside == total:
+        raise DatasetError(
+            f"{table.paths[0]}: no row lies in the window: '{clock.column}' runs from "
+            f"{utc(int(first))} to {utc(int(last))}"
+        )
+    if outside:
+        logger.warning(
+            "%s: %d of %d rows left out: '%s' is outside of the window",
+            table.paths[0],
+            outside,
+            total,
+            clock.column,
+        )
+
+
+def check_attributes(connection: duckdb.DuckDBPyConnection, table: RawTable, key: str) -> None:
+    """Each user or item of a table of attributes must stand there once.
+
+    Raises:
+        DatasetError: one is empty, or occurs twice.
+    """
+    table.check(connection, filled(table, key))
+    repeated = first_row(
+        connection,
+        f"SELECT {table.sql(key)} AS k, min((_file, _row)), max((_file, _row)) FROM {table.name} "
+        "GROUP BY k HAVING count(*) > 1 ORDER BY k LIMIT 1",
+    )
+    if repeated:
+        value, first, last = repeated
+        raise DatasetError(
+            f"{table.place(*_pair(last))}: '{key}' {value} stands in {table.row} "
+            f"{_pair(first)[1]} already"
+        )
+
+
+def _pair(struct: Mapping[str, int] | tuple[int, int]) -> tuple[int, int]:
+    file, row = struct.values() if isinstance(struct, Mapping) else struct
+    return file, row

@@ -1,0 +1,277 @@
+"""What a file of a log looks like: its format, its columns, and a sample of their values.
+
+These are guesses, for a draft of a mapping; a preparation reads what its mapping says.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cdp_torchrec.data.prepare.column_types import VALUE_OR_LIST
+from cdp_torchrec.data.prepare.csv_format import CsvFormat
+from cdp_torchrec.data.prepare.csv_tables import first_bytes, stream_csv
+from cdp_torchrec.data.prepare.tables import open_parquet
+from cdp_torchrec.data.schema import DatasetError
+
+SAMPLE_ROWS = 50_000
+"""Rows from the start of a file that are looked at."""
+
+_HEAD_BYTES = 1 << 18
+_HEAD_LINES = 200
+_DELIMITERS = ("\t", ",", ";", "::", "|", " ")
+_MISSING = ("NULL", " NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N")
+_INTEGER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]*[.]?[0-9]+([eE][-+]?[0-9]+)?")
+_LIST_SEPARATORS = ("|", ";", ",", " ", "_")
+_LIST_PART = re.compile(r"[\w.:-]*")
+_UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
+_EARLIEST_S, _LATEST_S = 631_152_000, 4_102_444_800  # the years 1990 and 2100
+FORMATS = (
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S",
+    "%Y-%m-%d %H:%M:%S.%f",
+    "%Y-%m-%dT%H:%M:%S.%f",
+    "%Y-%m-%dT%H:%M:%S%z",
+    "%Y-%m-%dT%H:%M:%S.%f%z",
+    "%Y-%m-%d %H:%M",
+    "%Y/%m/%d %H:%M:%S",
+    "%d.%m.%Y %H:%M:%S",
+    "%d.%m.%Y %H:%M",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%Y%m%d%H%M%S",
+    "%Y-%m-%d",
+)
+"""Forms of moments that are recognised."""
+
+
+@dataclass(frozen=True)
+class SniffedColumn:
+    """A column, by a sample of its values."""
+
+    name: str
+    values: Sequence[Any]
+    """Texts, or lists of them; None where nothing is."""
+    is_timestamp: bool = False
+    """It has parquet's type for moments."""
+
+    @property
+    def there(self) -> list[Any]:
+        """The values that are not missing."""
+        return [value for value in self.values if value is not None]
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it has lists."""
+        return any(isinstance(value, list) for value in self.values)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether all values are whole numbers."""
+        return self._all(_INTEGER)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether all values are numbers."""
+        return self._all(_NUMBER)
+
+    @property
+    def num_distinct(self) -> int:
+        """Different values."""
+        return len({str(value) for value in self.there})
+
+    def _all(self, pattern: re.Pattern[str]) -> bool:
+        there = self.there
+        return bool(there) and not self.is_list and all(map(pattern.fullmatch, there))
+
+    def separator(self) -> str | None:
+        """What stands between the elements of its texts, if they look like lists of ids."""
+        there = self.there[:2000]
+        if self.is_list or self.is_number or self.moment():
+            return None
+        for separator in _LIST_SEPARATORS:
+            cut = [value.split(separator) for value in there]
+            several = sum(len(parts) > 1 for parts in cut)
+            if several > 0.3 * len(cut) and all(_LIST_PART.fullmatch(p) for c in cut for p in c):
+                return separator
+        return None
+
+    def moment(self) -> tuple[str, str | None] | None:
+        """Unit and strptime format, if its values can be moments from 1990 to 2099."""
+        if self.is_timestamp:
+            return "timestamp", None
+        there = self.there[:2000]
+        if self.is_list or not there:
+            return None
+        if self.is_number:
+            middle = sorted(map(float, there))[len(there) // 2]
+            fitting = [u for u, n in _UNITS.items() if _EARLIEST_S * n <= middle < _LATEST_S * n]
+            return (fitting[0], None) if fitting else None
+        for form in FORMATS:
+            if all(_has_form(value, form) for value in there[:200]):
+                return "text", form
+        return None
+
+    def as_seconds(self) -> list[float]:
+        """Its moments in seconds since 1970, NaN where there is none."""
+        found = self.moment()
+        assert found is not None
+        unit, form = found
+        return [float("nan") if v is None else _seconds(v, unit, form) for v in self.values]
+
+
+@dataclass(frozen=True)
+class SniffedFile:
+    """A file, by its first rows."""
+
+    path: Path
+    columns: dict[str, SniffedColumn]
+    form: CsvFormat | None = None
+    """How text is written; None: it is parquet."""
+    more: tuple[Path, ...] = ()
+    """Further files of the same table."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the sample."""
+        return len(next(iter(self.columns.values())).values)
+
+
+def sniff(path: Path) -> SniffedFile:
+    """Look at the start of a file.
+
+    Raises:
+        DatasetError: it cannot be read, or is no table.
+    """
+    if path.suffix in (".parquet", ".pq"):
+        return _sniff_parquet(path)
+    form = _sniff_format(path)
+    names = form.names or form.cells(_decode(path, form.encoding).splitlines()[0])
+    rows: list[pa.RecordBatch] = []
+    for batch in stream_csv(path, names, form):
+        rows.append(batch)
+        if sum(map(len, rows)) >= SAMPLE_ROWS:
+            break
+    table = pa.Table.from_batches(rows).slice(0, SAMPLE_ROWS)
+    texts = {name: table[name].to_pylist() for name in names}
+    missing = tuple(m for m in _MISSING if any(m in column for column in texts.values()))
+    columns = {
+        name: SniffedColumn(name, [None if text in missing else text for text in column])
+        for name, column in texts.items()
+    }
+    return SniffedFile(
+        path, columns, CsvFormat(form.delimiter, form.names, form.quote, form.encoding, missing)
+    )
+
+
+def _sniff_parquet(path: Path) -> SniffedFile:
+    names = open_parquet([path], {}).names
+    table = open_parquet([path], dict.fromkeys(names, VALUE_OR_LIST))
+    rows: list[pa.RecordBatch] = []
+    for block in table.blocks():
+        rows.append(block.rows)
+        if sum(map(len, rows)) >= SAMPLE_ROWS:
+            break
+    sample = pa.Table.from_batches(rows, table.schema).slice(0, SAMPLE_ROWS)
+    if not len(sample):
+        raise DatasetError(f"{path}: the file has no rows")
+    columns = {}
+    for field in sample.schema:
+        kind = field.type
+        is_moment = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+        values = [_text(value) for value in sample[field.name].to_pylist()]
+        columns[field.name] = SniffedColumn(field.name, values, is_timestamp=is_moment)
+    return SniffedFile(path, columns)
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_text(element) for element in value]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if value is None else str(value)
+
+
+def _sniff_format(path: Path) -> CsvFormat:
+    head = first_bytes(path, _HEAD_BYTES)
+    if not head:
+        raise DatasetError(f"{path}: the file is empty")
+    encoding = _sniff_encoding(head)
+    text = _decode(path, encoding)
+    lines = text.splitlines()
+    lines = lines[: min(_HEAD_LINES, len(lines) - (len(head) == _HEAD_BYTES))]
+    quote = '"' if re.search(r'(^|[,;\t|])"[^"\n]*"([,;\t|]|$)', text, re.MULTILINE) else None
+    quote = quote or (None if '"' in text else '"')
+    for delimiter in _DELIMITERS:
+        form = CsvFormat(delimiter, None, None if len(delimiter) > 1 else quote, encoding)
+        try:
+            rows = [form.cells(line) for line in lines]
+        except csv.Error:
+            continue
+        if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
+            names = None if _is_header(rows) else _names(rows)
+            return CsvFormat(delimiter, names, form.quote, encoding)
+    raise DatasetError(
+        f"{path}: no delimiter out of {list(_DELIMITERS)} cuts all lines into as many cells; "
+        f"it begins with {lines[0][:80]!r}"
+    )
+
+
+def _sniff_encoding(head: bytes) -> str:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    try:
+        head[: head.rfind(b"\n") + 1 or None].decode()
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
+
+
+def _decode(path: Path, encoding: str) -> str:
+    text = first_bytes(path, _HEAD_BYTES).decode(encoding, errors="replace")
+    return text.removeprefix("\ufeff")
+
+
+def _is_header(rows: Sequence[Sequence[str]]) -> bool:
+    first = rows[0]
+    if len({*first}) < len(first) or not all(cell.strip() for cell in first):
+        return False
+    return not any(_NUMBER.fullmatch(cell.strip()) or _has_any_form(cell) for cell in first)
+
+
+def _names(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(f"column_{number}" for number in range(1, len(rows[0]) + 1))
+
+
+def _has_any_form(text: str) -> bool:
+    return any(_has_form(text, form) for form in FORMATS)
+
+
+def _has_form(text: str, form: str) -> bool:
+    try:
+        return 1990 <= datetime.strptime(text, form).year < 2100
+    except ValueError:
+        return False
+
+
+def _seconds(value: str, unit: str, form: str | None) -> float:
+    if unit in _UNITS:
+        return float(value) / _UNITS[unit]
+    try:
+        time = datetime.strptime(value, form) if form else datetime.fromisoformat(value)
+    except ValueError:
+        return float("nan")
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def groups(columns: Sequence[SniffedColumn]) -> Iterator[list[int]]:
+    """Row numbers of rows that are equal in some columns."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for row, key in enumerate(zip(*(map(str, c.values) for c in columns), strict=True)):
+        found.setdefault(key, []).append(row)
+    yield from found.values()

@@ -1,0 +1,124 @@
+"""Files of a log and what stands in a column of time or of clicks: parts of a mapping."""
+
+import codecs
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from cdp_torchrec.config import Config, ConfigConflicts
+
+
+def moment(text: str) -> int:
+    """A date or time as milliseconds since 1970; UTC where it names no offset.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            "must be a date or time such as 2017-12-03 or 2017-12-03T00:00:00+08:00"
+        ) from error
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def _moment(text: str) -> str:
+    moment(text)
+    return text
+
+
+def _encoding(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError as error:
+        raise ValueError("must be an encoding that Python knows, such as utf-8, gbk") from error
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+
+
+class TableConfig(Config):
+    """Files that hold one table."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    """Names, counted from the folder of the log; a `*` stands for any characters, and all files
+    that fit are read by name. `x.csv` may lie there as `x.csv.gz` or `x.csv.xz`."""
+    format: Literal["csv", "parquet"] = "csv"
+    """Text in lines, or parquet; the keys from `delimiter` to `quote` are those of text."""
+    delimiter: str = Field(",", min_length=1, max_length=4)
+    """Between cells; with several characters quote must be "none"."""
+    columns: tuple[str, ...] = ()
+    """Names of all columns of files without a header; empty: the first line has them."""
+    encoding: Annotated[str, AfterValidator(_encoding)] = "utf-8"
+    """Name of the encoding, such as gbk."""
+    quote: Literal['"', "'", "none"] = '"'
+    """Around cells that hold a delimiter; "none": a quotation mark is a character like others."""
+    missing: tuple[str, ...] = ()
+    """Cells that stand for nothing, such as NULL; an empty cell always does."""
+    by: Literal["user", "item"] | None = None
+    """Whose attributes the table holds, one row each; not set: it is a log."""
+    key: str | None = None
+    """Column with the user or item of a table of attributes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        conflicts = []
+        for name in ("delimiter", "columns", "encoding", "quote"):
+            if self.format == "parquet" and name in self.model_fields_set:
+                conflicts.append((name, "has no effect on format = 'parquet'"))
+        if len(self.delimiter) > 1 and self.quote != "none":
+            conflicts.append(("quote", "must be 'none' where delimiter has several characters"))
+        if len(set(self.columns)) != len(self.columns):
+            conflicts.append(("columns", "a name occurs twice"))
+        if (self.by is None) != (self.key is None):
+            conflicts.append(("key", "by and key go together"))
+        if conflicts:
+            raise ConfigConflicts(conflicts)
+        return self
+
+
+class TimeConfig(Config):
+    """A column with moments."""
+
+    column: str
+    """Its name."""
+    unit: Literal["s", "ms", "us", "ns", "timestamp", "text"]
+    """Seconds, milli-, micro- or nanoseconds since 1970; "timestamp": of parquet's own type;
+    "text": by `format`."""
+    format: str | None = None
+    """Of text, in the letters of strptime, such as %Y-%m-%d %H:%M:%S."""
+    utc_offset: str = Field("+00:00", pattern=r"^[+-]\d\d:\d\d$")
+    """Local time of the log: of text and timestamps that name no zone, and of derived hours."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.unit == "text") != (self.format is not None):
+            raise ConfigConflicts([("format", "unit = 'text' needs it, other units have none")])
+        return self
+
+    @property
+    def offset_ms(self) -> int:
+        """By how much local time is ahead of UTC."""
+        hours, minutes = self.utc_offset[1:].split(":")
+        size = (int(hours) * 60 + int(minutes)) * 60_000
+        return -size if self.utc_offset[0] == "-" else size
+
+
+class RowRule(Config):
+    """Which rows count."""
+
+    column: str
+    """That decides it."""
+    above: float | None = None
+    """Rows with a number above it, such as 0 for a count of clicks."""
+    one_of: tuple[str, ...] = ()
+    """Rows with one of these texts."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.above is None) == (not self.one_of):
+            raise ConfigConflicts([("above", "exactly one of above and one_of must be set")])
+        return self

@@ -1,0 +1,170 @@
+"""A draft of a mapping guesses what a reader would, and runs as it stands."""
+
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cdp_torchrec.commands.prepare_data import main
+from cdp_torchrec.data.prepare.draft import draft_mapping
+from cdp_torchrec.data.prepare.sniffed_files import sniff
+from cdp_torchrec.data.schema import DatasetError, load_schema
+from tests.data.mapped_logs import START, write_csv
+from tests.data.test_drawn_negatives import actions
+from tests.data.trivago_events import Rows
+from tests.docs.logs import write_shop
+
+
+def drafted(*paths: Path) -> dict[str, Any]:
+    """The mapping that is drafted of some files."""
+    return tomllib.loads(draft_mapping(paths, mapping="mapping.toml"))
+
+
+def prepared(folder: Path, *files: Path) -> Path:
+    """The dataset of a draft that nobody edited."""
+    mapping = folder / "mapping.toml"
+    main(["draft", *map(str, files), "--output", str(mapping)])
+    folders = ["--input", str(files[0].parent), "--output", str(folder / "data")]
+    main(["generic", str(mapping), *folders])
+    return folder / "data"
+
+
+def test_a_shop_with_items_and_views_is_understood_and_runs_unedited(tmp_path: Path) -> None:
+    write_shop(tmp_path / "logs")
+    files = [tmp_path / "logs" / f"{name}.csv" for name in ("items", "impressions", "views")]
+    found = drafted(*files)
+    assert found["log"] == {
+        "table": "impressions",
+        "rows": "impression",
+        "user": "user_id",
+        "item": "item_id",
+        "request": ["page_id"],
+        "time": {"column": "time", "unit": "s"},
+        "label": {"column": "clicked", "above": 0},
+    }
+    assert found["category"] == "category_id"
+    assert found["tables"]["items"] == {
+        "files": ["items.csv"],
+        "delimiter": ",",
+        "by": "item",
+        "key": "id",
+    }
+    assert found["tables"]["views"]["delimiter"] == ";"
+    assert found["behaviours"]["views"]["time"]["format"] == "%Y-%m-%d %H:%M"
+    assert {n: (f["role"], f["level"], f["kind"]) for n, f in found["features"].items()} == {
+        "category_id": ("item", "candidate", "id"),
+        "price": ("item", "candidate", "number"),
+        "hour": ("context", "request", "id"),
+    }
+    schema = load_schema(prepared(tmp_path, *files))
+    assert schema.splits["train"].requests + schema.splits["test"].requests == 300
+
+
+@pytest.mark.slow
+def test_lists_in_parquet_run_unedited(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "impression_id": n,
+            "user_id": int(rng.integers(20)),
+            "impression_time": datetime.fromtimestamp(START + 600 * n, UTC),
+            "device_type": int(n % 3),
+            "article_ids_inview": [int(i) for i in rng.permutation(30)[:5]],
+            "categories": [int(i) for i in rng.integers(3, size=5)],
+        }
+        for n in range(200)
+    ]
+    for row in rows:
+        row["article_ids_clicked"] = [row["article_ids_inview"][2]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "behaviors.parquet")
+    found = drafted(tmp_path / "behaviors.parquet")
+    assert found["log"]["rows"] == "request"
+    assert found["log"]["request"] == ["impression_id"]
+    assert found["log"]["clicked"] == "article_ids_clicked"
+    assert found["log"]["time"]["unit"] == "timestamp"
+    assert found["features"]["device_type"]["role"] == "scene"
+    schema = load_schema(prepared(tmp_path, tmp_path / "behaviors.parquet"))
+    assert schema.gate_feature() == "category_id"
+
+
+@pytest.mark.slow
+def test_a_log_of_actions_without_a_header_runs_unedited(tmp_path: Path) -> None:
+    stray = {"user": "7", "item": "i1", "category": "c1", "action": "view", "time": START - 10**8}
+    rows = [row | {"user": row["user"][1:]} for row in actions(600)] + [stray]
+    path = tmp_path / "log.csv"
+    path.write_text("".join(",".join(map(str, row.values())) + "\n" for row in rows))
+    found = drafted(path)
+    assert found["log"]["label"] == {"column": "column_4", "one_of": ["view"]}
+    assert found["window"] == {"start": "2025-06-01", "end": "2025-06-02"}
+    assert found["category"] == "category_id"
+    assert load_schema(prepared(tmp_path, path)).history.num_behaviours == 600
+
+
+def test_what_is_known_too_late_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows: Rows = []
+    for page in range(100):
+        for item in range(5):
+            clicked = int(rng.random() < 0.3)
+            later = {"play_time": clicked * 7, "code": clicked ^ int(rng.random() < 0.02)}
+            ids = {"page_id": page, "user_id": page % 9, "item_id": item, "time": START + page}
+            rows.append(ids | {"is_click": clicked} | later | {"tab": page % 4})
+    write_csv(tmp_path / "log.csv", rows)
+    text = draft_mapping([tmp_path / "log.csv"], mapping="mapping.toml")
+    assert list(tomllib.loads(text)["features"]) == ["tab"]
+    assert "# 'play_time' is left out: by its name it is known after the display only" in text
+    assert "# 'code' is left out: alone it tells the clicks of the sample with AUC 0.9" in text
+
+
+FORMS = {
+    "tabs": "u\tn\nann\t1\nbob\t2\n",
+    "commas and lists": "u,n\nann,1;2;3\nbob,4;5;6\n",
+    "semicolons": 'u;n\n"a;b";1,5\nbob;2,5\n',
+    "two colons": "1::2\n3::4\n",
+    "quotation marks in titles": 'u|n\nann|the "x" of\nbob|"\n',
+}
+FOUND = {
+    "tabs": ("\t", None, '"'),
+    "commas and lists": (",", None, '"'),
+    "semicolons": (";", None, '"'),
+    "two colons": ("::", ("column_1", "column_2"), None),
+    "quotation marks in titles": ("|", None, None),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1"])
+def test_the_format_of_a_text_is_found(tmp_path: Path, encoding: str) -> None:
+    for case, text in FORMS.items():
+        text = text.replace("bob", "b\xf6b")
+        (tmp_path / "log.csv").write_bytes(text.encode(encoding))
+        form = sniff(tmp_path / "log.csv").form
+        assert form
+        assert (form.delimiter, form.names, form.quote) == FOUND[case], case
+        assert form.encoding == encoding or "\xf6" not in text
+
+
+def test_parts_of_a_table_are_gathered_and_compressed_files_are_read(tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    (tmp_path / "more.csv").write_bytes((tmp_path / "impressions.csv").read_bytes())
+    found = drafted(*(tmp_path / f"{name}.csv" for name in ("impressions", "more")))
+    assert found["tables"]["impressions"]["files"] == ["impressions.csv", "more.csv"]
+
+
+def test_what_cannot_be_drafted_is_an_error_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,price\nann,3\n")
+    with pytest.raises(DatasetError, match=r"log.csv: no item and no time among \['user_id', 'pr"):
+        drafted(path)
+    path.write_text("one\ntwo\n")
+    with pytest.raises(DatasetError, match=r"log.csv: no delimiter out of .* it begins with 'one'"):
+        drafted(path)
+    path.write_text("")
+    with pytest.raises(DatasetError, match=r"log.csv: the file is empty"):
+        drafted(path)
+    with pytest.raises(DatasetError, match=r"log.csv exists; remove it or choose another name"):
+        main(["draft", str(path), "--output", str(path)])

@@ -1,0 +1,321 @@
+"""Any log by its mapping gives the dataset that its rows say; whatever its files look like."""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cdp_torchrec.commands.prepare_data import main
+from cdp_torchrec.config.keys import undocumented
+from cdp_torchrec.data.prepare.log_times import Clock
+from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.schema import load_schema
+from tests.data.mapped_logs import (
+    IMPRESSIONS,
+    START,
+    impression,
+    prepare,
+    two_days,
+    write_csv,
+)
+
+ATTRIBUTES = (
+    IMPRESSIONS
+    + """
+[tables.items]
+files = ["items.csv"]
+by = "item"
+key = "itemId"
+missing = ["NULL"]
+
+[tables.users]
+files = ["users-*.csv"]
+delimiter = ";"
+columns = ["uid", "age", "likes"]
+by = "user"
+key = "uid"
+
+[features.brand]
+role = "item"
+level = "candidate"
+kind = "id"
+table = "items"
+
+[features.genre]
+role = "item"
+level = "candidate"
+kind = "id"
+table = "items"
+column = "genres"
+separator = "|"
+
+[features.price]
+role = "item"
+level = "candidate"
+kind = "number"
+table = "items"
+
+[features.age]
+role = "user"
+level = "request"
+kind = "number"
+table = "users"
+
+[features.likes]
+role = "user"
+level = "request"
+kind = "ids"
+table = "users"
+separator = ","
+entity = "genre"
+
+[features.client]
+role = "scene"
+level = "request"
+kind = "id"
+
+[features.hour]
+role = "context"
+level = "request"
+kind = "id"
+derive = "hour"
+
+[features.weekday]
+role = "context"
+level = "request"
+kind = "id"
+derive = "weekday"
+
+[features.position]
+role = "context"
+level = "candidate"
+kind = "id"
+derive = "position"
+"""
+)
+
+
+def test_features_come_from_the_log_its_times_and_tables_of_attributes(tmp_path: Path) -> None:
+    write_csv(tmp_path / "log.csv", two_days(client="app"))
+    items = [
+        {"itemId": "b", "brand": "NULL", "genres": "wool|felt", "price": "2.5"},
+        {"itemId": "a", "brand": "hut", "genres": "", "price": ""},
+    ]
+    write_csv(tmp_path / "items.csv", items)
+    (tmp_path / "users-1.csv").write_text("bob;20;felt\n")
+    (tmp_path / "users-2.csv").write_text("ann;30;felt,wool\n")
+    row = prepare(tmp_path, ATTRIBUTES, "log.time.utc_offset=+08:00")[1]
+    assert row["brand"] == ["hut", None]
+    assert row["genre"] == [None, "wool"]
+    assert str(row["price"]) == "[nan, 2.5]"
+    assert (row["age"], row["likes"], row["client"]) == (30, ["felt", "wool"], "app")
+    assert (row["hour"], row["weekday"]) == ("10", "6")  # 02:00 UTC on a Sunday
+    assert row["position"] == ["1", "2"]
+
+
+LISTS = """
+name = "shop"
+source = "made by hand"
+category = "category_id"
+tables.log = {files = ["log.csv"]}
+behaviours.click = {}
+split.test_from = "2025-06-02"
+
+[log]
+table = "log"
+rows = "request"
+user = "user"
+item = "items"
+request = ["page"]
+time = {column = "time", unit = "s"}
+clicked = "clicked"
+separator = "|"
+
+[features.category_id]
+role = "item"
+level = "candidate"
+kind = "id"
+column = "categories"
+"""
+
+
+def test_rows_of_impressions_and_rows_with_lists_give_the_same_dataset(tmp_path: Path) -> None:
+    rows = two_days()
+    write_csv(tmp_path / "rows" / "log.csv", rows)
+    expected = prepare(tmp_path / "rows", IMPRESSIONS)
+    pages = [
+        {
+            "page": page,
+            "user": "ann",
+            "time": next(r["time"] for r in rows if r["page"] == page),
+            "items": ["a", "b"],
+            "categories": ["hats", "hats"],
+            "clicked": ["b"],
+        }
+        for page in ("p1", "p2", "p30")
+    ]
+    joined = [{k: "|".join(v) if isinstance(v, list) else v for k, v in p.items()} for p in pages]
+    write_csv(tmp_path / "text" / "log.csv", joined)
+    assert prepare(tmp_path / "text", LISTS) == expected
+
+    times = pa.array([1000 * p.pop("time") for p in pages], pa.timestamp("ms"))
+    labels = [[0, 1]] * 3
+    table = pa.Table.from_pylist(pages).append_column("time", times)
+    (tmp_path / "lists").mkdir()
+    pq.write_table(table.append_column("labels", [labels]), tmp_path / "lists" / "log.parquet")
+    settings = ["tables.log={files=['log.parquet'], format='parquet'}", "log.time.unit=timestamp"]
+    by_label = LISTS.replace('clicked = "clicked"', 'label = {column = "labels", one_of = ["1"]}')
+    assert prepare(tmp_path / "lists", by_label, *settings, "log.request=[]") == expected
+
+
+@pytest.mark.slow
+def test_without_a_request_column_the_impressions_of_a_user_and_moment_are_a_request(
+    tmp_path: Path,
+) -> None:
+    rows = [*two_days(), impression(2, "d", user="bob", clicks="1")]
+    write_csv(tmp_path / "log.csv", rows[::-1])
+    found = prepare(tmp_path, IMPRESSIONS, "log.request=[]")
+    assert [(r["user_id"], r["item_id"]) for r in found] == [
+        ("ann", ["b", "a"]),
+        ("ann", ["b", "a"]),
+        ("bob", ["d"]),
+        ("ann", ["b", "a"]),
+    ]
+
+
+@pytest.mark.slow
+def test_order_of_hashes_does_not_depend_on_the_file(tmp_path: Path) -> None:
+    rows = [
+        impression(page, item, clicks=int(item == "a")) for page in (1, 30) for item in "abcdef"
+    ]
+    write_csv(tmp_path / "one" / "log.csv", rows)
+    write_csv(tmp_path / "two" / "log.csv", rows[::-1])
+    one, two = (prepare(tmp_path / n, IMPRESSIONS, "log.order=hash") for n in ("one", "two"))
+    assert one == two
+    assert one[0]["item_id"] != list("abcdef")
+    assert one[0]["item_id"] != one[1]["item_id"]
+
+
+BEHAVIOURS = (
+    IMPRESSIONS
+    + """
+[tables.views]
+files = ["views.csv"]
+
+[behaviours.view]
+table = "views"
+user = "who"
+item = ["what"]
+category = "kind"
+action = "how"
+time = {column = "when", unit = "text", format = "%d.%m.%Y %H:%M", utc_offset = "+02:00"}
+only = {column = "seconds", above = 3}
+"""
+)
+
+
+def test_behaviours_come_from_the_positives_and_from_a_log_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_csv(tmp_path / "log.csv", two_days())
+    views = [
+        {"who": "ann", "what": what, "kind": "shoes", "how": "look", "when": when, "seconds": s}
+        for what, when, s in (
+            ("a", "01.06.2025 03:30", 5),  # 01:30 UTC, between the first two requests
+            ("b", "01.06.2025 03:30", 3),
+            ("c", "01.06.1925 03:30", 5),
+        )
+    ]
+    write_csv(tmp_path / "views.csv", views)
+    rows = prepare(tmp_path, BEHAVIOURS, "window.start='2025-06-01'")
+    assert [r["history_length"] for r in rows] == [0, 2, 3]
+    assert [r["history_rank"] for r in rows] == [[-1, -1], [0, 1], [1, 0]]
+    actions = pq.read_table(tmp_path / "data/vocabulary/action.parquet")["raw"].to_pylist()
+    assert set(actions) == {"click", "look"}
+    assert "1 of 3 rows left out: 'when' is outside of the window" in caplog.text
+    assert load_schema(tmp_path / "data").history.num_behaviours == 4
+
+
+@pytest.mark.slow
+def test_requests_before_requests_from_are_history_only(tmp_path: Path) -> None:
+    write_csv(tmp_path / "log.csv", two_days())
+    rows = prepare(tmp_path, IMPRESSIONS, "split.requests_from='2025-06-01T01:30:00'")
+    assert [r["history_length"] for r in rows] == [1, 2]
+
+
+@pytest.mark.slow
+def test_test_share_takes_the_latest_requests(tmp_path: Path) -> None:
+    rows = [impression(page, item, clicks=int(item == "a")) for page in range(10) for item in "ab"]
+    write_csv(tmp_path / "log.csv", rows)
+    prepare(tmp_path, IMPRESSIONS.replace('test_from = "2025-06-02"', "test_share = 0.3"))
+    splits = load_schema(tmp_path / "data").splits
+    assert (splits["train"].requests, splits["test"].requests) == (7, 3)
+
+
+@pytest.mark.slow
+def test_what_is_odd_about_requests_is_said_with_its_figure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = impression(1, "c", time=START + 3600 + 7)
+    write_csv(tmp_path / "log.csv", [*two_days(), late, late])
+    with caplog.at_level(logging.WARNING):
+        rows = prepare(tmp_path, IMPRESSIONS)
+    assert rows[0]["timestamp"] == 1000 * (START + 3600)
+    assert "1 of 3 requests have impressions at different times, up to 7 s apart" in caplog.text
+    assert "1 of 8 candidates stand in their request already" in caplog.text
+
+
+MOMENT = datetime(2021, 3, 4, 5, 6, 7, 890_000, UTC)
+MOMENT_MS = 1_614_834_367_890
+CLOCKS = {
+    "seconds": (Clock("t", "x", "s"), "1614834367.89", MOMENT_MS),
+    "whole seconds": (Clock("t", "x", "s"), "1614834367", MOMENT_MS - 890),
+    "milliseconds": (Clock("t", "x", "ms"), f"{MOMENT_MS}.0", MOMENT_MS),
+    "microseconds": (Clock("t", "x", "us"), f"{MOMENT_MS}999", MOMENT_MS),
+    "nanoseconds": (Clock("t", "x", "ns"), f"{MOMENT_MS}999999", MOMENT_MS),
+    "text": (
+        Clock("t", "x", "text", "%d.%m.%y %H:%M:%S.%g", 3_600_000),
+        "04.03.21 06:06:07.890",
+        MOMENT_MS,
+    ),
+    "zone": (
+        Clock("t", "x", "text", "%Y-%m-%d %H:%M:%S %z", 3_600_000),
+        "2021-03-04 03:06:07 -0200",
+        MOMENT_MS - 890,
+    ),
+    "exponent": (Clock("t", "x", "ms"), "1.6e12", None),
+    "word": (Clock("t", "x", "s"), "now", None),
+    "other form": (Clock("t", "x", "text", "%Y-%m-%d"), "04.03.2021", None),
+}
+
+
+def test_moments_are_read_in_any_unit_and_form() -> None:
+    assert round(MOMENT.timestamp() * 1000) == MOMENT_MS
+    connection = duckdb.connect(config={"threads": 1})
+    connection.execute("SET TimeZone = 'UTC'")
+    for clock, text, expected in CLOCKS.values():
+        query = f"SELECT {clock.milliseconds} FROM (SELECT ? AS x)"
+        assert connection.execute(query, [text]).fetchall() == [(expected,)], text
+
+
+def test_every_key_of_a_mapping_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert undocumented(MappingConfig) == []
+    main(["generic", "--help", "log.time"])
+    assert "log.time.utc_offset" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_prepares_a_dataset_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(tmp_path / "logs" / "log.csv", two_days())
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text(IMPRESSIONS)
+    folders = ["--input", str(tmp_path / "logs"), "--output", str(tmp_path / "data")]
+    main(["generic", str(mapping), "name=renamed", *folders])
+    assert load_schema(tmp_path / "data").name == "renamed"
+    assert f"{tmp_path / 'data'} is ready" in capsys.readouterr().out

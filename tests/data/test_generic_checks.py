@@ -1,0 +1,247 @@
+"""Everything that can be wrong with a log, or with its mapping, is one message; nothing is left."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.prepare.generic import prepare_generic
+from cdp_torchrec.data.schema import DatasetError
+from tests.data.mapped_logs import IMPRESSIONS, START, mapping_of, two_days, write_csv
+from tests.data.test_generic import LISTS
+
+NAMED = "tables.log.columns=['page','user','time','item','category','clicks']"
+
+BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "missing column": (
+        {},
+        ["log.user=uid"],
+        "log.csv: column 'uid' is missing, found ['page', 'user', 'time', 'item', 'category',",
+    ),
+    "delimiter": (
+        {},
+        ["tables.log.delimiter=;"],
+        "log.csv: column 'user' is missing, found ['page,user,time,item,category,clicks']; with "
+        "the delimiter ',' it would have 6 cells",
+    ),
+    "encoding": (
+        {"item": "caf\xe9"},
+        ["tables.log.encoding=ascii"],
+        "log.csv: malformed line: 'ascii' codec can't decode byte 0xc3",
+    ),
+    "header": ({}, [NAMED], "log.csv: line 1 is a header, but none is expected where columns"),
+    "other header": (
+        {},
+        [
+            "tables.log.columns=['p','u','t','i','k','c']",
+            "log.user=u",
+            "log.item=i",
+            "log.request=['p']",
+            "log.time.column=t",
+            "log.label.column=c",
+            "features.category_id.column=k",
+        ],
+        "log.csv: line 1: 't' is no number of seconds: time; is it a header? Then leave out",
+    ),
+    "milliseconds": (
+        {"time": 1000 * START},
+        [],
+        "log.csv: line 2: 'time' is no time from 1990 to 2099 in seconds: 1748736000000; in "
+        "milliseconds (unit = 'ms') it is 2025-06-01 00:00:00 UTC",
+    ),
+    "seconds": (
+        {},
+        ["log.time.unit=ms"],
+        "log.csv: line 2: 'time' is no time from 1990 to 2099 in milliseconds: 1748739600; in "
+        "seconds (unit = 's') it is 2025-06-01 01:00:00 UTC",
+    ),
+    "no time": ({"time": "noon"}, [], "log.csv: line 2: 'time' is no number of seconds: noon"),
+    "empty time": ({"time": ""}, [], "log.csv: line 2: 'time' is empty"),
+    "text": (
+        {},
+        ["log.time={column='time', unit='text', format='%Y-%m-%d'}"],
+        "log.csv: line 2: 'time' is no time of the form %Y-%m-%d: 1748739600",
+    ),
+    "timestamp": (
+        {},
+        ["log.time.unit=timestamp"],
+        "log.csv: column 'time' does not have parquet's type for moments, but unit = 'timestamp'",
+    ),
+    "window": (
+        {},
+        ["window.end='2020-01-01'"],
+        "log.csv: no row lies in the window: 'time' runs from 2025-06-01 01:00:00 UTC to 2025-",
+    ),
+    "no requests": (
+        {},
+        ["split.requests_from='2026-01-01'"],
+        "log.csv: no request at or after requests_from (2026-01-01)",
+    ),
+    "user": ({"user": ""}, [], "log.csv: line 2: 'user' is empty"),
+    "item": ({"item": ""}, [], "log.csv: line 2: 'item' is empty"),
+    "label": ({"clicks": "yes"}, [], "log.csv: line 2: 'clicks' is no number: yes"),
+    "no label": ({"clicks": ""}, [], "log.csv: line 2: 'clicks' is empty"),
+    "number": (
+        {},
+        [
+            "features.category_id.kind=number",
+            "features.category_id.column=item",
+            "features.c={role='item', level='candidate', kind='id', column='item'}",
+            "category=c",
+        ],
+        "log.csv: line 2: 'item' is no number: a",
+    ),
+    "file": ({}, ["tables.log.files=['x.csv']"], "x.csv: no such file (nor with .gz or .xz); ther"),
+    "pattern": ({}, ["tables.log.files=['x*']"], "x*: no such file; there are ['log.csv', 'ma"),
+    "empty test split": (
+        {},
+        ["split.test_from='2026-01-01'"],
+        "the test split is empty: no request at or after 2026-01-01 00:00:00 UTC",
+    ),
+}
+
+
+def refused(folder: Path, text: str, *settings: str) -> str:
+    """The one line that says why the log in a folder is refused."""
+    before = {path for path in folder.rglob("*")}
+    mapping = mapping_of(folder / "mapping", text, *settings)
+    with pytest.raises(DatasetError) as caught:
+        prepare_generic(mapping, folder, folder / "data")
+    left = {path for path in folder.rglob("*")} - before
+    assert {path.name for path in left} <= {"mapping", "mapping.toml"}
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value).removeprefix(f"{folder}/")
+
+
+@pytest.mark.parametrize("case", BAD_LOGS)
+def test_a_bad_log_is_named_with_its_line(tmp_path: Path, case: str) -> None:
+    values, settings, message = BAD_LOGS[case]
+    write_csv(tmp_path / "log.csv", two_days(**values))
+    assert refused(tmp_path, IMPRESSIONS, *settings).startswith(message)
+
+
+def test_rows_of_a_request_that_contradict_each_other_are_an_error(tmp_path: Path) -> None:
+    rows = two_days(client="app")
+    rows[1]["client"] = "web"
+    write_csv(tmp_path / "log.csv", rows)
+    client = "features.client={role='scene', level='request', kind='id'}"
+    said = refused(tmp_path, IMPRESSIONS, client)
+    assert said.startswith("log.csv: request p1 has more than one value of 'client': is it of le")
+    rows[1]["client"] = ""
+    write_csv(tmp_path / "log.csv", rows)
+    assert refused(tmp_path, IMPRESSIONS, client) == said
+
+
+BAD_ATTRIBUTES = {
+    "twice": ("a,1\na,2", "items.csv: line 3: 'itemId' a stands in line 2 already"),
+    "nobody": ("\xe4,1", "items.csv: column 'itemId' has no item of the log: compare '\xe4' w"),
+    "empty": (",1", "items.csv: line 2: 'itemId' is empty"),
+    "price": ("a,cheap", "items.csv: line 2: 'price' is no number: cheap"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ATTRIBUTES)
+def test_a_bad_table_of_attributes_is_named_with_its_line(tmp_path: Path, case: str) -> None:
+    lines, message = BAD_ATTRIBUTES[case]
+    write_csv(tmp_path / "log.csv", two_days())
+    (tmp_path / "items.csv").write_text(f"itemId,price\n{lines}\n")
+    items = "tables.items={files=['items.csv'], by='item', key='itemId'}"
+    price = "features.price={role='item', level='candidate', kind='number', table='items'}"
+    assert refused(tmp_path, IMPRESSIONS, items, price).startswith(message)
+
+
+LIST = {"page": "p1", "user": "ann", "time": START, "items": "a|b", "categories": "x|y"}
+BAD_LISTS: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "unequal": (
+        {"categories": "x"},
+        [],
+        "log.csv: line 2: the lists 'items' and 'categories' are of unequal length: 2 and 1",
+    ),
+    "missing": (
+        {"categories": ""},
+        [],
+        "log.csv: line 2: the lists 'items' and 'categories' are of unequal length: 2 and 0",
+    ),
+    "no items": ({"items": ""}, [], "log.csv: line 2: the list 'items' is empty"),
+    "empty item": ({"items": "a|"}, [], "log.csv: line 2: the list 'items' holds an empty item"),
+    "number": (
+        {},
+        ["features.price={role='item', level='candidate', kind='number', column='categories'}"],
+        "log.csv: line 2: 'categories' is no number in the list: x",
+    ),
+    "label": (
+        {},
+        ["log.label={column='categories', above=0}"],
+        "log.csv: line 2: 'categories' is no number in the list: x",
+    ),
+    "same id": ({}, [], "log.csv: line 3: request p1 stands in line 2 already"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_bad_lists_are_named_with_their_line(tmp_path: Path, case: str) -> None:
+    values, settings, message = BAD_LISTS[case]
+    row = LIST | {"clicked": "b"} | values
+    write_csv(tmp_path / "log.csv", [row, row])
+    text = LISTS.replace('clicked = "clicked"\n', "") if case == "label" else LISTS
+    assert refused(tmp_path, text, *settings).startswith(message)
+
+
+def test_lists_without_a_separator_are_an_error(tmp_path: Path) -> None:
+    write_csv(tmp_path / "log.csv", [LIST | {"clicked": "b"}])
+    said = refused(tmp_path, LISTS.replace('separator = "|"\n', ""))
+    assert said.startswith("log.csv: column 'items' has no lists; a separator would tell how")
+
+
+def test_a_parquet_log_of_other_types_is_an_error(tmp_path: Path) -> None:
+    columns = {name: [row[name] for row in two_days()] for name in two_days()[0]}
+    settings = ["tables.log={files=['log.parquet'], format='parquet'}"]
+    pq.write_table(pa.table(columns | {"item": [0.5] * 6}), tmp_path / "log.parquet")
+    said = refused(tmp_path, IMPRESSIONS, *settings)
+    assert "column 'item' is of type double, expected string, integer or boolean, or" in said
+    pq.write_table(pa.table(columns | {"item": [["a"]] * 6}), tmp_path / "log.parquet")
+    said = refused(tmp_path, IMPRESSIONS, *settings)
+    assert "column 'item' has lists, but one value a row is needed" in said
+    (tmp_path / "log.parquet").write_bytes(gzip.compress(b"no parquet"))
+    assert "no parquet file, it begins with" in refused(tmp_path, IMPRESSIONS, *settings)
+
+
+BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {
+    "unknown key": (["log.users=x"], "log.users: unknown key (did you mean 'user'?)"),
+    "table": (["log.table=x"], "log.table = 'x': must be one of the tables ['log']"),
+    "unused": (["tables.more.files=['x']"], 'tables.more = {files = ["x"]}: is not used'),
+    "two labels": (["log.clicked=x"], "exactly one of label and clicked must be set"),
+    "separator": (["log.separator='|'"], "has no effect on rows = 'impression'"),
+    "rule": (["log.label.one_of=['1']"], "exactly one of above and one_of must be set"),
+    "sampling": (["sampling.seed=1"], "rows = 'action' needs it, other logs have none"),
+    "no sampling": (["log.rows=action", "log.request=[]"], "has no effect on rows = 'action'"),
+    "category": (["category=brand"], "must be a feature of level 'candidate' and kind 'id'"),
+    "name": (["features.label={role='item', level='request', kind='id'}"], "that is not reserved"),
+    "bag": (["features.category_id.kind=ids"], "must be 'id' or 'number' on level 'candidate'"),
+    "derive": (["features.category_id.derive=hour"], "must be 'request' where derive = 'hour'"),
+    "level": (["features.category_id.table=log"], "must be one of the tables with by = 'item'"),
+    "moment": (["split.test_from=soon"], "must be a date or time such as 2017-12-03"),
+    "splits": (["split.test_share=0.5"], "exactly one of test_from and test_share must be set"),
+    "format": (["log.time.unit=text"], "unit = 'text' needs it, other units have none"),
+    "encoding": (["tables.log.encoding=klingon"], "must be an encoding that Python knows"),
+    "quote": (["tables.log.delimiter='::'"], "must be 'none' where delimiter has several"),
+    "parquet": (
+        ["tables.log={files=['x'], format='parquet', delimiter=';'}"],
+        "has no effect on format = 'parquet'",
+    ),
+    "half a source": (["behaviours.click.user=x"], "needs a table: positives of the log have all"),
+    "half a table": (["behaviours.click.table=log"], "must be set where a table is"),
+    "key": (["tables.log.by=user"], "by and key go together"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MAPPINGS)
+def test_a_bad_mapping_names_the_key(tmp_path: Path, case: str) -> None:
+    settings, message = BAD_MAPPINGS[case]
+    with pytest.raises(ConfigError) as caught:
+        mapping_of(tmp_path, IMPRESSIONS, *settings)
+    assert message in str(caught.value)
