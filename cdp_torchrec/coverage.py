@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.data.dataset import Dataset
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, Table
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.requests import ImpressionOrder
@@ -66,7 +66,7 @@ def measure_coverage(data: Dataset) -> Coverage:
 
 
 def _gated_lengths(
-    impressions: Impressions, store: HistoryStore, layout: FeatureLayout
+    impressions: Impressions, store: BehaviourSource, layout: FeatureLayout
 ) -> np.ndarray:
     index = impressions.request_index
     category = np.zeros(len(index), dtype=np.int64)
@@ -79,17 +79,11 @@ def _gated_lengths(
 
 def _with_own_row(impressions: Impressions, key: str, table: Table) -> np.ndarray:
     """Whether the id of each impression, or any id of its bag, has a row of its own, [B]."""
-
-    def own(codes: np.ndarray) -> np.ndarray:
-        if table.managed_collision is not None:
-            return codes > 0
-        return (codes > 0) & (codes <= table.num_kept)
-
     if key in impressions.candidate:
-        return own(impressions.candidate[key])
+        return table.has_own_row(impressions.candidate[key])
     if key in impressions.request:
-        return own(impressions.request[key])[impressions.request_index]
+        return table.has_own_row(impressions.request[key])[impressions.request_index]
     bag = impressions.bags[key]
     bag_of = np.repeat(np.arange(len(bag.offsets) - 1), np.diff(bag.offsets))
-    found = np.bincount(bag_of[own(bag.values)], minlength=len(bag.offsets) - 1) > 0
+    found = np.bincount(bag_of[table.has_own_row(bag.values)], minlength=len(bag.offsets) - 1) > 0
     return found[impressions.request_index]

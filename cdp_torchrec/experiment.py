@@ -12,7 +12,6 @@ from cdp_torchrec.continuation import check_unchanged, flattered
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.loader import Share
-from cdp_torchrec.data.manifest import read_manifest
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.workers import BatchLoader
@@ -252,7 +251,7 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
         run_dir,
         dataset=experiment.config.data.dir,
         dataset_digest=experiment.data.schema.digest(),
-        training_digest=read_manifest(experiment.config.data.dir).training_digest,
+        training_digest=experiment.data.reader.training_digest,
         config_toml=dump_toml(experiment.config),
         plan_json=experiment.parallelized.plan_json,
         keep_last=experiment.config.trainer.keep_checkpoints,
@@ -294,7 +293,7 @@ def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
     if config.run.fork_from is not None:
         parent = parent_run(config.run.fork_from)
         progress = checkpointer.load(
-            parent.checkpoint, parallelized.model, parallelized.optimizer
+            parent.checkpoint, parallelized.model, parallelized.optimizer, may_grow=True
         ).forked()
         torch.manual_seed(config.seed)  # the checkpoint has brought the generator's state
         notes = [f"forked from {parent.checkpoint}", *flattered(parent.config, config)]

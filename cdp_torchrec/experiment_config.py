@@ -6,7 +6,7 @@ from pydantic import NonNegativeInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts, ConfigError
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.schema import read_schema
+from cdp_torchrec.data.days import read_schema
 from cdp_torchrec.distributed.config import OptimizerConfig, RanksConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.process_group import world_size

@@ -39,7 +39,7 @@ def describe_outcome(trained: Trained) -> str:
         DatasetError: the dataset is damaged.
     """
     config, data = trained.experiment.config, trained.experiment.data
-    references = reference_reports(config.data.dir, num_bootstrap=0)
+    references = reference_reports(config.data, num_bootstrap=0)
     coverage = measure_coverage(data)
     problems = [
         *weak_metrics(trained.report, references),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.stored_vocabulary import stored_ids
 from cdp_torchrec.whole_file import remove_leftovers, whole_file
 
 _ROW_GROUP = 65536
@@ -109,9 +110,8 @@ class _RawIds:
     )
 
     def __init__(self, dataset: Path, schema: Schema) -> None:
-        def read(entity: str | None) -> pa.ChunkedArray:
-            path = dataset / "vocabulary" / f"{entity}.parquet"
-            return pq.read_table(path, columns=["raw"])["raw"]
+        def read(entity: str) -> pa.ChunkedArray:
+            return stored_ids(dataset, schema, entity)
 
         # Requests are numbered from 0; of the others 0 is a missing id.
         missing = pa.chunked_array([pa.nulls(1, pa.string())])
@@ -119,7 +119,7 @@ class _RawIds:
             name: pa.chunked_array([*missing.chunks, *read(entity).chunks])
             for name, entity in (
                 ("user_id", "user"),
-                ("item_id", schema.feature("item_id").entity),
+                ("item_id", schema.history.item_entity),
             )
         }
 

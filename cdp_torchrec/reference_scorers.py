@@ -21,9 +21,11 @@ import torch.distributed as dist
 
 from cdp_torchrec.coverage import own_chunks
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.days import read_schema, request_folder
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.request_files import Impressions
-from cdp_torchrec.data.schema import Schema, load_schema
+from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.stored_vocabulary import training_counts
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
 from cdp_torchrec.ideal_scorer import IDEAL, IdealScorer, ideal_scorer
@@ -40,20 +42,23 @@ _PRIOR_IMPRESSIONS = 10.0
 class ReferenceScorers:
     """Scores in [0, 1] from a dataset alone."""
 
-    def __init__(self, dataset: Path) -> None:
+    def __init__(self, data: DataConfig) -> None:
         """Read the popularity of items, and count the clicks of the training split; collective.
+
+        Args:
+            data: the dataset, and which periods of it are read.
 
         Raises:
             DatasetError: the dataset is incomplete or damaged.
         """
-        schema = load_schema(dataset)
+        schema = read_schema(data)
         self._category = schema.gate_feature()
         places = place_features(schema)
         needed = {"item_id", self._category, *places}
         others = [f.name for f in schema.features if f.name not in needed]
-        self.reader = DatasetReader(DataConfig(dir=dataset, exclude_features=tuple(others)))
-        path = dataset / "vocabulary" / f"{schema.feature('item_id').entity}.parquet"
-        counts = pq.read_table(path, columns=["count"])["count"].to_numpy().astype(np.float64)
+        self.reader = DatasetReader(data.model_copy(update={"exclude_features": tuple(others)}))
+        item = schema.history.item_entity
+        counts = training_counts(data.dir, schema, item).astype(np.float64)
         self._popularity = np.append(0.0, counts / max(counts.max(initial=0.0), 1.0))
         features = [*([self._category] if self._category else []), *places]
         self._rates = self._click_rates(features)
@@ -145,7 +150,7 @@ def evaluate_references(dataset: Path) -> str:
     """
     ideal = ideal_scorer(dataset)
     lines = [f"{'scorer':<22}{'AUC':>8}{'UAUC':>8}{'GAUC':>8}   GAUC 95 % interval"]
-    for name, report in reference_reports(dataset, ideal=ideal).items():
+    for name, report in reference_reports(DataConfig(dir=dataset), ideal=ideal).items():
         low, high = report.gauc_interval
         lines.append(
             f"{name:<22}{report.auc:8.4f}{report.uauc:8.4f}{report.gauc:8.4f}"
@@ -159,21 +164,23 @@ def evaluate_references(dataset: Path) -> str:
 
 
 def reference_reports(
-    dataset: Path, *, num_bootstrap: int = 200, ideal: IdealScorer | None = None
+    data: DataConfig, *, num_bootstrap: int = 200, ideal: IdealScorer | None = None
 ) -> dict[str, MetricReport]:
     """Metrics of every reference scorer on the test split, by its name; collective.
 
     Args:
-        dataset: dataset directory.
+        data: the dataset, and which periods of it are read.
         num_bootstrap: replicates of the user bootstrap.
         ideal: the dataset's ideal observer, to be measured too.
 
     Raises:
         DatasetError: the dataset is incomplete or damaged.
     """
-    scorers = ReferenceScorers(dataset)
+    data = data.model_copy(update={"exclude_features": ()})
+    scorers = ReferenceScorers(data)
     names, extra = list(scorers.names), []
-    part = next(iter(sorted((dataset / "test").glob("*.parquet"))), None)
+    folder = request_folder(data.dir, data.test_on)
+    part = next(iter(sorted(folder.glob("*.parquet"))), None)
     if part is not None and _TRUTH_COLUMN in pq.read_schema(part).names:
         names.append(TRUTH)
         extra.append(_TRUTH_COLUMN)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import Change, find_changes
-from cdp_torchrec.data.schema import read_schema
+from cdp_torchrec.data.days import read_schema
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checksums import verify

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.request_files import Impressions, RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
@@ -34,7 +36,7 @@ def impressions(tiny_dataset: Path, one_rank: None) -> Impressions:
 def test_popularity_follows_the_training_count(
     tiny_dataset: Path, impressions: Impressions
 ) -> None:
-    popularity = ReferenceScorers(tiny_dataset).score("popularity", impressions)
+    popularity = ReferenceScorers(DataConfig(dir=tiny_dataset)).score("popularity", impressions)
     counts = pq.read_table(tiny_dataset / "vocabulary" / "item.parquet")["count"].to_numpy()
     codes = impressions.candidate["item_id"]
     assert np.corrcoef(popularity, counts[codes - 1])[0, 1] == pytest.approx(1.0)
@@ -43,7 +45,7 @@ def test_popularity_follows_the_training_count(
 def test_rates_are_those_of_the_training_split(
     tiny_dataset: Path, impressions: Impressions
 ) -> None:
-    scorers = ReferenceScorers(tiny_dataset)
+    scorers = ReferenceScorers(DataConfig(dir=tiny_dataset))
     train = pq.read_table(tiny_dataset / "train")
     label = train["label"].combine_chunks().flatten().to_numpy()
     for scorer, feature in {
@@ -62,9 +64,10 @@ def test_rates_are_those_of_the_training_split(
 def test_category_share_is_that_of_the_behaviours_before_the_request(
     tiny_dataset: Path, impressions: Impressions
 ) -> None:
-    scorers = ReferenceScorers(tiny_dataset)
+    scorers = ReferenceScorers(DataConfig(dir=tiny_dataset))
     score = scorers.score("category_share", impressions)
     store = scorers.reader.store
+    assert isinstance(store, HistoryStore)
     offsets = np.load(tiny_dataset / "history" / "user_offsets.npy")
     for place in range(0, len(score), 97):
         request = impressions.request_index[place]
@@ -79,7 +82,7 @@ def test_category_share_is_that_of_the_behaviours_before_the_request(
 def test_the_last_touched_item_comes_first_then_the_place_counts(
     tiny_dataset: Path, impressions: Impressions
 ) -> None:
-    scorers = ReferenceScorers(tiny_dataset)
+    scorers = ReferenceScorers(DataConfig(dir=tiny_dataset))
     touched = scorers.score("last_touched", impressions)
     is_last = impressions.candidate["history_rank"] == 0
     assert is_last.any()
@@ -103,7 +106,7 @@ def test_scorers_go_by_roles_whatever_the_names(
         types = REQUEST_TYPES.append(pa.field(place, pa.list_(pa.string())))
         pq.write_table(pa.Table.from_pylist(rows, types), staging / "requests" / "part-0.parquet")
     build_dataset(staging, tmp_path / "data", spec)
-    scorers = ReferenceScorers(tmp_path / "data")
+    scorers = ReferenceScorers(DataConfig(dir=tmp_path / "data"))
     names = ["popularity", "category_share", "category_click_rate"]
     assert scorers.names == [*names, *([f"{place}_click_rate"] if place else []), "last_touched"]
     test = scorers.reader.impressions("test")

@@ -4,6 +4,8 @@
     cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR
     cdp_torchrec prepare_data draft FILE ... [--output mapping.toml]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
+    cdp_torchrec prepare_data append DIR --input DAY
+    cdp_torchrec prepare_data compact DIR
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data describe DIR [--output PAGE.html]
     cdp_torchrec prepare_data verify DIR
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
+from cdp_torchrec.data.days import load_grown_schema
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.prepare.mapping_config import MappingConfig
@@ -55,6 +58,12 @@ training would say."""
 VERIFY = """Read all files of DIR and compare them with the checksums in its manifest.json. Names
 every file that is damaged, missing, or not written by the preparation; exit code 1 if there is one.
 Trainings, evaluations and exports do the same with run.verify=true."""
+APPEND = """Add a day to DIR: requests/ and behaviours/ as those that it was made of, all later than
+what it has. It lies in days/<date of its first request>, and nothing else changes: ids keep their
+codes, new ones get the codes behind them, and numbers are scaled as before. Trainings read it by
+data.train_on and data.test_on. Whole or not at all: killed at any moment, run it again."""
+COMPACT = """Each appended day adds a segment to the history, and each look into a history goes
+through all of them. Merges them into one and removes them; what is read stays the same."""
 SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its
 size, effects and noise, for example num_users=2000.
 """
@@ -152,7 +161,7 @@ def describe(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """Whether every byte of a dataset is what its preparation wrote."""
-    from cdp_torchrec.data.manifest import MANIFEST, damaged, find_damage, read_manifest
+    from cdp_torchrec.data.manifest import MANIFEST, damaged, dataset_files, find_damage
 
     dataset: Path = options.dataset
     if not (dataset / MANIFEST).exists():
@@ -160,11 +169,45 @@ def verify(options: argparse.Namespace) -> None:
     start = time.monotonic()
     if problems := find_damage(dataset):
         raise damaged(dataset, problems, most=len(problems))
-    sizes = [record.size for record in read_manifest(dataset).files.values()]
+    sizes = [record.size for record in dataset_files(dataset).values()]
     seconds = time.monotonic() - start
     print(
         f"{dataset}: {len(sizes):,} files of {sum(sizes):,} bytes are what the preparation wrote, "
-        f"digest {load_schema(dataset).fingerprint()}, {seconds:.2f} s"
+        f"digest {load_grown_schema(dataset).fingerprint()}, {seconds:.2f} s"
+    )
+
+
+def append(options: argparse.Namespace) -> None:
+    """Add a day to a dataset."""
+    load_schema(options.dataset)
+
+    from cdp_torchrec.data.prepare.append import append_day
+    from cdp_torchrec.data.prepare.staging import EngineLimits
+
+    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    day = append_day(options.dataset, options.input, limits)
+    new = {name: e.num_ids - day.entities_before[name].num_ids for name, e in day.entities.items()}
+    print(
+        f"{options.dataset}: appended {day.name}: {day.requests.requests:,} requests, "
+        f"{day.requests.impressions:,} impressions, click rate {day.requests.click_rate:.4f}, "
+        f"{day.num_behaviours:,} behaviours; new ids: "
+        f"{', '.join(f'{count:,} {name}' for name, count in new.items() if count) or 'none'}"
+    )
+    print(f"""measure on it:  data.test_on='"{day.name}"'
+train on it:    data.train_on='["{day.name}"]', and a later day as data.test_on""")
+
+
+def compact(options: argparse.Namespace) -> None:
+    """Merge the segments of the history store."""
+    load_schema(options.dataset)
+
+    from cdp_torchrec.data.prepare.compact import compact
+
+    count = compact(options.dataset)
+    print(
+        f"{options.dataset}: {count:,} segments of the history are one now"
+        if count > 1
+        else f"{options.dataset}: the history is one segment, there is nothing to merge"
     )
 
 
@@ -240,6 +283,24 @@ def _parser() -> argparse.ArgumentParser:
     verification.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
     verification.set_defaults(run=verify)
 
+    addition = commands.add_parser("append", help="add a day to a dataset", description=APPEND)
+    addition.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    addition.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="DAY",
+        help="directory with requests/*.parquet and behaviours/*.parquet of the day",
+    )
+    _add_limits(addition)
+    addition.set_defaults(run=append)
+
+    merge = commands.add_parser(
+        "compact", help="merge what appended days added to the history", description=COMPACT
+    )
+    merge.add_argument("dataset", type=Path, metavar="DIR", help="dataset directory")
+    merge.set_defaults(run=compact)
+
     first = commands.add_parser(
         "starter", help="write a first configuration for training", description=STARTER
     )
@@ -268,10 +329,14 @@ def _add_folders(parser: argparse.ArgumentParser, *, metavar: str, source: str) 
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="directory to make"
     )
-    parser.add_argument(
+    _add_limits(parser)
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
+    command.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from cdp_torchrec.compare.results import Latency, TrainingCost
+from cdp_torchrec.data.days import request_folder
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import Experiment, Trained, open_data
 from cdp_torchrec.model.sparse_arch import is_table
@@ -94,7 +95,8 @@ def measure_latency(experiment: Experiment) -> Latency:
     A request is a batch of its own, without padding, already on the device. On several ranks all
     of them score it at once.
     """
-    counts = _candidates_per_request(experiment.config.data.dir / "test")
+    data = experiment.config.data
+    counts = _candidates_per_request(request_folder(data.dir, data.test_on))
     size, steps = requests_alone(counts)
     steps = steps[np.linspace(0, len(steps) - 1, min(_TIMED_REQUESTS, len(steps))).astype(int)]
     test = open_data(experiment.config, share=Share(0, 1), global_batch_size=size).test

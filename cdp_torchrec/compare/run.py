@@ -28,6 +28,7 @@ from cdp_torchrec.compare.results import (
 )
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.keys import dotted
+from cdp_torchrec.data.config import TEST
 from cdp_torchrec.data.manifest import read_manifest
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
@@ -169,10 +170,8 @@ def _measure_untrained(table: Table, dataset: str) -> None:
     if _on_all_ranks(directory.is_dir):
         return
     config = table.any_config(dataset)
-    ideal = ideal_scorer(config.data.dir)
-    reports = reference_reports(
-        config.data.dir, num_bootstrap=table.config.num_bootstrap, ideal=ideal
-    )
+    ideal = ideal_scorer(config.data.dir) if config.data.test_on == TEST else None
+    reports = reference_reports(config.data, num_bootstrap=table.config.num_bootstrap, ideal=ideal)
     if is_rank_zero():
         origin = replace(_origin(config), config=None)
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -13,22 +13,41 @@ changes nothing, clusters grow as the log does, and those of any moment are the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.history_store import Behaviours, Slices
 from cdp_torchrec.data.schema import DatasetError
+
+ColumnT = TypeVar("ColumnT", bound=Column)
 
 LARGEST_CLUSTER = 20
 """Members of a full cluster; the next behaviour begins another. The paper caps sizes, too."""
 
 
-def assign_clusters(user: np.ndarray, alike: Sequence[np.ndarray]) -> np.ndarray:
+@dataclass(frozen=True)
+class EarlierClusters:
+    """What came before some behaviours that are added to histories, one value for each, [L]."""
+
+    length: np.ndarray
+    """Behaviours of the user."""
+    alike: np.ndarray
+    """Those of them that may be in one cluster with it."""
+    last: np.ndarray
+    """Cluster of the last of these; any number where there is none."""
+
+
+def assign_clusters(
+    user: np.ndarray, alike: Sequence[np.ndarray], earlier: EarlierClusters | None = None
+) -> np.ndarray:
     """Cluster of each behaviour, named by the place of its first one in the history, int32 [L].
 
     Args:
         user: who behaved, rising, [L]; each user's behaviours are in the order of time.
         alike: codes that members of a cluster share, [L] each.
+        earlier: what the histories held before; None: nothing.
     """
     count = len(user)
     order = np.lexsort((*alike, user))  # stable: in the order of time where all agree
@@ -38,16 +57,20 @@ def assign_clusters(user: np.ndarray, alike: Sequence[np.ndarray]) -> np.ndarray
         begins[1:] |= codes[order][1:] != codes[order][:-1]
     place = np.arange(count)
     rank = place - np.maximum.accumulate(np.where(begins, place, 0))
+    before = 0 if earlier is None else earlier.alike[order]
+    members = (rank + before) % LARGEST_CLUSTER  # of its cluster that come before it
     first = np.empty(count, dtype=np.int64)
-    first[order] = order[place - rank % LARGEST_CLUSTER]
+    first[order] = order[place - np.minimum(members, rank)]
     _, starts = np.unique(user, return_index=True)
-    start = np.repeat(starts, np.diff(np.append(starts, count)))
-    return (first - start).astype(np.int32)
+    name = first - np.repeat(starts, np.diff(np.append(starts, count)))
+    if earlier is not None:
+        begun = np.empty(count, dtype=bool)
+        begun[order] = members > rank
+        name = np.where(begun, earlier.last, name + earlier.length)
+    return name.astype(np.int32)
 
 
-def alike_columns(
-    item: np.ndarray, category: np.ndarray | None, action: np.ndarray | None
-) -> list[np.ndarray]:
+def alike_columns(item: ColumnT, category: ColumnT | None, action: ColumnT | None) -> list[ColumnT]:
     """What members of a cluster share, of the columns that the log has."""
     shared = item if category is None else category
     return [shared] if action is None else [shared, action]

@@ -1,6 +1,8 @@
 """Settings of the dataset and of how it is read."""
 
+import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,6 +10,10 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cdp_torchrec.config import MAY_CHANGE, Config
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
+
+TRAIN, TEST = "train", "test"
+"""The periods of a log that its preparation makes; the others are days that were appended."""
+_DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
 """TorchRec's eviction policies."""
@@ -100,3 +106,26 @@ class DataConfig(Config):
     is in memory, in each data worker, too."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training requests, the latest ones, held out for validation."""
+    train_on: Annotated[tuple[str, ...], Field(min_length=1)] = (TRAIN,)
+    """Periods of the log whose requests are the training split, in the order of time: "train",
+    "test" and dates of appended days (`cdp_torchrec prepare_data append`). Ids and their counts are
+    those that the dataset had after the last of them."""
+    test_on: str = TEST
+    """The period that is the test split, later than those."""
+
+    @model_validator(mode="after")
+    def _check_periods(self) -> Self:
+        periods = (*self.train_on, self.test_on)
+        for period in periods:
+            if period not in (TRAIN, TEST) and not _DATE.fullmatch(period):
+                raise ValueError(
+                    f"'{period}' is no period: allowed are '{TRAIN}', '{TEST}' and dates of "
+                    "appended days, such as '2025-02-10'"
+                )
+        places = [(period != TRAIN, period != TEST, period) for period in periods]
+        if any(a >= b for a, b in pairwise(places)):
+            raise ValueError(
+                f"train_on = {list(self.train_on)}, test_on = '{self.test_on}': each period must "
+                "be later than the one before it"
+            )
+        return self

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.schema import DatasetError
 
 _PLACES = 32
@@ -42,7 +43,7 @@ def check_offsets(path: Path, offsets: np.ndarray, num_rows: int) -> None:
         raise DatasetError(f"{path}: is no list of offsets from 0 to {num_rows:,}{_DAMAGED}")
 
 
-def check_times(path: Path, times: np.ndarray, offsets: np.ndarray) -> None:
+def check_times(path: Path, times: Column, offsets: np.ndarray) -> None:
     """Times do not fall within a history.
 
     Args:
@@ -64,7 +65,7 @@ def check_times(path: Path, times: np.ndarray, offsets: np.ndarray) -> None:
             )
 
 
-def check_codes(folder: Path, columns: Mapping[str, np.ndarray], limits: Mapping[str, int]) -> None:
+def check_codes(folder: Path, columns: Mapping[str, Column], limits: Mapping[str, int]) -> None:
     """Codes lie within their vocabularies.
 
     Args:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.history_checks import (
     check_codes,
     check_offsets,
@@ -56,19 +57,19 @@ class Slices:
 class Behaviours:
     """Behaviours in one order; slices address its rows."""
 
-    item: np.ndarray
+    item: Column
     """Int32 item codes."""
-    timestamp: np.ndarray
+    timestamp: Column
     """Int64 milliseconds since the epoch."""
-    action: np.ndarray | None
+    action: Column | None
     """Int32 action codes; None where the log has none."""
-    category: np.ndarray | None
+    category: Column | None
     """Int32 category codes; None where the log has none, or where the order is by category."""
-    cluster: np.ndarray | None = None
+    cluster: Column | None = None
     """Int32, as from `assign_clusters`; None where the order is by category, or in a dataset that
     was made before there were clusters."""
 
-    def codes(self) -> dict[str, np.ndarray]:
+    def codes(self) -> dict[str, Column]:
         """The columns of codes that the log has, by part."""
         columns = {"item": self.item, "category": self.category, "action": self.action}
         return {part: codes for part, codes in columns.items() if codes is not None}
@@ -125,7 +126,7 @@ class BehaviourSource(Protocol):
 
 
 class HistoryStore:
-    """Read access to `<dataset>/history`."""
+    """Read access to `<dataset>/history`, or to the segment of a day, in which few users are."""
 
     def __init__(self, directory: Path, schema: HistorySchema, *, num_categories: int) -> None:
         """Map the files.
@@ -141,7 +142,9 @@ class HistoryStore:
         self._arguments = (directory, schema, num_categories)
         self._has_gate = schema.category_entity is not None
         self._num_categories = num_categories
-        self._user_offsets = _load(directory / "user_offsets.npy", schema.num_users + 2)
+        self._users = _load(directory / "users.npy", None) if _names_users(directory) else None
+        num_users = schema.num_users + 1 if self._users is None else len(self._users)
+        self._user_offsets = _load(directory / "user_offsets.npy", num_users + 1)
         self.by_time = _behaviours(directory / "by_time", schema, with_category=self._has_gate)
         if self._has_gate:
             folder = directory / "by_category"
@@ -160,6 +163,8 @@ class HistoryStore:
         """
         directory, schema, _ = self._arguments
         orders = [("by_time", "user_offsets.npy", self.by_time, self._user_offsets)]
+        if self._users is not None:
+            check_rising(directory / "users.npy", self._users)
         if self._has_gate:
             check_rising(directory / "by_category" / "keys.npy", self._keys)
             offsets = ("by_category/offsets.npy", self.by_category, self._key_offsets)
@@ -172,22 +177,31 @@ class HistoryStore:
 
     def behaviours_of_users(self) -> np.ndarray:
         """How many behaviours each user has, [largest user code + 1]."""
-        return np.diff(self._user_offsets)
+        lengths = np.diff(self._user_offsets)
+        if self._users is None:
+            return lengths
+        _, schema, _ = self._arguments
+        of_all = np.zeros(schema.num_users + 1, dtype=np.int64)
+        of_all[self._users] = lengths
+        return of_all
 
     def __reduce__(self) -> tuple[Callable[..., "HistoryStore"], tuple[Any, ...]]:
         """In another process, the same files are mapped anew; their content is not sent."""
         return _open, self._arguments
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
-        """All behaviours of each user strictly before a time.
+        """All behaviours of each user strictly before a time; none of users it does not know.
 
         Args:
             user: user codes, [Q].
             before: timestamps in milliseconds, int64 [Q].
         """
-        slices = Slices(
-            np.asarray(self._user_offsets[user]), np.asarray(self._user_offsets[user + 1])
-        )
+        if self._users is None:
+            found = user < len(self._user_offsets) - 1
+            place = np.where(found, user, 0)
+        else:
+            place, found = _find(self._users, user)
+        slices = _slices(self._user_offsets, place, found)
         return self.by_time, self.by_time.before(slices, before)
 
     def gated(
@@ -206,19 +220,33 @@ class HistoryStore:
         if not self._has_gate:
             return self.recent(user, before)
         key = user.astype(np.int64) * (self._num_categories + 1) + category
-        place = np.minimum(np.searchsorted(self._keys, key), max(len(self._keys) - 1, 0))
-        if len(self._keys) == 0:
-            nothing = np.zeros(len(key), dtype=np.int64)
-            return self.by_category, Slices(nothing, nothing)
+        place, found = _find(self._keys, key)
         known = (category > 0) & (category <= self._num_categories)
-        found = (self._keys[place] == key) & known
-        start = np.where(found, self._key_offsets[place], 0)
-        stop = np.where(found, self._key_offsets[place + 1], 0)
-        return self.by_category, self.by_category.before(Slices(start, stop), before)
+        slices = _slices(self._key_offsets, place, found & known)
+        return self.by_category, self.by_category.before(slices, before)
 
 
 def _open(directory: Path, schema: HistorySchema, num_categories: int) -> HistoryStore:
     return HistoryStore(directory, schema, num_categories=num_categories)
+
+
+def _names_users(directory: Path) -> bool:
+    return (directory / "users.npy").exists()
+
+
+def _find(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place of each wanted key among rising keys, and whether it is there."""
+    if len(keys) == 0:
+        return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=bool)
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return place, keys[place] == wanted
+
+
+def _slices(offsets: np.ndarray, place: np.ndarray, found: np.ndarray) -> Slices:
+    if not found.any():  # there may be no offsets but the first
+        nothing = np.zeros(len(place), dtype=np.int64)
+        return Slices(nothing, nothing)
+    return Slices(np.where(found, offsets[place], 0), np.where(found, offsets[place + 1], 0))
 
 
 def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> Behaviours:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from cdp_torchrec.config import Config
 
@@ -34,6 +34,9 @@ class DatasetDigest(Config):
     """What each feature is, in words, by its name; their order is that of the model's inputs."""
     history: Mapping[str, str]
     """Entities of the behaviours' parts."""
+    stages: Mapping[str, tuple[VocabularyDigest, ...]] = Field(default={}, exclude=True)
+    """How the vocabularies of a dataset have grown, by entity, each one the beginning of the next.
+    What knows one of them reads the dataset. No part of the identity, and not stored with it."""
 
     @property
     def fingerprint(self) -> str:
@@ -49,7 +52,7 @@ class DatasetDigest(Config):
             there: name of the other one.
         """
         lines = [
-            *_vocabulary_lines(self.vocabularies, other.vocabularies, here, there),
+            *_vocabulary_lines(self.vocabularies, other, here, there),
             *_lines("feature", self.features, other.features, here, there),
             *_lines("history", self.history, other.history, here, there),
         ]
@@ -86,13 +89,12 @@ def mismatch(
 
 
 def _vocabulary_lines(
-    mine: Mapping[str, VocabularyDigest],
-    others: Mapping[str, VocabularyDigest],
-    here: str,
-    there: str,
+    mine: Mapping[str, VocabularyDigest], other: DatasetDigest, here: str, there: str
 ) -> Iterator[str]:
-    for name in dict.fromkeys([*mine, *others]):
-        a, b = mine.get(name), others.get(name)
+    for name in dict.fromkeys([*mine, *other.vocabularies]):
+        a, b = mine.get(name), other.vocabularies.get(name)
+        if a in other.stages.get(name, ()):
+            continue  # the dataset has grown since, or the model has seen more of its days
         if a is None or b is None:
             yield f"vocabulary {name}: only in {here if b is None else there}"
         elif a.num_ids != b.num_ids:

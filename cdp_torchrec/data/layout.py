@@ -1,17 +1,17 @@
 """Which embedding tables and KJT keys a dataset gives a model: the contract of reader and model."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
+from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts
 
 Slot = Literal["candidate", "request", "pool", "part", "whole", "gated", "recent", "stranger"]
 
@@ -23,6 +23,8 @@ WHOLE_KEY = f"{POOL_KEY}_whole"
 @dataclass(frozen=True)
 class Table:
     """An embedding table: row 0 is "missing", then out-of-vocabulary rows, then frequent ids.
+
+    An id that becomes frequent on a day that was appended gets the next row: no row ever moves.
 
     With managed collision, the model maps ids to rows by itself.
     """
@@ -36,13 +38,21 @@ class Table:
     managed_collision: ManagedCollisionConfig | None = None
     dropout: float = 0.0
     """Probability that an id stands on its shared row in training."""
+    later: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False)
+    """Codes that got a row of their own on appended days, in the order of their rows, int64."""
 
     @property
     def num_embeddings(self) -> int:
         """Rows of the table."""
         if self.managed_collision is not None:
             return self.managed_collision.zch_size
-        return 1 + self.num_oov_rows + self.num_kept
+        return 1 + self.num_oov_rows + self.num_kept + len(self.later)
+
+    def has_own_row(self, codes: np.ndarray) -> np.ndarray:
+        """Whether each id has a row that it shares with none; with managed collision, may have."""
+        if self.managed_collision is not None:
+            return codes > 0
+        return (codes > 0) & ((codes <= self.num_kept) | self._later_row(codes)[1])
 
     def rows(self, codes: np.ndarray) -> np.ndarray:
         """Embedding rows of id codes, int64, same shape; the codes, with managed collision.
@@ -59,13 +69,30 @@ class Table:
         if self.managed_collision is not None:
             return codes
         rows = codes + self.num_oov_rows
-        rows[codes > self.num_kept] = self.shared_rows(codes[codes > self.num_kept])
+        rare = codes > self.num_kept
+        rows[rare] = self.shared_rows(codes[rare])
+        if len(self.later):
+            later, found = self._later_row(codes)
+            rows[found] = later[found]
         rows[codes == 0] = 0
         return rows
 
     def shared_rows(self, codes: np.ndarray) -> np.ndarray:
         """The out-of-vocabulary row that each id has if it has none of its own."""
         return 1 + codes % self.num_oov_rows
+
+    def _later_row(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row that each id got on an appended day, and whether it did."""
+        if not len(self.later):
+            return np.zeros(codes.shape, dtype=np.int64), np.zeros(codes.shape, dtype=bool)
+        rising, order = self._rising
+        place = np.minimum(np.searchsorted(rising, codes), len(rising) - 1)
+        return 1 + self.num_oov_rows + self.num_kept + order[place], rising[place] == codes
+
+    @cached_property
+    def _rising(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.later)
+        return self.later[order], order
 
 
 @dataclass(frozen=True)
@@ -241,21 +268,27 @@ def _behaviour_features(schema: Schema, slot: Slot) -> list[SparseFeature]:
 
 
 def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig) -> Table:
-    path = dataset / "vocabulary" / f"{entity}.parquet"
-    try:
-        counts = pq.read_table(path, columns=["count"])["count"].to_numpy()
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot read the vocabulary: {error}") from error
-    num_ids = schema.entities[entity].num_ids
-    if len(counts) != num_ids:
-        raise DatasetError(f"{path}: {len(counts)} ids, but schema.toml declares {num_ids}")
+    counts = stored_counts(dataset, schema, entity)
     # Counts fall with the code, so the kept ids are a prefix.
-    num_kept = int(np.searchsorted(-counts, -config.min_count, side="right"))
+    num_kept = int(np.searchsorted(-counts[0].count, -config.min_count, side="right"))
     return Table(
         entity,
         config.num_oov_rows,
         num_kept,
-        num_ids,
+        schema.entities[entity].num_ids,
         config.managed_collision,
         config.dropout,
+        later=_later(counts, config.min_count, schema.entities[entity].num_ids),
     )
+
+
+def _later(counts: Sequence[Counts], min_count: int, num_ids: int) -> np.ndarray:
+    """Codes that became frequent on appended days: day by day, in a day by code."""
+    total = np.zeros(num_ids + 1, dtype=np.int64)
+    found = [np.zeros(0, dtype=np.int64)]
+    for number, stage in enumerate(counts):
+        before = total[stage.code]
+        total[stage.code] += stage.count
+        if number > 0:
+            found.append(stage.code[(before < min_count) & (total[stage.code] >= min_count)])
+    return np.concatenate(found)

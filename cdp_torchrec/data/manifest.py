@@ -14,11 +14,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import NonNegativeInt, ValidationError
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.data.days import DAY, MERGED, parts, superseded
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.data.summary import SUMMARY
 from cdp_torchrec.progress import ProgressBar
@@ -29,11 +30,12 @@ FORMAT_VERSION = 1
 CHUNK = 64 << 20
 """Bytes that one checksum covers; the work of several threads and ranks is cut there."""
 
-Folder = Literal["history", "test", "train", "vocabulary"]
-"""Where the files of a dataset lie, beside its schema."""
+Folder = Literal["counts", "history", "requests", "test", "train", "vocabulary"]
+"""Where the files of a dataset lie, beside its schema, or those of an appended day or a merged
+store, beside what says which it is."""
 
-_FOLDERS: tuple[Folder, ...] = ("history", "test", "train", "vocabulary")
-_ABOUT = ("schema.toml", SUMMARY)
+_FOLDERS: tuple[Folder, ...] = get_args(Folder)
+_ABOUT = ("schema.toml", SUMMARY, DAY, MERGED)
 _READ = 1 << 20
 _BLOCK = 4096
 _BLOCKS = 16
@@ -67,19 +69,14 @@ class Manifest(Config):
         """Of all contents, so that a damaged manifest does not accuse other files."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    @property
-    def training_digest(self) -> str:
-        """Of what a training reads, its requests and the history, in 16 hexadecimal digits.
-
-        Two datasets may give the same ids the same codes and still be of other days.
-        """
-        read = {p: r.sha256 for p, r in self.files.items() if p.startswith(("train/", "history/"))}
-        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
+    def contents(self, *folders: str) -> dict[str, tuple[str, ...]]:
+        """Checksums of the files in some folders, by path."""
+        return {p: r.sha256 for p, r in self.files.items() if p.split("/")[0] in folders}
 
 
 def write_manifest(dataset: Path) -> None:
-    """Write the manifest of a dataset whose files are all there."""
-    paths = [*_files_in(dataset, _FOLDERS), *_ABOUT]
+    """Write the manifest of a dataset, or of a day or store in it, whose files are all there."""
+    paths = [*_files_in(dataset, _FOLDERS), *(n for n in _ABOUT if (dataset / n).is_file())]
     files = {path: (dataset / path).stat().st_size for path in paths}
     digests = dict(_digests(dataset, files, "checksums", active=True))
     records = {
@@ -157,7 +154,7 @@ def check_at_open(dataset: Path, folder: Folder) -> None:
 def find_damage(
     dataset: Path, *, share: tuple[int, int] = (0, 1), active: bool = True
 ) -> dict[str, str]:
-    """Read all files and compare them.
+    """Read all files and compare them, those of appended days and of a merged store, too.
 
     Args:
         dataset: dataset directory.
@@ -170,14 +167,35 @@ def find_damage(
     Raises:
         DatasetError: there is no readable manifest.
     """
-    manifest = read_manifest(dataset)
-    problems = _wrong_files(dataset, manifest, manifest.files, _FOLDERS)
-    sizes = {path: r.size for path, r in manifest.files.items() if path not in problems}
+    files, unread = dataset_files(dataset), superseded(dataset)
+    problems: dict[str, str] = {}
+    for part in parts(dataset):
+        folders = [folder for folder in _FOLDERS if part / folder not in unread]
+        manifest, inside = read_manifest(part), part.relative_to(dataset)
+        wanted = {p: r for p, r in manifest.files.items() if (inside / p).as_posix() in files}
+        wrong = _wrong_files(part, manifest, wanted, folders)
+        problems |= {(inside / path).as_posix(): what for path, what in wrong.items()}
+    sizes = {path: r.size for path, r in files.items() if path not in problems}
     for (path, start), found in _digests(dataset, sizes, "verify", share=share, active=active):
-        if found != manifest.files[path].sha256[start // CHUNK]:
+        if found != files[path].sha256[start // CHUNK]:
             where = f"other bytes from byte {start:,} on" if start else "other bytes"
             problems.setdefault(path, found if found.startswith(_UNREADABLE) else where)
     return problems
+
+
+def dataset_files(dataset: Path) -> dict[str, FileRecord]:
+    """All files of a dataset with its days that are read, by path in it.
+
+    Raises:
+        DatasetError: there is no readable manifest.
+    """
+    unread = superseded(dataset)
+    return {
+        (part / path).relative_to(dataset).as_posix(): record
+        for part in parts(dataset)
+        for path, record in read_manifest(part).files.items()
+        if not any((part / path).is_relative_to(folder) for folder in unread)
+    }
 
 
 def damaged(dataset: Path, problems: Mapping[str, str], *, most: int = _MOST_NAMES) -> DatasetError:

@@ -1,18 +1,23 @@
 """What is read of a dataset directory: its schema, and its parts as one model sees them."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.config import TEST, TRAIN, DataConfig
+from cdp_torchrec.data.days import day_folder, read_schema
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history_segments import SegmentedHistory, open_history
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
-from cdp_torchrec.data.manifest import check_at_open
+from cdp_torchrec.data.manifest import check_at_open, read_manifest
 from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
-from cdp_torchrec.data.schema import Schema, read_schema
+from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.sequence_index import Blocks
 
 
@@ -36,20 +41,40 @@ class DatasetReader:
         self.schema = read_schema(config)
 
     @cached_property
-    def store(self) -> HistoryStore:
-        """The behaviours of all users.
+    def store(self) -> HistoryStore | SegmentedHistory:
+        """The behaviours of all users, with those of the days that are read.
 
         Raises:
             DatasetError: the files are missing or damaged.
         """
-        history = self.schema.history
-        num_ids = {part: self.schema.entities[e].num_ids for part, e in history.entities.items()}
-        check_at_open(self._config.dir, "history")
-        store = HistoryStore(
-            self._config.dir / "history", history, num_categories=num_ids.get("category", 0)
-        )
-        store.check_sample(num_ids)
-        return store
+        return open_history(self._config.dir, self.schema)
+
+    @property
+    def _folders(self) -> list[Path]:
+        """Folders of the dataset and of the days that are read."""
+        dataset = self._config.dir
+        return [dataset, *(day_folder(dataset, day.name) for day in self.schema.days)]
+
+    def periods(self, split: Literal["train", "test"]) -> tuple[str, ...]:
+        """The periods of the log that are a split."""
+        return self._config.train_on if split == "train" else (self._config.test_on,)
+
+    @property
+    def training_digest(self) -> str:
+        """Of what a training reads, its requests and the history, in 16 hexadecimal digits.
+
+        Two datasets may give the same ids the same codes and still be of other days.
+
+        Raises:
+            DatasetError: there is no readable manifest.
+        """
+        base, *days = self._folders
+        read = read_manifest(base).contents("history", *self._config.train_on)
+        for day in days[: self.schema.trained_days]:
+            folders = ("history", "requests") if day.name in self._config.train_on else ("history",)
+            files = read_manifest(day).contents(*folders)
+            read |= {f"{day.name}/{path}": sha256 for path, sha256 in files.items()}
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
     def layout(self, history: HistoryLookup, *, history_counts: bool) -> FeatureLayout:
         """Tables and keys for a model.
@@ -62,7 +87,8 @@ class DatasetReader:
             DatasetError: a vocabulary is missing or damaged, or data.vocabulary names an unknown
                 entity.
         """
-        check_at_open(self._config.dir, "vocabulary")
+        for folder in self._folders:
+            check_at_open(folder, "vocabulary")
         return build_layout(
             self._config.dir,
             self.schema,
@@ -92,11 +118,16 @@ class DatasetReader:
         Raises:
             DatasetError: files are missing, damaged, empty, or lack a column.
         """
-        check_at_open(self._config.dir, split)
+        periods = self.periods(split)
+        for period in periods:
+            if period in (TRAIN, TEST):
+                check_at_open(self._config.dir, period)
+            else:
+                check_at_open(day_folder(self._config.dir, period), "requests")
         files = RequestFiles(
             self._config.dir,
             self.schema,
-            split,
+            *periods,
             first=first,
             stop=stop,
             extra_columns=extra_columns,

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp_torchrec.data.days import request_folder
 from cdp_torchrec.data.schema import DatasetError, Schema
 
 REQUEST_COLUMNS = ("request_id", "user_id", "timestamp", "history_length")
@@ -81,24 +82,23 @@ class _Block:
 
 
 class RequestFiles:
-    """The requests [first, stop) of one split, counted in order of time."""
+    """The requests [first, stop) of some periods of the log, counted in order of time."""
 
     def __init__(
         self,
         dataset: Path,
         schema: Schema,
-        split: str,
-        *,
+        *periods: str,
         first: int = 0,
         stop: int | None = None,
         extra_columns: Sequence[str] = (),
     ) -> None:
-        """Index the row groups of a split.
+        """Index the row groups.
 
         Args:
             dataset: a dataset directory.
             schema: its schema.
-            split: "train" or "test".
+            periods: "train", "test", or days that were appended, in the order of time.
             first: number of the first request wanted.
             stop: number behind the last request wanted; None: to the end.
             extra_columns: further candidate columns to read.
@@ -121,18 +121,24 @@ class RequestFiles:
                 ]
             )
         )
-        self.blocks = list(self._index(split, first, stop))
+        self.blocks = list(self._index(periods, first, stop))
         self.num_requests = sum(block.num_requests for block in self.blocks)
         self.num_impressions = sum(block.num_impressions for block in self.blocks)
         if not self.num_impressions:
-            raise DatasetError(f"{dataset / split}: no requests in [{first}, {stop})")
+            names = ", ".join(str(request_folder(dataset, period)) for period in periods)
+            raise DatasetError(f"{names}: no requests in [{first}, {stop})")
 
-    def _index(self, split: str, first: int, stop: int | None) -> Iterator[_Block]:
-        paths = sorted((self._dataset / split).glob("*.parquet"))
-        if not paths:
-            raise DatasetError(f"{self._dataset / split}: no parquet files")
+    def _paths(self, periods: Sequence[str]) -> Iterator[Path]:
+        for period in periods:
+            folder = request_folder(self._dataset, period)
+            paths = sorted(folder.glob("*.parquet"))
+            if not paths:
+                raise DatasetError(f"{folder}: no parquet files")
+            yield from paths
+
+    def _index(self, periods: Sequence[str], first: int, stop: int | None) -> Iterator[_Block]:
         begin = 0
-        for path in paths:
+        for path in self._paths(periods):
             metadata = self._metadata(path)
             leaf = _leaf_index(metadata, "label")
             for row_group in range(metadata.num_row_groups):

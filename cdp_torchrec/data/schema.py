@@ -7,22 +7,21 @@ id space is, and which behaviours the history store holds.
 
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tomli_w
 from pydantic import ValidationError, model_validator
 
-from cdp_torchrec.config import Config, ConfigError
-from cdp_torchrec.config.shipped import find_shipped
-from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.config import Config
 from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 
 if TYPE_CHECKING:
     import numpy as np
 
 SCHEMA_VERSION = 2
+DAY_VERSION = 1
 USER_ENTITY = "user"
 """Entity of the column `user_id`, whose behaviours the history store has."""
 
@@ -141,6 +140,28 @@ class Split(Config):
         return clicks / self.impressions
 
 
+class Day(Config):
+    """What appending a day added to a dataset (`days/<name>/day.toml`).
+
+    Nothing of what was there changes: new ids have the codes after those of the day before.
+    """
+
+    version: int = DAY_VERSION
+    name: str
+    """Date of its first request at UTC, such as 2025-02-10."""
+    first_request: int
+    """Number of its first request: requests are numbered over the whole dataset."""
+    requests: Split
+    num_behaviours: int
+    last_timestamp: int
+    """Latest moment of a request or behaviour, milliseconds since the epoch: what is appended next
+    lies behind it."""
+    entities_before: dict[str, Entity]
+    """Vocabularies of the dataset that it was appended to."""
+    entities: dict[str, Entity]
+    """Vocabularies with its new ids."""
+
+
 class Schema(Config):
     """The whole of `schema.toml`."""
 
@@ -154,6 +175,10 @@ class Schema(Config):
     splits: dict[Literal["train", "test"], Split]
     bayes: dict[str, float] = {}
     """Metrics of the true click probabilities on the test split (synthetic data only)."""
+    days: tuple[Day, ...] = ()
+    """Appended days whose ids and behaviours are read; those of a dataset lie beside its schema."""
+    trained_days: int = 0
+    """So many of them, the first ones, are known to a training; later ones are measured on."""
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
@@ -213,26 +238,30 @@ class Schema(Config):
     def digest(self) -> DatasetDigest:
         """Which raw id has which code, and what the features are: what a model depends on."""
         used = [f.entity for f in self.features if f.entity] + [*self.history.entities.values()]
-        return DatasetDigest(
-            vocabularies=self._vocabularies(used),
-            features={f.name: f.meaning for f in self.features},
-            history=self.history.entities,
-        )
+        return self._digest(used, {f.name: f.meaning for f in self.features})
 
     def history_digest(self) -> DatasetDigest:
         """Which raw id has which code in the history store, whatever the requests hold."""
-        return DatasetDigest(
-            vocabularies=self._vocabularies([USER_ENTITY, *self.history.entities.values()]),
-            features={},
-            history=self.history.entities,
-        )
+        return self._digest([USER_ENTITY, *self.history.entities.values()], {})
 
-    def _vocabularies(self, entities: Iterable[str]) -> dict[str, VocabularyDigest]:
-        found = {name: self.entities[name] for name in sorted({*entities} & self.entities.keys())}
-        return {
-            name: VocabularyDigest(num_ids=entity.num_ids, digest=entity.digest)
-            for name, entity in found.items()
+    def _digest(self, entities: Iterable[str], features: Mapping[str, str]) -> DatasetDigest:
+        """What a training knows, and beside it how the vocabularies have grown day by day."""
+        names = sorted({*entities} & self.entities.keys())
+        stages = [day.entities for day in self.days]
+        stages.insert(0, self.days[0].entities_before if self.days else self.entities)
+        grown = {
+            name: tuple(
+                VocabularyDigest(num_ids=stage[name].num_ids, digest=stage[name].digest)
+                for stage in stages
+            )
+            for name in names
         }
+        return DatasetDigest(
+            vocabularies={name: grown[name][self.trained_days] for name in names},
+            features=features,
+            history=self.history.entities,
+            stages=grown,
+        )
 
     def fingerprint(self) -> str:
         """The digest in 16 hexadecimal digits."""
@@ -240,7 +269,8 @@ class Schema(Config):
 
     def save(self, dataset: Path) -> None:
         """Write `<dataset>/schema.toml`."""
-        data = self.model_dump(mode="json", exclude_none=True)
+        unused = set() if self.days else {"days", "trained_days"}
+        data = self.model_dump(mode="json", exclude_none=True, exclude=unused)
         text = tomli_w.dumps({"dataset_digest": self.fingerprint()} | data)
         (dataset / "schema.toml").write_text(text)
 
@@ -285,18 +315,3 @@ def _counted_from(dataset: Path) -> str:
     if dataset.is_absolute() or dataset.is_dir():
         return ""
     return f" (a relative path counts from the working directory, {Path.cwd()})"
-
-
-def read_schema(config: DataConfig) -> Schema:
-    """The schema without the excluded features.
-
-    A schema alone, as some layers of the package have it for planning, is found by name.
-
-    Raises:
-        ConfigError: an excluded feature is unknown or needed.
-        DatasetError: there is no readable dataset.
-    """
-    try:
-        return load_schema(find_shipped(config.dir)).without(config.exclude_features)
-    except KeyError as error:
-        raise ConfigError.of([f"data.exclude_features: {error.args[0]}"]) from error

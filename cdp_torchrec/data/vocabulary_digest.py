@@ -9,21 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def vocabulary_digest(path: Path) -> str:
-    """Digest of the raw ids of a vocabulary file in the order of their codes.
+def vocabulary_digest(*paths: Path) -> str:
+    """Digest of the raw ids of a vocabulary in the order of their codes.
 
     It is the SHA-256 of two SHA-256: that of the lengths of the ids in bytes, each as a
     little-endian uint32, and that of the UTF-8 bytes of all ids, one after the other.
 
     Args:
-        path: parquet file with a column `raw`; row r holds the id with code r + 1.
+        paths: parquet files with a column `raw`; row r of all of them holds the id with code r + 1.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no parquet file, is damaged, or has no such column of strings.
     """
     lengths, content = hashlib.sha256(), hashlib.sha256()
-    for raw in _raw_ids(path):
+    for raw in (ids for path in paths for ids in _raw_ids(path)):
         data = raw.cast(pa.large_binary())
         _, offsets_buffer, values = data.buffers()
         offsets = np.frombuffer(offsets_buffer, np.int64)[data.offset :][: len(data) + 1]

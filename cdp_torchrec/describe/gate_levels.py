@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from cdp_torchrec.data.history_store import Behaviours, HistoryStore, Slices
+from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.prepare.split_figures import Lengths
 from cdp_torchrec.data.request_files import Impressions, RequestFiles
 from cdp_torchrec.data.schema import Schema
@@ -105,7 +105,7 @@ class GateLevels:
             self._same[feature.name] += int((of_item[item] == value)[known].sum())
             of_item[item] = value
 
-    def measure(self, files: RequestFiles, store: HistoryStore) -> list[GateLevel]:
+    def measure(self, files: RequestFiles, store: BehaviourSource) -> list[GateLevel]:
         """The gates, those that let most through first.
 
         Args:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.prepare.split_figures import Lengths
 from cdp_torchrec.data.request_files import Impressions
 
@@ -27,7 +27,7 @@ AGES = {
 class Histories:
     """Sums over the requests of a split."""
 
-    store: HistoryStore
+    store: BehaviourSource
     lengths: Lengths = field(default_factory=Lengths)
     gated: Lengths = field(default_factory=Lengths)
     """Behind the category gate, one for each impression whose user has a history."""

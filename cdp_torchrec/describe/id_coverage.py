@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.prepare.dataset_files import training_counts
 from cdp_torchrec.data.prepare.starter import STARTER
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import DatasetError, Schema
+from cdp_torchrec.data.stored_vocabulary import training_counts
 
 MINIMUM_COUNTS = (1, 2, 5, 10, 20, 50, 100, 300)
 _ROWS = 1 << 20
@@ -51,7 +52,7 @@ class IdCoverage:
             if f.entity is not None
         }
         """Features of each entity."""
-        self.counts = {entity: training_counts(dataset, entity) for entity in self.features}
+        self.counts = {entity: training_counts(dataset, schema, entity) for entity in self.features}
         self._test = {entity: np.zeros(len(c) + 1, np.int64) for entity, c in self.counts.items()}
         self._behaviours: dict[str, np.ndarray] = {}
         columns = store.by_time.codes()
@@ -105,10 +106,11 @@ def _codes(part: Impressions, name: str) -> np.ndarray:
     return part.bags[name].values if name in part.bags else part.request[name]
 
 
-def _occurrences(codes: np.ndarray, size: int) -> np.ndarray:
+def _occurrences(codes: Column, size: int) -> np.ndarray:
     total = np.zeros(size, np.int64)
     for start in range(0, len(codes), _ROWS):
-        total += np.bincount(codes[start : start + _ROWS], minlength=size)
+        # Codes beyond are of days that were appended and merged.
+        total += np.bincount(codes[start : start + _ROWS], minlength=size)[:size]
     return total
 
 

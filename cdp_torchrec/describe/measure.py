@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.manifest import check_at_open
 from cdp_torchrec.data.plausibility import Finding, judge
 from cdp_torchrec.data.prepare.split_figures import Lengths
@@ -95,6 +96,7 @@ def measure_log(dataset: Path) -> LogMeasures:
     """
     reader = DatasetReader(DataConfig(dir=dataset))
     schema, store = reader.schema, reader.store
+    assert isinstance(store, HistoryStore)  # without appended days there is one segment
     summary = load_summary(dataset, schema)
     minimum_counts = starter_minimum_counts(dataset)
     check_at_open(dataset, "vocabulary")
@@ -124,7 +126,7 @@ def measure_log(dataset: Path) -> LogMeasures:
         coverage=coverage,
         minimum_counts=minimum_counts,
         single=single.gauc(),
-        scorers=reference_reports(dataset),
+        scorers=reference_reports(DataConfig(dir=dataset)),
     )
 
 

@@ -40,7 +40,7 @@ def resize_tables(layout: FeatureLayout, rows: Mapping[str, int]) -> FeatureLayo
         rows: by entity, none of them wrong; the other tables stay as they are.
     """
     tables = {
-        entity: replace(table, num_kept=rows[entity] - 1 - table.num_oov_rows)
+        entity: replace(table, num_kept=rows[entity] - 1 - table.num_oov_rows - len(table.later))
         if entity in rows
         else table
         for entity, table in layout.tables.items()

@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
@@ -26,7 +27,7 @@ from cdp_torchrec.environment import release
 from cdp_torchrec.run.checksums import record_text, verify
 from cdp_torchrec.run.config import CheckpointMode
 from cdp_torchrec.run.fit import check_fit
-from cdp_torchrec.run.metadata import SafeReader
+from cdp_torchrec.run.metadata import GrownReader
 from cdp_torchrec.run.records import (
     CHECKPOINT,
     FORMAT_VERSION,
@@ -211,11 +212,23 @@ class Checkpointer:
         return newest, self._load_verified(newest, model, optimizer)
 
     def load(
-        self, checkpoint: Path, model: DistributedModelParallel, optimizer: ScheduledOptimizer
+        self,
+        checkpoint: Path,
+        model: DistributedModelParallel,
+        optimizer: ScheduledOptimizer,
+        *,
+        may_grow: bool = False,
     ) -> Progress:
         """Load a checkpoint into model and optimizers in place; collective.
 
         The number of ranks and the plan may differ from those that wrote it.
+
+        Args:
+            checkpoint: its directory.
+            model: the model.
+            optimizer: of the model.
+            may_grow: whether its tables may have rows for ids of appended days behind those of the
+                checkpoint; these stay as they were initialised.
 
         Raises:
             CheckpointError: it belongs to another model or dataset; names every difference.
@@ -227,7 +240,7 @@ class Checkpointer:
             raise DamagedCheckpointError(
                 f"{error}. Name another checkpoint, or rename this one so that its run goes without"
             ) from error
-        return self._load_verified(checkpoint, model, optimizer)
+        return self._load_verified(checkpoint, model, optimizer, may_grow=may_grow)
 
     def _verify(self, checkpoint: Path, *, record_only: bool = False) -> None:
         """Read every file once, each rank its share; collective."""
@@ -248,7 +261,12 @@ class Checkpointer:
             raise DamagedCheckpointError("; ".join(found))
 
     def _load_verified(
-        self, checkpoint: Path, model: DistributedModelParallel, optimizer: ScheduledOptimizer
+        self,
+        checkpoint: Path,
+        model: DistributedModelParallel,
+        optimizer: ScheduledOptimizer,
+        *,
+        may_grow: bool = False,
     ) -> Progress:
         record = read_record(checkpoint / CHECKPOINT)
         check_dataset(record, checkpoint, self._dataset, self._dataset_digest)
@@ -256,9 +274,10 @@ class Checkpointer:
         same_ranks = record.world_size == dist.get_world_size()
         if same_ranks:
             state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
-        check_fit(checkpoint, record, state, self._config_toml)
+        check_fit(checkpoint, record, state, self._config_toml, may_grow=may_grow)
+        sizes = {key: tensor.size() for key, tensor in dotted(state).items()}
         try:
-            dcp.load(state, storage_reader=SafeReader(checkpoint))
+            dcp.load(state, storage_reader=GrownReader(checkpoint, sizes))
         except CheckpointException as error:
             raise CheckpointError(f"{checkpoint}: cannot read it: {reason(error)}") from error
         model.load_state_dict(state["model"])

@@ -22,7 +22,9 @@ class RunConfig(Config):
     that a job script may repeat one line."""
     fork_from: Path | None = None
     """Begin a new run, with other settings, from the weights and the optimizer state of this run's
-    best checkpoint (or of this checkpoint). Its configuration lies below what else is given."""
+    best checkpoint (or of this checkpoint). Its configuration lies below what else is given. On
+    days that were appended since (data.train_on), tables may have rows for more ids: those behind
+    the rows of the run are begun anew."""
     verify: Annotated[bool, MAY_CHANGE] = False
     """Begin with reading the whole dataset, to compare every byte with its checksums; without it, a
     few blocks of each file are compared."""

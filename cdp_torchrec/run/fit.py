@@ -10,13 +10,19 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from cdp_torchrec.config.keys import dotted
 from cdp_torchrec.environment import release
+from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.run.metadata import SafeReader
 from cdp_torchrec.run.records import CheckpointError, CheckpointRecord
 from cdp_torchrec.run.saved import CONFIG
 
 
 def check_fit(
-    checkpoint: Path, record: CheckpointRecord, state: Mapping[str, Any], config_toml: str
+    checkpoint: Path,
+    record: CheckpointRecord,
+    state: Mapping[str, Any],
+    config_toml: str,
+    *,
+    may_grow: bool = False,
 ) -> None:
     """Compare the tensors of a checkpoint with those of the ranks; collective.
 
@@ -25,14 +31,17 @@ def check_fit(
         record: of the checkpoint.
         state: tensors of the model and its optimizers on this rank.
         config_toml: this run's configuration.
+        may_grow: whether tables may have more rows than in the checkpoint, behind those of it.
 
     Raises:
         CheckpointError: it is of another model or of another release; names every difference.
         DamagedCheckpointError: the index of its tensors cannot be read.
     """
-    problems = _key_problems(checkpoint, state)
+    different = _config_differences(checkpoint, config_toml)
+    # Which ids have which rows is decided by their counts and by data.vocabulary alone.
+    may_grow = may_grow and not any(key.startswith("data.vocabulary.") for key in different)
+    problems = _key_problems(checkpoint, state, may_grow=may_grow)
     if problems:
-        different = _config_differences(checkpoint, config_toml)
         why = "is of another model"
         if not different:
             why = (
@@ -42,7 +51,7 @@ def check_fit(
         raise CheckpointError(f"{checkpoint} {why}:" + _listed(different + problems))
 
 
-def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
+def _key_problems(checkpoint: Path, state: Mapping[str, Any], *, may_grow: bool) -> list[str]:
     """Tensors of ours that the checkpoint lacks or has in another shape, and any left over."""
     saved = SafeReader(checkpoint).read_metadata().state_dict_metadata
     own = dotted(state)
@@ -65,8 +74,14 @@ def _key_problems(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
         f"{key}: shape {list(shapes[key])} in the checkpoint, {list(wanted[key])} in this model"
         for key in sorted(set(shapes) & set(wanted))
         if shapes[key] != wanted[key]
+        and not (may_grow and is_table(key) and _has_grown(shapes[key], wanted[key]))
     ]
     return problems
+
+
+def _has_grown(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    """Whether there are only more rows."""
+    return len(before) == len(now) > 0 and before[0] < now[0] and before[1:] == now[1:]
 
 
 _DECIDES_STATE = ("model.", "data.vocabulary.", "optimizer.sparse.kind")

@@ -5,9 +5,11 @@ the handful of plain classes that an index consists of can be named in one.
 """
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Size
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -62,6 +64,23 @@ class SafeReader(FileSystemReader):
         # A damaged pickle, or one made to do harm, may fail in any way.
         except Exception as error:
             raise DamagedCheckpointError(f"{path}: is damaged: {error}") from error
+        return metadata
+
+
+class GrownReader(SafeReader):
+    """As SafeReader, for tensors that may have more rows now: those behind are left as they are."""
+
+    def __init__(self, path: Path, sizes: Mapping[str, Size]) -> None:
+        """Args: the checkpoint, and the sizes of the tensors now, by key."""
+        super().__init__(path)
+        self._sizes = sizes
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index, whose tensors are as large as they are now; what is stored stays as it is."""
+        metadata = super().read_metadata(*args, **kwargs)
+        for key, entry in metadata.state_dict_metadata.items():
+            if isinstance(entry, TensorStorageMetadata) and key in self._sizes:
+                entry.size = self._sizes[key]
         return metadata
 
 

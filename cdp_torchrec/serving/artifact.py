@@ -27,7 +27,6 @@ MANIFEST = "artifact.json"
 SIGNATURE = "artifact.sig"
 RANKER = "ranker.pt2"
 TABLES = "tables"
-VOCABULARY = "vocabulary"
 GOLDEN = "golden.json"
 
 

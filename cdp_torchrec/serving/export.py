@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 from cdp_torchrec import __version__
 from cdp_torchrec.config import ConfigError, dump_toml
+from cdp_torchrec.data.days import day_folder, read_schema, vocabulary_paths
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.schema import Entity, read_schema
+from cdp_torchrec.data.schema import Entity, Schema
 from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
@@ -24,7 +25,6 @@ from cdp_torchrec.serving.artifact import (
     GOLDEN,
     RANKER,
     TABLES,
-    VOCABULARY,
     ArtifactError,
     Manifest,
     base_version,
@@ -154,9 +154,8 @@ def _write(
     schema = read_schema(config.data)
     (partial / "config.toml").write_text(dump_toml(config))
     schema.save(partial)
-    (partial / VOCABULARY).mkdir()
     for name, entity in schema.entities.items():
-        _copy_vocabulary(Path(VOCABULARY, f"{name}.parquet"), config.data.dir, partial, entity)
+        _copy_vocabulary(name, schema, config.data.dir, partial, entity)
     layout = open_layout(partial, config)
     width = config.model.embedding_dim
     shapes = {entity: (table.num_embeddings, width) for entity, table in layout.tables.items()}
@@ -191,16 +190,24 @@ def _write(
     )
 
 
-def _copy_vocabulary(name: Path, dataset: Path, artifact: Path, entity: Entity) -> None:
+def _copy_vocabulary(
+    name: str, schema: Schema, dataset: Path, artifact: Path, entity: Entity
+) -> None:
     """Copy a vocabulary, and read the copy: codes of it are what the tables were trained with."""
-    shutil.copyfile(dataset / name, artifact / name)
+    paths = vocabulary_paths(dataset, schema.days, name)
+    copies = vocabulary_paths(artifact, schema.days, name)
+    counts = [day_folder(dataset, day.name) / "counts" / paths[0].name for day in schema.days]
+    places = [day_folder(artifact, day.name) / "counts" / paths[0].name for day in schema.days]
+    for path, copy in zip([*paths, *counts], [*copies, *places], strict=True):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
     try:
-        found = vocabulary_digest(artifact / name)
+        found = vocabulary_digest(*copies)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{dataset / name}: cannot read the vocabulary: {error}") from error
+        raise ArtifactError(f"{paths[0]}: cannot read the vocabulary: {error}") from error
     if found != entity.digest:
         raise ArtifactError(
-            f"{dataset / name}: its ids are not those that schema.toml was written with: it was "
+            f"{paths[0]}: its ids are not those that schema.toml was written with: it was "
             "changed after the preparation; restore it, or prepare the dataset again"
         )
 

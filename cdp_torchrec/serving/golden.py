@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.column import Column
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import USER_ENTITY
 from cdp_torchrec.serving.request import Behaviours, Request
@@ -41,7 +42,7 @@ class GoldenRequest:
 
 def stored_behaviours(
     request: Request,
-    store: HistoryStore,
+    store: BehaviourSource,
     schema: HistorySchema,
     vocabularies: Mapping[str, Vocabulary],
     *,
@@ -60,7 +61,7 @@ def stored_behaviours(
     behaviours, slices = store.recent(user, np.array([request.timestamp_ms]))
     rows = slices.last(at_most).rows()
 
-    def raw(codes: np.ndarray | None, entity: str | None) -> list[str | None] | None:
+    def raw(codes: Column | None, entity: str | None) -> list[str | None] | None:
         return None if codes is None or entity is None else vocabularies[entity].raw(codes[rows])
 
     return Behaviours(

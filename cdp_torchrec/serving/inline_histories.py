@@ -35,7 +35,8 @@ class InlineHistories:
         order = np.lexsort((*ties, timestamp, owner))
         by_time = _in_order(order, item, timestamp, action, category)
         alike = alike_columns(by_time.item, by_time.category, by_time.action)
-        self._by_time = replace(by_time, cluster=assign_clusters(owner[order], alike))
+        clusters = assign_clusters(owner[order], [codes[:] for codes in alike])
+        self._by_time = replace(by_time, cluster=clusters)
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
         if category is not None:
             self._span = int(category.max(initial=0)) + 1

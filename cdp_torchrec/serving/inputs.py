@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.history_store import BehaviourSource, HistoryStore
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import EncodedRequest, collate
@@ -33,7 +33,7 @@ class InputBuilder:
         history: HistorySchema,
         *,
         max_history_length: int,
-        history_store: HistoryStore | None,
+        history_store: BehaviourSource | None,
     ) -> None:
         """Make a builder.
 

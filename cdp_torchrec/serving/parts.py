@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.days import load_grown_schema
+from cdp_torchrec.data.history_segments import open_history
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.identity import mismatch
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
-from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
-from cdp_torchrec.serving.artifact import TABLES, VOCABULARY, ArtifactError
+from cdp_torchrec.serving.artifact import TABLES, ArtifactError
 from cdp_torchrec.serving.config import ExportConfig, ExportedConfig
 from cdp_torchrec.serving.encode import RequestEncoder
 from cdp_torchrec.serving.inputs import InputBuilder
@@ -32,8 +32,7 @@ def open_layout(artifact: Path, config: ExportedConfig) -> FeatureLayout:
 
 def open_vocabularies(artifact: Path, schema: Schema) -> dict[str, Vocabulary]:
     """Vocabularies by entity."""
-    folder = artifact / VOCABULARY
-    return {entity: Vocabulary.open(folder / f"{entity}.parquet") for entity in schema.entities}
+    return {entity: Vocabulary.open(artifact, schema, entity) for entity in schema.entities}
 
 
 def open_encoder(artifact: Path, schema: Schema, config: ExportConfig) -> RequestEncoder:
@@ -71,24 +70,24 @@ def open_inputs(
     )
 
 
-def open_store(dataset: Path, schema: Schema, artifact: Path) -> HistoryStore:
-    """The store of a dataset that was prepared with the artifact's vocabularies.
+def open_store(dataset: Path, schema: Schema, artifact: Path) -> BehaviourSource:
+    """The store of a dataset that was prepared with the artifact's vocabularies, with all its days.
 
     Raises:
         ArtifactError: it was prepared with others, or is damaged.
     """
     try:
         # Of the dataset's own schema: the store may have grown since the export.
-        reader = DatasetReader(DataConfig(dir=dataset))
+        grown = load_grown_schema(dataset)
         differs = mismatch(
             schema.history_digest(),
-            reader.schema.history_digest(),
+            grown.history_digest(),
             trained=str(artifact),
             dataset=dataset,
             advice="name the dataset that it was exported from, or export a run on this one",
         )
         if differs:
             raise ArtifactError(f"history store: {differs}")
-        return reader.store
+        return open_history(dataset, grown)
     except (OSError, DatasetError) as error:
         raise ArtifactError(f"history store {dataset}: {error}") from error

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from cdp_torchrec.data.schema import DatasetError, Schema
+from cdp_torchrec.data.stored_vocabulary import stored_ids
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.request import RequestError
 
@@ -26,16 +26,16 @@ class Vocabulary:
         self._codes = {text: code for code, text in enumerate(raw, start=1)}
 
     @classmethod
-    def open(cls, path: Path) -> "Vocabulary":
-        """Read `vocabulary/<entity>.parquet`.
+    def open(cls, dataset: Path, schema: Schema, entity: str) -> "Vocabulary":
+        """Read the vocabulary of an artifact or a dataset.
 
         Raises:
             ArtifactError: it is missing or damaged.
         """
         try:
-            return cls(pq.read_table(path, columns=["raw"])["raw"].to_pylist())
-        except (OSError, pa.ArrowException) as error:
-            raise ArtifactError(f"{path}: cannot read the vocabulary: {error}") from error
+            return cls(stored_ids(dataset, schema, entity).to_pylist())
+        except DatasetError as error:
+            raise ArtifactError(str(error)) from error
 
     def __len__(self) -> int:
         return len(self._raw)

@@ -162,7 +162,7 @@ def test_history_never_reaches_the_request_or_later(tiny_dataset: Path) -> None:
     behaviours = store.by_category
     late = behaviours.timestamp >= moments.max()
     assert late.any()
-    object.__setattr__(behaviours, "item", np.where(late, 1, behaviours.item))
+    object.__setattr__(behaviours, "item", np.where(late, 1, behaviours.item[:]))
     again = assembler.assemble(impressions, epoch=None)
     assert torch.equal(batch.sparse.values(), again.sparse.values())
 

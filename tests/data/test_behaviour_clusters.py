@@ -17,7 +17,7 @@ from cdp_torchrec.data.behaviour_clusters import (
 )
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import Behaviours, Slices
+from cdp_torchrec.data.history_store import Behaviours, HistoryStore, Slices
 from cdp_torchrec.data.prepare import history_files
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError
@@ -103,11 +103,13 @@ def test_a_request_reads_the_clusters_of_the_past_alone(tiny_dataset: Path):
     )
     index = assembler.assemble(impressions, epoch=None).recent
     assert index is not None and index.size is not None
-    log, larger = reader.store.by_time, 0
+    store = reader.store
+    assert isinstance(store, HistoryStore)
+    log, larger = store.by_time, 0
     assert log.category is not None and log.action is not None
     for place, request in enumerate(impressions.request_index):
         before = impressions.request["timestamp"][request]
-        start, stop = reader.store._user_offsets[impressions.request["user_id"][request] + [0, 1]]
+        start, stop = store._user_offsets[impressions.request["user_id"][request] + [0, 1]]
         rows = [r for r in range(start, stop) if log.timestamp[r] < before]
         alike = [(log.category[r], log.action[r]) for r in rows]
         clusters = sorted(naive_clusters(alike), key=lambda members: members[-1])[-longest:]

@@ -202,7 +202,7 @@ def test_nothing_is_left_where_no_file_can_grow(tmp_path: Path, num_bytes: int) 
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(history_files._NpyWriter, "append"), (pq.ParquetWriter, "write_table")]
+    ("module", "name"), [(history_files.NpyWriter, "append"), (pq.ParquetWriter, "write_table")]
 )
 def test_nothing_is_left_when_the_disk_fills_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str

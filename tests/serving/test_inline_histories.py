@@ -10,7 +10,7 @@ import torch
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories
 
@@ -50,7 +50,7 @@ def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence
     assert not sizes or torch.equal(*sizes)
 
 
-def _of_user(store: HistoryStore, user: int) -> EncodedHistory:
+def _of_user(store: BehaviourSource, user: int) -> EncodedHistory:
     """All behaviours of a user, the latest first."""
     forever = np.array([2**62])
     behaviours, slices = store.recent(np.array([user]), forever)

@@ -10,19 +10,6 @@ import pyarrow.parquet as pq
 from cdp_torchrec.data.schema import DatasetError
 
 
-def training_counts(dataset: Path, entity: str) -> np.ndarray:
-    """Training count of each id of an entity, in the order of their codes.
-
-    Raises:
-        DatasetError: the vocabulary is missing or damaged.
-    """
-    path = dataset / "vocabulary" / f"{entity}.parquet"
-    try:
-        return pq.read_table(path, columns=["count"])["count"].to_numpy()
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"{path}: cannot read the vocabulary: {error}") from error
-
-
 def row_groups(directory: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Some columns of a split, one row group after the other.
 

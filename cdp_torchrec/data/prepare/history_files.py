@@ -1,6 +1,8 @@
 """The history store: every behaviour once, in flat arrays that the reader maps into memory.
 
 user_offsets.npy      behaviours of user u are rows user_offsets[u]:user_offsets[u + 1]
+users.npy             only in the segment of a day, in which most users are not: the codes of those
+                      that are; the offsets are theirs
 by_time/*.npy         ordered by (user, timestamp), with the cluster of each behaviour
 by_category/*.npy     ordered by (user, category, timestamp), with keys.npy and offsets.npy
 """
@@ -15,17 +17,18 @@ import numpy as np
 
 from cdp_torchrec.data.behaviour_clusters import alike_columns, assign_clusters
 from cdp_torchrec.data.prepare.database import scalar
+from cdp_torchrec.data.prepare.earlier_histories import EarlierHistories
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 
 _ROWS_PER_CHUNK = 1 << 18
-_DTYPES = {"item": np.int32, "category": np.int32, "action": np.int32, "timestamp": np.int64}
+DTYPES = {"item": np.int32, "category": np.int32, "action": np.int32, "timestamp": np.int64}
 
 
 def code_behaviours(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) -> int:
     """Make table `behaviours`: codes, timestamp, and `ordinal`, 1 for a user's first behaviour.
 
-    Behaviours of one user at one timestamp are ordered by their codes, so that the order is a
-    function of the log alone.
+    The view `past` is what requests look at. Behaviours of one user at one timestamp are ordered by
+    their codes, so that the order is a function of the log alone.
 
     Returns:
         Number of behaviours.
@@ -43,6 +46,9 @@ def code_behaviours(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) ->
         FROM (SELECT {codes}, b.timestamp FROM staged_behaviours b {joins})
         ORDER BY user_id, ordinal
     """)
+    connection.execute(
+        "CREATE VIEW past AS SELECT user_id, item, timestamp, ordinal FROM behaviours"
+    )
     return scalar(connection, "SELECT count(*) FROM behaviours")
 
 
@@ -60,8 +66,58 @@ def write_history(
         directory: made here.
         num_ids: number of ids of each entity.
     """
-    names = [name for name in _DTYPES if name in {"timestamp", *dict(spec.behaviour_columns())}]
-    columns = {name: _DTYPES[name] for name in names}
+    _write_orders(connection, spec, directory, num_ids)
+    offsets = np.zeros(num_ids["user"] + 2, dtype=np.int64)
+    counts = connection.sql("SELECT user_id, count(*) AS n FROM behaviours GROUP BY user_id")
+    for batch in counts.to_arrow_reader(_ROWS_PER_CHUNK):
+        offsets[1 + batch["user_id"].to_numpy()] = batch["n"].to_numpy()
+    np.save(directory / "user_offsets.npy", np.cumsum(offsets))
+    _write_clusters(directory / "by_time", np.cumsum(offsets))
+
+
+def write_segment(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    directory: Path,
+    num_ids: Mapping[str, int],
+    earlier: EarlierHistories,
+) -> None:
+    """Write what a day adds to the store from table `behaviours`.
+
+    Args:
+        connection: holds table `behaviours`.
+        spec: says whether behaviours have a category and an action.
+        directory: made here.
+        num_ids: number of ids of each entity, with those of the day.
+        earlier: what the store has from before.
+    """
+    _write_orders(connection, spec, directory, num_ids)
+    query = "SELECT user_id, count(*) AS n FROM behaviours GROUP BY user_id ORDER BY user_id"
+    counts = connection.sql(query).to_arrow_table()
+    users, lengths = counts["user_id"].to_numpy(), counts["n"].to_numpy()
+    np.save(directory / "users.npy", users.astype(np.int32))
+    np.save(directory / "user_offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
+    by_time = directory / "by_time"
+    columns = {
+        name: np.load(by_time / f"{name}.npy")
+        for name in ("item", "category", "action")
+        if (by_time / f"{name}.npy").exists()
+    }
+    owner = np.repeat(users, lengths)
+    alike = alike_columns(columns["item"], columns.get("category"), columns.get("action"))
+    clusters = assign_clusters(owner, alike, earlier.clusters(owner, alike))
+    np.save(by_time / "cluster.npy", clusters)
+
+
+def _write_orders(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    directory: Path,
+    num_ids: Mapping[str, int],
+) -> None:
+    """Write the columns in both orders, and the index of the second."""
+    names = [name for name in DTYPES if name in {"timestamp", *dict(spec.behaviour_columns())}]
+    columns = {name: DTYPES[name] for name in names}
     num_behaviours = scalar(connection, "SELECT count(*) FROM behaviours")
     directory.mkdir()
     _write_columns(
@@ -71,12 +127,6 @@ def write_history(
         columns,
         num_behaviours,
     )
-    offsets = np.zeros(num_ids["user"] + 2, dtype=np.int64)
-    counts = connection.sql("SELECT user_id, count(*) AS n FROM behaviours GROUP BY user_id")
-    for batch in counts.to_arrow_reader(_ROWS_PER_CHUNK):
-        offsets[1 + batch["user_id"].to_numpy()] = batch["n"].to_numpy()
-    np.save(directory / "user_offsets.npy", np.cumsum(offsets))
-    _write_clusters(directory / "by_time", np.cumsum(offsets))
     if spec.category_entity:
         by_category = directory / "by_category"
         kept = [name for name in names if name != "category"]
@@ -99,7 +149,7 @@ def _write_clusters(directory: Path, user_offsets: np.ndarray) -> None:
         if (directory / f"{name}.npy").exists()
     }
     num_behaviours, num_users = int(user_offsets[-1]), len(user_offsets) - 1
-    with _NpyWriter(directory / "cluster.npy", np.int32, num_behaviours) as clusters:
+    with NpyWriter(directory / "cluster.npy", np.int32, num_behaviours) as clusters:
         user = 0
         while user < num_users:
             stop = np.searchsorted(user_offsets, user_offsets[user] + _ROWS_PER_CHUNK, side="right")
@@ -122,8 +172,8 @@ def _write_category_index(
     """
     num_keys = scalar(connection, f"SELECT count(*) FROM ({query})")
     with (
-        _NpyWriter(directory / "keys.npy", np.int64, num_keys) as keys,
-        _NpyWriter(directory / "offsets.npy", np.int64, num_keys + 1) as offsets,
+        NpyWriter(directory / "keys.npy", np.int64, num_keys) as keys,
+        NpyWriter(directory / "offsets.npy", np.int64, num_keys + 1) as offsets,
     ):
         end = np.zeros(1, dtype=np.int64)
         offsets.append(end)
@@ -144,7 +194,7 @@ def _write_columns(
     directory.mkdir()
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(_NpyWriter(directory / f"{name}.npy", dtype, num_rows))
+            name: stack.enter_context(NpyWriter(directory / f"{name}.npy", dtype, num_rows))
             for name, dtype in columns.items()
         }
         for batch in connection.sql(query).to_arrow_reader(_ROWS_PER_CHUNK):
@@ -152,7 +202,7 @@ def _write_columns(
                 writer.append(batch[name].to_numpy())
 
 
-class _NpyWriter:
+class NpyWriter:
     """A one-dimensional .npy file of known length, written in pieces.
 
     Plain writes, not a memory map: a full disk is then an OSError instead of a killed process.
@@ -166,10 +216,11 @@ class _NpyWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: np.ndarray) -> None:
+        """Write the next values."""
         self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
         self._missing -= len(values)
 
-    def __enter__(self) -> "_NpyWriter":
+    def __enter__(self) -> "NpyWriter":
         return self
 
     def __exit__(

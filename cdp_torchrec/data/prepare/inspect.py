@@ -1,6 +1,6 @@
 """What a dataset directory holds, in words: the first look at a log before training on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,12 +9,15 @@ import numpy as np
 
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.days import load_days, superseded
 from cdp_torchrec.data.plausibility import Finding, judge
-from cdp_torchrec.data.prepare.dataset_files import row_groups, training_counts, values
+from cdp_torchrec.data.prepare.dataset_files import row_groups, values
 from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.prepare.summary_text import describe_summary
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.schema import Feature, Schema, load_schema
+from cdp_torchrec.data.schema import Day, Feature, Schema, load_schema
+from cdp_torchrec.data.stored_vocabulary import training_counts
+from cdp_torchrec.data.summary import load_summary
 from cdp_torchrec.text_table import aligned_table
 
 MINIMUM_COUNTS = (1, 2, 5, 10)
@@ -31,15 +34,18 @@ def describe_dataset(dataset: Path) -> tuple[str, list[Finding]]:
         DatasetError: no dataset there, or a file is missing or damaged.
     """
     schema = load_schema(dataset)
-    counts = {name: training_counts(dataset, name) for name in schema.entities}
+    counts = {name: training_counts(dataset, schema, name) for name in schema.entities}
     seen = {name: int((count > 0).sum()) for name, count in counts.items()}
     splits = {split: _read_split(dataset, schema, split, seen) for split in schema.splits}
-    summary = summarise(dataset, schema)
+    # In a merged store the behaviours of later days are no longer apart.
+    stored = bool(superseded(dataset))
+    summary = load_summary(dataset, schema) if stored else summarise(dataset, schema)
     findings = judge(summary)
     sections = [
         [f"{schema.name}: {schema.source}", f"schema {schema.fingerprint()}"],
         [describe_summary(schema, summary, findings)],
         _describe_splits(schema, splits),
+        *_describe_days(load_days(dataset, schema)),
         _describe_entities(counts),
         _describe_features(schema, splits),
         _describe_history(schema, splits),
@@ -150,6 +156,30 @@ def _describe_splits(schema: Schema, splits: _Splits) -> list[str]:
             ]
         )
     return [aligned_table(rows)]
+
+
+def _describe_days(days: Sequence[Day]) -> list[list[str]]:
+    if not days:
+        return []
+    rows = [
+        ["appended", "requests", "impressions", "CTR", "behaviours", "new ids", "first", "last"]
+    ]
+    for day in days:
+        split = day.requests
+        new = [e.num_ids - day.entities_before[name].num_ids for name, e in day.entities.items()]
+        rows.append(
+            [
+                day.name,
+                f"{split.requests:,}",
+                f"{split.impressions:,}",
+                _percent(split.clicks, split.impressions),
+                f"{day.num_behaviours:,}",
+                f"{sum(new):,}",
+                utc(split.first_timestamp),
+                utc(split.last_timestamp),
+            ]
+        )
+    return [["days that data.train_on and data.test_on may name", aligned_table(rows)]]
 
 
 def _describe_entities(counts: Mapping[str, np.ndarray]) -> list[str]:

@@ -47,15 +47,21 @@ def prepare_log(
     """
     limits = limits or EngineLimits()
     with preparing(output), staging_beside(output) as staging:
-        with open_database(staging / "work", limits) as connection:
+        with (
+            open_database(staging / "work", limits) as connection,
+            ProgressBar(source.resolve().name, total=3, unit="stages") as bar,
+        ):
+
+            def stage(name: str) -> None:
+                bar.note(name)
+                bar.advance()
+
+            stage("read")
             spec = read(connection)
-            with ProgressBar(spec.name, total=2, unit="stages") as bar:
-                bar.note("requests")
-                _stage_requests(connection, staging / "requests", spec)
-                bar.advance()
-                bar.note("behaviours")
-                _stage_behaviours(connection, staging / "behaviours", spec)
-                bar.advance()
+            stage("requests")
+            _stage_requests(connection, staging / "requests", spec)
+            stage("behaviours")
+            _stage_behaviours(connection, staging / "behaviours", spec)
         shutil.rmtree(staging / "work")
         return build_dataset(staging, output, spec, limits, log=source)
 

@@ -15,20 +15,23 @@ def code_requests(
     vocabulary: Path,
     *,
     has_probability: bool,
+    first: int = 0,
 ) -> None:
     """Make tables `requests`, `candidates` and `bag_<feature>`: numbered, coded, history joined.
 
     Requests are numbered by (timestamp, raw request id); the raw ids go to request.parquet.
 
     Args:
-        connection: holds the staged tables, the vocabularies and table `behaviours`.
+        connection: holds the staged tables, the vocabularies and table `past`.
         spec: names the columns.
         vocabulary: directory of `request.parquet` (request_id, raw).
         has_probability: whether the requests have `click_probability`.
+        first: number of the first request.
     """
-    connection.execute("""
+    connection.execute(f"""
         CREATE TABLE request_numbers AS
-        SELECT row_number() OVER (ORDER BY timestamp, request_id) - 1 AS _request, request_id AS raw
+        SELECT {first} - 1 + row_number() OVER (ORDER BY timestamp, request_id) AS _request,
+            request_id AS raw
         FROM staged_requests
     """)
     path = sql_path(vocabulary / "request.parquet")
@@ -67,7 +70,7 @@ def _code_request_level(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec
             {_vocabulary_joins(features)}
         ) r
         ASOF LEFT JOIN (
-            SELECT user_id, timestamp, max(ordinal) AS ordinal FROM behaviours GROUP BY ALL
+            SELECT user_id, timestamp, max(ordinal) AS ordinal FROM past GROUP BY ALL
         ) past ON past.user_id = r.user_id AND past.timestamp < r.timestamp
         ORDER BY _request
     """)
@@ -97,7 +100,7 @@ def _code_candidates(
             {_vocabulary_joins(features)}
         ) c
         ASOF LEFT JOIN (
-            SELECT user_id, item, timestamp, max(ordinal) AS ordinal FROM behaviours GROUP BY ALL
+            SELECT user_id, item, timestamp, max(ordinal) AS ordinal FROM past GROUP BY ALL
         ) past
         ON past.user_id = c._user AND past.item = c.item_id AND past.timestamp < c._timestamp
         ORDER BY _request, _index

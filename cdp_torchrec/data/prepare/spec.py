@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from cdp_torchrec.data.schema import USER_ENTITY, Feature
+from cdp_torchrec.data.schema import LATEST_TIMESTAMP_MS, USER_ENTITY, Feature, Schema
 
 # Columns that the engine reads or writes itself.
 RESERVED = ("request_id", "timestamp", "label", "history_length", "history_rank")
@@ -55,6 +55,21 @@ class DatasetSpec:
             raise ValueError(
                 f"feature 'user_id' must be of level 'request', kind 'id', entity '{USER_ENTITY}'"
             )
+
+    @classmethod
+    def of_dataset(cls, schema: Schema) -> "DatasetSpec":
+        """What the files of a day that is appended mean: the same as those of the dataset.
+
+        All of a day is for training.
+        """
+        return cls(
+            name=schema.name,
+            source=schema.source,
+            features=schema.features,
+            test_from=LATEST_TIMESTAMP_MS + 1,
+            category_entity=schema.history.category_entity,
+            action_entity=schema.history.action_entity,
+        )
 
     @property
     def item_entity(self) -> str:

@@ -34,11 +34,24 @@ class StagedLog:
 def load_staging(
     connection: duckdb.DuckDBPyConnection, staging: Path, spec: DatasetSpec
 ) -> StagedLog:
-    """Make the tables `staged_requests` and `staged_behaviours` of rows that were checked.
+    """As `load_rows`, and cut the log into its splits.
 
     Raises:
-        DatasetError: files are missing or unreadable, columns are missing or of another type, a
-            row breaks the contract, or a split is empty.
+        DatasetError: as `load_rows`, or a split is empty.
+    """
+    has_probability = load_rows(connection, staging, spec)
+    return StagedLog(has_probability, _splits(connection, spec))
+
+
+def load_rows(connection: duckdb.DuckDBPyConnection, staging: Path, spec: DatasetSpec) -> bool:
+    """Make the tables `staged_requests` and `staged_behaviours` of rows that were checked.
+
+    Returns:
+        Whether the requests have a `click_probability`.
+
+    Raises:
+        DatasetError: files are missing or unreadable, columns are missing or of another type, or a
+            row breaks the contract.
     """
     requests = open_parquet(
         find_parquet(staging / "requests"),
@@ -56,7 +69,7 @@ def load_staging(
     rules = [*null_rules("user_id", "item", "timestamp"), _TIMESTAMP]
     check_rows(connection, "staged_behaviours", behaviours, rules, named="user_id")
     _check_unique(connection, requests)
-    return StagedLog(has_probability, _splits(connection, spec))
+    return has_probability
 
 
 def _request_columns(spec: DatasetSpec) -> dict[str, ColumnType]:

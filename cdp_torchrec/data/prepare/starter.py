@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cdp_torchrec.data.prepare.dataset_files import row_groups, training_counts, values
+from cdp_torchrec.data.prepare.dataset_files import row_groups, values
 from cdp_torchrec.data.schema import Feature, Schema, load_schema
+from cdp_torchrec.data.stored_vocabulary import training_counts
 
 STARTER = "starter.toml"
 """Name of the layer in the dataset directory."""
@@ -67,7 +68,7 @@ def read_statistics(dataset: Path, schema: Schema) -> LogStatistics:
     lengths = [values(table, "history_length") for table in training]
     return LogStatistics(
         history_lengths=np.concatenate(lengths),
-        training_counts={name: training_counts(dataset, name) for name in schema.entities},
+        training_counts={name: training_counts(dataset, schema, name) for name in schema.entities},
         test_codes=codes,
     )
 

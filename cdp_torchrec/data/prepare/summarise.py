@@ -8,10 +8,11 @@ import numpy as np
 
 from cdp_torchrec.data.clocks import Clock
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.prepare.dataset_files import row_groups, training_counts
+from cdp_torchrec.data.prepare.dataset_files import row_groups
 from cdp_torchrec.data.prepare.raw_ids import example_ids, similar_ids
 from cdp_torchrec.data.prepare.split_figures import SplitFigures
 from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.stored_vocabulary import training_counts
 from cdp_torchrec.data.summary import Figure, Summary
 
 _ROWS = 1 << 20
@@ -31,7 +32,9 @@ def summarise(dataset: Path, schema: Schema) -> Summary:
     gate = schema.history.category_entity
     num_categories = schema.entities[gate].num_ids if gate else 0
     store = HistoryStore(dataset / "history", schema.history, num_categories=num_categories)
-    seen = {name: int((training_counts(dataset, name) > 0).sum()) for name in schema.entities}
+    seen = {
+        name: int((training_counts(dataset, schema, name) > 0).sum()) for name in schema.entities
+    }
     splits = {}
     for name in schema.splits:
         split = splits[name] = SplitFigures(schema, store, seen, with_leaks=name == "train")

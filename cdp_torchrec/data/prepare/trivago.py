@@ -25,7 +25,7 @@ request is no part of its own history.
 import logging
 import shutil
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -46,6 +46,7 @@ from cdp_torchrec.data.prepare.features import (
     request_ids,
     request_number,
 )
+from cdp_torchrec.data.prepare.log_tables import DAY_MS, start_of_test
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
@@ -65,7 +66,6 @@ from cdp_torchrec.data.schema import DatasetError, Feature, Schema
 
 logger = logging.getLogger(__name__)
 
-_DAY_MS = 24 * 3600 * 1000
 _REQUESTS_PER_FILE = 200_000
 
 
@@ -126,12 +126,7 @@ def prepare_trivago(
             load_events(connection, log)
             order_events(connection, log)
             num_dropped = _number_requests(connection, log)
-            if test_from is None:
-                test_ms = scalar(connection, "SELECT max(timestamp) FROM requests")
-                test_ms -= test_ms % _DAY_MS
-            else:
-                midnight = datetime(test_from.year, test_from.month, test_from.day, tzinfo=UTC)
-                test_ms = round(midnight.timestamp()) * 1000
+            test_ms = start_of_test(connection, test_from)
             follow_items(connection)
             if metadata:
                 _load_metadata(connection, metadata)
@@ -234,7 +229,7 @@ def _stage_requests(
                     coalesce(last_search, city) AS query_id,
                     coalesce({split_list("current_filters")}, []) AS query_filters,
                     timestamp // 3600000 % 24 AS hour,
-                    (timestamp // {_DAY_MS} + 3) % 7 AS weekday,
+                    (timestamp // {DAY_MS} + 3) % 7 AS weekday,
                     length(bin(step)) AS step_bucket,
                     coalesce(len({split_list("current_filters")}), 0) AS num_filters,
                     len({split_list("impressions")}) AS list_length,

@@ -1,11 +1,16 @@
 """Codes: every raw id becomes a number, the most frequent one of the training split first."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from cdp_torchrec.data.days import vocabulary_paths
 from cdp_torchrec.data.prepare.database import scalar, sql_path
 from cdp_torchrec.data.prepare.spec import USER_ENTITY, DatasetSpec
+from cdp_torchrec.data.schema import Schema
 
 
 def build_vocabularies(
@@ -32,17 +37,88 @@ def build_vocabularies(
         connection.execute(f"""
             CREATE TABLE {table} AS
             SELECT row_number() OVER (ORDER BY count DESC, raw) AS code, raw, count
-            FROM (
-                SELECT raw, sum(train)::BIGINT AS count
-                FROM ({" UNION ALL ".join(_counts(spec, entity))})
-                WHERE raw IS NOT NULL GROUP BY raw
-            )
+            FROM ({_counted(spec, entity)})
             ORDER BY code
         """)
         path = sql_path(directory / f"{entity}.parquet")
         connection.execute(f"COPY (FROM {table} ORDER BY code) TO {path} (FORMAT parquet)")
         num_ids[entity] = scalar(connection, f"SELECT count(*) FROM {table}")
     return num_ids
+
+
+def extend_vocabularies(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    schema: Schema,
+    dataset: Path,
+    day: Path,
+) -> dict[str, int]:
+    """As `build_vocabularies`, for a day: ids that are known keep their codes.
+
+    Codes of new ids go on behind those of the dataset, by descending count of the day. The counts
+    of the day stand beside them: `vocabulary/` has the new ids, `counts/` the known ones.
+
+    Args:
+        connection: holds the tables `staged_requests` and `staged_behaviours` of the day.
+        spec: names the columns of each entity.
+        schema: of the dataset with all its days.
+        dataset: dataset directory.
+        day: directory of the day; gets both folders.
+
+    Returns:
+        Number of ids of each entity with the new ones.
+    """
+    for folder in ("vocabulary", "counts"):
+        (day / folder).mkdir()
+    num_ids = {}
+    for entity in spec.entities():
+        connection.execute(f"CREATE TABLE day_{entity} AS {_counted(spec, entity)}")
+        connection.register("_stored", _stored(vocabulary_paths(dataset, schema.days, entity)))
+        connection.execute(f"""
+            CREATE TABLE known_{entity} AS
+            SELECT s.code, d.raw, d.count FROM _stored s JOIN day_{entity} d USING (raw)
+        """)
+        connection.unregister("_stored")
+        known = schema.entities[entity].num_ids
+        connection.execute(f"""
+            CREATE TABLE new_{entity} AS
+            SELECT {known} + row_number() OVER (ORDER BY count DESC, raw) AS code, raw, count
+            FROM day_{entity} ANTI JOIN known_{entity} USING (raw) ORDER BY code
+        """)
+        connection.execute(f"""
+            CREATE TABLE vocabulary_{entity} AS
+            FROM known_{entity} UNION ALL FROM new_{entity}
+        """)
+        for columns, table, folder in (
+            ("*", f"new_{entity}", "vocabulary"),
+            ("code, count", f"known_{entity}", "counts"),
+        ):
+            path = sql_path(day / folder / f"{entity}.parquet")
+            query = f"SELECT {columns} FROM {table} ORDER BY code"
+            connection.execute(f"COPY ({query}) TO {path} (FORMAT parquet)")
+        num_ids[entity] = known + scalar(connection, f"SELECT count(*) FROM new_{entity}")
+    return num_ids
+
+
+def _stored(paths: Sequence[Path]) -> pa.RecordBatchReader:
+    """Code and raw id of a vocabulary, some rows at a time."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(columns=["code", "raw"])
+
+    fields = pa.schema({"code": pa.int64(), "raw": pa.string()})
+    return pa.RecordBatchReader.from_batches(fields, batches())
+
+
+def _counted(spec: DatasetSpec, entity: str) -> str:
+    """Query (raw, count) of all ids of an entity."""
+    return f"""
+        SELECT raw, sum(train)::BIGINT AS count
+        FROM ({" UNION ALL ".join(_counts(spec, entity))})
+        WHERE raw IS NOT NULL GROUP BY raw
+    """
 
 
 def _counts(spec: DatasetSpec, entity: str) -> list[str]:

@@ -21,7 +21,7 @@ from types import FrameType
 import duckdb
 
 from cdp_torchrec.data.schema import DatasetError
-from cdp_torchrec.whole_file import whole_directory, why_unwritable
+from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +49,41 @@ def preparing(output: Path) -> Generator[None]:
         raise DatasetError(f"{output} exists; remove it or choose another output directory")
     if problem := why_unwritable(output.parent):
         raise PreparationError(f"{output} cannot be made: {problem}")
+    outcome = "is not made, nothing will be left of it"
+    with _explained(f"{output} was not made, nothing is left of it", f"{output} {outcome}"):
+        yield
+
+
+@contextmanager
+def changing(dataset: Path) -> Generator[None]:
+    """Around whatever adds to a dataset: one at a time, and one line says why it did not.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does. What one that was killed left behind is removed.
+
+    Raises:
+        DatasetError: another process adds to it.
+        PreparationError: the dataset cannot be written, or memory is full.
+    """
+    if problem := why_unwritable(dataset):
+        raise PreparationError(f"{dataset} cannot be changed: {problem}")
+    with _held(dataset, f"{dataset}: another append or compact works on it; wait for its end"):
+        for folder in dataset.iterdir():
+            remove_leftovers(folder, "*")
+        outcome = f"{dataset} is as it was"
+        with _explained(outcome, f"{outcome}, nothing was added"):
+            yield
+
+
+@contextmanager
+def _explained(outcome: str, stopping: str) -> Generator[None]:
+    """Say what came of it, and why, if the machine stands in the way or somebody stops it."""
     try:
-        with _stopped_by_signals(output):
+        with _stopped_by_signals(stopping):
             yield
     except PreparationError:
         raise
     except (duckdb.Error, OSError) as error:
-        raise PreparationError(
-            f"{output} was not made, nothing is left of it: {_reason(error)}"
-        ) from error
+        raise PreparationError(f"{outcome}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -99,23 +125,26 @@ def _remove_abandoned(output: Path) -> None:
 
 
 @contextmanager
-def _held(directory: Path) -> Generator[None]:
-    """A lock that ends with this process, however it ends."""
+def _held(directory: Path, taken: str = "") -> Generator[None]:
+    """A lock that ends with this process, however it ends; `taken` says that another has it."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise (DatasetError(taken) if taken else error) from None
         yield
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _stopped_by_signals(output: Path) -> Generator[None]:
+def _stopped_by_signals(outcome: str) -> Generator[None]:
     """Without a handler of somebody else, let the signals end the block as an exception."""
     stops: list[SystemExit | KeyboardInterrupt] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        logger.warning("stopping: %s is not made, nothing will be left of it", output)
+        logger.warning("stopping: %s", outcome)
         interrupted = number == signal.SIGINT
         stops.append(KeyboardInterrupt() if interrupted else SystemExit(128 + number))
         raise stops[0]
