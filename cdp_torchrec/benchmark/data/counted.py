@@ -1,11 +1,12 @@
 """A store that counts the bytes that are read of it."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from cdp_torchrec.data.history_store import Behaviours, HistoryStore, Slices
+from cdp_torchrec.data.column import Column
+from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Tally:
 class CountedStore:
     """Answers as the store does; every column tallies what is taken out of it."""
 
-    store: HistoryStore
+    store: BehaviourSource
     tally: Tally = field(default_factory=Tally)
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
@@ -39,21 +40,25 @@ class CountedStore:
 
     def _counted(self, behaviours: Behaviours) -> Behaviours:
         columns = {
-            name: cast(np.ndarray, _Column(column, self.tally))
+            name: _Counted(column, self.tally)
             for name, column in vars(behaviours).items()
             if column is not None
         }
         return replace(behaviours, **columns)
 
 
-class _Column:
+class _Counted:
     """A column of behaviours."""
 
-    def __init__(self, column: np.ndarray, tally: Tally) -> None:
+    def __init__(self, column: Column, tally: Tally) -> None:
         self._column = column
         self._tally = tally
 
-    def __getitem__(self, rows: Any) -> np.ndarray:
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._column.dtype
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
         taken = self._column[rows]
         self._tally.read += taken.nbytes
         return taken

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.history_store import Behaviours, HistoryStore, Slices
+from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.request_files import ListColumn
 
 _COLUMNS = ("history_item", "history_category", "history_timestamp")
 
 
-def write_inline(dataset: Path, store: HistoryStore, output: Path) -> None:
+def write_inline(dataset: Path, store: BehaviourSource, output: Path) -> None:
     """Copies of the training requests, each with the behaviours before it.
 
     Args:
