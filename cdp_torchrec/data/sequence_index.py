@@ -14,10 +14,16 @@ Blocks = Literal["by_length", "one"]
 """How sequences are grouped: by similar length, for the least work; or all in one block of each
 kind, so that an exported graph always meets the same set of tensors."""
 
-MOST_CANDIDATES_PER_ROW = 8
+MOST_CANDIDATES_PER_ROW = 32
 """A request's candidates share one gathered copy of its history; a longer list takes more rows."""
+CANDIDATES_PER_SERVED_ROW = 8
+"""In the one block that an exported graph meets."""
 SHORTEST_BLOCK = 8
 """Shorter sequences are padded to this length."""
+# What work costs on a CPU, in pairs of a candidate and a behaviour: to gather one behaviour, and to
+# begin one more block.
+_PAIRS_PER_GATHER = 4
+_PAIRS_PER_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -120,47 +126,46 @@ def index_sequences(
     first_impression = np.zeros(batch_size, dtype=np.int64)
     found, first = np.unique(sequence, return_index=True)
     first_impression[found] = first
-    size = _power_of_two(np.maximum(lengths, SHORTEST_BLOCK))
+    size = np.maximum(lengths, SHORTEST_BLOCK)
     if blocks == "one":
         size[:] = max(block_length or lengths.max(), SHORTEST_BLOCK)
 
-    def behaviours(rows: np.ndarray, length: int) -> np.ndarray:
+    def behaviours(rows: np.ndarray) -> np.ndarray:
         """Places of the behaviours of some sequences, aligned to the right, [W, N]."""
-        column = np.arange(-length, 0)
+        column = np.arange(-size[rows].max(initial=SHORTEST_BLOCK), 0)
         places = ends[rows, None] + column
         return np.where(column >= -lengths[rows, None], places, num_behaviours)
 
-    def sequence_block(length: int) -> SequenceBlock:
-        rows = np.flatnonzero((size == length) & (lengths > 0))
-        return SequenceBlock(_tensor(rows), _tensor(behaviours(rows, length)))
+    def sequence_block(rows: np.ndarray) -> SequenceBlock:
+        return SequenceBlock(_tensor(rows), _tensor(behaviours(rows)))
 
-    # Candidates of one sequence in rows as wide as most sequences can fill.
-    width = MOST_CANDIDATES_PER_ROW
-    if blocks == "by_length":
-        width = min(int(_power_of_two(batch_size / len(found))), width)
-    order = np.argsort(sequence, kind="stable")
+    # Candidates of one sequence in rows, as few and as even as can be.
     counts = np.bincount(sequence, minlength=batch_size)
+    num_rows = -(-counts // MOST_CANDIDATES_PER_ROW)
+    width = -(-counts // np.maximum(num_rows, 1))
+    if blocks == "one":
+        width[:] = CANDIDATES_PER_SERVED_ROW
+    order = np.argsort(sequence, kind="stable")
     rank = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
-    row, column = rank // width, rank % width
-    key, row = np.unique(sequence[order] * batch_size + row, return_inverse=True)
+    in_row = np.repeat(width, counts)
+    key, row = np.unique(sequence[order] * batch_size + rank // in_row, return_inverse=True)
     row_sequence = key // batch_size
-    impression = np.full((len(key), width), batch_size)
-    impression[row, column] = order
+    impression = np.full((len(key), width.max()), batch_size)
+    impression[row, rank % in_row] = order
     place = np.zeros(batch_size, dtype=np.int64)
     candidate_blocks, before = [], 0
-    for length in np.unique(size[found]):
-        rows = np.flatnonzero(size[row_sequence] == length)
+    for rows in _alike(size[row_sequence], width[row_sequence]):
+        shown = impression[rows, : width[row_sequence[rows]].max()]
         block = CandidateBlock(
-            _tensor(row_sequence[rows]),
-            _tensor(behaviours(row_sequence[rows], length)),
-            _tensor(impression[rows]),
+            _tensor(row_sequence[rows]), _tensor(behaviours(row_sequence[rows])), _tensor(shown)
         )
         candidate_blocks.append(block)
-        filled = impression[rows] < batch_size
-        place[impression[rows][filled]] = before + np.flatnonzero(filled)
+        filled = shown < batch_size
+        place[shown[filled]] = before + np.flatnonzero(filled)
         before += filled.size
     # One block at least, so that a batch without any behaviour is no special case.
-    block_lengths = np.unique(size[lengths > 0]) if num_behaviours else [SHORTEST_BLOCK]
+    filled = np.flatnonzero(lengths)
+    of_sequences = _alike(size[filled], np.ones_like(filled)) if len(filled) else [filled]
     return SequenceIndex(
         item_id=_tensor(columns.item_id),
         category_id=_tensor(columns.category_id),
@@ -169,7 +174,7 @@ def index_sequences(
         owner=_tensor(np.repeat(np.arange(len(columns.lengths)), columns.lengths)),
         sequence=_tensor(sequence),
         first_impression=_tensor(first_impression),
-        sequence_blocks=tuple(sequence_block(length) for length in block_lengths),
+        sequence_blocks=tuple(sequence_block(filled[rows]) for rows in of_sequences),
         candidate_blocks=tuple(candidate_blocks),
         place=_tensor(place),
         size=None if columns.size is None else torch.from_numpy(columns.size.astype(np.float32)),
@@ -199,9 +204,34 @@ def _with_two_sequences(columns: SequenceColumns, batch_size: int) -> SequenceCo
     )
 
 
-def _power_of_two(x: np.ndarray | float) -> np.ndarray:
-    """The smallest power of two that is not below each x >= 1."""
-    return 2 ** np.ceil(np.log2(np.asarray(x))).astype(np.int64)
+def _alike(length: np.ndarray, width: np.ndarray) -> list[np.ndarray]:
+    """Rows in groups that cost the least, each in order, shorter and narrower groups first.
+
+    A group is padded to its longest and widest row. It is cut in two, where that saves most, for as
+    long as that saves more than a block costs.
+
+    Args:
+        length: behaviours of each row, [R] with R >= 1.
+        width: candidates of each row, [R].
+    """
+    cost = float(len(length)) * length.max() * (width.max() + _PAIRS_PER_GATHER)
+    best, cut = cost - _PAIRS_PER_BLOCK, None
+    for order in (np.argsort(length, kind="stable"), np.argsort(width, kind="stable")):
+        before = _costs(length[order], width[order])
+        after = _costs(length[order[::-1]], width[order[::-1]])[::-1]
+        costs = before[:-1] + after[1:]
+        if len(costs) and costs.min() < best:
+            best, at = costs.min(), int(costs.argmin()) + 1
+            cut = np.sort(order[:at]), np.sort(order[at:])
+    if cut is None:
+        return [np.arange(len(length))]
+    return [rows[part] for rows in cut for part in _alike(length[rows], width[rows])]
+
+
+def _costs(length: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """What the first row, the first two, ... cost as one group, [R]."""
+    longest, widest = np.maximum.accumulate(length), np.maximum.accumulate(width)
+    return np.arange(1.0, len(length) + 1) * longest * (widest + _PAIRS_PER_GATHER)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -84,7 +84,7 @@ class AdsInterest(InterestModule):
         features = item_features(recent, norm=norm)
         if self.behaviours is not None:
             features = self.behaviours(features, recent, scene=inputs.scene, domain=domain)
-        interest = self.attention(queries, features, recent, find_all(features.shape[0]))
+        interest = self.attention(queries, features, recent, find_all)
         return InterestOutput(interest=self.vector(interest, inputs.item))
 
 

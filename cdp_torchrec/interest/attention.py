@@ -21,7 +21,7 @@ from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.base import AttentionConfig, EmbeddingNorm
 from cdp_torchrec.interest.output import layer_norm
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, excluded, gather_each, present
 
 # Up to this many times K, attending to all behaviours under a mask is cheaper than gathering the
 # K kept ones of each candidate.
@@ -98,17 +98,18 @@ class Retrieved:
         return candidates.view(self.behaviour.shape[0], -1, candidates.shape[2])
 
 
-Search = Callable[[CandidateBlock], Retrieved]
-"""Finds behaviours for the candidates of a block."""
+Search = Callable[[BehaviourSequence], list[Retrieved]]
+"""Finds behaviours for the candidates of each block."""
 
 
-def find_all(num_behaviours: int) -> Search:
-    """The search that keeps everything, given L."""
+def find_all(sequence: BehaviourSequence) -> list[Retrieved]:
+    """The search that keeps everything."""
+    return [everything(block, sequence.item.shape[0]) for block in sequence.index.candidate_blocks]
 
-    def find(block: CandidateBlock) -> Retrieved:
-        return Retrieved(block.behaviour, present(block, num_behaviours).unsqueeze(1))
 
-    return find
+def everything(block: CandidateBlock, num_behaviours: int) -> Retrieved:
+    """All behaviours of a block, given L."""
+    return Retrieved(block.behaviour, present(block, num_behaviours).unsqueeze(1))
 
 
 def retrieve(scores: Tensor, behaviour: Tensor, *, num_behaviours: int, k: int) -> Retrieved:
@@ -128,6 +129,28 @@ def retrieve(scores: Tensor, behaviour: Tensor, *, num_behaviours: int, k: int) 
     places, kept = top_k(scores, present, k)
     rows = behaviour.unsqueeze(1).expand_as(scores).gather(-1, places)
     return Retrieved(rows.flatten(0, 1), kept.flatten(0, 1).unsqueeze(1))
+
+
+def search_by_product(query: Tensor, keys: Tensor, *, k: int) -> Search:
+    """The search for the k behaviours [L, X] with the highest product with a candidate [B, X]."""
+
+    def find(sequence: BehaviourSequence) -> list[Retrieved]:
+        return [
+            retrieve(
+                of_candidates @ of_behaviours.mT,
+                block.behaviour,
+                num_behaviours=keys.shape[0],
+                k=k,
+            )
+            for block, of_candidates, of_behaviours in zip(
+                sequence.index.candidate_blocks,
+                sequence.candidates(query),
+                sequence.behaviours(keys),
+                strict=True,
+            )
+        ]
+
+    return find
 
 
 class TargetAttention(nn.Module):
@@ -171,17 +194,21 @@ class TargetAttention(nn.Module):
         # Projected once per request, not once per candidate.
         key_value = self.key_value(behaviours)
 
-        def attend_to_found(block: CandidateBlock) -> Tensor:
-            found = search(block)
-            keys, values = gather(key_value, found.behaviour).chunk(2, dim=2)
-            candidates = gather(query, block.impression)
-            queries = found.as_rows(candidates).chunk(self.num_queries, dim=2)
+        found = search(sequence)
+
+        def attend_to_found(
+            block: CandidateBlock, candidates: Tensor, found: Retrieved, rows: Tensor
+        ) -> Tensor:
+            keys, values = rows.chunk(2, dim=2)
             attended = [
-                attend(rows, keys, values, found.mask, num_heads=self.num_heads) for rows in queries
+                attend(queries, keys, values, found.mask, num_heads=self.num_heads)
+                for queries in found.as_rows(candidates).chunk(self.num_queries, dim=2)
             ]
             return torch.cat(attended, dim=2).view_as(candidates)
 
-        return self.output(sequence.per_candidate(attend_to_found))
+        rows = gather_each(key_value, [of_block.behaviour for of_block in found])
+        candidates = sequence.candidates(query)
+        return self.output(sequence.per_candidate(attend_to_found, candidates, found, rows))
 
 
 def attend(
@@ -203,9 +230,23 @@ def attend(
         num_heads: H.
         bias: added to the scores, [W, N, H], or apart for each candidate [W, H, C, N].
     """
-    scores = head_scores(query, keys, num_heads=num_heads, bias=bias)
-    weights = masked_softmax(scores, mask.unsqueeze(1) if mask.dim() == 3 else mask)
-    return (weights @ _heads(values, num_heads)).transpose(1, 2).flatten(2)
+    if mask.dim() == 3:
+        mask = mask.unsqueeze(1)
+    added = excluded(mask, query.dtype)
+    if bias is not None:
+        added = added + _of_heads(bias)
+    attended = [
+        # Head by head: views of keys and values, for which batched products need no copies.
+        torch.baddbmm(start, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5).softmax(dim=2) @ v
+        for start, q, k, v in zip(
+            added.expand(-1, num_heads, -1, -1).unbind(1),
+            *(x.chunk(num_heads, dim=2) for x in (query, keys, values)),
+            strict=True,
+        )
+    ]
+    found = mask.any(dim=3, keepdim=True)
+    parts = zip(attended, found.expand(-1, num_heads, -1, -1).unbind(1), strict=True)
+    return torch.cat([part * any_found for part, any_found in parts], dim=2)
 
 
 def head_scores(query: Tensor, keys: Tensor, *, num_heads: int, bias: Tensor | None) -> Tensor:
@@ -214,7 +255,12 @@ def head_scores(query: Tensor, keys: Tensor, *, num_heads: int, bias: Tensor | N
     scores = _heads(query * scale, num_heads) @ _heads(keys, num_heads).transpose(2, 3)
     if bias is None:
         return scores
-    return scores + (bias if bias.dim() == 4 else bias.transpose(1, 2).unsqueeze(2))
+    return scores + _of_heads(bias)
+
+
+def _of_heads(bias: Tensor) -> Tensor:
+    """A bias as in attend, [W, H, 1 or C, N]."""
+    return bias if bias.dim() == 4 else bias.transpose(1, 2).unsqueeze(2)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:

@@ -34,6 +34,6 @@ class AttentivePooling(TargetAttention):
         assert sequence is not None
         target = target_features(inputs, category_dim=self.category_dim, norm=self.norm)
         features = item_features(sequence, norm=self.norm)
-        mean = self(target, features, sequence, find_all(features.shape[0]))
+        mean = self(target, features, sequence, find_all)
         lengths = sequence.index.lengths.index_select(0, sequence.index.sequence)
         return mean, lengths.to(mean.dtype)

@@ -28,7 +28,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, masked_softmax, present
 
 _AGE_DIM = 8
 _PAIRS_AT_ONCE = 1 << 14
@@ -75,9 +75,7 @@ class DinAttention(nn.Module):
         )
         features = self._features(sequence)
 
-        def attend(block: CandidateBlock) -> Tensor:
-            targets = gather(target, block.impression)
-            behaviours = gather(features, block.behaviour)
+        def attend(block: CandidateBlock, targets: Tensor, behaviours: Tensor) -> Tensor:
             kept = present(block, features.shape[0])
             if torch.compiler.is_compiling() or targets.device.type != "cpu":
                 return self._weighted_sum(targets, behaviours, kept)
@@ -85,7 +83,9 @@ class DinAttention(nn.Module):
             rows = zip(*(x.split(num_rows) for x in (targets, behaviours, kept)), strict=True)
             return torch.cat([self._weighted_sum(*some) for some in rows])
 
-        return sequence.per_candidate(attend)
+        return sequence.per_candidate(
+            attend, sequence.candidates(target), sequence.behaviours(features)
+        )
 
     def _weighted_sum(self, targets: Tensor, behaviours: Tensor, kept: Tensor) -> Tensor:
         """The attended items of some rows, [W, C, D], from tensors [W, ...]."""

@@ -11,13 +11,11 @@ search alone. A DIN reads the recent short history beside, as in SIM.
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.attention import (
-    Retrieved,
     Search,
     TargetAttention,
     item_features,
-    retrieve,
+    search_by_product,
     target_features,
 )
 from cdp_torchrec.interest.base import (
@@ -30,7 +28,6 @@ from cdp_torchrec.interest.config.attention import EtaConfig
 from cdp_torchrec.interest.din import DinAttention
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import keep_recent
-from cdp_torchrec.interest.sequence import gather
 
 
 class EtaInterest(InterestModule):
@@ -64,19 +61,9 @@ class EtaInterest(InterestModule):
     def _search(self, target: Tensor, features: Tensor) -> Search:
         """Finds the behaviours [L, F] at the least Hamming distance from the targets [B, F]."""
         query, keys = self.hash(target), self.hash(features)
-
-        def find(block: CandidateBlock) -> Retrieved:
-            # Bits that agree less bits that differ: falls with the distance, and whole numbers
-            # have no rounding. A tie goes to the most recent behaviour.
-            agreement = gather(query, block.impression) @ gather(keys, block.behaviour).mT
-            return retrieve(
-                agreement,
-                block.behaviour,
-                num_behaviours=keys.shape[0],
-                k=self.config.num_kept,
-            )
-
-        return find
+        # Bits that agree less bits that differ: falls with the distance, and whole numbers have no
+        # rounding. A tie goes to the most recent behaviour.
+        return search_by_product(query, keys, k=self.config.num_kept)
 
 
 class SimHash(nn.Module):

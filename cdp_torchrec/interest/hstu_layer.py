@@ -3,6 +3,7 @@
 # B impressions, L behaviours, R rows of all blocks, P prefix tokens, W rows of a block, N its
 # length, C candidates in a row, H heads, A / V width of a head's keys / values, D embedding dim
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch.nn import functional
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.config.sequential import HstuLayerConfig, Variant
 from cdp_torchrec.interest.recent_sequence import recency
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, gather_each
 
 _NORM_EPS = 1e-6
 _TABLE_STD = 0.02
@@ -124,20 +125,20 @@ class HstuLayer(nn.Module):
     ) -> Tensor:
         """Each behaviour to the prefix, to older behaviours and to itself, [L, H * V]."""
         tokens = torch.cat([history.v, history.k, history.q], dim=1)
-        prefixes = iter(prefix)  # one for each block, in order
-
-        def attend(block: SequenceBlock) -> Tensor:
-            before = next(prefixes)
-            x = gather(tokens, block.behaviour)
-            memory, q = x.split([before.shape[2], x.shape[2] - before.shape[2]], dim=2)
+        split = [prefix[0].shape[2], history.q.shape[1]]
+        blocks = recent.index.sequence_blocks
+        of_blocks = gather_each(tokens, [block.behaviour for block in blocks])
+        attended = []
+        for block, before, x in zip(blocks, prefix, of_blocks, strict=True):
+            memory, q = x.split(split, dim=2)
             mask = functional.pad(_causal(q), (before.shape[1], 0), value=1.0)
             bias = None
             if self.bias is not None:
                 bias = self.bias.of_history(block, recent.index)
                 bias = functional.pad(bias, (before.shape[1], 0))
-            return self._attend(q, torch.cat([before, memory], dim=1), bias=bias, mask=mask)
-
-        return recent.per_behaviour(attend)
+            memory = torch.cat([before, memory], dim=1)
+            attended.append(self._attend(q, memory, bias=bias, mask=mask))
+        return recent.in_order(attended)
 
     def _attend_targets(
         self,
@@ -147,18 +148,17 @@ class HstuLayer(nn.Module):
         recent: BehaviourSequence,
     ) -> Tensor:
         """Each candidate to the prefix, to the whole history and to itself, [B, H * V]."""
-        tokens = history.memory()
-        history_bias = None if self.bias is None else self.bias.of_target(recent.index)
-        prefixes = iter(prefix)
+        memories = recent.behaviours(history.memory())
+        biases: Sequence[Tensor | None] = [None] * len(memories)
+        if self.bias is not None:
+            biases = recent.behaviours(self.bias.of_target(recent.index))
 
-        def attend(block: CandidateBlock) -> Tensor:
-            before = next(prefixes)
-            memory = torch.cat([before, gather(tokens, block.behaviour)], dim=1)
-            bias = None
-            if history_bias is not None:
-                bias = gather(history_bias, block.behaviour).transpose(1, 2)
-                bias = functional.pad(bias, (before.shape[1], 0))
-            return self._attend(gather(target.q, block.impression), memory, bias=bias)
+        def attend(
+            block: CandidateBlock, before: Tensor, q: Tensor, memory: Tensor, bias: Tensor | None
+        ) -> Tensor:
+            if bias is not None:
+                bias = functional.pad(bias.transpose(1, 2), (before.shape[1], 0))
+            return self._attend(q, torch.cat([before, memory], dim=1), bias=bias)
 
         heads = (self.num_heads, -1)
         score = (target.q.unflatten(1, heads) * target.k.unflatten(1, heads)).sum(
@@ -167,7 +167,9 @@ class HstuLayer(nn.Module):
         if self.bias is not None:
             score = score + self.bias.of_itself()
         itself = functional.silu(score) * target.v.unflatten(1, heads) / self.num_tokens
-        return recent.per_candidate(attend) + itself.flatten(1)
+        queries = recent.candidates(target.q)
+        attended = recent.per_candidate(attend, prefix, queries, memories, biases)
+        return attended + itself.flatten(1)
 
     def _attend(
         self, q: Tensor, memory: Tensor, *, bias: Tensor | None = None, mask: Tensor | None = None

@@ -20,10 +20,11 @@ from torch.nn import functional
 from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
+    Retrieved,
     attend,
     item_features,
-    retrieve,
     scaled,
+    search_by_product,
     target_features,
     top_k,
 )
@@ -35,7 +36,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.config.attention import QinConfig
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, gather_each, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
 logger = logging.getLogger(__name__)
@@ -83,20 +84,22 @@ class QinInterest(InterestModule):
             sequence = self.query_search(inputs.query, sequence, behaviours)
         queries, rows = self.attention.queries(inputs), self.attention.rows(sequence)
 
-        def search_and_attend(block: CandidateBlock) -> Tensor:
-            cosine = gather(target, block.impression) @ gather(
-                behaviours, block.behaviour
-            ).transpose(1, 2)
-            found = retrieve(
-                cosine, block.behaviour, num_behaviours=behaviours.shape[0], k=self.config.num_kept
-            )
-            candidates = gather(queries, block.impression)
-            attended = self.attention(
-                found.as_rows(candidates), gather(rows, found.behaviour), found.mask
-            )
+        search = search_by_product(target, behaviours, k=self.config.num_kept)
+        found = search(sequence)
+
+        def attend_to_found(
+            block: CandidateBlock, candidates: Tensor, found: Retrieved, rows: Tensor
+        ) -> Tensor:
+            attended = self.attention(found.as_rows(candidates), rows, found.mask)
             return attended.view(*candidates.shape[:2], -1)
 
-        interest = self.attention.output(sequence.per_candidate(search_and_attend))
+        attended = sequence.per_candidate(
+            attend_to_found,
+            sequence.candidates(queries),
+            found,
+            gather_each(rows, [of_block.behaviour for of_block in found]),
+        )
+        interest = self.attention.output(attended)
         return InterestOutput(interest=self.vector(interest, inputs.item), losses=losses)
 
 
@@ -122,14 +125,15 @@ class QuerySearch(nn.Module):
         index, num_behaviours = sequence.index, behaviours.shape[0]
         queries = self.direction(query.index_select(0, index.first_impression)).detach()
         kept = index.lengths.new_full((index.lengths.shape[0], self.num_kept), num_behaviours)
-        for block in index.sequence_blocks:
-            if block.behaviour.shape[1] > self.num_kept:
-                of_rows = queries.index_select(0, block.sequence).double().unsqueeze(2)
-                cosine = (gather(behaviours, block.behaviour) @ of_rows).squeeze(2)
-                places, exists = top_k(cosine, present(block, num_behaviours), self.num_kept)
-                found = block.behaviour.gather(1, places).masked_fill(~exists, num_behaviours)
-                # Oldest first again.
-                kept = kept.index_copy(0, block.sequence, found.sort(dim=1).values)
+        long = [b for b in index.sequence_blocks if b.behaviour.shape[1] > self.num_kept]
+        of_blocks = gather_each(behaviours, [b.behaviour for b in long]) if long else []
+        for block, rows in zip(long, of_blocks, strict=True):
+            of_rows = queries.index_select(0, block.sequence).double().unsqueeze(2)
+            cosine = (rows @ of_rows).squeeze(2)
+            places, exists = top_k(cosine, present(block, num_behaviours), self.num_kept)
+            found = block.behaviour.gather(1, places).masked_fill(~exists, num_behaviours)
+            # Oldest first again.
+            kept = kept.index_copy(0, block.sequence, found.sort(dim=1).values)
         blocks = tuple(
             replace(block, behaviour=kept.index_select(0, block.sequence))
             if block.behaviour.shape[1] > self.num_kept

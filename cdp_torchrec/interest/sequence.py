@@ -2,9 +2,8 @@
 
 Behaviours of all sequences of a batch lie one after the other, [L, ...]: what is a function of one
 behaviour (a projection, say) is computed there, once, without padding. What relates behaviours to
-each other or to candidates is computed in blocks: sequences of similar length, padded to the next
-power of two, so that padding never more than doubles the work and no sequence is padded to the
-longest of the batch.
+each other or to candidates is computed in blocks: sequences of similar length and number of
+candidates, as many blocks as cost the least (data/sequence_index.py).
 """
 
 # B impressions, S <= B sequences, L behaviours, W rows of a block, N its length,
@@ -12,6 +11,7 @@ longest of the batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +32,24 @@ class BehaviourSequence:
     """Action type (click, view ...), [L, D_action]; width 0 where the log has none."""
     index: SequenceIndex
 
-    def per_candidate(self, attend: Callable[[CandidateBlock], Tensor]) -> Tensor:
+    def per_candidate(self, attend: Callable[..., Tensor], *of_blocks: Sequence[Any]) -> Tensor:
         """Results in the order of impressions, [B, ...].
 
         Args:
-            attend: [W, C, ...] of a block; called for every block.
+            attend: [W, C, ...] of a block; called for every block, with its share of `of_blocks`.
+            of_blocks: something for each candidate block, as from `candidates` and `behaviours`.
         """
-        parts = [attend(block).flatten(0, 1) for block in self.index.candidate_blocks]
+        blocks = zip(self.index.candidate_blocks, *of_blocks, strict=True)
+        parts = [attend(*block).flatten(0, 1) for block in blocks]
         return torch.cat(parts).index_select(0, self.index.place)
+
+    def candidates(self, values: Tensor) -> list[Tensor]:
+        """Rows of values [B, D] for the candidates of each candidate block, [W, C, D]."""
+        return gather_each(values, [block.impression for block in self.index.candidate_blocks])
+
+    def behaviours(self, values: Tensor) -> list[Tensor]:
+        """Rows of values [L, D] for the behaviours of each candidate block, [W, N, D]."""
+        return gather_each(values, [block.behaviour for block in self.index.candidate_blocks])
 
     def per_behaviour(self, encode: Callable[[SequenceBlock], Tensor]) -> Tensor:
         """Results in the order of behaviours, [L, D].
@@ -73,6 +83,13 @@ def gather(values: Tensor, places: Tensor) -> Tensor:
     return padded.index_select(0, places.flatten()).view(*places.shape, values.shape[1])
 
 
+def gather_each(values: Tensor, places: Sequence[Tensor]) -> list[Tensor]:
+    """As gather, for several sets of places: one pass over values, and one over their gradient."""
+    rows = gather(values, torch.cat([p.flatten() for p in places]).unsqueeze(0)).squeeze(0)
+    parts = rows.split([p.numel() for p in places])
+    return [part.unflatten(0, p.shape) for part, p in zip(parts, places, strict=True)]
+
+
 def present(block: SequenceBlock | CandidateBlock, num_behaviours: int) -> Tensor:
     """Where a block holds a behaviour and no padding, bool [W, N]."""
     return block.behaviour < num_behaviours
@@ -80,7 +97,14 @@ def present(block: SequenceBlock | CandidateBlock, num_behaviours: int) -> Tenso
 
 def masked_softmax(scores: Tensor, mask: Tensor, *, dim: int = -1) -> Tensor:
     """Softmax over the places where `mask` holds; zeros, not NaN, where it holds nowhere."""
-    scores = scores.masked_fill(~mask, -torch.inf)
-    peak = scores.amax(dim=dim, keepdim=True).detach()
-    weights = (scores - peak.masked_fill(peak == -torch.inf, 0.0)).exp()
-    return weights / weights.sum(dim=dim, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    weights = (scores + excluded(mask, scores.dtype)).softmax(dim=dim)
+    return weights * mask.any(dim=dim, keepdim=True)
+
+
+def excluded(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What added to scores leaves out the places where `mask` does not hold, 0 where it does.
+
+    It is finite: a softmax over nothing is uniform, not NaN.
+    """
+    lowest = torch.finfo(dtype).min / 2
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)

@@ -12,14 +12,12 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.attention import (
-    Retrieved,
     Search,
     TargetAttention,
     find_all,
     item_features,
-    retrieve,
+    search_by_product,
     search_vectors,
     target_features,
 )
@@ -33,7 +31,7 @@ from cdp_torchrec.interest.config.attention import SimConfig
 from cdp_torchrec.interest.din import DinAttention
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import keep_recent
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather_each
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +70,7 @@ class SimInterest(InterestModule):
             assert inputs.gated is not None
             found = keep_recent(inputs.gated, self.config.num_kept)
             features = item_features(found, norm=norm)
-            long = self.esu(target, features, found, find_all(features.shape[0]))
+            long = self.esu(target, features, found, find_all)
         else:
             features = item_features(inputs.recent, norm=norm)
             search = self.gsu.search(target, features)
@@ -106,13 +104,7 @@ class SoftSearchUnit(nn.Module):
     def search(self, target: Tensor, features: Tensor) -> Search:
         """Finds the behaviours [L, F] of highest relevance to the targets [B, F]."""
         query, keys = search_vectors(target, self.w_a), search_vectors(features, self.w_b)
-
-        def find(block: CandidateBlock) -> Retrieved:
-            candidates = gather(query, block.impression)
-            scores = candidates @ gather(keys, block.behaviour).transpose(1, 2)
-            return retrieve(scores, block.behaviour, num_behaviours=keys.shape[0], k=self.num_kept)
-
-        return find
+        return search_by_product(query, keys, k=self.num_kept)
 
     def click_logits(self, target: Tensor, features: Tensor, sequence: BehaviourSequence) -> Tensor:
         """Logits of the auxiliary click model on [U; v], U = sum_j r_j e_j, [B].
@@ -125,8 +117,9 @@ class SoftSearchUnit(nn.Module):
         pairs = torch.cat([self.w_b(features), features], dim=1)
         widths = [self.w_b.out_features, features.shape[1]]
         outer = features.new_zeros(index.lengths.shape[0], *widths)
-        for block in index.sequence_blocks:
-            keys, values = gather(pairs, block.behaviour).split(widths, dim=2)
+        of_blocks = gather_each(pairs, [block.behaviour for block in index.sequence_blocks])
+        for block, rows in zip(index.sequence_blocks, of_blocks, strict=True):
+            keys, values = rows.split(widths, dim=2)
             outer = outer.index_copy(0, block.sequence, keys.transpose(1, 2) @ values)
         outer = outer / index.lengths.clamp(min=1).view(-1, 1, 1)
         outer = outer.index_select(0, index.sequence)

@@ -9,6 +9,8 @@ on it and can be kept for the whole corpus.
 # B impressions, L behaviours, W rows of a block, C candidates in a row, N behaviours in a row,
 # H heads, A width of attention, F width of item and category, X cross features
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import (
     Retrieved,
     attend,
+    everything,
     head_scores,
     item_features,
     retrieve,
@@ -32,7 +35,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.config.attention import TwinSearchConfig
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather, gather_each, present
 
 
 class TwinInterest(InterestModule):
@@ -73,14 +76,15 @@ class TwinInterest(InterestModule):
         bias = self._bias(action, sequence)
         # Keys, biases and values side by side: one gather fetches them.
         rows = torch.cat([self.key(features), bias, value], dim=1)
-        search_rows = rows[:, : -value.shape[1]].detach()
 
-        def search_and_attend(block: CandidateBlock) -> Tensor:
-            candidates = gather(query, block.impression)
-            found = self._search(candidates.detach(), search_rows, block)
-            keys, bias, values = gather(rows, found.behaviour).split(
-                [self.key.out_features, self.config.num_heads, self.value.out_features], dim=2
-            )
+        candidates = sequence.candidates(query)
+        found = self._search(candidates, rows, sequence)
+        widths = [self.key.out_features, self.config.num_heads, self.value.out_features]
+
+        def attend_to_found(
+            block: CandidateBlock, candidates: Tensor, found: Retrieved, rows: Tensor
+        ) -> Tensor:
+            keys, bias, values = rows.split(widths, dim=2)
             attended = attend(
                 found.as_rows(candidates),
                 keys,
@@ -91,7 +95,8 @@ class TwinInterest(InterestModule):
             )
             return attended.view_as(candidates)
 
-        interest = self.output(sequence.per_candidate(search_and_attend))
+        of_found = gather_each(rows, [of_block.behaviour for of_block in found])
+        interest = self.output(sequence.per_candidate(attend_to_found, candidates, found, of_found))
         return InterestOutput(interest=self.vector(interest, inputs.item))
 
     def _bias(self, action: Tensor, sequence: BehaviourSequence) -> Tensor:
@@ -101,24 +106,37 @@ class TwinInterest(InterestModule):
             cross.append(self.action_bias(action))
         return torch.cat(cross, dim=1) @ self.cross_weight
 
-    def _search(self, candidates: Tensor, rows: Tensor, block: CandidateBlock) -> Retrieved:
+    def _search(
+        self, candidates: Sequence[Tensor], rows: Tensor, sequence: BehaviourSequence
+    ) -> list[Retrieved]:
         """CP-GSU: the behaviours with the highest scores of the attention itself.
 
         Args:
-            candidates: queries of the block, [W, C, A], without gradient.
-            rows: keys and biases of all behaviours, [L, A + H], without gradient.
-            block: the candidates and their behaviours.
+            candidates: queries of each candidate block, [W, C, A].
+            rows: keys, biases and values of all behaviours, [L, A + H + A].
+            sequence: the behaviours.
         """
         num_heads, num_kept = self.config.num_heads, self.config.num_kept
-        if block.behaviour.shape[1] <= num_kept:
-            return Retrieved(block.behaviour, present(block, rows.shape[0]).unsqueeze(1))
-        found = gather(rows, block.behaviour)
-        keys, bias = found.split([self.key.out_features, num_heads], dim=2)
-        if self.config.kept_by == "each_head":
-            scores = head_scores(candidates, keys, num_heads=num_heads, bias=bias)
-            mask = present(block, rows.shape[0])[:, None, None]
-            return Retrieved(block.behaviour, top_k_mask(scores, mask, num_kept))
-        # The sum of the heads' scores is one product over all of A.
-        scale = (self.key.out_features // num_heads) ** -0.5
-        scores = (candidates * scale) @ keys.transpose(1, 2) + bias.sum(dim=2).unsqueeze(1)
-        return retrieve(scores, block.behaviour, num_behaviours=rows.shape[0], k=num_kept)
+        searched = rows[:, : self.key.out_features + num_heads].detach()
+        found = []
+        for block, with_gradient in zip(sequence.index.candidate_blocks, candidates, strict=True):
+            queries = with_gradient.detach()
+            if block.behaviour.shape[1] <= num_kept:
+                found.append(everything(block, rows.shape[0]))
+                continue
+            keys, bias = gather(searched, block.behaviour).split(
+                [self.key.out_features, num_heads], dim=2
+            )
+            if self.config.kept_by == "each_head":
+                scores = head_scores(queries, keys, num_heads=num_heads, bias=bias)
+                mask = present(block, rows.shape[0])[:, None, None]
+                kept = top_k_mask(scores, mask, num_kept)
+                found.append(Retrieved(block.behaviour, kept))
+                continue
+            # The sum of the heads' scores is one product over all of A.
+            scale = (self.key.out_features // num_heads) ** -0.5
+            scores = (queries * scale) @ keys.transpose(1, 2) + bias.sum(dim=2).unsqueeze(1)
+            found.append(
+                retrieve(scores, block.behaviour, num_behaviours=rows.shape[0], k=num_kept)
+            )
+        return found

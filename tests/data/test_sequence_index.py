@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from cdp_torchrec.data import sequence_index
 from cdp_torchrec.data.sequence_index import SequenceColumns, SequenceIndex, index_sequences
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
+from cdp_torchrec.interest.sequence import (
+    BehaviourSequence,
+    gather,
+    gather_each,
+    masked_softmax,
+    present,
+)
 
 LENGTHS = {
     "mixed": [0, 1, 8, 9, 40, 3],
@@ -108,26 +115,64 @@ def test_one_block_may_be_longer_than_every_sequence_with_padding_before() -> No
         assert (long.behaviour[:, :8] == len(longer.item_id)).all()
 
 
-def test_blocks_are_aligned_to_the_right_and_at_most_twice_as_long_as_needed() -> None:
-    index, _ = make_index(LENGTHS["mixed"])
-    for block in index.sequence_blocks:
-        kept = present(block, len(index.item_id))
-        lengths = kept.sum(dim=1)
-        assert torch.equal(kept.flip(1).cumprod(dim=1).sum(dim=1), lengths)
-        assert torch.equal(lengths, index.lengths[block.sequence])
-        width = block.behaviour.shape[1]
-        assert width == 8 or int(lengths.min()) * 2 > width
-        # The newest behaviour, the last one of its sequence, stands in the last column.
-        assert torch.equal(block.behaviour[:, -1], index.lengths.cumsum(0)[block.sequence] - 1)
+def test_blocks_are_aligned_to_the_right_and_as_long_and_wide_as_their_rows_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for blocks_cost in (0, 10**9):
+        monkeypatch.setattr(sequence_index, "_PAIRS_PER_BLOCK", blocks_cost)
+        index, _ = make_index(LENGTHS["mixed"])
+        for block in (*index.sequence_blocks, *index.candidate_blocks):
+            kept = present(block, len(index.item_id))
+            lengths = kept.sum(dim=1)
+            assert torch.equal(kept.flip(1).cumprod(dim=1).sum(dim=1), lengths)
+            assert torch.equal(lengths, index.lengths[block.sequence])
+            assert block.behaviour.shape[1] == max(8, int(lengths.max()))
+            # The newest behaviour, the last one of its sequence, stands in the last column.
+            newest = torch.where(
+                lengths > 0, index.lengths.cumsum(0)[block.sequence] - 1, len(index.item_id)
+            )
+            assert torch.equal(block.behaviour[:, -1], newest)
+        for block in index.candidate_blocks:
+            shown = (block.impression < len(index.sequence)).sum(dim=1)
+            assert block.impression.shape[1] == int(shown.max())
 
 
-def test_a_row_is_as_wide_as_most_sequences_can_fill() -> None:
+def test_blocks_that_cost_nothing_are_cut_until_no_row_is_padded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sequence_index, "_PAIRS_PER_BLOCK", 0)
+    rng = np.random.default_rng(0)
+    lengths, counts = rng.integers(8, 40, 30), rng.integers(1, 12, 30)
+    sequence = np.repeat(np.arange(30), counts)
+    index = index_sequences(columns(lengths.tolist(), sequence), batch_size=len(sequence))
+    pairs = sum(b.behaviour.numel() * b.impression.shape[1] for b in index.candidate_blocks)
+    assert pairs == int((lengths * counts).sum())
+    assert sum(block.behaviour.numel() for block in index.sequence_blocks) == lengths.sum()
+
+
+def test_a_cut_costs_less_than_it_saves() -> None:
+    """One long history among many short ones; many long ones among them; a few of both."""
+
+    def longest(num_short: int, num_long: int) -> list[int]:
+        lengths = [10] * num_short + [2000] * num_long
+        every = np.arange(len(lengths))
+        index = index_sequences(columns(lengths, every), batch_size=len(lengths))
+        return [block.behaviour.shape[1] for block in index.candidate_blocks]
+
+    assert longest(100, 1) == longest(100, 100) == [10, 2000]
+    assert longest(0, 100) == [2000] and longest(100, 0) == [10]
+    lengths, every = [10, 30] * 5, np.arange(10)
+    index = index_sequences(columns(lengths, every), batch_size=10)
+    assert [block.behaviour.shape[1] for block in index.candidate_blocks] == [30]
+
+
+def test_a_row_holds_all_candidates_of_a_sequence_or_an_even_share_of_a_long_list() -> None:
     widths = {}
-    for candidates in (1, 2, 5, 23):
+    for candidates in (1, 2, 5, 23, 40, 100):
         sequence = np.repeat(np.arange(4), candidates)
         index = index_sequences(columns([3, 3, 3, 3], sequence), batch_size=4 * candidates)
         widths[candidates] = index.candidate_blocks[0].impression.shape[1]
-    assert widths == {1: 1, 2: 2, 5: 8, 23: 8}
+    assert widths == {1: 1, 2: 2, 5: 5, 23: 23, 40: 20, 100: 25}
 
 
 def test_a_softmax_over_nothing_is_zero_with_finite_gradients() -> None:
@@ -137,6 +182,17 @@ def test_a_softmax_over_nothing_is_zero_with_finite_gradients() -> None:
     torch.testing.assert_close(weights, torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
     weights.sum().backward()
     assert scores.grad is not None and scores.grad.isfinite().all()
+
+
+def test_rows_for_several_sets_of_places_are_those_of_each() -> None:
+    values = torch.randn(6, 3, requires_grad=True)
+    places = [torch.tensor([[0, 6, 5]]), torch.tensor([[2], [5]]), torch.zeros(0, 4).long()]
+    each = gather_each(values, places)
+    for rows, of_one in zip(each, places, strict=True):
+        assert torch.equal(rows, gather(values, of_one))
+    total = torch.cat([rows.flatten() for rows in each]).sum()
+    (gradient,) = torch.autograd.grad(total, values)
+    assert gradient[:, 0].tolist() == [1.0, 0.0, 1.0, 0.0, 0.0, 2.0]
 
 
 def test_a_masked_place_never_outranks_a_real_one_with_a_negative_score() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cdp_torchrec.config import Config, load_config
+from cdp_torchrec.data import sequence_index
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import (
     BehaviourSequence,
@@ -49,6 +50,12 @@ class _Experiment(Config):
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs as small as these would stand in one block: another for each length."""
+    monkeypatch.setattr(sequence_index, "_PAIRS_PER_BLOCK", 0)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_identity_modulation_with_one_query_is_plain_target_attention(make_ads, 
     plain = TargetAttention(module.config, dims, norm="none").double()
     plain.load_state_dict(module.attention.state_dict())
     target, features = features_of(module, inputs)
-    expected = plain(target, features, inputs.recent, find_all(len(features)))
+    expected = plain(target, features, inputs.recent, find_all)
     torch.testing.assert_close(module(inputs).interest, expected, rtol=0, atol=1e-12)
 
 
