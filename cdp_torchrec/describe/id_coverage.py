@@ -15,7 +15,7 @@ from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.starter import STARTER
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import DatasetError, Schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 

@@ -114,6 +114,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     written_by_commands = {"config.toml", "plan.json", "environment.json", "evaluation.json"}
     written_by_commands |= {
         "table.json",
+        "days.json",
         "starter.toml",
         "schema.toml",
         "manifest.json",
@@ -157,13 +158,13 @@ def test_the_readings_are_what_the_layers_say() -> None:
     table = re.findall(r"^\| (a\d+) \|(.*)\|$", INTEREST_PAGE.read_text(), re.MULTILINE)
     assert [number for number, _ in table] == [f"a{n}" for n in range(1, 19)]
     checked = 0
-    for column, preset in ((2, "cdp_paper"), (3, "cdp")):
+    for column, preset in ((2, "cdp_paper"), (3, "cdp_timestep"), (4, "cdp")):
         layers = [str(CONFIGS / "quickstart.toml"), str(CONFIGS / "interest" / f"{preset}.toml")]
         interest = load_config(ExperimentConfig, layers).model.interest.model_dump(mode="json")
         for number, row in table:
             cells = [cell.strip() for cell in row.split("|")]
             keys = re.findall(r"`([\w.]+)`", cells[1])
-            said = cells[column] if cells[column] != "the same" else cells[2]
+            said = next(c for c in cells[column:1:-1] if c != "the same")
             for key, value in zip(keys, re.findall(r"`(\w+)`|(?<!\w)([\d.]+)\b", said)):  # noqa: B905
                 found = interest
                 for part in key.split("."):
