@@ -20,6 +20,9 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "train nowhere.toml": ("train", "nowhere.toml: no such file"),
     "train mine.toml": ("train", "no/data is no dataset directory"),
     "train run.dir=begun": ("train", "holds another run"),
+    "train_days foo=1": ("train_days", "foo: unknown key"),
+    "train_days mine.toml": ("train_days", "run.dir: names the directory of the runs"),
+    "train_days mine.toml run.dir=x": ("train_days", "no/data is no dataset directory"),
     "show_config interest/cpd.toml": ("show_config", "configs/interest/cdp.toml"),
     "evaluate runs/no": ("evaluate", "runs/no: no such directory"),
     "evaluate data seed=1": ("evaluate", "seed=1: has no effect on data, a dataset"),
@@ -42,6 +45,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "benchmark train mine.toml": ("benchmark", "no/data is no dataset directory"),
     "benchmark plans foo=1": ("benchmark", "foo: unknown key"),
     "benchmark history benchmark.rows=['x']": ("benchmark", "benchmark.rows"),
+    "benchmark data benchmark.rows=['none']": ("benchmark", "benchmark.rows"),
     "benchmark latency runs/no": ("benchmark", "runs/no: no such directory"),
     "benchmark endpoint runs/no": ("benchmark", "runs/no is no artifact"),
 }

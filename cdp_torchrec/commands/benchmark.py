@@ -7,6 +7,7 @@
 What is measured, and where results are written, are keys of the section `benchmark`.
 """
 
+from cdp_torchrec.benchmark.data import command as data
 from cdp_torchrec.benchmark.endpoint import command as endpoint
 from cdp_torchrec.benchmark.histories import command as history
 from cdp_torchrec.benchmark.latency import command as latency
@@ -21,6 +22,7 @@ BENCHMARKS = {
     "train": train,
     "plans": plans,
     "history": history,
+    "data": data,
     "latency": latency,
     "endpoint": endpoint,
 }

@@ -8,6 +8,7 @@ history before any truncation.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,13 +31,17 @@ class Slices:
     start: np.ndarray
     stop: np.ndarray
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Rows in each slice."""
         return self.stop - self.start
 
     def rows(self) -> np.ndarray:
-        """All rows of all slices, one slice after the other."""
+        """All rows of all slices, one slice after the other; not to be written to."""
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
         lengths = self.lengths
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
@@ -88,19 +93,21 @@ class Behaviours:
         Raises:
             DatasetError: the files are damaged or were not written by the preparation.
         """
-        times = np.asarray(self.timestamp[slices.rows()])
-        lengths = slices.lengths
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        unsorted = (np.diff(times) < 0) & (np.diff(owner) == 0)
-        if unsorted.any():
-            row = int(slices.rows()[np.flatnonzero(unsorted)[0] + 1])
+        rows, lengths = slices.rows(), slices.lengths
+        times = np.asarray(self.timestamp[rows])
+        ends = np.cumsum(lengths)[lengths > 0]
+        falls = np.diff(times) < 0
+        falls[ends[:-1] - 1] = False  # from one slice to the next
+        if falls.any():
+            row = int(rows[np.argmax(falls) + 1])
             raise DatasetError(
                 f"history: behaviour {row} is older than the one before it; "
                 "each user's behaviours must be sorted by timestamp"
             )
-        younger = times >= np.repeat(before, lengths)
-        if younger.any():
-            row = int(slices.rows()[np.flatnonzero(younger)[0]])
+        # The last one of a sorted slice is the youngest.
+        if (times[ends - 1] >= before[lengths > 0]).any():
+            younger = times >= np.repeat(before, lengths)
+            row = int(rows[np.argmax(younger)])
             raise DatasetError(f"history: behaviour {row} is not older than its request")
 
 
@@ -257,7 +264,8 @@ def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> 
 
 def _load(path: Path, length: int | None) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r")
+        # A plain view of the mapping: numpy's own class makes each access dearer.
+        array = np.load(path, mmap_mode="r").view(np.ndarray)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot read the history store: {error}") from error
     if length is not None and len(array) != length:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.prepare.split_figures import Lengths
-from cdp_torchrec.data.requests import Impressions, RequestFiles
+from cdp_torchrec.data.request_files import Impressions, RequestFiles
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.describe.ranked import RankedBy
 from cdp_torchrec.progress import progress

@@ -6,7 +6,7 @@ import numpy as np
 
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.prepare.split_figures import Lengths
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 
 _SECOND, _MINUTE, _HOUR, _DAY = 1000, 60_000, 3_600_000, 86_400_000
 AGES = {

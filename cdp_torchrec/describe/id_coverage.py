@@ -15,7 +15,7 @@ from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.starter import STARTER
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import DatasetError, Schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 
@@ -71,12 +71,12 @@ class IdCoverage:
 
     def at(self, entity: str, min_count: int) -> Coverage:
         """Coverage of an entity at a minimum count."""
-        rows = int(np.searchsorted(-self.counts[entity], -min_count, side="right"))
+        kept = self.counts[entity] >= min_count
         return Coverage(
             min_count=min_count,
-            rows=rows,
-            of_test=_share(self._test[entity], rows),
-            of_behaviours=_share(self._behaviours.get(entity), rows),
+            rows=int(kept.sum()),
+            of_test=_share(self._test[entity], kept),
+            of_behaviours=_share(self._behaviours.get(entity), kept),
         )
 
 
@@ -114,8 +114,8 @@ def _occurrences(codes: Column, size: int) -> np.ndarray:
     return total
 
 
-def _share(occurrences: np.ndarray | None, rows: int) -> float:
-    """Of the ids that are not missing, code 0, those with one of the first codes."""
+def _share(occurrences: np.ndarray | None, kept: np.ndarray) -> float:
+    """Of the ids that are not missing, code 0, those that are kept."""
     if occurrences is None or not occurrences[1:].any():
         return float("nan")
-    return float(occurrences[1 : rows + 1].sum() / occurrences[1:].sum())
+    return float(occurrences[1:][kept].sum() / occurrences[1:].sum())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 
 MOST_PLACES = 1000
 """Further places count as the last one."""

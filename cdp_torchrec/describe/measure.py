@@ -13,7 +13,7 @@ from cdp_torchrec.data.manifest import check_at_open
 from cdp_torchrec.data.plausibility import Finding, judge
 from cdp_torchrec.data.prepare.split_figures import Lengths
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.requests import Impressions, RequestFiles
+from cdp_torchrec.data.request_files import Impressions, RequestFiles
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.summary import Summary, load_summary
 from cdp_torchrec.describe.gate_levels import GateLevel, GateLevels

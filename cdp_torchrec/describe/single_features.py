@@ -7,7 +7,7 @@ the click.
 
 import numpy as np
 
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.describe.list_order import places_in_lists
 from cdp_torchrec.describe.ranked import RankedBy

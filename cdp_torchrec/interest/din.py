@@ -33,6 +33,8 @@ from cdp_torchrec.interest.sequence import BehaviourSequence, masked_softmax, pr
 _AGE_DIM = 8
 _PAIRS_AT_ONCE = 1 << 14
 """Pairs of a candidate and a behaviour; 4 MiB of 64 hidden units."""
+_SHORT = 40
+"""Up to so many behaviours, a vector of each pair is cheaper than a matrix of each candidate."""
 
 
 class DinInterest(InterestModule):
@@ -98,12 +100,16 @@ class DinAttention(nn.Module):
         return weights @ behaviours[:, :, : self.item_dim]
 
     def _features(self, sequence: BehaviourSequence) -> Tensor:
-        """Item and category, then what only a behaviour has, [L, F + X]."""
+        """Item and category, what only a behaviour has, and a 1 for the constant, [L, F + X + 1].
+
+        The 1 of a place of padding is a 0, which changes scores that are left out.
+        """
         features = [item_features(sequence, norm=self.config.embedding_norm)]
         if self.reads_action:
             features.append(scaled(sequence.action, self.config.embedding_norm))
         if self.age is not None:
             features.append(self.age(sequence.index.age))
+        features.append(torch.ones_like(features[0][:, :1]))
         return torch.cat(features, dim=1)
 
 
@@ -122,7 +128,9 @@ class ActivationUnit(nn.Module):
             = [e, x, 1] [diag(v) W_p + W_e - W_d; W_x; v (W_v + W_d) + b],
 
     so it is one matrix per candidate times the behaviours that candidates share, and no vector of
-    a (candidate, behaviour) pair is made before the hidden units.
+    a (candidate, behaviour) pair is made before the hidden units. For a short history that matrix
+    is larger than what it is multiplied with: then v * e is made for each pair, and only the rest
+    is shared, as [e, x] [W_e - W_d; W_x] of a behaviour and v (W_v + W_d) + b of a candidate.
     """
 
     def __init__(self, config: ActivationUnitConfig, *, dim: int, own_dim: int) -> None:
@@ -147,19 +155,15 @@ class ActivationUnit(nn.Module):
 
         Args:
             target: [W, C, F].
-            behaviours: [W, N, F + X].
+            behaviours: [W, N, F + X + 1].
         """
         num_rows, num_candidates, _ = target.shape
-        target = target.flatten(0, 1)
-        w_v, w_e, w_d, w_p, w_x = self.first.weight.t().split(self.split)
-        # Row f of the matrix is [v_f, 1] [W_p; W_e - W_d]_f: a product for each f, [F, W * C, H].
-        pairs = torch.stack([target.t(), torch.ones_like(target.t())], dim=2)
-        compared = pairs @ torch.stack([w_p, w_e - w_d], dim=1)
-        own = w_x.unsqueeze(1).expand(-1, target.shape[0], -1)
-        constant = torch.addmm(self.first.bias, target, w_v + w_d).unsqueeze(0)
-        matrix = torch.cat([compared, own, constant])
-        matrix = matrix.view(matrix.shape[0], num_rows, -1).transpose(0, 1)
-        hidden = functional.pad(behaviours, (0, 1), value=1.0) @ matrix
+        length = behaviours.shape[1]
+        # A length that a compiled program leaves open is no reason for two programs.
+        if isinstance(length, int) and length <= _SHORT:
+            hidden = self._of_pairs(target, behaviours)
+        else:
+            hidden = self._of_candidates(target, behaviours)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
             # In place, and so before the view: in a view, the backward pass would copy it.
@@ -172,6 +176,28 @@ class ActivationUnit(nn.Module):
                     hidden = hidden.view(-1, layer.in_features)
                     hidden = _prelu_linear(hidden, self.slopes[index], layer)
         return hidden.view(num_rows, -1, num_candidates).transpose(1, 2)
+
+    def _of_candidates(self, target: Tensor, behaviours: Tensor) -> Tensor:
+        """Hidden units before their activation, by a matrix per candidate, [W, N, C * H]."""
+        num_rows = target.shape[0]
+        target = target.flatten(0, 1)
+        w_v, w_e, w_d, w_p, w_x = self.first.weight.t().split(self.split)
+        # Row f of the matrix is [v_f, 1] [W_p; W_e - W_d]_f: a product for each f, [F, W * C, H].
+        pairs = torch.stack([target.t(), torch.ones_like(target.t())], dim=2)
+        compared = pairs @ torch.stack([w_p, w_e - w_d], dim=1)
+        own = w_x.unsqueeze(1).expand(-1, target.shape[0], -1)
+        constant = torch.addmm(self.first.bias, target, w_v + w_d).unsqueeze(0)
+        matrix = torch.cat([compared, own, constant])
+        return behaviours @ matrix.view(matrix.shape[0], num_rows, -1).transpose(0, 1)
+
+    def _of_pairs(self, target: Tensor, behaviours: Tensor) -> Tensor:
+        """The same, by a vector per pair, [W * N * C, H]."""
+        w_v, w_e, w_d, w_p, w_x = self.first.weight.t().split(self.split)
+        shared = behaviours[:, :, :-1] @ torch.cat([w_e - w_d, w_x])
+        of_target = target @ (w_v + w_d) + self.first.bias
+        both = shared.unsqueeze(2) + of_target.unsqueeze(1)
+        pairs = behaviours[:, :, : self.split[0]].unsqueeze(2) * target.unsqueeze(1)
+        return torch.addmm(both.flatten(0, 2), pairs.flatten(0, 2), w_p)
 
 
 def _prelu_linear(x: Tensor, slope: Tensor, layer: nn.Linear) -> Tensor:

@@ -27,7 +27,7 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.config.attention import EtaConfig
 from cdp_torchrec.interest.din import DinAttention
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.interest.recent_sequence import keep_recent
+from cdp_torchrec.interest.recent_sequence import only_recent
 
 
 class EtaInterest(InterestModule):
@@ -54,7 +54,7 @@ class EtaInterest(InterestModule):
         target = target_features(inputs, category_dim=self.category_dim, norm=norm)
         features = item_features(recent, norm=norm)
         long = self.long(target, features, recent, self._search(target, features))
-        short = self.short(inputs, keep_recent(recent, self.config.short_length))
+        short = self.short(inputs, only_recent(recent, self.config.short_length))
         interest = [self.vector(long, inputs.item), self.vector(short, inputs.item)]
         return InterestOutput(interest=torch.cat(interest, dim=1))
 

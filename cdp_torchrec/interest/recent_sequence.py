@@ -3,15 +3,19 @@
 # B impressions, S sequences, L behaviours, W rows of a block, N its length, H heads, D width
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceBlock, SequenceIndex
+from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps
+
+BlockT = TypeVar("BlockT", SequenceBlock, CandidateBlock)
 
 
 def keep_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
@@ -32,13 +36,83 @@ def keep_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
     trimmed = replace(
         index,
         sequence_blocks=tuple(
-            replace(block, behaviour=kept(block.behaviour)) for block in index.sequence_blocks
+            _joined(
+                [replace(block, behaviour=kept(block.behaviour)) for block in index.sequence_blocks]
+            )
         ),
         candidate_blocks=tuple(
-            replace(block, behaviour=kept(block.behaviour)) for block in index.candidate_blocks
+            _joined(
+                [
+                    replace(block, behaviour=kept(block.behaviour))
+                    for block in index.candidate_blocks
+                ]
+            )
         ),
     )
     return replace(sequence, index=trimmed)
+
+
+def only_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
+    """As keep_recent, without the behaviours that blocks do not show any more.
+
+    So nothing is computed for them. How many are left depends on the data, which no compiler likes,
+    and which a GPU would have to wait for: there the others stay.
+    """
+    kept = keep_recent(sequence, length)
+    index = kept.index
+    if torch.compiler.is_compiling() or index.age.device.type != "cpu":
+        return kept
+    shown = recency(index) < length
+    place = functional.pad(shown, (0, 1), value=True).cumsum(0) - 1
+    places = shown.nonzero().squeeze(1)
+
+    def here(behaviour: Tensor) -> Tensor:
+        return place.index_select(0, behaviour.flatten()).view_as(behaviour)
+
+    return BehaviourSequence(
+        item=kept.item.index_select(0, places),
+        category=kept.category.index_select(0, places),
+        action=kept.action.index_select(0, places),
+        index=replace(
+            index,
+            item_id=index.item_id.index_select(0, places),
+            category_id=index.category_id.index_select(0, places),
+            age=index.age.index_select(0, places),
+            lengths=index.lengths.clamp(max=length),
+            owner=index.owner.index_select(0, places),
+            sequence_blocks=tuple(
+                replace(block, behaviour=here(block.behaviour)) for block in index.sequence_blocks
+            ),
+            candidate_blocks=tuple(
+                replace(block, behaviour=here(block.behaviour)) for block in index.candidate_blocks
+            ),
+            size=None if index.size is None else index.size.index_select(0, places),
+        ),
+    )
+
+
+def _joined(blocks: Sequence[BlockT]) -> list[BlockT]:
+    """The same rows in the same order, those of neighbours of one shape in one block.
+
+    Blocks of different lengths are of one length once the longest part of them is cut off.
+    """
+    joined: list[BlockT] = []
+    for block in blocks:
+        if joined and _shape(joined[-1]) == _shape(block):
+            both = {
+                field.name: torch.cat([getattr(joined[-1], field.name), getattr(block, field.name)])
+                for field in fields(block)
+            }
+            joined[-1] = replace(block, **both)
+        else:
+            joined.append(block)
+    return joined
+
+
+def _shape(block: SequenceBlock | CandidateBlock) -> tuple[int, ...]:
+    """Sizes of a row of a block."""
+    columns = (getattr(block, field.name) for field in fields(block))
+    return tuple(size for column in columns for size in column.shape[1:])
 
 
 def recency(index: SequenceIndex) -> Tensor:

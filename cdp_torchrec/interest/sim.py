@@ -12,6 +12,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.attention import (
     Search,
     TargetAttention,
@@ -30,8 +31,8 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.config.attention import SimConfig
 from cdp_torchrec.interest.din import DinAttention
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.interest.recent_sequence import keep_recent
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather_each
+from cdp_torchrec.interest.recent_sequence import only_recent
+from cdp_torchrec.interest.sequence import BehaviourSequence
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class SimInterest(InterestModule):
         click_logits = {}
         if self.gsu is None:
             assert inputs.gated is not None
-            found = keep_recent(inputs.gated, self.config.num_kept)
+            found = only_recent(inputs.gated, self.config.num_kept)
             features = item_features(found, norm=norm)
             long = self.esu(target, features, found, find_all)
         else:
@@ -78,7 +79,7 @@ class SimInterest(InterestModule):
             if self.training:
                 logits = self.gsu.click_logits(target, features, inputs.recent)
                 click_logits["search_loss"] = logits
-        short = self.short(inputs, keep_recent(inputs.recent, self.config.short_length))
+        short = self.short(inputs, only_recent(inputs.recent, self.config.short_length))
         interest = [self.vector(long, inputs.item), self.vector(short, inputs.item)]
         return InterestOutput(interest=torch.cat(interest, dim=1), click_logits=click_logits)
 
@@ -114,14 +115,16 @@ class SoftSearchUnit(nn.Module):
         for 10 and for 10,000 behaviours.
         """
         index = sequence.index
-        pairs = torch.cat([self.w_b(features), features], dim=1)
         widths = [self.w_b.out_features, features.shape[1]]
-        outer = features.new_zeros(index.lengths.shape[0], *widths)
-        of_blocks = gather_each(pairs, [block.behaviour for block in index.sequence_blocks])
-        for block, rows in zip(index.sequence_blocks, of_blocks, strict=True):
+
+        def attend(block: CandidateBlock, candidates: Tensor, rows: Tensor) -> Tensor:
             keys, values = rows.split(widths, dim=2)
-            outer = outer.index_copy(0, block.sequence, keys.transpose(1, 2) @ values)
-        outer = outer / index.lengths.clamp(min=1).view(-1, 1, 1)
-        outer = outer.index_select(0, index.sequence)
-        user = (self.w_a(target).unsqueeze(1) @ outer).squeeze(1)
+            return candidates @ (keys.mT @ values)
+
+        pairs = torch.cat([self.w_b(features), features], dim=1)
+        user = sequence.per_candidate(
+            attend, sequence.candidates(self.w_a(target)), sequence.behaviours(pairs)
+        )
+        lengths = index.lengths.index_select(0, index.sequence)
+        user = user / lengths.clamp(min=1).unsqueeze(1)
         return self.click_model(torch.cat([user, target], dim=1)).squeeze(1)

@@ -1,5 +1,6 @@
 """A draft of a mapping guesses what a reader would, and runs as it stands."""
 
+import os
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_what_is_known_too_late_is_left_out_with_its_reason(tmp_path: Path) -> N
     assert list(tomllib.loads(text)["features"]) == ["tab"]
     assert "# 'play_time' is left out: by its name it is known after the display only" in text
     assert "# 'code' is left out: alone it tells the clicks of the sample with AUC 0.9" in text
+
+
+@pytest.mark.slow
+def test_the_draft_of_a_real_log_of_lists_runs_unedited(tmp_path: Path) -> None:
+    source = os.environ.get("CDP_TORCHREC_EBNERD")
+    if not source:
+        pytest.skip("CDP_TORCHREC_EBNERD does not name a directory of the official files")
+    path = Path(source) / "train" / "behaviors.parquet"
+    splits = load_schema(prepared(tmp_path, path)).splits.values()
+    lists = pq.read_table(path, columns=["article_ids_inview"])["article_ids_inview"]
+    assert sum(split.requests for split in splits) == len(lists)
+    assert sum(split.impressions for split in splits) == sum(map(len, lists.to_pylist()))
 
 
 FORMS = {

@@ -73,6 +73,13 @@ table = "users"
 separator = ","
 entity = "genre"
 
+[features.order]
+role = "item"
+level = "candidate"
+kind = "number"
+table = "items"
+column = "price"
+
 [features.client]
 role = "scene"
 level = "request"
@@ -111,7 +118,7 @@ def test_features_come_from_the_log_its_times_and_tables_of_attributes(tmp_path:
     row = prepare(tmp_path, ATTRIBUTES, "log.time.utc_offset=+08:00")[1]
     assert row["brand"] == ["hut", None]
     assert row["genre"] == [None, "wool"]
-    assert str(row["price"]) == "[nan, 2.5]"
+    assert str(row["price"]) == str(row["order"]) == "[nan, 2.5]"
     assert (row["age"], row["likes"], row["client"]) == (30, ["felt", "wool"], "app")
     assert (row["hour"], row["weekday"]) == ("10", "6")  # 02:00 UTC on a Sunday
     assert row["position"] == ["1", "2"]

@@ -66,6 +66,11 @@ BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["log.time={column='time', unit='text', format='%Y-%m-%d'}"],
         "log.csv: line 2: 'time' is no time of the form %Y-%m-%d: 1748739600",
     ),
+    "format": (
+        {},
+        ["log.time={column='time', unit='text', format='%Q'}"],
+        "'time' has the format '%Q', which cannot be read: ",
+    ),
     "timestamp": (
         {},
         ["log.time.unit=timestamp"],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cdp_torchrec.data.requests import Impressions
+from cdp_torchrec.data.request_files import Impressions
 
 
 def lists(labels: Sequence[ArrayLike], **columns: Sequence[ArrayLike]) -> Impressions:

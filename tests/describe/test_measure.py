@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.requests import Impressions, RequestFiles, concatenate
+from cdp_torchrec.data.request_files import Impressions, RequestFiles, concatenate
 from cdp_torchrec.data.schema import Entity, Feature, HistorySchema, Schema, Split, load_schema
 from cdp_torchrec.describe.gate_levels import GateLevels
 from cdp_torchrec.describe.id_coverage import starter_minimum_counts

@@ -114,6 +114,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     written_by_commands = {"config.toml", "plan.json", "environment.json", "evaluation.json"}
     written_by_commands |= {
         "table.json",
+        "days.json",
         "starter.toml",
         "schema.toml",
         "manifest.json",

@@ -40,12 +40,14 @@ def naive_scores(unit: ActivationUnit, target: Tensor, behaviours: Tensor) -> Te
 @pytest.mark.parametrize("activation", ["prelu", "relu", "sigmoid"])
 @pytest.mark.parametrize("layer_sizes", [(36,), (8, 4)])
 @pytest.mark.parametrize("own_dim", [0, 3])
-def test_splitting_the_first_layer_changes_no_score(activation, layer_sizes, own_dim):
+@pytest.mark.parametrize("length", [6, 50], ids=["by pairs", "by candidates"])
+def test_splitting_the_first_layer_changes_no_score(activation, layer_sizes, own_dim, length):
     config = ActivationUnitConfig(activation=activation, layer_sizes=layer_sizes)
     unit = ActivationUnit(config, dim=5, own_dim=own_dim).double()
     target = torch.randn(3, 4, 5, dtype=torch.float64)
-    behaviours = torch.randn(3, 6, 5 + own_dim, dtype=torch.float64)
-    scores, naive = unit(target, behaviours), naive_scores(unit, target, behaviours)
+    behaviours = torch.randn(3, length, 5 + own_dim, dtype=torch.float64)
+    with_one = functional.pad(behaviours, (0, 1), value=1.0)
+    scores, naive = unit(target, with_one), naive_scores(unit, target, behaviours)
     torch.testing.assert_close(scores, naive)
     gradients = [
         torch.autograd.grad(s.square().sum(), list(unit.parameters())) for s in (scores, naive)

@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.config.attention import SimConfig
+from cdp_torchrec.interest.recent_sequence import keep_recent, only_recent
+from cdp_torchrec.interest.sequence import gather
 from cdp_torchrec.interest.sim import SimInterest
 from tests.gradients import idle_parameters, in_float64
 from tests.interest.sequences import items_only
@@ -155,3 +157,32 @@ def test_official_search_and_attention_give_the_same_interest(make_inputs):
     )
     interest = module(inputs).interest[:, :dim]
     torch.testing.assert_close(interest, torch.tensor(golden["interest"]), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [1, 5, 30])
+def test_dropping_older_behaviours_is_hiding_them(make_inputs, length):
+    """The same rows in every block, and an index that fits what is left."""
+    sequence = make_inputs(batch=20, lengths=[0, 3, 40, 8, 21]).recent
+    hidden, dropped = keep_recent(sequence, length), only_recent(sequence, length)
+    assert dropped.index.lengths.tolist()[:5] == [min(n, length) for n in (0, 3, 40, 8, 21)]
+    assert len(dropped.item) == len(dropped.index.owner) == int(dropped.index.lengths.sum())
+    for kind in ("sequence_blocks", "candidate_blocks"):
+        pairs = zip(getattr(hidden.index, kind), getattr(dropped.index, kind), strict=True)
+        for theirs, ours in pairs:
+            for name in ("item", "category", "action"):
+                expected = gather(getattr(hidden, name), theirs.behaviour)
+                assert torch.equal(gather(getattr(dropped, name), ours.behaviour), expected)
+    for index in (hidden.index, dropped.index):
+        ages = [index.age[index.owner == row][-length:] for row in range(5)]
+        assert torch.equal(torch.cat(ages), dropped.index.age)
+
+
+def test_blocks_cut_to_one_length_become_one(make_inputs):
+    """Their rows stay in order, so every result still finds its impression."""
+    sequence = make_inputs(batch=20, lengths=[9, 13, 40, 8, 21]).recent
+    recent = keep_recent(sequence, 8)
+    assert len(sequence.index.candidate_blocks) == 5
+    assert len(recent.index.candidate_blocks) == len(recent.index.sequence_blocks) == 1
+    places = torch.arange(20.0).unsqueeze(1)
+    found = recent.per_candidate(lambda block, rows: rows, recent.candidates(places))
+    assert torch.equal(found, places)

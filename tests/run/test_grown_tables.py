@@ -21,17 +21,18 @@ FIRST_DAY = (f"data.train_on=['test','{DAYS[0]}']", f"data.test_on='{DAYS[1]}'")
 SECOND_DAY = (f"data.train_on=['{DAYS[1]}']", f"data.test_on='{DAYS[2]}'")
 
 
+SETTINGS = (
+    "model.embedding_dim=4",
+    "model.interest.kind=pooled",
+    "optimizer.sparse.kind=adam",
+    "trainer.global_batch_size=16",
+    "trainer.max_steps=2",
+)
+
+
 def configured(dataset: Path, run_dir: Path, *more: str, min_count: int = 3) -> ExperimentConfig:
-    settings = (
-        f"data.dir={dataset}",
-        f"run.dir={run_dir}",
-        f"data.vocabulary.item.min_count={min_count}",
-        "model.embedding_dim=4",
-        "model.interest.kind=pooled",
-        "optimizer.sparse.kind=adam",
-        "trainer.global_batch_size=16",
-        "trainer.max_steps=2",
-    )
+    item = f"data.vocabulary.item.min_count={min_count}"
+    settings = (f"data.dir={dataset}", f"run.dir={run_dir}", item, *SETTINGS)
     return load_config(ExperimentConfig, [*settings, *more])
 
 

@@ -318,7 +318,10 @@ def _span(column: SniffedColumn) -> str:
 
 
 def _guessed(guess: Guess) -> str:
-    return f"{toml_value(guess.column.name)} # {guess.why}: {_described(guess.column)}"
+    column = guess.column
+    empty = len(column.values) - len(column.there)
+    warning = f"; EMPTY in {empty} of {len(column.values)} rows, which is refused" * bool(empty)
+    return f"{toml_value(column.name)} # {guess.why}: {_described(column)}{warning}"
 
 
 def _described(column: SniffedColumn) -> str:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _DRAWS_PER_PLACE = 4
 """A draw may hit the positive, or what was drawn before."""
+_DRAWS_AT_ONCE = 2_000_000
 
 
 def draw_requests(
@@ -129,29 +130,31 @@ def _make_pool(
 
 
 def _draw(connection: duckdb.DuckDBPyConnection, sampling: SamplingConfig, own: list[str]) -> None:
-    """Make table `candidate_rows` of `chosen` and `pool`."""
+    """Make table `candidate_rows` of `chosen` and `pool`, some requests at a time."""
     features = "".join(f", {name}" for name in own)
     count, seed = sampling.num_negatives, sampling.seed
+    place = random_number("'place'", "event", "item_id", seed=seed)
     connection.execute(f"""
         CREATE TABLE candidate_rows AS
-        WITH draws AS (
-            SELECT number, request_id, item_id AS positive, draw,
-                floor({random_number("'draw'", "request_id", "draw", seed=seed)} * size)::BIGINT
-                    AS place
-            FROM chosen CROSS JOIN generate_series(1, {_DRAWS_PER_PLACE * count}) AS g(draw)
-        ), hits AS (
-            SELECT number, request_id, draw, item_id{features} FROM draws JOIN pool USING (place)
-            WHERE item_id <> positive
-            QUALIFY row_number() OVER (PARTITION BY number, item_id ORDER BY draw) = 1
-        ), negatives AS (
-            SELECT * FROM hits
-            QUALIFY row_number() OVER (PARTITION BY number ORDER BY draw) <= {count}
-        )
-        SELECT number, item_id, label{features},
-            {random_number("'place'", "request_id", "item_id", seed=seed)} AS place
-        FROM (
-            SELECT number, request_id, item_id, 0 AS label{features} FROM negatives
-            UNION ALL
-            SELECT number, request_id, item_id, 1 AS label{features} FROM chosen
-        )
+        SELECT number, item_id, 1 AS label{features}, {place} AS place FROM chosen
     """)
+    part = max(1, _DRAWS_AT_ONCE // (_DRAWS_PER_PLACE * count))
+    for start in range(0, scalar(connection, "SELECT count(*) FROM chosen"), part):
+        connection.execute(f"""
+            INSERT INTO candidate_rows
+            WITH draws AS (
+                SELECT number, event, item_id AS positive, draw,
+                    floor({random_number("'draw'", "event", "draw", seed=seed)} * size)::BIGINT
+                        AS place
+                FROM chosen CROSS JOIN generate_series(1, {_DRAWS_PER_PLACE * count}) AS g(draw)
+                WHERE number >= {start} AND number < {start + part}
+            ), hits AS (
+                SELECT number, event, draw, item_id{features} FROM draws JOIN pool USING (place)
+                WHERE item_id <> positive
+                QUALIFY row_number() OVER (PARTITION BY number, item_id ORDER BY draw) = 1
+            ), negatives AS (
+                SELECT * FROM hits
+                QUALIFY row_number() OVER (PARTITION BY number ORDER BY draw) <= {count}
+            )
+            SELECT number, item_id, 0 AS label{features}, {place} AS place FROM negatives
+        """)

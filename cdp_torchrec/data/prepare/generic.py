@@ -167,7 +167,7 @@ def _join_attributes(connection: duckdb.DuckDBPyConnection, mapping: MappingConf
     columns = {"request": "", "candidate": ""}
     for name, feature in mapping.features.items():
         value = derived[feature.derive] if feature.derive else f"f_{name}"
-        columns[feature.level] += f", {value} AS {name}"
+        columns[feature.level] += f', {value} AS "{name}"'
     joins = {"user": "", "item": ""}
     for number, table in enumerate(mapping.tables.values()):
         if table.by:

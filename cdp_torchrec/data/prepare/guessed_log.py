@@ -66,14 +66,20 @@ def find_log(files: Sequence[SniffedFile]) -> GuessedLog:
     found: list[GuessedLog] = []
     for file in files:
         user, item, time = guess_user(file), guess_item(file), guess_time(file)
+        roles: dict[str, object] = {"user": user, "item": item, "time": time}
         if user and item and time:
-            found.append(_with_labels(GuessedLog(file, user, item, time)))
-            continue
-        roles = {"user": user, "item": item, "time": time}
+            log = _with_labels(GuessedLog(file, user, item, time))
+            if log.rows != "action" or not (item.column.is_list or log.separator):
+                found.append(log)
+                continue
+            roles["click in the lists"] = None
         lacking = " and no ".join(role for role, guess in roles.items() if guess is None)
         missing.append(f"{file.path}: no {lacking} among {list(file.columns)[:20]}")
     if not found:
-        raise DatasetError(f"no file looks like a log with user, item and time: {missing[0]}")
+        raise DatasetError(
+            f"no file looks like a log with user, item and time: {missing[0]}; a mapping can be "
+            "written by hand as well, `prepare_data generic --help` says how"
+        )
     return max(found, key=lambda log: (log.rows != "action", log.file.num_rows))
 
 

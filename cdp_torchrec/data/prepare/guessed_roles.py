@@ -17,20 +17,21 @@ _ITEM = (
 )
 _TIME = r"time|date|(^|_)ts$|_at$|when"
 _LABEL = r"^(is_?)?(click|clicked|clk|label|labels|target|clicks|click_cnt|click_count)$"
+_CLICKED = r"click|clk"
 _RATING = r"^(rating|score|stars)s?$"
 _ACTION = r"behaviou?r|action|event|btag|^type$"
 _REQUEST = r"(request|impression|search|query|session|page|serve|list|batch|pv)_?(view)?_?(id)?$"
 _CATEGORY = r"categor|(^|_)cat(e)?(_?id)?($|_)|genre|^tags?$|topic|section|department"
 _LATER = (
     r"play|dwell|read_time|stay|(^|_)(is_)?(like|follow|share|comment|forward|hate|favou?r)|purchas"
-    r"|conver|(^|_)(buy|pay|order)|revenue|nonclk|long_view|scroll|watch"
+    r"|^next_|conver|(^|_)(buy|pay|order)|revenue|nonclk|long_view|scroll|watch"
 )
 _VERBS = {"pv", "view", "click", "cart", "fav", "buy", "purchase", "order", "like", "play", "share"}
 _ROLES: tuple[tuple[str, Role], ...] = (
     (r"query|keyword|search|term", "query"),
-    (r"user|age|gender|sex|member|occupation|income|city_level", "user"),
+    (r"user|(^|_)(age|gender|sex|postcode|zip)($|_)|member|subscri|occupation|income", "user"),
     (r"device|platform|(^|_)os($|_)|client|channel|source|scene|tab|pid|app|site|locale", "scene"),
-    (r"position|rank|hour|day|page|slot|place|week", "context"),
+    (r"position|(^|_)rank|hour|day|page|slot|week", "context"),
 )
 _LEAK = 0.95
 _FEW = 100
@@ -57,7 +58,11 @@ def guess_user(file: SniffedFile) -> Guess | None:
 
 def guess_item(file: SniffedFile) -> Guess | None:
     """The column with the item or the list of items."""
-    found = [c for c in by_name(file, _ITEM) if not c.moment()]
+    found = [c for c in by_name(file, _ITEM) if not c.moment() and c not in by_name(file, _CLICKED)]
+    lists = [c for c in found if c.is_list or c.separator()]
+    if lists and guess_clicked(file):
+        return Guess(lists[0], "lists, by its name")
+    found.sort(key=lambda column: len(column.there) < len(column.values))
     return _first(found, "by its name") or _unnamed(file, 1)
 
 
@@ -76,7 +81,8 @@ def guess_action(file: SniffedFile) -> Guess | None:
         values = {str(value) for value in column.there[:5000]}
         if not column.is_list and 1 < len(values) <= 20 and values & _VERBS:
             return Guess(column, f"its values are {', '.join(sorted(values)[:5])}")
-    return _first([c for c in by_name(file, _ACTION) if c.num_distinct <= 20], "by its name")
+    texts = [c for c in by_name(file, _ACTION) if not (c.is_list or c.is_number or c.moment())]
+    return _first([c for c in texts if 1 < c.num_distinct <= 20], "by its name")
 
 
 def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
@@ -100,7 +106,7 @@ def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
 
 def guess_clicked(file: SniffedFile) -> Guess | None:
     """The column with the clicked items of a request."""
-    return _first(by_name(file, r"click|clk"), "by its name")
+    return _first(by_name(file, _CLICKED), "by its name")
 
 
 def guess_request(

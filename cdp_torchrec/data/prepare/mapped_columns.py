@@ -136,7 +136,7 @@ def times(
     Raises:
         DatasetError: a time is empty, no time, or cannot be meant, or none lies in the window.
     """
-    clock = _clock(table, config)
+    clock = _clock(connection, table, config)
     empty = Rule(f"{clock.sql} IS NULL", f"'{config.column}' is empty")
     unreadable = Rule(f"{clock.milliseconds} IS NULL", clock.unreadable, clock.sql)
     table.check(connection, [empty, unreadable])
@@ -158,7 +158,7 @@ def times(
     return f"({clock.milliseconds})::BIGINT", inside
 
 
-def _clock(table: RawTable, config: TimeConfig) -> Clock:
+def _clock(connection: duckdb.DuckDBPyConnection, table: RawTable, config: TimeConfig) -> Clock:
     column = table.columns[config.column]
     if column.is_timestamp != (config.unit == "timestamp"):
         what = "has" if column.is_timestamp else "does not have"
@@ -166,6 +166,14 @@ def _clock(table: RawTable, config: TimeConfig) -> Clock:
             f"{table.paths[0]}: column '{config.column}' {what} parquet's type for moments, "
             f"but unit = '{config.unit}'"
         )
+    if config.format:
+        try:
+            connection.execute("SELECT try_strptime('', ?)", [config.format])
+        except duckdb.Error as error:
+            raise DatasetError(
+                f"'{config.column}' has the format {config.format!r}, which cannot be read: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
     offset = 0 if column.has_zone or config.unit in ("s", "ms", "us", "ns") else config.offset_ms
     return Clock(config.column, table.sql(config.column), config.unit, config.format, offset)
 

@@ -16,6 +16,8 @@ RESERVED_FEATURES = (
     "user_id",
     "item_id",
     "request_id",
+    "number",
+    "place",
     "timestamp",
     "label",
     "history_length",

@@ -1,0 +1,1 @@
+"""How fast histories reach a batch, from a point-in-time store and from inline copies."""

@@ -1,0 +1,67 @@
+"""A store that counts the bytes that are read of it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from cdp_torchrec.data.column import Column
+from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
+
+
+@dataclass
+class Tally:
+    """Bytes."""
+
+    read: int = 0
+
+
+@dataclass
+class CountedStore:
+    """Answers as the store does; every column tallies what is taken out of it."""
+
+    store: BehaviourSource
+    tally: Tally = field(default_factory=Tally)
+
+    def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
+        """As the store's; the binary search for `before` counts, too."""
+        behaviours, slices = self.store.recent(user, np.full_like(before, np.iinfo(np.int64).max))
+        counted = self._counted(behaviours)
+        return counted, counted.before(slices, before)
+
+    def gated(
+        self, user: np.ndarray, category: np.ndarray, before: np.ndarray
+    ) -> tuple[Behaviours, Slices]:
+        """As the store's."""
+        latest = np.full_like(before, np.iinfo(np.int64).max)
+        behaviours, slices = self.store.gated(user, category, latest)
+        counted = self._counted(behaviours)
+        return counted, counted.before(slices, before)
+
+    def _counted(self, behaviours: Behaviours) -> Behaviours:
+        columns = {
+            name: _Counted(column, self.tally)
+            for name, column in vars(behaviours).items()
+            if column is not None
+        }
+        return replace(behaviours, **columns)
+
+
+class _Counted:
+    """A column of behaviours."""
+
+    def __init__(self, column: Column, tally: Tally) -> None:
+        self._column = column
+        self._tally = tally
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._column.dtype
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        taken = self._column[rows]
+        self._tally.read += taken.nbytes
+        return taken
+
+    def __len__(self) -> int:
+        return len(self._column)

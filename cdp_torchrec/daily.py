@@ -1,0 +1,114 @@
+"""Progressive validation: each period of a log is measured on, and only then trained on.
+
+The run of a period begins from that of the period before, with its rows and the state of its
+optimizers, and is measured on the next period, of which it has seen nothing. So the measurements
+are those that a production would have had, day by day.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cdp_torchrec.continuation import check_unchanged
+from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
+from cdp_torchrec.experiment import train_experiment
+from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.text_table import aligned_table
+from cdp_torchrec.whole_file import whole_file, write_json
+
+_METRICS = ("auc", "uauc", "gauc", "log_loss", "ne", "calibration")
+EVALUATION, TABLE, CURVE = "evaluation.json", "days.json", "days.png"
+
+
+@dataclass(frozen=True)
+class MeasuredDay:
+    """What the state of a period reached on the next one."""
+
+    trained_on: str
+    measured_on: str
+    metrics: dict[str, Any]
+    """By name; None where one is undefined."""
+
+
+def train_days(config: DailyExperimentConfig, device: torch.device) -> list[MeasuredDay]:
+    """Go through the periods; collective.
+
+    What is finished is not done again: a run that was stopped goes on, and one whose directory was
+    removed is done again from the state of the day before.
+
+    Args:
+        config: how each is trained, and up to which one.
+        device: where this rank computes.
+
+    Returns:
+        All of them; days.json and days.png in run.dir have the same.
+
+    Raises:
+        ConfigError: a finished run was begun with other settings.
+    """
+    runs = config.runs()
+    for run in runs:
+        if not from_rank_zero(lambda run=run: _is_finished(run), purpose="look at the runs"):
+            train_experiment(run, device)
+    return from_rank_zero(lambda: _gather(config, runs), purpose="write the table of the days")
+
+
+def describe_days(days: Sequence[MeasuredDay]) -> str:
+    """The table of the days."""
+    rows = [["trained up to", "measured on", "impressions", *_METRICS]]
+    for day in days:
+        cells = ["-" if (v := day.metrics[name]) is None else f"{v:.4f}" for name in _METRICS]
+        rows.append(
+            [day.trained_on, day.measured_on, f"{day.metrics['num_impressions']:,}", *cells]
+        )
+    return aligned_table(rows)
+
+
+def _is_finished(run: ExperimentConfig) -> bool:
+    assert run.run.dir is not None
+    if not (run.run.dir / EVALUATION).is_file():
+        return False
+    check_unchanged(run, run.run.dir)
+    return True
+
+
+def _gather(config: DailyExperimentConfig, runs: Sequence[ExperimentConfig]) -> list[MeasuredDay]:
+    days = []
+    for run in runs:
+        assert run.run.dir is not None
+        measured = json.loads((run.run.dir / EVALUATION).read_bytes())
+        metrics = {name: measured[name] for name in (*_METRICS, "num_impressions")}
+        days.append(MeasuredDay(run.data.train_on[-1], run.data.test_on, metrics))
+    assert config.run.dir is not None
+    write_json(
+        config.run.dir / TABLE,
+        [
+            {"trained_on": day.trained_on, "measured_on": day.measured_on, **day.metrics}
+            for day in days
+        ],
+    )
+    with whole_file(config.run.dir / CURVE) as partial:
+        _draw(days, partial)
+    return days
+
+
+def _draw(days: Sequence[MeasuredDay], path: Path) -> None:
+    figure = Figure(figsize=(1.5 + 0.6 * max(len(days), 6), 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 1, sharex=True)
+    for panel, names in zip(panels, (("auc", "gauc"), ("ne", "calibration")), strict=True):
+        for name in names:
+            values = [float("nan") if (v := d.metrics[name]) is None else v for d in days]
+            panel.plot(range(len(days)), values, marker="o", markersize=4, label=name)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    panels[-1].set_xticks(range(len(days)), [day.measured_on for day in days], rotation=60)
+    panels[0].set_title("measured on a day before training on it")
+    figure.savefig(path, format="png", dpi=150)
