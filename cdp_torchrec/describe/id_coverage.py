@@ -71,12 +71,12 @@ class IdCoverage:
 
     def at(self, entity: str, min_count: int) -> Coverage:
         """Coverage of an entity at a minimum count."""
-        rows = int(np.searchsorted(-self.counts[entity], -min_count, side="right"))
+        kept = self.counts[entity] >= min_count
         return Coverage(
             min_count=min_count,
-            rows=rows,
-            of_test=_share(self._test[entity], rows),
-            of_behaviours=_share(self._behaviours.get(entity), rows),
+            rows=int(kept.sum()),
+            of_test=_share(self._test[entity], kept),
+            of_behaviours=_share(self._behaviours.get(entity), kept),
         )
 
 
@@ -114,8 +114,8 @@ def _occurrences(codes: Column, size: int) -> np.ndarray:
     return total
 
 
-def _share(occurrences: np.ndarray | None, rows: int) -> float:
-    """Of the ids that are not missing, code 0, those with one of the first codes."""
+def _share(occurrences: np.ndarray | None, kept: np.ndarray) -> float:
+    """Of the ids that are not missing, code 0, those that are kept."""
     if occurrences is None or not occurrences[1:].any():
         return float("nan")
-    return float(occurrences[1 : rows + 1].sum() / occurrences[1:].sum())
+    return float(occurrences[1:][kept].sum() / occurrences[1:].sum())

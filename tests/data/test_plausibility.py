@@ -16,7 +16,7 @@ from cdp_torchrec.data.plausibility import check_plausible, judge
 from cdp_torchrec.data.plausibility_checks import CHECKS
 from cdp_torchrec.data.prepare.leaks import LeakMeter
 from cdp_torchrec.data.prepare.raw_ids import similar_ids
-from cdp_torchrec.data.prepare.split_figures import Lengths
+from cdp_torchrec.data.prepare.split_figures import Lengths, Repeats
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.schema import DatasetError, Feature, load_schema
@@ -329,3 +329,17 @@ def test_ids_that_differ_in_zeros_and_blanks_only_are_found(tmp_path: Path) -> N
     (tmp_path / "vocabulary").mkdir()
     pq.write_table(pa.table({"raw": raw}), tmp_path / "vocabulary" / "user.parquet")
     assert similar_ids(tmp_path, "user") == Figure(8 / 11, 11, "'7', '007', '7.0'")
+
+
+def test_repeated_requests_are_counted_exactly_and_of_very_many_in_a_sample() -> None:
+    rng = np.random.default_rng(0)
+    digests = rng.integers(-(2**62), 2**62, 40_000)
+    log = rng.permutation(np.concatenate([digests, digests[:10_000], digests[:2_000]]))
+    for most in (1 << 20, 60_000, 1_000):
+        repeats = Repeats(most=most)
+        for block in np.array_split(log, 50):
+            repeats.add(block)
+        exact = 12_000 / 52_000
+        # Some 600 digests are left in the smallest sample.
+        assert repeats.share() == pytest.approx(exact, abs=1e-12 if most > 40_000 else 0.08)
+    assert Repeats().share() == 0.0

@@ -72,6 +72,47 @@ class Cells:
         return self.missing == self.total or (self.missing == 0 and self.low == self.high)
 
 
+class Repeats:
+    """How many digests were there before; of very many, judged by a sample of the digests.
+
+    Equal requests have equal digests, so that a sample by digest has all or none of them.
+    """
+
+    def __init__(self, *, most: int = 1 << 21) -> None:
+        """Args: different digests that are kept; memory is bounded by it."""
+        self._most = most
+        self._every = 1
+        self._new: list[np.ndarray] = []
+        self._waiting = 0
+        self._digests, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    def add(self, digests: np.ndarray) -> None:
+        """Add digests, int64."""
+        self._new.append(digests[digests % self._every == 0])
+        self._waiting += len(self._new[-1])
+        if self._waiting > self._most:
+            self._gather()
+
+    def share(self) -> float:
+        """Share of them that repeat another one."""
+        self._gather()
+        total = int(self._counts.sum())
+        return (total - len(self._digests)) / max(total, 1)
+
+    def _gather(self) -> None:
+        """Count what is waiting, and keep fewer digests if they are too many."""
+        new = np.concatenate([*self._new, self._digests])
+        weights = np.ones(len(new), np.int64)
+        weights[len(new) - len(self._digests) :] = self._counts
+        self._digests, place = np.unique(new, return_inverse=True)
+        self._counts = np.bincount(place, weights, len(self._digests)).astype(np.int64)
+        self._new, self._waiting = [], 0
+        while len(self._digests) > self._most:
+            self._every *= 2
+            kept = self._digests % self._every == 0
+            self._digests, self._counts = self._digests[kept], self._counts[kept]
+
+
 class SplitFigures:
     """Everything that a pass over the requests of a split finds."""
 
@@ -101,7 +142,7 @@ class SplitFigures:
             and (first.level, second.level) == ("request", "candidate")
         ]
         self._searched = self._rows = 0
-        self._digests: list[np.ndarray] = []
+        self._repeats = Repeats()
         self._history, self._gated, self._candidates = Lengths(), Lengths(), Lengths()
         self._requests = self._impressions = self._clicks = self._both = 0
         self._known = self._empty = self._late = 0
@@ -148,7 +189,7 @@ class SplitFigures:
             self.cells[feature.name].add(
                 features[feature.name], seen=self._seen.get(feature.entity or "", 0)
             )
-        self._digests.append(_digests(user, timestamp, item, label, lengths))
+        self._repeats.add(_digests(user, timestamp, item, label, lengths))
         if self._gate is not None:
             category = features[self._gate]
             self.shown_categories[category] = True
@@ -212,8 +253,6 @@ class SplitFigures:
 
     def figures(self) -> dict[str, Figure]:
         """All others, by name."""
-        digests = np.concatenate(self._digests)
-        repeated = len(digests) - len(np.unique(digests))
         figures = {
             "requests": Figure(self._requests, self._requests),
             "impressions": Figure(self._impressions, self._impressions),
@@ -221,7 +260,7 @@ class SplitFigures:
             "both_labels": _share(self._both, self._requests),
             "one_candidate": _share(self._candidates.counts[1:2].sum(), self._requests),
             "candidates": Figure(self._impressions / self._requests, self._requests),
-            "repeated_requests": _share(repeated, self._requests),
+            "repeated_requests": Figure(self._repeats.share(), self._requests),
         }
         for name, share in _QUANTILES.items():
             figures[f"history_{name}"] = self._history.quantile(share)
