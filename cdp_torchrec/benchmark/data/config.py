@@ -19,7 +19,7 @@ class DataSettings(Config):
     num_categories: PositiveInt = 10
     """Categories of the log; the gate passes one of them. 1: it passes everything."""
     num_items: PositiveInt = 1_000_000
-    """Items of the log."""
+    """Items of the log; few enough that behaviours and candidates meet."""
     num_users: PositiveInt = 100
     """Users, each with a history of its own."""
     requests_per_user: Annotated[int, Field(ge=2)] = 20
