@@ -223,7 +223,7 @@ def evaluate_planned(run: Path, plan: Path) -> None:
 
 def evaluate_with_other_keys(run: Path) -> None:
     problems = ["not part of this model: model.scores.bias"]
-    with mock.patch.object(fit, "_key_problems", lambda *_: problems):
+    with mock.patch.object(fit, "_key_problems", lambda *_, **__: problems):
         evaluate_run(open_run(run, [], ExperimentConfig), CPU, write_predictions=False)
 
 
