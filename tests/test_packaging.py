@@ -229,6 +229,7 @@ def test_a_wheel_trains(unpacked: Path, tiny_dataset: Path, tmp_path: Path) -> N
     assert (tmp_path / "run" / "evaluation.json").is_file()
 
 
+@pytest.mark.slow
 def test_every_module_of_a_wheel_is_imported(unpacked: Path, tmp_path: Path) -> None:
     modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

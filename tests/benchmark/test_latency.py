@@ -255,8 +255,8 @@ def test_steps_between_levels_of_evidence_are_measured_like_others(
     possible = open_cdp_run(run_dir, []).config.benchmark
     assert (possible.num_inference_steps, possible.samplers) == ((1, 2, 4, 8), ("ddim",))
     with pytest.raises(ConfigError, match=r"has one sampler, benchmark\.samplers=\[\"ddim\"\]"):
-        open_cdp_run(run_dir, SETTINGS)
-    benchmark.main(["latency", str(run_dir), *SETTINGS, 'benchmark.samplers=["ddim"]'])
+        open_cdp_run(run_dir, ['benchmark.samplers=["ddim", "dpmpp_2m"]'])
+    benchmark.main(["latency", str(run_dir), *SETTINGS])
     numbers = json.loads((run_dir / "latency" / "latency.json").read_text())
     assert {t["model"] for t in numbers["latency"]} > {"cdp 1 step", "cdp 3 steps"}
     assert [quality["num_inference_steps"] for quality in numbers["quality"]] == [1, 3]

@@ -228,6 +228,7 @@ def test_a_cell_leaves_the_terminal_to_the_bar_of_the_table(
     assert "test" not in said.err
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_fill_the_same_cells(
     finished: tuple[Path, Path], tiny_dataset: Path, tmp_path: Path

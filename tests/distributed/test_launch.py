@@ -94,6 +94,7 @@ def test_the_literal_line_joins_four_ranks(project: Path) -> None:
     assert done.stdout.count("sum of ranks 6.0") == 4
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_module_runs_as_in_stock_torchx(project: Path) -> None:
     done = torchx_run(project, "dist.ddp -j 1x2 -m launch.train -- configs/a.toml seed=1 --flag")

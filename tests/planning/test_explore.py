@@ -38,6 +38,7 @@ def test_a_second_exploration_plans_nothing(load, monkeypatch: pytest.MonkeyPatc
         explore(load(*TWO, "planning.rows.user=1000"))
 
 
+@pytest.mark.slow
 def test_an_exported_plan_is_explored_as_it_is(load, tmp_path: Path) -> None:
     (first, _) = explored = explore(load(*TWO)).feasible
     write_exploration(explore(load(*TWO)))
@@ -49,6 +50,7 @@ def test_an_exported_plan_is_explored_as_it_is(load, tmp_path: Path) -> None:
     assert len(explored) == 2
 
 
+@pytest.mark.slow
 def test_a_given_plan_that_does_not_fit_says_why(load, tmp_path: Path) -> None:
     rows = "planning.rows.user=150000000"  # x 16 x 4 bytes x 3 (Adam) are 28.8 GB
     h100 = load(rows, 'planning.hardware=["h100"]', 'planning.strategies=["table_wise"]')

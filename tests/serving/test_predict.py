@@ -123,6 +123,7 @@ def on_ranks(artifact: Path, requests: Path, output: Path, store: Path) -> None:
         predict(artifact, requests, output, store)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_file_is_the_same_for_any_number_of_ranks(
     artifact: Path, rows: list[dict[str, Any]], tiny_dataset: Path, tmp_path: Path
