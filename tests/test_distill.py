@@ -3,13 +3,15 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.config import DenoiserConfig
-from cdp_torchrec.distill import train_student
+from cdp_torchrec.distill import distill_run, train_student
 from cdp_torchrec.distill_config import DistillConfig
 from cdp_torchrec.interest import (
     CdpConfig,
@@ -119,3 +121,11 @@ def test_other_steps_are_refused_where_the_configuration_does_not_allow_them(
 ) -> None:
     with pytest.raises(ValueError, match="more than the 100 timesteps"):
         teacher.set_sampling(sampler="ddim", num_inference_steps=101)
+
+
+def test_a_teacher_of_one_call_is_refused_before_anything_is_made() -> None:
+    interest = CdpConfig(kind="cdp", num_inference_steps=1)
+    run = mock.Mock(**{"config.distill": DistillConfig(), "config.model.interest": interest})
+    with pytest.raises(ConfigError, match=r"distill\.teacher_steps to 2 or more, at most 100"):
+        distill_run(run, torch.device("cpu"))
+    run.load.assert_not_called()
