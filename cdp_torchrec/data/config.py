@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from cdp_torchrec.config import MAY_CHANGE, Config
-from cdp_torchrec.data.id_hash import IdHash
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 
 TRAIN, TEST = "train", "test"
@@ -81,13 +80,6 @@ class VocabularyConfig(Config):
         if self.hash_seed and self.hash_bucket_size is None:
             raise ValueError("hash_seed has no effect without hash_bucket_size")
         return self
-
-    @property
-    def id_hash(self) -> IdHash | None:
-        """The hash that gives each id its row; None where a vocabulary does."""
-        if self.hash_bucket_size is None:
-            return None
-        return IdHash(self.hash_bucket_size, self.hash_seed)
 
 
 class HistoryConfig(Config):

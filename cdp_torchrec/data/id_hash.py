@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from cdp_torchrec.data.config import VocabularyConfig
+
 
 @dataclass(frozen=True)
 class IdHash:
@@ -18,6 +20,12 @@ class IdHash:
 
     num_buckets: int
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: VocabularyConfig) -> "IdHash | None":
+        """The hash that gives each id of an entity its row; None where the vocabulary does."""
+        size = config.hash_bucket_size
+        return None if size is None else cls(size, config.hash_seed)
 
     def bucket(self, raw: str) -> int:
         """Bucket of an id, in [0, num_buckets)."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.id_hash import IdHash
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts, stored_ids
 
@@ -293,14 +294,15 @@ def _behaviour_features(schema: Schema, slot: Slot) -> list[SparseFeature]:
 
 
 def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig) -> Table:
-    if config.id_hash is not None:
+    id_hash = IdHash.of(config)
+    if id_hash is not None:
         return Table(
             entity,
             config.num_oov_rows,
             num_kept=0,
             num_ids=schema.entities[entity].num_ids,
-            hash_bucket_size=config.id_hash.num_buckets,
-            buckets=config.id_hash.buckets(_texts(dataset, schema, entity)),
+            hash_bucket_size=id_hash.num_buckets,
+            buckets=id_hash.buckets(_texts(dataset, schema, entity)),
         )
     counts = stored_counts(dataset, schema, entity)
     # Counts fall with the code, so the kept ids are a prefix.

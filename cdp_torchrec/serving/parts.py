@@ -7,6 +7,7 @@ from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.days import load_grown_schema
 from cdp_torchrec.data.history_segments import open_history
 from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.id_hash import IdHash
 from cdp_torchrec.data.identity import mismatch
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
@@ -42,7 +43,7 @@ def open_vocabularies(
         schema: of the same.
         rules: how ids get their rows, by entity; not needed for ids that are known.
     """
-    hashes = {entity: rule.id_hash for entity, rule in (rules or {}).items()}
+    hashes = {entity: IdHash.of(rule) for entity, rule in (rules or {}).items()}
     return {
         entity: Vocabulary.open(artifact, schema, entity, hashes.get(entity))
         for entity in schema.entities

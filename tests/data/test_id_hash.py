@@ -74,7 +74,7 @@ def test_serving_finds_the_row_of_an_id_that_training_never_saw(made: Path) -> N
     everything, all_ids = hashed_table(made / "grown", grown=True)
     new = [raw for raw in all_ids if raw not in ids]
     assert new
-    id_hash = HASHED.id_hash
+    id_hash = IdHash.of(HASHED)
     assert id_hash is not None
     codes = Vocabulary(ids, id_hash).codes([*new, *ids, None], field="item")
     assert codes.max() <= LARGEST_CODE and len(set(codes.tolist())) == len(codes)
