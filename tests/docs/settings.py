@@ -11,6 +11,7 @@ from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.planning.outside_config import planned_config, without_flag
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.predict_config import PredictConfig
 from cdp_torchrec.serving.server.config import ServerConfig
@@ -88,6 +89,8 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
         assert not layers and not settings, f"{command} takes no settings"
         return
     config = SETTINGS[command]
+    if command == "plan_sharding":
+        config = planned_config(without_flag(arguments))
     own = [CONFIGS / "quickstart.toml"] if issubclass(config, ExperimentConfig) else []
     load_config(config, [*layers, *settings], default_layers=own)
 
@@ -106,6 +109,8 @@ def check_layer(text: str, command: str, folder: Path) -> None:
     (folder / "configs").symlink_to(CONFIGS)
     layer = folder / "layer.toml"
     layer.write_text(text)
-    is_run = issubclass(SETTINGS[command], ExperimentConfig)
-    own = [str(CONFIGS / "quickstart.toml")] if is_run else []
-    load_config(SETTINGS[command], [*own, str(layer)])
+    config = SETTINGS[command]
+    if command == "plan_sharding":
+        config = planned_config([str(layer)])
+    own = [str(CONFIGS / "quickstart.toml")] if issubclass(config, ExperimentConfig) else []
+    load_config(config, [*own, str(layer)])
