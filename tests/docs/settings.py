@@ -78,6 +78,8 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
     if command in _WITH_PARTS and arguments and not arguments[0].startswith("-"):
         command, arguments = f"{command} {arguments[0]}", arguments[1:]
     arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
+    if command == "plan_sharding":
+        arguments = without_flag(arguments)
     written = output_of(arguments)
     layers = [a for a in arguments if a.endswith(".toml") and "=" not in a and a != written]
     settings = [a for a in arguments if _SETTING.match(a)]
@@ -90,7 +92,7 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
         return
     config = SETTINGS[command]
     if command == "plan_sharding":
-        config = planned_config(without_flag(arguments))
+        config = planned_config(arguments)
     own = [CONFIGS / "quickstart.toml"] if issubclass(config, ExperimentConfig) else []
     load_config(config, [*layers, *settings], default_layers=own)
 
