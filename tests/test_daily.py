@@ -21,7 +21,7 @@ from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
 from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.trainer import Trainer
 from tests.conftest import MakeOnce
-from tests.data.test_append import DAYS, fill
+from tests.data.appended_log import DAYS, fill
 from tests.run.test_grown_tables import SETTINGS
 
 CPU = torch.device("cpu")

@@ -78,20 +78,28 @@ class VocabularyConfig(Config):
     """Probability that, in training, an id stands on the out-of-vocabulary row that it would have
     if it were rare, everywhere in a request. So these rows learn what new ids will need of them,
     and other features what to do without the id. Evaluation and serving never do it."""
+    hash_bucket_size: PositiveInt | None = None
+    """Instead of that: the table has so many rows, and every id falls on one by a hash of its text,
+    also an id that training never saw (feature hashing). Ids that collide are one id to the model;
+    the start of a training says how many do, `inspect` at which size."""
+    hash_seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of that hash: with another one, other ids collide."""
     managed_collision: ManagedCollisionConfig | None = None
     """Instead of that: rows are assigned during training, to the ids that deserve them then."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.managed_collision and (self.min_count, self.num_oov_rows, self.dropout) != (
-            1,
-            1,
-            0,
-        ):
+        either = ("hash_bucket_size", "managed_collision")
+        chosen = [key for key in either if getattr(self, key) is not None]
+        if len(chosen) == 2:
+            raise ValueError("only one of hash_bucket_size and managed_collision may be set")
+        if chosen and (self.min_count, self.num_oov_rows, self.dropout) != (1, 1, 0):
             raise ValueError(
-                "managed_collision decides which ids have rows: it leaves nothing for min_count, "
+                f"{chosen[0]} decides which ids have rows: it leaves nothing for min_count, "
                 "num_oov_rows and dropout"
             )
+        if self.hash_seed and self.hash_bucket_size is None:
+            raise ValueError("hash_seed has no effect without hash_bucket_size")
         return self
 
 

@@ -8,7 +8,7 @@ longer of its arithmetic and its memory traffic, and no less than the launch of 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from cdp_torchrec.planning.workload import Workload
 _LAUNCH_MS = 0.005
 """From one kernel to the next when the GPU waits for Python."""
 _CPU_CALL_MS = 0.002
+_MOST_COUNTED = 65_536
+"""Impressions; the work of more is in proportion, and needs no batch of that size."""
 _ADAM_COPIES = 7
 """Reads and writes of each dense parameter in Adam's update, in float32."""
 
@@ -77,6 +79,13 @@ class DenseCost:
             for operation in (*self.operations, update)
         )
 
+    def scaled(self, factor: float) -> "DenseCost":
+        """Of a batch that is `factor` times as large; weights are taken to grow along."""
+        operations = (
+            Operation(round(factor * o.flops), round(factor * o.num_bytes)) for o in self.operations
+        )
+        return DenseCost(tuple(operations), self.num_parameters)
+
     def all_reduce_ms(self, hardware: HardwareConfig, world_size: int) -> float:
         """Time to average the dense gradients in a ring over all ranks."""
         if world_size == 1:
@@ -91,6 +100,9 @@ class DenseCost:
 
 def count_dense(workload: Workload) -> DenseCost:
     """Operations of a step of one rank."""
+    if workload.batch_size > _MOST_COUNTED:
+        counted = count_dense(replace(workload, batch_size=_MOST_COUNTED))
+        return counted.scaled(workload.batch_size / _MOST_COUNTED)
     batch = _batch(workload)
     with FakeTensorMode(allow_non_fake_inputs=True):
         task = TrainTask(RankingModel(workload.layout, workload.model))

@@ -16,6 +16,7 @@ from cdp_torchrec.planning.case import (
 )
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.dense import DenseCost, count_dense
+from cdp_torchrec.planning.early import check_constraints, check_settings
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.infeasible import find_fixes, find_shortage
 from cdp_torchrec.planning.workload import Workload, read_workload
@@ -46,30 +47,23 @@ def explore(config: PlanningExperimentConfig) -> Exploration:
     """Plan every case.
 
     Raises:
-        ConfigError: hardware is unknown or absurd, a world size has broken nodes, rows or pooling
-            factors are unknown or missing; before the first case is planned.
+        ConfigError: hardware is unknown or absurd, a world size has broken nodes, a setting of the
+            sharding is wrong or would change nothing, rows or pooling factors are unknown or
+            missing; before the first case is planned.
         DatasetError: there is no readable schema, or the dataset is damaged.
     """
     planning = config.planning
     hardware = {Path(name).stem: load_hardware(name) for name in planning.hardware}
     cases = make_cases(config, hardware)
-    _check_compared(planning.compare or (), cases)
+    check_settings(config, cases)
     workload = read_workload(config)
+    check_constraints(workload, cases)
     cache = ResultCache(planning.cache or planning.output / "cache", workload)
     dense = cache.dense(lambda: count_dense(workload))
     outcomes: list[PlanOutcome] = []
     for case in progress(cases, "plan", unit="plans"):
         outcomes.append(cache.outcome(case, lambda case=case: _plan(case, workload, dense)))
     return Exploration(config, workload, dense, outcomes)
-
-
-def _check_compared(asked: Sequence[str], cases: Sequence[PlanCase]) -> None:
-    names = [case.name for case in cases]
-    unknown = [name for name in asked if name not in names]
-    if unknown:
-        raise ConfigError.of(
-            [f"planning.compare: found {unknown[0]!r}, expected two of {', '.join(names)}"]
-        )
 
 
 def _plan(case: PlanCase, workload: Workload, dense: DenseCost) -> PlanOutcome:

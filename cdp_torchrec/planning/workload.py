@@ -120,6 +120,7 @@ def _declared_table(config: PlanningExperimentConfig, schema: Schema, entity: st
         num_kept=num_ids,
         num_ids=num_ids,
         managed_collision=vocabulary.managed_collision,
+        hash_bucket_size=vocabulary.hash_bucket_size,
     )
 
 

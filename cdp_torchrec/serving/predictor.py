@@ -126,7 +126,7 @@ class Predictor:
     ) -> Self:
         """As `open`, but verify nothing: for an artifact in the making."""
         schema, config = load_schema(directory), ExportedConfig.read(directory)
-        encoder = open_encoder(directory, schema, config.export)
+        encoder = open_encoder(directory, schema, config)
         inputs = open_inputs(directory, schema, config, history_store=history_store)
         ranker = Ranker(directory / RANKER, manifest.inputs, num_runners=num_runners)
         return cls(manifest, schema, encoder, inputs, ranker)

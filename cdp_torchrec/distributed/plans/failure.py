@@ -28,7 +28,8 @@ def explain_failure(
         reservation: memory that no table may use.
     """
     reserved = reservation.last_reserved_topology
-    assert reserved is not None
+    if reserved is None:
+        return _nothing_left(problem, reservation)
     on_gpu = problem.device == "cuda"
     storage = reserved.devices[0].storage
     free = storage.hbm if on_gpu else storage.ddr
@@ -46,6 +47,28 @@ def explain_failure(
             *_largest(tables, optimizer, needed),
             f"what helps: {'; '.join(_remedies(needed, free, problem))}",
         ]
+    )
+
+
+def _nothing_left(problem: PlanProblem, reservation: HeuristicalStorageReservation) -> str:
+    """What fills a GPU before there is any table on it."""
+    dense, batches = reservation._dense_storage, reservation._kjt_storage
+    assert dense is not None
+    assert batches is not None
+    memory = problem.hardware.memory_gb * GB
+    share = problem.sharding.reserved_share
+    left = (1 - share) * memory - dense.hbm
+    largest = math.floor(left * problem.batch_size / batches.hbm)
+    helps = (
+        f"fewer than {largest:,} impressions per rank"
+        if largest > 0
+        else "a smaller dense part, or a smaller sharding.reserved_share"
+    )
+    return (
+        f"no memory for tables on any of {problem.world_size} ranks: the batches under way take "
+        f"{_gb(batches.hbm)} at {problem.batch_size:,} impressions per rank, the dense part "
+        f"{_gb(dense.hbm)} and the margin {_gb(share * memory)} (sharding.reserved_share = "
+        f"{share:g}) of {_gb(memory)} GPU memory\n  what helps: {helps}"
     )
 
 
