@@ -17,8 +17,9 @@ from cdp_torchrec.data.prepare import inbox
 from cdp_torchrec.data.prepare.inbox import SUCCESS, follow
 from cdp_torchrec.data.schema import DatasetError
 from tests.conftest import MakeOnce
+from tests.data.appended_log import DAY_MS, DAYS, cut, files, fill
 from tests.data.staged_log import random_log, read_rows, request, stage
-from tests.data.test_append import DAY_MS, DAYS, cut, files, fill, raw_rows
+from tests.data.test_append import raw_rows
 
 
 @pytest.fixture(scope="module")
