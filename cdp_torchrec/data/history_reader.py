@@ -5,7 +5,6 @@ Sums and counts are of the whole gated history, however long; only sequences are
 
 # B impressions, G gated histories, L behaviours, K recency segments
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -93,9 +92,7 @@ class HistoryReader:
             if segments is not None:
                 counts = _counts(group, segments, index, impressions.candidate["item_id"])
             if lookup.pool_segments is not None:
-                for k, part in enumerate(_by_recency(group.slices, lookup.pool_segments)):
-                    items = np.asarray(group.behaviours.item[part.rows()])
-                    bags[f"{POOL_KEY}_{k}"] = JaggedCodes(items, part.lengths)
+                bags |= _pools(group, lookup.pool_segments)
             if lookup.part:
                 bags[PART_KEY] = _part(group, impressions.request["request_id"], draw)
             if lookup.gated:
@@ -243,13 +240,24 @@ class _Group:
         return replace(self, slices=self.slices.last(count))
 
 
-def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Iterator[Slices]:
-    """The most recent behaviours in segments of these sizes, then all older ones."""
-    skip = 0
-    for size in segments:
-        yield slices.last(size, skip=skip)
-        skip += size
-    yield Slices(slices.start, np.maximum(slices.stop - skip, slices.start))
+def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
+    """The most recent behaviours in K segments, the last one of all older ones; [K * Q] slices."""
+    skipped = np.cumsum((0, *segments))[:, None]
+    stop = np.maximum(slices.stop - skipped, slices.start)
+    start = np.concatenate([stop[1:], slices.start[None]])  # where the older ones stop
+    return Slices(start.ravel(), stop.ravel())
+
+
+def _pools(group: _Group, segments: tuple[int, ...]) -> dict[str, JaggedCodes]:
+    """Items of each history by recency, to be pooled."""
+    parts = _by_recency(group.slices, segments)
+    items = np.asarray(group.behaviours.item[parts.rows()])
+    lengths = parts.lengths.reshape(len(segments) + 1, -1)
+    in_segments = np.split(items, np.cumsum(lengths.sum(axis=1))[:-1])
+    return {
+        f"{POOL_KEY}_{k}": JaggedCodes(codes, own)
+        for k, (codes, own) in enumerate(zip(in_segments, lengths, strict=True))
+    }
 
 
 def _part(group: _Group, request_id: np.ndarray, draw: int | None) -> JaggedCodes:
@@ -269,8 +277,9 @@ def _counts(
     group: _Group, segments: tuple[int, ...], index: np.ndarray, item_id: np.ndarray
 ) -> np.ndarray:
     """Behaviours of each impression's history by segment, then those on its item, [B, 2 K]."""
-    parts = [part.lengths[index] for part in _by_recency(group.slices, segments)]
-    lengths = np.stack(parts, axis=1).astype(np.float32)
+    num_segments = len(segments) + 1
+    by_segment = _by_recency(group.slices, segments).lengths.reshape(num_segments, -1)
+    lengths = by_segment.T[index].astype(np.float32)
     wanted, place = np.unique((index << 32) | item_id, return_inverse=True)
     if not len(wanted):
         return np.concatenate([lengths, lengths], axis=1)
@@ -287,6 +296,6 @@ def _counts(
     found, owner, rows = found[is_match], owner[is_match], rows[places[is_match]]
     recency = group.slices.stop[owner] - 1 - rows
     segment = np.searchsorted(np.cumsum(segments), recency, side="right")
-    cell = found * len(parts) + segment
-    counts = np.bincount(cell, minlength=len(wanted) * len(parts)).reshape(-1, len(parts))
+    cell = found * num_segments + segment
+    counts = np.bincount(cell, minlength=len(wanted) * num_segments).reshape(-1, num_segments)
     return np.concatenate([lengths, counts[place].astype(np.float32)], axis=1)

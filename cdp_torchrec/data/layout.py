@@ -191,6 +191,14 @@ class FeatureLayout:
     def _sequence_tables(self) -> set[str]:
         return {feature.table for feature in self.features if feature.is_sequence}
 
+    @cached_property
+    def features_of_tables(self) -> Mapping[str, list[SparseFeature]]:
+        """All features by the table that they read."""
+        by_table: dict[str, list[SparseFeature]] = {}
+        for feature in self.features:
+            by_table.setdefault(feature.table, []).append(feature)
+        return by_table
+
     @property
     def bags(self) -> tuple[SparseFeature, ...]:
         """Features whose bags are divided by their lengths, in the order of Batch.bag_lengths."""

@@ -55,7 +55,7 @@ def stored(dataset: Path, *, gated: bool = False) -> list[tuple[Any, ...]]:
             who = (np.array([code]), np.array([category]), np.array([LATEST]))
             behaviours, slices = store.gated(*who) if gated else store.recent(who[0], who[2])
             place = slices.rows()
-            raw = raw_attributes(
+            raw: dict[str, Any] = raw_attributes(
                 {n: c[place] for n, c in behaviours.attributes.items()},
                 schema.history.attributes,
                 vocabularies,
