@@ -74,8 +74,8 @@ def sent(broker: Any) -> Any:
 def landing(made: Path, inbox: Path, broker: Any, **settings: Any) -> Iterator[tuple[Path, Landed]]:
     inbox.mkdir(exist_ok=True)
     client = client_settings(address(broker), None)
-    settings = {"window_s": 86_400, "lateness_s": 1.0, "idle_timeout_s": 0.5} | settings
-    return land(made / "before", inbox, TOPICS, client, **settings)
+    day: dict[str, Any] = {"window_s": 86_400, "lateness_s": 1.0, "idle_timeout_s": 0.5}
+    return land(made / "before", inbox, TOPICS, client, **day | settings)
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_the_command_says_what_landed(
     prepare_data.main([*line, "--behaviours", "done"])
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in said[1:-1]] == list(map(str, entries(tmp_path)))
-    assert " requests, " in said[1] and said[1].endswith("0 repeated, 0 refused")
+    assert " requests, " in said[1] and said[1].endswith(" of before, 0 refused")
     assert said[-1] == f"{address(sent)}: no message for 0.5 s"
     with pytest.raises(ConfigError, match="--requests and --behaviours: shown cannot be both"):
         prepare_data.main([*line, "--behaviours", "shown"])

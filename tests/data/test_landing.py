@@ -174,9 +174,9 @@ def test_what_the_dataset_has_is_passed_over_and_names_are_of_whole_seconds(tmp_
     landing = landing_at(tmp_path, until_ms=half_past)
     landing.open_partition(("done", 0))
     landing.at_end(("done", 0))
-    read(landing, {("shown", 0): log["shown", 0]}, random.Random(0))
+    [(_, landed)] = read(landing, {("shown", 0): log["shown", 0]}, random.Random(0))
     assert contents(tmp_path) == {"1970-02-11T16-30-01": ["r2"]}
-    assert landing.num_before == 1
+    assert (landed.before, landed.refused) == (1, 0)
 
 
 def test_a_request_that_was_sent_twice_lands_once(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def kafka(options: argparse.Namespace) -> None:
         for entry, landed in landing:
             print(
                 f"{entry}: {landed.requests:,} requests, {landed.behaviours:,} behaviours, "
-                f"{landed.repeated:,} repeated, {landed.refused:,} refused",
+                f"{landed.repeated:,} repeated, {landed.before:,} of before, "
+                f"{landed.refused:,} refused",
                 flush=True,
             )
     print(f"{options.brokers}: no message for {options.idle_timeout:g} s")

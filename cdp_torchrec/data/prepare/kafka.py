@@ -4,6 +4,7 @@ Where to read on is said by the entries of the inbox, not by the group of a cons
 rows cannot come apart. Needs confluent-kafka (`pip install 'cdp_torchrec[kafka]'`).
 """
 
+import logging
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ from cdp_torchrec.data.prepare.workplace import held
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
+
+logger = logging.getLogger(__name__)
 
 _REACH_S = 10.0
 _POLL_S = 1.0
@@ -95,6 +98,11 @@ def land(
                 if reader.read():
                     idle_since = time.monotonic()
                 yield from landing.land()
+        if landing.num_waiting:
+            logger.warning(
+                "%s rows of a window that has not ended stay in their topics",
+                f"{landing.num_waiting:,}",
+            )
 
 
 def client_settings(brokers: str, file: Path | None) -> dict[str, Any]:

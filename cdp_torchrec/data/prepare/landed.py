@@ -32,13 +32,16 @@ class Landed(Config):
     behaviours: int
     repeated: int
     """Requests that came once more, under the same id."""
+    before: int
+    """Messages that were passed over: they are not later than what the dataset had."""
     refused: int
     """Messages that could not be used; they are in `refused.jsonl`."""
 
 
 def nothing_landed(*, until_ms: int) -> Landed:
     """Before the first entry: what is of before a moment, the dataset has."""
-    return Landed(until_ms=until_ms, places={}, requests=0, behaviours=0, repeated=0, refused=0)
+    counts = dict.fromkeys(("requests", "behaviours", "repeated", "before", "refused"), 0)
+    return Landed(until_ms=until_ms, places={}, **counts)
 
 
 def newest_landed(inbox: Path) -> Landed | None:

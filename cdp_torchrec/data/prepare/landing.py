@@ -110,10 +110,8 @@ class Landing:
         self._first_start = self._start_of(-(-landed.until_ms // 1000) * 1000)
         self._readings: dict[Partition, _Reading] = {}
         self._windows: dict[int, _Window] = {}
-        self._in_memory = self._num_parts = self._num_seen = 0
+        self._in_memory = self._num_parts = self._num_seen = self._num_before = 0
         self._refused: list[dict[str, Any]] = []
-        self.num_before = 0
-        """Messages of before the end of the dataset."""
         # What a process that was killed left behind.
         shutil.rmtree(inbox / _OPEN, ignore_errors=True)
         remove_leftovers(inbox, "[0-9]*T[0-9]*")
@@ -144,7 +142,7 @@ class Landing:
             reading.last_ms = max(reading.last_ms, moment)
             if moment < self._until_ms:
                 if not self._resumed.places and moment < self._resumed.until_ms:
-                    self.num_before += 1
+                    self._num_before += 1
                     return
                 raise MessageError(
                     f"came too late: it is of {utc(moment)}, and all before {utc(self._until_ms)} "
@@ -230,6 +228,7 @@ class Landing:
                 requests=sum(w.counts["requests"] for w in windows) - repeated,
                 behaviours=sum(w.counts["behaviours"] for w in windows),
                 repeated=repeated,
+                before=self._num_before,
                 refused=len(self._refused),
             )
             lines = [json.dumps(refused) + "\n" for refused in self._refused]
@@ -238,7 +237,7 @@ class Landing:
             (partial / SUCCESS).touch()
         for window in windows:
             shutil.rmtree(window.folder, ignore_errors=True)
-        self._refused, self._num_seen = [], 0
+        self._refused, self._num_seen, self._num_before = [], 0, 0
         return self._inbox / name, landed
 
     def _places(self) -> dict[str, dict[int, Place]]:
