@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cdp_torchrec.data.behaviour_clusters import clusters_before
+from cdp_torchrec.data.behaviour_values import attribute_codes, attribute_matrix
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, WHOLE_KEY, FeatureLayout
 from cdp_torchrec.data.request_files import Impressions
@@ -169,19 +170,56 @@ class HistoryReader:
     ) -> SequenceColumns:
         """Columns of the sequences; adds their codes to `bags`."""
         rows, lengths = group.slices.rows(), group.slices.lengths
-        item, category = _add_codes(slot, group, rows, lengths, bags)
+        item, category = self._add_codes(slot, group, rows, lengths, bags)
         age_ms = np.repeat(group.before, lengths) - np.asarray(group.behaviours.timestamp[rows])
-        return SequenceColumns(item, category, 1e-3 * age_ms, lengths, sequence)
+        attributes = self._attributes(group, rows)
+        return SequenceColumns(
+            item, category, 1e-3 * age_ms, lengths, sequence, attributes=attributes
+        )
 
     def _clusters(
         self, group: "_Group", at_most: int, sequence: np.ndarray, bags: dict[str, JaggedCodes]
     ) -> SequenceColumns:
         """As _sequence, a cluster in place of a behaviour."""
         found = clusters_before(group.behaviours, group.slices, group.before, at_most=at_most)
-        item, category = _add_codes("recent", group, found.row, found.lengths, bags)
+        item, category = self._add_codes("recent", group, found.row, found.lengths, bags)
         return SequenceColumns(
-            item, category, 1e-3 * found.age_ms, found.lengths, sequence, size=found.size
+            item,
+            category,
+            1e-3 * found.age_ms,
+            found.lengths,
+            sequence,
+            size=found.size,
+            attributes=self._attributes(group, found.row),
         )
+
+    def _attributes(self, group: "_Group", rows: np.ndarray) -> np.ndarray | None:
+        return attribute_matrix(self._layout.attributes, group.behaviours.attributes, rows)
+
+    def _add_codes(
+        self,
+        slot: str,
+        group: "_Group",
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        bags: dict[str, JaggedCodes],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Adds the codes of some rows to `bags`; items and categories of the rows."""
+        behaviours = group.behaviours
+        item = np.asarray(behaviours.item[rows])
+        category = np.zeros(len(rows), dtype=np.int64)
+        if behaviours.category is not None:
+            category = np.asarray(behaviours.category[rows])
+        elif group.category is not None:
+            category = np.repeat(group.category, lengths)
+        bags[f"{slot}_item"] = JaggedCodes(item, lengths)
+        bags[f"{slot}_category"] = JaggedCodes(category, lengths)
+        if behaviours.action is not None:
+            bags[f"{slot}_action"] = JaggedCodes(np.asarray(behaviours.action[rows]), lengths)
+        of_attributes = attribute_codes(self._layout.attributes, behaviours.attributes, rows)
+        for column, codes in of_attributes.items():
+            bags[f"{slot}_{column}"] = JaggedCodes(codes, lengths)
+        return item, category
 
 
 @dataclass(frozen=True)
@@ -200,28 +238,6 @@ class _Group:
     def last(self, count: int) -> "_Group":
         """Only the `count` most recent behaviours of each history."""
         return replace(self, slices=self.slices.last(count))
-
-
-def _add_codes(
-    slot: str,
-    group: _Group,
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    bags: dict[str, JaggedCodes],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Adds the codes of some rows to `bags`; items and categories of the rows."""
-    behaviours = group.behaviours
-    item = np.asarray(behaviours.item[rows])
-    category = np.zeros(len(rows), dtype=np.int64)
-    if behaviours.category is not None:
-        category = np.asarray(behaviours.category[rows])
-    elif group.category is not None:
-        category = np.repeat(group.category, lengths)
-    bags[f"{slot}_item"] = JaggedCodes(item, lengths)
-    bags[f"{slot}_category"] = JaggedCodes(category, lengths)
-    if behaviours.action is not None:
-        bags[f"{slot}_action"] = JaggedCodes(np.asarray(behaviours.action[rows]), lengths)
-    return item, category
 
 
 def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
