@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp_torchrec.data.prepare.database import Tables
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.schema import Feature
 
@@ -66,7 +66,7 @@ class Moments:
 
 
 def write_requests(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Tables,
     spec: DatasetSpec,
     directory: Path,
     requests: range,
