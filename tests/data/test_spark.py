@@ -12,7 +12,9 @@ import pytest
 from cdp_torchrec.data.manifest import MANIFEST
 from cdp_torchrec.data.prepare.staging import EngineLimits, build_dataset
 from cdp_torchrec.data.schema import DatasetError
-from tests.data.staged_log import SPEC, behaviour, random_log, request, stage
+from tests.data.attributed_log import SPEC as ATTRIBUTED
+from tests.data.attributed_log import stage_attributed
+from tests.data.staged_log import SPEC, behaviour, request, stage
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -58,9 +60,9 @@ def _contents(dataset: Path) -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("_cluster")
 def test_spark_writes_byte_for_byte_what_duckdb_writes(tmp_path: Path) -> None:
-    staging = stage(tmp_path / "staging", *random_log(0), files=2)
-    build_dataset(staging, tmp_path / "duckdb", SPEC)
-    build_dataset(staging, tmp_path / "spark", SPEC, EngineLimits(engine="spark"))
+    staging = stage_attributed(tmp_path / "staging", range(4))
+    build_dataset(staging, tmp_path / "duckdb", ATTRIBUTED)
+    build_dataset(staging, tmp_path / "spark", ATTRIBUTED, EngineLimits(engine="spark"))
     expected, found = _contents(tmp_path / "duckdb"), _contents(tmp_path / "spark")
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.planning import dense as dense_module
 from cdp_torchrec.planning import explore as explore_module
 from cdp_torchrec.planning.case import FeasiblePlan
 from cdp_torchrec.planning.dense import count_dense
@@ -62,9 +64,11 @@ def test_a_given_plan_that_does_not_fit_says_why(load, tmp_path: Path) -> None:
     (too_large,) = explore(load(rows, *given)).infeasible
     (reason,) = too_large.reason
     assert "GB of 24 GB under the plan that is given" in reason
-    (other,) = explore(load(rows, *given, "planning.world_sizes=[2]")).infeasible
+    (other, _) = explore(load(rows, *given, "planning.world_sizes=[2,4]")).infeasible
     assert "world_size: 4 in the plan, 2 in this job" in other.reason[1]
     assert other.fixes == ()
+    with pytest.raises(ConfigError, match="world_size: 4 in the plan, 2 in this job"):
+        explore(load(rows, *given, "planning.world_sizes=[2]"))
 
 
 def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load) -> None:
@@ -113,3 +117,15 @@ def test_the_dense_part_grows_with_the_batch(workload: Workload) -> None:
     assert large.flops == pytest.approx(2 * small.flops, rel=0.02)
     assert large.num_parameters == small.num_parameters
     assert len(large.operations) == len(small.operations)
+
+
+def test_a_batch_too_large_to_be_made_is_counted_in_proportion(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = replace(workload, batch_size=512)
+    counted = count_dense(large)
+    monkeypatch.setattr(dense_module, "_MOST_COUNTED", 256)
+    scaled = count_dense(large)
+    assert scaled.flops == pytest.approx(counted.flops, rel=0.02)
+    assert scaled.num_bytes == pytest.approx(counted.num_bytes, rel=0.05)
+    assert scaled.num_parameters == counted.num_parameters

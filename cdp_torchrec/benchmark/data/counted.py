@@ -49,6 +49,7 @@ class CountedStore:
             action=counted(behaviours.action),
             category=counted(behaviours.category),
             cluster=counted(behaviours.cluster),
+            attributes={n: _Counted(c, self.tally) for n, c in behaviours.attributes.items()},
         )
 
 

@@ -122,6 +122,9 @@ def _functions(statement: exp.Expression) -> exp.Expression:
     def rewrite(node: exp.Expression) -> exp.Expression:
         if isinstance(node, exp.Length):
             return exp.ArraySize(this=node.this)
+        if isinstance(node, exp.Bracket):  # null beyond the end, not an error
+            [place] = node.expressions
+            return _parsed(f"GET({_spark(node.this)}, {_spark(place)})")
         if isinstance(node, exp.Anonymous) and node.name.lower() == "list_sum":
             return _parsed(f"AGGREGATE({_spark(node.expressions[0])}, 0D, (a, x) -> a + x)")
         return node
