@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from cdp_torchrec.data.prepare.landed import Landed, newest_landed, nothing_land
 from cdp_torchrec.data.prepare.landing import Landing, Partition
 from cdp_torchrec.data.prepare.messages import Kind, MessageError, row_formats
 from cdp_torchrec.data.schema import DatasetError
+from tests.data.attributed_log import ATTRIBUTES
 from tests.data.staged_log import SPEC, behaviour, request
 
 FORMATS = row_formats(SPEC, has_probability=False)
@@ -250,3 +253,15 @@ def test_ids_become_text_and_what_may_be_null_is() -> None:
     assert found == row | {"user_id": "7", "item_id": ["1", "b"]}
     with pytest.raises(MessageError, match="user_id"):
         FORMATS["behaviours"].decode(as_message(behaviour(user_id=None)))
+
+
+def test_behaviours_have_the_attributes_of_the_dataset() -> None:
+    rows = row_formats(replace(SPEC, attributes=ATTRIBUTES), has_probability=False)["behaviours"]
+    row = behaviour(dwell_s=2.5, tags=["t1", None], shop=None)
+    assert rows.table([rows.decode(as_message(row))]).to_pylist() == [row]
+    for wrong, reason in (
+        ({"tags": ["a", "b", "c", "d"]}, "Expected `array` of length <= 3 - at `$.tags`"),
+        ({"dwell_s": "2"}, "Expected `float | null`, got `str`"),
+    ):
+        with pytest.raises(MessageError, match=re.escape(reason)):
+            rows.decode(as_message(row | wrong))
