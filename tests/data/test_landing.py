@@ -164,6 +164,20 @@ def test_nothing_lands_before_all_is_read_again_that_had_been_read(tmp_path: Pat
     assert [rows_of(entry) for entry in entries(tmp_path)] == [["r0"], ["r9"], ["r1", "r3"]]
 
 
+def test_a_partition_that_is_far_ahead_waits_and_the_slowest_never_does(tmp_path: Path) -> None:
+    landing = landing_at(tmp_path)
+    fast, slow = ("shown", 0), ("shown", 1)
+    for partition in (fast, slow):
+        landing.open_partition(partition)
+        landing.add("requests", partition, 0, as_message(request(0, timestamp=BEGIN)))
+    landing.add("requests", fast, 1, as_message(request(1, timestamp=BEGIN + 9 * HOUR_MS)))
+    assert landing.ahead() == {fast}
+    landing.add("requests", slow, 1, as_message(request(2, timestamp=BEGIN + 8 * HOUR_MS)))
+    assert landing.ahead() == set()
+    landing.add("requests", slow, 2, as_message(request(3, timestamp=BEGIN + 19 * HOUR_MS)))
+    assert landing.ahead() == {slow}
+
+
 def test_what_the_dataset_has_is_passed_over_and_names_are_of_whole_seconds(tmp_path: Path) -> None:
     half_past = BEGIN + HOUR_MS // 2 + 1
     log: Log = {
@@ -192,6 +206,7 @@ def test_a_request_that_was_sent_twice_lands_once(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Callable[[], bytes | None], str]] = {
     "no JSON": (lambda: b"\x00\x01", "JSON is malformed"),
     "nothing": (lambda: None, "Input data was truncated"),
+    "a pit": (lambda: b'{"x":' + b"[" * 100_000, "maximum recursion depth exceeded"),
     "a missing column": (
         lambda: as_message({k: v for k, v in good().items() if k != "topic"}),
         "Object missing required field `topic`",

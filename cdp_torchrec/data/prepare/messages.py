@@ -143,7 +143,7 @@ def _format(
     def decode(message: bytes) -> Any:
         try:
             row = decoder.decode(message)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:  # what is no JSON, too
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise MessageError(str(error)) from None
         if check is not None:
             check(row)
