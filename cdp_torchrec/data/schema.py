@@ -148,7 +148,9 @@ class Day(Config):
 
     version: int = DAY_VERSION
     name: str
-    """Date of its first request at UTC, such as 2025-02-10."""
+    """Date of its first request at UTC, such as 2025-02-10; taken from an inbox, the name that it
+    had there, which may end with a time, such as 2025-02-10T13-00-00. Later days have names that
+    are later in the order of text."""
     first_request: int
     """Number of its first request: requests are numbered over the whole dataset."""
     requests: Split

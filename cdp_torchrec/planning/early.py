@@ -8,13 +8,17 @@ from cdp_torchrec.distributed.plans.constraints import table_constraints
 from cdp_torchrec.distributed.plans.file import read_plan
 from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.planning.outside import OutsideWorkload
+from cdp_torchrec.planning.outside_config import OutsideConfig
 from cdp_torchrec.planning.workload import Workload
 
 _OWN = "constraints"
 """The strategy that reads what [sharding] says."""
 
 
-def check_settings(config: PlanningExperimentConfig, cases: Sequence[PlanCase]) -> None:
+def check_settings(
+    config: PlanningExperimentConfig | OutsideConfig, cases: Sequence[PlanCase]
+) -> None:
     """What shows without reading the dataset.
 
     Raises:
@@ -44,7 +48,7 @@ def check_settings(config: PlanningExperimentConfig, cases: Sequence[PlanCase]) 
         raise ConfigError.of(problems)
 
 
-def check_constraints(workload: Workload, cases: Sequence[PlanCase]) -> None:
+def check_constraints(workload: Workload | OutsideWorkload, cases: Sequence[PlanCase]) -> None:
     """Whether the model has the tables that [sharding] speaks of, and can be sharded so.
 
     Raises:

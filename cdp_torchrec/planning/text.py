@@ -13,13 +13,16 @@ _GB = 1e9
 _MOST_TABLES = 12
 _WIDTH = 100
 
-NOTES = """Estimates, not measurements. Lookup, communication and backward of the tables: TorchRec's
-planner with the bandwidths of the hardware file, on the rank where they add up to most. Dense part:
+NOTES = """Estimates, not measurements; "from" and "to" are the estimate of the step divided and
+multiplied by 1.3 where the fixed costs of the hardware were fitted, and by 2, a guess, where they
+are defaults. Tables: TorchRec's planner with the bandwidths of the hardware file, on the rank where
+they add up to most, the way of the ids, and all rows of tables with dense gradients. Dense part:
 every operation of forward and backward as the longer of arithmetic and memory traffic, at least a
-kernel launch. All-reduce: a ring over all ranks. Left out: any overlap of these (an upper bound of
-the step), reading the data and sending ids (the pipeline hides them unless they are the longest),
-hot ids, stragglers, checkpoints and evaluation. Memory: dense is parameters, gradients and Adam;
-input the batches under way; the margin is what the planner keeps free."""
+kernel launch. Reduce: a ring over all ranks, in buckets. Fixed: calls and latency of lookups and
+collectives, and what a step costs besides. The parts are added up: overlap makes a step shorter.
+Left out: reading the data, hot ids, stragglers, checkpoints and evaluation, which make it longer.
+Memory: dense is parameters, gradients and Adam; input the batches under way; the margin is what the
+planner keeps free."""
 
 
 def render(exploration: Exploration) -> str:
@@ -64,11 +67,12 @@ def _shown(exploration: Exploration) -> list[FeasiblePlan]:
 
 def _header(exploration: Exploration) -> str:
     workload, dense = exploration.workload, exploration.dense
-    tables = workload.layout.tables.values()
-    weights = sum(t.num_embeddings for t in tables) * workload.model.embedding_dim
+    tables = workload.tables
+    weights = sum(t.num_embeddings * t.embedding_dim for t in tables)
+    size = sum(t.num_embeddings * t.embedding_dim * t.element_bytes for t in tables)
     return (
-        f"{workload.model.interest.kind}: {len(tables)} tables, {weights:,} sparse parameters "
-        f"({4 * weights / _GB:,.1f} GB), {dense.num_parameters:,} dense\n"
+        f"{workload.name}: {len(tables)} tables, {weights:,} sparse parameters "
+        f"({size / _GB:,.1f} GB), {dense.num_parameters:,} dense\n"
         f"sparse optimizer {exploration.config.optimizer.sparse.kind}; {workload.batch_size:,} "
         f"impressions per rank and step; pooling factors {workload.pooling_source}\n"
         f"dense part of a step: {dense.flops / 1e9:,.1f} GFLOP, {dense.num_bytes / _GB:,.1f} GB of "
@@ -79,7 +83,8 @@ def _header(exploration: Exploration) -> str:
 def _overview(exploration: Exploration) -> str:
     day = exploration.config.planning.impressions_per_day
     has_price = any(r.price_per_million is not None for r in exploration.feasible)
-    header = ["plan", "GB/rank", "of", "tables", "dense", "reduce", "step", "balance"]
+    header = ["plan", "GB/rank", "of", "tables", "dense", "reduce", "fixed", "step", "from", "to"]
+    header += ["balance"]
     header += ["impr/s", "rank-h/M"] + ["price/M"] * has_price + ["h/day"] * bool(day)
     rows = [header]
     for result in exploration.outcomes:
@@ -92,10 +97,12 @@ def _overview(exploration: Exploration) -> str:
                 result.case.name,
                 f"{result.rank_bytes / _GB:.1f}",
                 f"{result.estimate.capacity_bytes / _GB:.0f}",
-                f"{result.estimate.embedding_ms:.2f}",
+                f"{result.estimate.embedding_ms + result.input_ms:.2f}",
                 f"{result.dense_ms:.2f}",
                 f"{result.all_reduce_ms:.2f}",
+                f"{result.fixed_ms:.2f}",
                 f"{result.step_ms:.2f}",
+                *(f"{end:.1f}" for end in result.step_range_ms),
                 f"{result.estimate.time_balance:.2f}",
                 f"{result.impressions_per_s:,.0f}",
                 f"{result.rank_hours_per_million:.4f}",
@@ -103,7 +110,17 @@ def _overview(exploration: Exploration) -> str:
                 *([f"{result.hours_per_day(day):.2f}"] if day else []),
             ]
         )
-    return "Plans (times in ms per step)\n" + aligned_table(rows)
+    lines = ["Estimated plans (times in ms per step)", aligned_table(rows)]
+    hardware = {r.case.hardware_name: r.case.hardware for r in exploration.outcomes}
+    for name, found in hardware.items():
+        if found.defaults:
+            costs = ", ".join(f"{key} {found.fixed_cost(key):g}" for key in found.defaults)
+            lines += textwrap.wrap(
+                f"{name}: its file has no fixed costs of its own for {costs}: these are defaults",
+                _WIDTH,
+                subsequent_indent="  ",
+            )
+    return "\n".join(lines)
 
 
 def _plan(result: FeasiblePlan, exploration: Exploration) -> str:

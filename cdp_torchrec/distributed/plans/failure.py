@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
 
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
+from cdp_torchrec.distributed.optimizers import TableOptimizer
 from cdp_torchrec.distributed.plans.hardware import GB
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 
 _FLOAT_BYTES = 4
 _MOST_TABLES = 5
+_STATE_COPIES = {"adam": 2, "adagrad": 1, "sgd": 0}
+"""Numbers that an optimizer keeps for each weight."""
 _LARGE = 0.01
 """Share of all memory from which on a table is named."""
 
@@ -72,9 +74,7 @@ def _nothing_left(problem: PlanProblem, reservation: HeuristicalStorageReservati
     )
 
 
-def _largest(
-    tables: Sequence[EmbeddingTable], optimizer: SparseOptimizerConfig, needed: int
-) -> list[str]:
+def _largest(tables: Sequence[EmbeddingTable], optimizer: TableOptimizer, needed: int) -> list[str]:
     large = [table for table in tables if _bytes(table, optimizer) >= _LARGE * needed]
     large.sort(key=lambda table: -_bytes(table, optimizer))
     large = large[:_MOST_TABLES]
@@ -100,18 +100,18 @@ def _remedies(needed: int, free: int, problem: PlanProblem) -> list[str]:
     return [*remedies, "fewer or narrower embeddings"]
 
 
-def _bytes(table: EmbeddingTable, optimizer: SparseOptimizerConfig) -> int:
+def _bytes(table: EmbeddingTable, optimizer: TableOptimizer) -> int:
     return _weights(table) + _state(table, optimizer)
 
 
 def _weights(table: EmbeddingTable) -> int:
-    return table.num_embeddings * table.embedding_dim * _FLOAT_BYTES
+    return table.num_embeddings * table.embedding_dim * table.element_bytes
 
 
-def _state(table: EmbeddingTable, optimizer: SparseOptimizerConfig) -> int:
-    if optimizer.kind == "adam":
-        return 2 * _weights(table)
-    return table.num_embeddings * _FLOAT_BYTES
+def _state(table: EmbeddingTable, optimizer: TableOptimizer) -> int:
+    if optimizer.kind == "rowwise_adagrad":
+        return table.num_embeddings * _FLOAT_BYTES
+    return _STATE_COPIES[optimizer.kind] * _weights(table)
 
 
 def _gb(size: float) -> str:
