@@ -53,7 +53,7 @@ def open_segments(
 
 
 def _open_segment(segment: Segment, history: HistorySchema, *, check: bool) -> HistoryStore:
-    num_ids = {part: segment.entities[e].num_ids for part, e in history.entities.items()}
+    num_ids = {part: segment.entities[e].num_ids for part, e in history.code_columns.items()}
     sizes = {
         "num_behaviours": segment.num_behaviours,
         "num_users": segment.entities["user"].num_ids,
@@ -76,6 +76,14 @@ class SegmentedHistory:
     def __init__(self, stores: Sequence[HistoryStore]) -> None:
         """Args: the stores; sent to another process, they are mapped anew there."""
         self._stores = tuple(stores)
+
+    def behaviours_of_users(self) -> np.ndarray:
+        """How many behaviours each user has, [largest user code + 1]."""
+        of_stores = [store.behaviours_of_users() for store in self._stores]
+        total = np.zeros(max(map(len, of_stores)), dtype=np.int64)
+        for counts in of_stores:
+            total[: len(counts)] += counts
+        return total
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> _Answer:
         """As HistoryStore."""
@@ -131,7 +139,7 @@ class JoinedColumn:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         order, ends, places = self._places.find(rows)
-        found = np.empty(len(rows), dtype=self.dtype)
+        found = np.empty((len(rows), *self._columns[0][:0].shape[1:]), dtype=self.dtype)
         for column, start, stop in zip(self._columns, [0, *ends[:-1]], ends, strict=True):
             if start < stop:
                 found[order[start:stop]] = column[places[start:stop]]
@@ -165,6 +173,10 @@ def _joined(answers: Sequence[_Answer]) -> _Answer:
             action=join(lambda b: b.action),
             category=join(lambda b: b.category),
             cluster=join(lambda b: b.cluster),
+            attributes={
+                name: JoinedColumn([b.attributes[name] for b in of_segments], places)
+                for name in of_segments[0].attributes
+            },
         ),
         Slices(history_ends - lengths.sum(axis=1), history_ends),
     )

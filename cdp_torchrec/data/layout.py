@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.id_hash import IdHash
@@ -160,11 +161,13 @@ class FeatureLayout:
     not."""
     num_users: int
     """Largest user code that the history store has behaviours of."""
+    attributes: tuple[BehaviourAttribute, ...] = ()
+    """What modules that read sequences see of a behaviour beside item, category and action."""
 
     @property
     def has_actions(self) -> bool:
         """Whether behaviours have an action type."""
-        return any(f.key.endswith("_action") for f in self.features if f.is_sequence)
+        return any(f.key == f"{f.slot}_action" for f in self.features if f.is_sequence)
 
     @property
     def num_domains(self) -> int:
@@ -281,6 +284,7 @@ def declare_layout(
         domain_key=schema.domain_feature() if history.domain else None,
         count_segments=count_segments,
         num_users=schema.history.num_users,
+        attributes=schema.history.attributes,
     )
 
 
@@ -298,6 +302,11 @@ def _behaviour_features(schema: Schema, slot: Slot) -> list[SparseFeature]:
         SparseFeature(f"{slot}_{name}", entity, role="history", slot=slot, is_bag=False)
         for name, entity in entities.items()
         if entity is not None
+    ] + [
+        SparseFeature(f"{slot}_{column}", a.entity, role="history", slot=slot, is_bag=False)
+        for a in schema.history.attributes
+        if a.entity is not None
+        for column in a.columns
     ]
 
 

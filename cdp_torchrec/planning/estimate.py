@@ -77,6 +77,11 @@ class TableEstimate:
     shards: tuple[ShardEstimate, ...]
 
     @property
+    def num_bytes(self) -> int:
+        """Weights and optimizer state on all devices and hosts."""
+        return sum(s.weight_bytes + s.optimizer_bytes + s.host_bytes for s in self.shards)
+
+    @property
     def ranks(self) -> list[int]:
         """Ranks that hold a part of it."""
         return sorted({shard.rank for shard in self.shards})

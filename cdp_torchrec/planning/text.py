@@ -7,6 +7,7 @@ from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan
 from cdp_torchrec.planning.difference import compare_plans, describe_placement
 from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, TableEstimate
 from cdp_torchrec.planning.explore import Exploration
+from cdp_torchrec.planning.rank_text import render_rank_changes, render_ranks
 from cdp_torchrec.text_table import aligned_table
 
 _GB = 1e9
@@ -97,12 +98,12 @@ def _overview(exploration: Exploration) -> str:
                 result.case.name,
                 f"{result.rank_bytes / _GB:.1f}",
                 f"{result.estimate.capacity_bytes / _GB:.0f}",
-                f"{result.estimate.embedding_ms + result.input_ms:.2f}",
-                f"{result.dense_ms:.2f}",
-                f"{result.all_reduce_ms:.2f}",
-                f"{result.fixed_ms:.2f}",
-                f"{result.step_ms:.2f}",
-                *(f"{end:.1f}" for end in result.step_range_ms),
+                f"{result.estimate.embedding_ms + result.input_ms:.3g}",
+                f"{result.dense_ms:.3g}",
+                f"{result.all_reduce_ms:.3g}",
+                f"{result.fixed_ms:.3g}",
+                f"{result.step_ms:.3g}",
+                *(f"{end:.3g}" for end in result.step_range_ms),
                 f"{result.estimate.time_balance:.2f}",
                 f"{result.impressions_per_s:,.0f}",
                 f"{result.rank_hours_per_million:.4f}",
@@ -148,39 +149,53 @@ def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
     ]
     if found.host_memory.any():
         lines += _wrapped(f"host memory, fullest rank: {found.host_memory.max() / _GB:.1f} GB")
-    return "\n".join(lines) + "\n" + _tables(found.tables, rank)
+    return "\n".join([*lines, _tables(result), render_ranks(result)])
 
 
-def _tables(tables: Sequence[TableEstimate], rank: int) -> str:
-    """The tables that take longest on the critical rank, then the rest by sharding type."""
+def _tables(result: FeasiblePlan) -> str:
+    """The largest tables and those that take longest on the critical rank, then the rest."""
+    found = result.estimate
+    rank, factors = found.critical_rank, found.problem.pooling_factors
 
     def there(table: TableEstimate) -> float:
         return sum(shard.time_ms for shard in table.shards if shard.rank == rank)
 
-    ordered = sorted(tables, key=lambda table: -there(table))
-    rows = [["table", "rows", "sharding", "GB, largest shard", f"ms on rank {rank}"]]
-    for table in ordered[:_MOST_TABLES]:
-        largest = max(shard.device_bytes for shard in table.shards)
+    by_size = sorted(found.tables, key=lambda table: -table.num_bytes)
+    by_time = sorted(found.tables, key=lambda table: -there(table))
+    half = _MOST_TABLES // 2
+    names = {table.table.name for table in (*by_size[:half], *by_time[:half])}
+    rows = [
+        ["table, largest first", "rows", "width", "ids", "sharding", "GB, all", "largest", "ms"]
+    ]
+    rest: dict[str, list[TableEstimate]] = {}
+    for table in by_size:
+        if table.table.name not in names:
+            rest.setdefault(table.sharding_type, []).append(table)
+            continue
+        ids = sum(factors.get(key, 1.0) for key in table.table.features)
         rows.append(
             [
                 table.table.name,
                 f"{table.table.num_embeddings:,}",
+                str(table.table.embedding_dim),
+                f"{ids:.3g}",
                 describe_placement(table),
-                f"{largest / _GB:.3f}",
+                *_sizes([table]),
                 f"{there(table):.3f}",
             ]
         )
-    rest: dict[str, list[TableEstimate]] = {}
-    for table in ordered[_MOST_TABLES:]:
-        rest.setdefault(table.sharding_type, []).append(table)
     for kind, members in rest.items():
         num_rows = sum(table.table.num_embeddings for table in members)
-        largest = max(shard.device_bytes for table in members for shard in table.shards)
         time = sum(there(table) for table in members)
-        rows.append(
-            [f"{len(members)} more", f"{num_rows:,}", kind, f"{largest / _GB:.3f}", f"{time:.3f}"]
-        )
-    return aligned_table(rows, left=(0, 2))
+        what = f"{len(members)} smaller tables"
+        rows.append([what, f"{num_rows:,}", "", "", kind, *_sizes(members), f"{time:.3f}"])
+    return aligned_table(rows, left=(0, 4)) + f"\nms on rank {rank}; ids per impression"
+
+
+def _sizes(tables: Sequence[TableEstimate]) -> list[str]:
+    """GB on all ranks together, and of the largest shard."""
+    largest = max(shard.device_bytes for table in tables for shard in table.shards)
+    return [f"{sum(table.num_bytes for table in tables) / _GB:.3f}", f"{largest / _GB:.3f}"]
 
 
 def _problem(result: InfeasiblePlan) -> str:
@@ -215,8 +230,13 @@ def render_difference(first: FeasiblePlan, second: FeasiblePlan) -> str:
         *([aligned_table(rows, left=(0, 1, 2))] if different else []),
         *([f"... and {more} more"] if more > 0 else []),
         *_changes(first, second),
+        *([render_rank_changes(first, second)] if _same_ranks(first, second) else []),
     ]
     return "\n".join(lines)
+
+
+def _same_ranks(first: FeasiblePlan, second: FeasiblePlan) -> bool:
+    return first.case.world_size == second.case.world_size
 
 
 def _changes(first: FeasiblePlan, second: FeasiblePlan) -> Iterator[str]:

@@ -36,7 +36,9 @@ from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.table_rows import resize_tables, wrong_rows
 
-_HISTORY_KEY = re.compile(rf"{POOL_KEY}_(\d+|part|whole)|(gated|recent)_(item|category|action)")
+_HISTORY_KEY = re.compile(
+    rf"{POOL_KEY}_(\d+|part|whole)|(gated|recent)_(item|category|action|attribute_\w+)"
+)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,13 @@ def open_store(dataset: Path, schema: Schema, artifact: Path) -> BehaviourSource
         )
         if differs:
             raise ArtifactError(f"history store: {differs}")
+        there = {a.name: (a.kind, a.entity, a.max_ids) for a in grown.history.attributes}
+        for a in schema.history.attributes:
+            if there.get(a.name) != (a.kind, a.entity, a.max_ids):
+                raise ArtifactError(
+                    f"history store: {dataset} has no attribute '{a.name}' of the behaviours as "
+                    f"{artifact} was trained with it ({a.meaning})"
+                )
         return open_history(dataset, grown)
     except (OSError, DatasetError) as error:
         raise ArtifactError(f"history store {dataset}: {error}") from error

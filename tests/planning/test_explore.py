@@ -1,6 +1,7 @@
 """From a configuration to tables, plan files, figures, and reasons."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from cdp_torchrec.planning.dense import count_dense
 from cdp_torchrec.planning.difference import compare_plans, describe_ranks
 from cdp_torchrec.planning.explore import explore
 from cdp_torchrec.planning.output import write_exploration
+from cdp_torchrec.planning.rank_text import render_rank_changes, render_ranks
+from cdp_torchrec.planning.text import render
 from cdp_torchrec.planning.workload import Workload
 
 TWO = ('planning.strategies=["planner","row_wise"]', "planning.batch_size=256")
@@ -97,6 +100,35 @@ def test_a_difference_lists_exactly_the_tables_that_moved(load) -> None:
         for a, b in zip(first.estimate.tables, second.estimate.tables, strict=True)
         if (a.sharding_type, a.ranks) != (b.sharding_type, b.ranks)
     }
+
+
+def test_the_largest_tables_come_first_with_what_is_looked_up_in_them(load) -> None:
+    result = explore(load(TWO[1], 'planning.strategies=["row_wise"]'))
+    text = render(result)
+    (plan,) = result.feasible
+    lines = text[text.index("table, largest first") :].splitlines()[1:]
+    by_size = sorted(plan.estimate.tables, key=lambda t: -t.table.num_embeddings)
+    for line, table in zip(lines, by_size[:5], strict=False):
+        name, rows, width, ids, *_ = line.split()
+        assert (name, rows, width) == (table.table.name, f"{table.table.num_embeddings:,}", "16")
+        factors = plan.estimate.problem.pooling_factors
+        assert float(ids) == pytest.approx(sum(factors[k] for k in table.table.features), rel=0.01)
+
+
+def test_every_rank_is_shown_and_ranks_of_two_plans_are_compared(load) -> None:
+    first, second = explore(load(*TWO)).feasible
+    for plan in (first, second):
+        shown = render_ranks(plan).splitlines()[1:]
+        assert sorted(re.split(r"\D", line)[0] for line in shown) == ["0", "1", "2", "3"]
+        slowest = shown[0]
+        assert slowest.startswith(f"{plan.estimate.critical_rank}, critical")
+        assert float(slowest.split()[-1]) == pytest.approx(plan.estimate.embedding_ms, abs=1e-3)
+    changes = render_rank_changes(first, second).splitlines()[1:]
+    assert len(changes) == 4
+    gaps = [
+        abs(float(m[1]) - float(m[0])) for m in (re.findall(r"[\d.]+", c)[-2:] for c in changes)
+    ]
+    assert gaps == sorted(gaps, reverse=True)
 
 
 def test_ranks_are_told_as_ranges() -> None:

@@ -8,14 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.days import vocabulary_paths
-from cdp_torchrec.data.prepare.database import scalar, sql_path
+from cdp_torchrec.data.prepare.database import Tables, scalar, sql_path
 from cdp_torchrec.data.prepare.spec import USER_ENTITY, DatasetSpec
 from cdp_torchrec.data.schema import Schema
 
 
-def build_vocabularies(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, directory: Path
-) -> dict[str, int]:
+def build_vocabularies(connection: Tables, spec: DatasetSpec, directory: Path) -> dict[str, int]:
     """Make table `vocabulary_<entity>` (code, raw, count) and its parquet file for each entity.
 
     Codes run from 1 by descending count; ties go by the bytes of the raw id. An id counts once per
@@ -134,6 +132,11 @@ def _counts(spec: DatasetSpec, entity: str) -> list[str]:
     if entity == USER_ENTITY:
         cells.append(("staged_requests", "user_id"))
     cells += [("staged_behaviours", name) for name, of in spec.behaviour_columns() if of == entity]
+    cells += [
+        ("staged_behaviours", f'unnest("{a.name}")' if a.kind == "ids" else f'"{a.name}"')
+        for a in spec.attributes
+        if a.entity == entity
+    ]
     return [
         f"""
         SELECT raw::VARCHAR AS raw, count(*) FILTER (timestamp < {spec.test_from}) AS train
