@@ -16,7 +16,7 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving import compile
 from cdp_torchrec.serving.artifact import GOLDEN, TABLES, read_manifest, write_manifest
 from cdp_torchrec.serving.config import ExportedConfig
-from cdp_torchrec.serving.delta_export import delta_between
+from cdp_torchrec.serving.delta_export import delta_between, export_delta
 from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.golden import GoldenRequest, stored_behaviours
 from cdp_torchrec.serving.parts import open_vocabularies
@@ -59,11 +59,16 @@ def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path
     return run_dir
 
 
-def export_untuned(run_dir: Path, output: Path, *settings: str) -> Path:
+def export_untuned(
+    run_dir: Path, output: Path, *settings: str, delta_from: Path | None = None
+) -> Path:
     """Its artifact, compiled as fast as can be: without autotuning, which takes minutes."""
     with one_rank(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile, "_INDUCTOR_CPU", _INDUCTOR_FAST)
-        return export_run(open_run(run_dir, settings, ExportedConfig), CPU, output=output).directory
+        run = open_run(run_dir, settings, ExportedConfig)
+        if delta_from is None:
+            return export_run(run, CPU, output=output).directory
+        return export_delta(run, CPU, delta_from, output=output).directory
 
 
 def trained_on(artifact: Path, later: Path, *, seed: int) -> Path:
