@@ -15,6 +15,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.continuation import check_unchanged
 from cdp_torchrec.daily_config import DailyExperimentConfig
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
@@ -44,7 +45,7 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
     removed is done again from the state of the day before.
 
     Args:
-        config: how each is trained, and up to which one.
+        config: how each is trained, up to which one, and whether to wait for those to come.
         device: where this rank computes.
 
     Returns:
@@ -52,12 +53,25 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
 
     Raises:
         ConfigError: a finished run was begun with other settings.
+        Interrupted: a signal came while a day was waited for.
     """
-    runs = config.runs()
-    for run in runs:
-        if not from_rank_zero(lambda run=run: _is_finished(run), purpose="look at the runs"):
-            train_experiment(run, device)
-    return from_rank_zero(lambda: _gather(config, runs), purpose="write the table of the days")
+    done = 0
+    while True:
+        # What there is, one rank sees for all: the others might look a moment later.
+        runs = from_rank_zero(config.runs, purpose="look for days")
+        for run in runs[done:]:
+            if not from_rank_zero(lambda run=run: _is_finished(run), purpose="look at the runs"):
+                train_experiment(run, device)
+        days = from_rank_zero(
+            lambda runs=runs: _gather(config, runs), purpose="write the table of the days"
+        )
+        done = len(runs)
+        if days[-1].measured_on == config.days.last or not config.days.follow:
+            return days
+        if not wait_for_day(
+            config.data.dir, config.days, after=days[-1].measured_on, device=device
+        ):
+            return days
 
 
 def describe_days(days: Sequence[MeasuredDay]) -> str:

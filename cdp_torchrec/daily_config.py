@@ -2,11 +2,11 @@
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import NonNegativeFloat, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
 from cdp_torchrec.config.load import ConfigError
-from cdp_torchrec.data.config import TEST, TRAIN
+from cdp_torchrec.data.config import TEST, TRAIN, check_period, is_appended
 from cdp_torchrec.data.days import load_days
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -17,8 +17,23 @@ class DaysConfig(Config):
     """Which days are gone through."""
 
     last: str | None = None
-    """The last period, which is measured on only: "test", or the date of an appended day. Without
+    """The last period, which is measured on only: "test", or the name of an appended day. Without
     it, the newest one of the dataset."""
+    follow: bool = False
+    """Wait for the day that is appended next (`cdp_torchrec prepare_data append` or `follow`),
+    measure on it, train on it, and so on: until days.last is measured on, until nothing has come
+    for days.idle_timeout_s, or until a signal, which ends a day in the middle as it ends a
+    training. The same line goes on."""
+    idle_timeout_s: NonNegativeFloat | None = None
+    """Seconds without a new day after which it ends; without it, never. Needs days.follow."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.last is not None:
+            check_period(self.last)
+        if self.idle_timeout_s is not None and not self.follow:
+            raise ValueError("idle_timeout_s has no effect without follow=true")
+        return self
 
 
 class DailyExperimentConfig(ExperimentConfig):
@@ -47,12 +62,15 @@ class DailyExperimentConfig(ExperimentConfig):
         """The run of each period: it begins from the one before, and is measured on the next.
 
         Raises:
-            ConfigError: days.last is no period of the dataset.
+            ConfigError: days.last is no period of the dataset, nor, with days.follow, one that may
+                still come.
             DatasetError: the dataset is damaged.
         """
         base = load_schema(self.data.dir)
         periods = [TRAIN, TEST, *(day.name for day in load_days(self.data.dir, base))]
         last = self.days.last or periods[-1]
+        if self.days.follow and is_appended(last) and last > max(periods[2:], default=""):
+            last = periods[-1]  # of those that are there
         if last not in periods[1:]:
             raise ConfigError.of(
                 [f"days.last = '{last}': {self.data.dir} has {', '.join(periods[1:])}"]

@@ -11,6 +11,7 @@ from cdp_torchrec.config import dump_toml
 from cdp_torchrec.continuation import check_unchanged, flattered
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
+from cdp_torchrec.data.hashed_tables import describe_collisions
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
@@ -128,7 +129,7 @@ def _train_in(
         for doubt in doubts:
             monitor.say(f"warning: {config.data.dir}: {doubt}")
         monitor.say(_summary(experiment, run_dir))
-        for note in start.notes:
+        for note in (*start.notes, *_collisions(experiment)):
             monitor.say(note)
         progress = Trainer(
             config.trainer,
@@ -300,6 +301,11 @@ def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
         return _Start(progress, parent.checkpoint, tuple(notes))
     notes = ["there is no checkpoint to resume: begun at step 0"] if config.run.resume else []
     return _Start(Progress(step=0, position=0), None, tuple(notes))
+
+
+def _collisions(experiment: Experiment) -> list[str]:
+    data = experiment.data
+    return describe_collisions(experiment.config.data.dir, data.schema, data.layout.tables)
 
 
 def _summary(experiment: Experiment, run_dir: Path) -> str:

@@ -126,7 +126,7 @@ def test_what_decides_no_result_may_change(setting: str) -> None:
         ("data.exclude_features=['hour']", 'data.exclude_features = ["hour"]: the run has []'),
         (
             "data.vocabulary.item.min_count=3",
-            "num_oov_rows = 1, dropout = 0.0}: the run does not set it",
+            "num_oov_rows = 1, dropout = 0.0, hash_seed = 0}: the run does not set it",
         ),
         ("sharding.communication.forward=bf16", "forward = 'bf16': the run has 'fp32'"),
         ("run.fork_from=other", "run.fork_from = 'other': the run does not set it"),

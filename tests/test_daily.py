@@ -1,20 +1,27 @@
 """A training day by day: each day is measured on, then trained on, and nothing is done twice."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 
+from cdp_torchrec import awaited_day
+from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.daily import describe_days, train_days
-from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
+from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.trainer import Trainer
 from tests.conftest import MakeOnce
-from tests.data.test_append import DAYS, fill
+from tests.data.appended_log import DAYS, fill
 from tests.run.test_grown_tables import SETTINGS
 
 CPU = torch.device("cpu")
@@ -47,6 +54,67 @@ def test_settings_of_single_days_are_refused(dataset: Path, tmp_path: Path) -> N
         configured(dataset, tmp_path, f"data.test_on='{DAYS[0]}'")
     with pytest.raises(ConfigError, match=r"days\.last = '1999-01-01': .* has test, 1970-01-02"):
         configured(dataset, tmp_path, "days.last='1999-01-01'").runs()
+
+
+def test_the_last_day_to_follow_may_be_one_to_come(dataset: Path, tmp_path: Path) -> None:
+    following = ("days.follow=true", "days.last='1970-02-01'")
+    assert len(configured(dataset, tmp_path, *following).runs()) == 1 + len(DAYS)
+    assert len(configured(dataset, tmp_path, "days.follow=true", "days.last=test").runs()) == 1
+    with pytest.raises(ConfigError, match=r"days\.last = '1970-01-03T01-00-00': .* has test, 1970"):
+        configured(dataset, tmp_path, "days.follow=true", "days.last='1970-01-03T01-00-00'").runs()
+    with pytest.raises(ConfigError, match="'tomorrow' is no period"):
+        configured(dataset, tmp_path, "days.follow=true", "days.last='tomorrow'")
+    with pytest.raises(ConfigError, match="idle_timeout_s has no effect without follow"):
+        configured(dataset, tmp_path, "days.idle_timeout_s=3")
+
+
+def test_a_day_is_waited_for_until_it_comes_or_the_time_is_over_or_a_signal(
+    dataset: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waits(after: str, seconds: float) -> bool:
+        config = DaysConfig(follow=True, idle_timeout_s=seconds)
+        return wait_for_day(dataset, config, after=after, device=CPU)
+
+    assert waits("test", 0)
+    assert waits(DAYS[1], 0)
+    assert not waits(DAYS[2], 0)
+
+    def sleep(seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(awaited_day, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    with pytest.raises(Interrupted, match=f"SIGTERM: waited for a day after '{DAYS[2]}'") as end:
+        waits(DAYS[2], 60)
+    assert end.value.exit_code == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_days_that_come_while_it_waits_are_trained_on_as_if_they_had_been_there(
+    dataset: Path, tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growing = shutil.copytree(dataset.with_name("before"), tmp_path / "data")
+    (growing / "days").mkdir()
+    coming = list(DAYS)
+
+    def sleep(seconds: float) -> None:
+        assert coming, "what came last is not taken"
+        shutil.copytree(dataset / "days" / coming[0], growing / "days" / f".{coming[0]}")
+        (growing / "days" / f".{coming[0]}").rename(growing / "days" / coming[0])
+        if coming.pop(0) == DAYS[1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(awaited_day, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    following = configured(
+        growing, tmp_path / "following", "days.follow=true", f"days.last='{DAYS[2]}'"
+    )
+    with pytest.raises(Interrupted):
+        train_days(following, CPU)
+    assert coming == [DAYS[2]]
+    found = train_days(following, CPU)
+    monkeypatch.undo()
+    whole = train_days(configured(dataset, tmp_path / "whole"), CPU)
+    assert found == whole
+    assert [day.measured_on for day in found] == ["test", *DAYS]
 
 
 @pytest.mark.slow

@@ -5,9 +5,15 @@ r"""Explore sharding plans on hardware that need not be there: memory, time, cos
         'planning.hardware=["h100","a10"]' 'planning.world_sizes=[4,8,16]' \
         'planning.strategies=["planner","row_wise"]' planning.impressions_per_day=300000000
 
+    cdp_torchrec plan_sharding configs/planning/mlperf_dlrm.toml
+    cdp_torchrec plan_sharding --from-torchrec my_models.ranker:make 'planning.world_sizes=[8,16]'
+
 Takes the layers and key=value of `cdp_torchrec train` and a section `planning`; without a layer,
 plans configs/quickstart.toml. Writes plans.txt, plans.json, figures, and a plan file for each plan
 into planning.output; `sharding.plan=FILE` trains with one. Needs no GPU and no process group.
+
+A model of your own needs no dataset: describe it (section [described], as mlperf_dlrm.toml does),
+or name a function that makes it on the meta device; --help from_torchrec explains it.
 """
 
 from cdp_torchrec.config import load_config
@@ -16,15 +22,21 @@ from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import run_main
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.planning.outside_config import OutsideConfig, planned_config, without_flag
 
 
 def main(arguments: list[str]) -> None:
     """Explore, write, and show the text."""
+    arguments = without_flag(arguments)
+    config_class = planned_config(arguments)
     if asks_help(arguments):
-        print(help_text(__doc__, PlanningExperimentConfig, arguments))
+        print(help_text(__doc__, config_class, arguments))
         return
-    config = load_config(PlanningExperimentConfig, arguments, default_layers=[QUICKSTART])
-    check_early(config)
+    if config_class is OutsideConfig:
+        config = load_config(OutsideConfig, arguments)
+    else:
+        config = load_config(PlanningExperimentConfig, arguments, default_layers=[QUICKSTART])
+        check_early(config)
 
     from cdp_torchrec.planning.explore import explore
     from cdp_torchrec.planning.output import write_exploration

@@ -5,6 +5,7 @@
     cdp_torchrec prepare_data draft FILE ... [--output mapping.toml]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data append DIR --input DAY
+    cdp_torchrec prepare_data follow DIR --inbox INBOX [--idle-timeout SECONDS]
     cdp_torchrec prepare_data compact DIR
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data describe DIR [--output PAGE.html]
@@ -26,6 +27,7 @@ from pathlib import Path
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.days import load_grown_schema
+from cdp_torchrec.data.prepare.arrival_commands import add_follow, add_limits, say_appended
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.prepare.mapping_config import MappingConfig
@@ -186,13 +188,7 @@ def append(options: argparse.Namespace) -> None:
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     day = append_day(options.dataset, options.input, limits)
-    new = {name: e.num_ids - day.entities_before[name].num_ids for name, e in day.entities.items()}
-    print(
-        f"{options.dataset}: appended {day.name}: {day.requests.requests:,} requests, "
-        f"{day.requests.impressions:,} impressions, click rate {day.requests.click_rate:.4f}, "
-        f"{day.num_behaviours:,} behaviours; new ids: "
-        f"{', '.join(f'{count:,} {name}' for name, count in new.items() if count) or 'none'}"
-    )
+    say_appended(options.dataset, day)
     print(f"""measure on it:  data.test_on='"{day.name}"'
 train on it:    data.train_on='["{day.name}"]', and a later day as data.test_on""")
 
@@ -292,8 +288,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DAY",
         help="directory with requests/*.parquet and behaviours/*.parquet of the day",
     )
-    _add_limits(addition)
+    add_limits(addition)
     addition.set_defaults(run=append)
+
+    add_follow(commands)
 
     merge = commands.add_parser(
         "compact", help="merge what appended days added to the history", description=COMPACT
@@ -329,14 +327,7 @@ def _add_folders(parser: argparse.ArgumentParser, *, metavar: str, source: str) 
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="directory to make"
     )
-    _add_limits(parser)
-
-
-def _add_limits(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
-    )
-    command.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
+    add_limits(parser)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 The periods of the dataset are "train", "test" and the days that were appended to it
 (cdp_torchrec prepare_data append). Each has a run of its own in run.dir, which begins from that of
 the period before and is measured on the next one. The same line goes on where it was stopped, and
-takes in the days that were appended since. A day that shall be done again: remove its directory.
+takes in the days that were appended since; with days.follow=true it waits for them. A day that
+shall be done again: remove its directory.
 The table and the curve of all days are days.json and days.png in run.dir.
 """
 

@@ -2,6 +2,8 @@
 
 # B impressions, M bag features, N numbers
 
+import itertools
+
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -134,15 +136,22 @@ class BatchAssembler:
         pool = np.zeros(pool_index.max(initial=-1) + 1, dtype=np.int64)
         pool[pool_index] = index
         owners = {"candidate": ids[index]} | dict.fromkeys(("pool", "part", "gated"), ids[pool])
-        rows = {}
-        for feature in self._layout.features:
-            bag, table = bags[feature.key], self._layout.tables[feature.table]
+        rows: dict[str, JaggedCodes] = {}
+        for name, features in self._layout.features_of_tables.items():
+            of_table, table = [bags[feature.key] for feature in features], self._layout.tables[name]
+            codes = np.concatenate([bag.values for bag in of_table])
             if draw is None or not table.dropout:
-                found = table.rows(bag.values)
+                found = table.rows(codes)
             else:
-                request = np.repeat(owners.get(feature.slot, ids), bag.lengths)
-                found = with_dropout(table, bag.values, request, draw=draw)
-            rows[feature.key] = JaggedCodes(found, bag.lengths)
+                request = [
+                    np.repeat(owners.get(feature.slot, ids), bag.lengths)
+                    for feature, bag in zip(features, of_table, strict=True)
+                ]
+                found = with_dropout(table, codes, np.concatenate(request), draw=draw)
+            ends = itertools.accumulate(len(bag.values) for bag in of_table)
+            for feature, bag, end in zip(features, of_table, ends, strict=True):
+                own = found[end - len(bag.values) : end]
+                rows[feature.key] = JaggedCodes(own, bag.lengths)
         return rows
 
     def _jagged(

@@ -13,7 +13,28 @@ from cdp_torchrec.data.synthetic_config import SyntheticConfig
 
 TRAIN, TEST = "train", "test"
 """The periods of a log that its preparation makes; the others are days that were appended."""
-_DATE = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_APPENDED = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}-[0-9]{2}-[0-9]{2})?")
+APPENDED_NAMES = "a date, such as 2025-02-10, or a date and a time, such as 2025-02-10T13-00-00"
+"""How periods that were appended are named: text in the order of time."""
+
+
+def is_appended(name: str) -> bool:
+    """Whether a period that was appended may have this name."""
+    return _APPENDED.fullmatch(name) is not None
+
+
+def check_period(name: str) -> None:
+    """Check that a period may have this name.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if name not in (TRAIN, TEST) and not is_appended(name):
+        raise ValueError(
+            f"'{name}' is no period: allowed are '{TRAIN}', '{TEST}' and appended days, whose "
+            f"names are {APPENDED_NAMES}"
+        )
+
 
 EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
 """TorchRec's eviction policies."""
@@ -57,20 +78,28 @@ class VocabularyConfig(Config):
     """Probability that, in training, an id stands on the out-of-vocabulary row that it would have
     if it were rare, everywhere in a request. So these rows learn what new ids will need of them,
     and other features what to do without the id. Evaluation and serving never do it."""
+    hash_bucket_size: PositiveInt | None = None
+    """Instead of that: the table has so many rows, and every id falls on one by a hash of its text,
+    also an id that training never saw (feature hashing). Ids that collide are one id to the model;
+    the start of a training says how many do, `inspect` at which size."""
+    hash_seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of that hash: with another one, other ids collide."""
     managed_collision: ManagedCollisionConfig | None = None
     """Instead of that: rows are assigned during training, to the ids that deserve them then."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.managed_collision and (self.min_count, self.num_oov_rows, self.dropout) != (
-            1,
-            1,
-            0,
-        ):
+        either = ("hash_bucket_size", "managed_collision")
+        chosen = [key for key in either if getattr(self, key) is not None]
+        if len(chosen) == 2:
+            raise ValueError("only one of hash_bucket_size and managed_collision may be set")
+        if chosen and (self.min_count, self.num_oov_rows, self.dropout) != (1, 1, 0):
             raise ValueError(
-                "managed_collision decides which ids have rows: it leaves nothing for min_count, "
+                f"{chosen[0]} decides which ids have rows: it leaves nothing for min_count, "
                 "num_oov_rows and dropout"
             )
+        if self.hash_seed and self.hash_bucket_size is None:
+            raise ValueError("hash_seed has no effect without hash_bucket_size")
         return self
 
 
@@ -108,8 +137,9 @@ class DataConfig(Config):
     """Share of the training requests, the latest ones, held out for validation."""
     train_on: Annotated[tuple[str, ...], Field(min_length=1)] = (TRAIN,)
     """Periods of the log whose requests are the training split, in the order of time: "train",
-    "test" and dates of appended days (`cdp_torchrec prepare_data append`). Ids and their counts are
-    those that the dataset had after the last of them."""
+    "test" and dates of appended days (`cdp_torchrec prepare_data append`), with a time where
+    `prepare_data follow` appended shorter ones. Ids and their counts are those that the dataset had
+    after the last of them."""
     test_on: str = TEST
     """The period that is the test split, later than those."""
 
@@ -117,11 +147,7 @@ class DataConfig(Config):
     def _check_periods(self) -> Self:
         periods = (*self.train_on, self.test_on)
         for period in periods:
-            if period not in (TRAIN, TEST) and not _DATE.fullmatch(period):
-                raise ValueError(
-                    f"'{period}' is no period: allowed are '{TRAIN}', '{TEST}' and dates of "
-                    "appended days, such as '2025-02-10'"
-                )
+            check_period(period)
         places = [(period != TRAIN, period != TEST, period) for period in periods]
         if any(a >= b for a, b in pairwise(places)):
             raise ValueError(

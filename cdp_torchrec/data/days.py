@@ -1,6 +1,6 @@
 """Days appended to a dataset: where they lie, in which order, and what is read of them.
 
-    <dataset>/days/<date>/       what a day added; appears by one rename, and never changes
+    <dataset>/days/<name>/       what a day added; appears by one rename, and never changes
         day.toml                 its span, its sizes, and the vocabularies with its new ids
         requests/part-*.parquet  as those of train and test
         history/                 a segment of the store: the behaviours of that day
@@ -58,6 +58,11 @@ class Segment:
     num_behaviours: int
     entities: Mapping[str, Entity]
     """The vocabularies that it was written with."""
+
+
+def appended_names(dataset: Path) -> list[str]:
+    """Names of all appended days in the order of time, at the cost of listing a directory."""
+    return _names(dataset / DAYS)
 
 
 def day_folder(dataset: Path, name: str) -> Path:

@@ -40,6 +40,11 @@ class HistoryLookup:
         return replace(self, part=False, stranger=False)
 
     @property
+    def has_sequences(self) -> bool:
+        """Whether behaviours are read one by one."""
+        return self.gated or self.recent
+
+    @property
     def num_pool_segments(self) -> int:
         """Segments of the pooled history; 0 without one."""
         return 0 if self.pool_segments is None else len(self.pool_segments) + 1

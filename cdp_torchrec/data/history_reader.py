@@ -5,12 +5,12 @@ Sums and counts are of the whole gated history, however long; only sequences are
 
 # B impressions, G gated histories, L behaviours, K recency segments
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from cdp_torchrec.data.behaviour_clusters import clusters_before
+from cdp_torchrec.data.behaviour_values import attribute_codes, attribute_matrix
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, WHOLE_KEY, FeatureLayout
 from cdp_torchrec.data.request_files import Impressions
@@ -92,9 +92,7 @@ class HistoryReader:
             if segments is not None:
                 counts = _counts(group, segments, index, impressions.candidate["item_id"])
             if lookup.pool_segments is not None:
-                for k, part in enumerate(_by_recency(group.slices, lookup.pool_segments)):
-                    items = np.asarray(group.behaviours.item[part.rows()])
-                    bags[f"{POOL_KEY}_{k}"] = JaggedCodes(items, part.lengths)
+                bags |= _pools(group, lookup.pool_segments)
             if lookup.part:
                 bags[PART_KEY] = _part(group, impressions.request["request_id"], draw)
             if lookup.gated:
@@ -172,19 +170,56 @@ class HistoryReader:
     ) -> SequenceColumns:
         """Columns of the sequences; adds their codes to `bags`."""
         rows, lengths = group.slices.rows(), group.slices.lengths
-        item, category = _add_codes(slot, group, rows, lengths, bags)
+        item, category = self._add_codes(slot, group, rows, lengths, bags)
         age_ms = np.repeat(group.before, lengths) - np.asarray(group.behaviours.timestamp[rows])
-        return SequenceColumns(item, category, 1e-3 * age_ms, lengths, sequence)
+        attributes = self._attributes(group, rows)
+        return SequenceColumns(
+            item, category, 1e-3 * age_ms, lengths, sequence, attributes=attributes
+        )
 
     def _clusters(
         self, group: "_Group", at_most: int, sequence: np.ndarray, bags: dict[str, JaggedCodes]
     ) -> SequenceColumns:
         """As _sequence, a cluster in place of a behaviour."""
         found = clusters_before(group.behaviours, group.slices, group.before, at_most=at_most)
-        item, category = _add_codes("recent", group, found.row, found.lengths, bags)
+        item, category = self._add_codes("recent", group, found.row, found.lengths, bags)
         return SequenceColumns(
-            item, category, 1e-3 * found.age_ms, found.lengths, sequence, size=found.size
+            item,
+            category,
+            1e-3 * found.age_ms,
+            found.lengths,
+            sequence,
+            size=found.size,
+            attributes=self._attributes(group, found.row),
         )
+
+    def _attributes(self, group: "_Group", rows: np.ndarray) -> np.ndarray | None:
+        return attribute_matrix(self._layout.attributes, group.behaviours.attributes, rows)
+
+    def _add_codes(
+        self,
+        slot: str,
+        group: "_Group",
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        bags: dict[str, JaggedCodes],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Adds the codes of some rows to `bags`; items and categories of the rows."""
+        behaviours = group.behaviours
+        item = np.asarray(behaviours.item[rows])
+        category = np.zeros(len(rows), dtype=np.int64)
+        if behaviours.category is not None:
+            category = np.asarray(behaviours.category[rows])
+        elif group.category is not None:
+            category = np.repeat(group.category, lengths)
+        bags[f"{slot}_item"] = JaggedCodes(item, lengths)
+        bags[f"{slot}_category"] = JaggedCodes(category, lengths)
+        if behaviours.action is not None:
+            bags[f"{slot}_action"] = JaggedCodes(np.asarray(behaviours.action[rows]), lengths)
+        of_attributes = attribute_codes(self._layout.attributes, behaviours.attributes, rows)
+        for column, codes in of_attributes.items():
+            bags[f"{slot}_{column}"] = JaggedCodes(codes, lengths)
+        return item, category
 
 
 @dataclass(frozen=True)
@@ -205,35 +240,24 @@ class _Group:
         return replace(self, slices=self.slices.last(count))
 
 
-def _add_codes(
-    slot: str,
-    group: _Group,
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    bags: dict[str, JaggedCodes],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Adds the codes of some rows to `bags`; items and categories of the rows."""
-    behaviours = group.behaviours
-    item = np.asarray(behaviours.item[rows])
-    category = np.zeros(len(rows), dtype=np.int64)
-    if behaviours.category is not None:
-        category = np.asarray(behaviours.category[rows])
-    elif group.category is not None:
-        category = np.repeat(group.category, lengths)
-    bags[f"{slot}_item"] = JaggedCodes(item, lengths)
-    bags[f"{slot}_category"] = JaggedCodes(category, lengths)
-    if behaviours.action is not None:
-        bags[f"{slot}_action"] = JaggedCodes(np.asarray(behaviours.action[rows]), lengths)
-    return item, category
+def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
+    """The most recent behaviours in K segments, the last one of all older ones; [K * Q] slices."""
+    skipped = np.cumsum((0, *segments))[:, None]
+    stop = np.maximum(slices.stop - skipped, slices.start)
+    start = np.concatenate([stop[1:], slices.start[None]])  # where the older ones stop
+    return Slices(start.ravel(), stop.ravel())
 
 
-def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Iterator[Slices]:
-    """The most recent behaviours in segments of these sizes, then all older ones."""
-    skip = 0
-    for size in segments:
-        yield slices.last(size, skip=skip)
-        skip += size
-    yield Slices(slices.start, np.maximum(slices.stop - skip, slices.start))
+def _pools(group: _Group, segments: tuple[int, ...]) -> dict[str, JaggedCodes]:
+    """Items of each history by recency, to be pooled."""
+    parts = _by_recency(group.slices, segments)
+    items = np.asarray(group.behaviours.item[parts.rows()])
+    lengths = parts.lengths.reshape(len(segments) + 1, -1)
+    in_segments = np.split(items, np.cumsum(lengths.sum(axis=1))[:-1])
+    return {
+        f"{POOL_KEY}_{k}": JaggedCodes(codes, own)
+        for k, (codes, own) in enumerate(zip(in_segments, lengths, strict=True))
+    }
 
 
 def _part(group: _Group, request_id: np.ndarray, draw: int | None) -> JaggedCodes:
@@ -253,8 +277,9 @@ def _counts(
     group: _Group, segments: tuple[int, ...], index: np.ndarray, item_id: np.ndarray
 ) -> np.ndarray:
     """Behaviours of each impression's history by segment, then those on its item, [B, 2 K]."""
-    parts = [part.lengths[index] for part in _by_recency(group.slices, segments)]
-    lengths = np.stack(parts, axis=1).astype(np.float32)
+    num_segments = len(segments) + 1
+    by_segment = _by_recency(group.slices, segments).lengths.reshape(num_segments, -1)
+    lengths = by_segment.T[index].astype(np.float32)
     wanted, place = np.unique((index << 32) | item_id, return_inverse=True)
     if not len(wanted):
         return np.concatenate([lengths, lengths], axis=1)
@@ -271,6 +296,6 @@ def _counts(
     found, owner, rows = found[is_match], owner[is_match], rows[places[is_match]]
     recency = group.slices.stop[owner] - 1 - rows
     segment = np.searchsorted(np.cumsum(segments), recency, side="right")
-    cell = found * len(parts) + segment
-    counts = np.bincount(cell, minlength=len(wanted) * len(parts)).reshape(-1, len(parts))
+    cell = found * num_segments + segment
+    counts = np.bincount(cell, minlength=len(wanted) * num_segments).reshape(-1, num_segments)
     return np.concatenate([lengths, counts[place].astype(np.float32)], axis=1)

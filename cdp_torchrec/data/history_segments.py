@@ -53,7 +53,7 @@ def open_segments(
 
 
 def _open_segment(segment: Segment, history: HistorySchema, *, check: bool) -> HistoryStore:
-    num_ids = {part: segment.entities[e].num_ids for part, e in history.entities.items()}
+    num_ids = {part: segment.entities[e].num_ids for part, e in history.code_columns.items()}
     sizes = {
         "num_behaviours": segment.num_behaviours,
         "num_users": segment.entities["user"].num_ids,
@@ -131,7 +131,7 @@ class JoinedColumn:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         order, ends, places = self._places.find(rows)
-        found = np.empty(len(rows), dtype=self.dtype)
+        found = np.empty((len(rows), *self._columns[0][:0].shape[1:]), dtype=self.dtype)
         for column, start, stop in zip(self._columns, [0, *ends[:-1]], ends, strict=True):
             if start < stop:
                 found[order[start:stop]] = column[places[start:stop]]
@@ -165,6 +165,10 @@ def _joined(answers: Sequence[_Answer]) -> _Answer:
             action=join(lambda b: b.action),
             category=join(lambda b: b.category),
             cluster=join(lambda b: b.cluster),
+            attributes={
+                name: JoinedColumn([b.attributes[name] for b in of_segments], places)
+                for name in of_segments[0].attributes
+            },
         ),
         Slices(history_ends - lengths.sum(axis=1), history_ends),
     )

@@ -7,7 +7,7 @@ history before any truncation.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,11 +68,15 @@ class Behaviours:
     cluster: Column | None = None
     """Int32, as from `assign_clusters`; None where the order is by category, or in a dataset that
     was made before there were clusters."""
+    attributes: Mapping[str, Column] = field(default_factory=dict)
+    """By name: numbers float32 [N], NaN where missing; ids int32 [N, max_ids], 0 for none."""
 
     def codes(self) -> dict[str, Column]:
-        """The columns of codes that the log has, by part."""
+        """The columns of codes that the log has, by part; attributes by the name of their file."""
         columns = {"item": self.item, "category": self.category, "action": self.action}
-        return {part: codes for part, codes in columns.items() if codes is not None}
+        found = {part: codes for part, codes in columns.items() if codes is not None}
+        ids = {n: c for n, c in self.attributes.items() if np.issubdtype(c.dtype, np.integer)}
+        return found | {f"attribute_{name}": codes for name, codes in ids.items()}
 
     def before(self, slices: Slices, before: np.ndarray) -> Slices:
         """The part of each slice that happened strictly before a timestamp, [Q]."""
@@ -156,7 +160,7 @@ class HistoryStore:
         """Whether a few places of each file are in the order that searching relies on.
 
         Args:
-            num_ids: largest code of "item", "category" and "action", where the log has them.
+            num_ids: largest code of each column of codes (HistorySchema.code_columns).
 
         Raises:
             DatasetError: one is not, or holds an unknown code; names the file.
@@ -259,6 +263,7 @@ def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> 
         action=_load(folder / "action.npy", length) if has_action else None,
         category=_load(folder / "category.npy", length) if with_category else None,
         cluster=_load(folder / "cluster.npy", length) if has_clusters else None,
+        attributes={a.name: _load(folder / f"{a.file}.npy", length) for a in schema.attributes},
     )
 
 

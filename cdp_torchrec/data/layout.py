@@ -1,6 +1,6 @@
 """Which embedding tables and KJT keys a dataset gives a model: the contract of reader and model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,10 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.id_hash import IdHash
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
-from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts
+from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts, stored_ids
 
 Slot = Literal["candidate", "request", "pool", "part", "whole", "gated", "recent", "stranger"]
 
@@ -26,7 +28,8 @@ class Table:
 
     An id that becomes frequent on a day that was appended gets the next row: no row ever moves.
 
-    With managed collision, the model maps ids to rows by itself.
+    With a hash, row 0 is "missing" and the others are buckets. With managed collision, the model
+    maps ids to rows by itself.
     """
 
     entity: str
@@ -40,10 +43,17 @@ class Table:
     """Probability that an id stands on its shared row in training."""
     later: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False)
     """Codes that got a row of their own on appended days, in the order of their rows, int64."""
+    hash_bucket_size: int | None = None
+    """Rows that ids fall on by a hash; None: by the vocabulary."""
+    buckets: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64), compare=False)
+    """Bucket of the codes from 1 on, int64; a code beyond them is of an id that only serving
+    meets, and holds its bucket (serving/vocabulary.py)."""
 
     @property
     def num_embeddings(self) -> int:
         """Rows of the table."""
+        if self.hash_bucket_size is not None:
+            return 1 + self.hash_bucket_size
         if self.managed_collision is not None:
             return self.managed_collision.zch_size
         return 1 + self.num_oov_rows + self.num_kept + len(self.later)
@@ -52,6 +62,8 @@ class Table:
         """Whether each id has a row that it shares with none; with managed collision, may have."""
         if self.managed_collision is not None:
             return codes > 0
+        if self.hash_bucket_size is not None:
+            return (codes > 0) & self._alone[self.rows(codes)]
         return (codes > 0) & ((codes <= self.num_kept) | self._later_row(codes)[1])
 
     def rows(self, codes: np.ndarray) -> np.ndarray:
@@ -68,6 +80,8 @@ class Table:
             )
         if self.managed_collision is not None:
             return codes
+        if self.hash_bucket_size is not None:
+            return self._hashed(codes, self.hash_bucket_size)
         rows = codes + self.num_oov_rows
         rare = codes > self.num_kept
         rows[rare] = self.shared_rows(codes[rare])
@@ -76,6 +90,19 @@ class Table:
             rows[found] = later[found]
         rows[codes == 0] = 0
         return rows
+
+    def _hashed(self, codes: np.ndarray, num_buckets: int) -> np.ndarray:
+        known = len(self.buckets)
+        rows = 1 + (codes - known - 1) % num_buckets
+        found = (codes > 0) & (codes <= known)
+        rows[found] = 1 + self.buckets[codes[found] - 1]
+        rows[codes == 0] = 0
+        return rows
+
+    @cached_property
+    def _alone(self) -> np.ndarray:
+        """Whether at most one id falls on each row."""
+        return np.bincount(1 + self.buckets, minlength=self.num_embeddings) < 2
 
     def shared_rows(self, codes: np.ndarray) -> np.ndarray:
         """The out-of-vocabulary row that each id has if it has none of its own."""
@@ -134,11 +161,13 @@ class FeatureLayout:
     not."""
     num_users: int
     """Largest user code that the history store has behaviours of."""
+    attributes: tuple[BehaviourAttribute, ...] = ()
+    """What modules that read sequences see of a behaviour beside item, category and action."""
 
     @property
     def has_actions(self) -> bool:
         """Whether behaviours have an action type."""
-        return any(f.key.endswith("_action") for f in self.features if f.is_sequence)
+        return any(f.key == f"{f.slot}_action" for f in self.features if f.is_sequence)
 
     @property
     def num_domains(self) -> int:
@@ -161,6 +190,14 @@ class FeatureLayout:
     @cached_property
     def _sequence_tables(self) -> set[str]:
         return {feature.table for feature in self.features if feature.is_sequence}
+
+    @cached_property
+    def features_of_tables(self) -> Mapping[str, list[SparseFeature]]:
+        """All features by the table that they read."""
+        by_table: dict[str, list[SparseFeature]] = {}
+        for feature in self.features:
+            by_table.setdefault(feature.table, []).append(feature)
+        return by_table
 
     @property
     def bags(self) -> tuple[SparseFeature, ...]:
@@ -247,6 +284,7 @@ def declare_layout(
         domain_key=schema.domain_feature() if history.domain else None,
         count_segments=count_segments,
         num_users=schema.history.num_users,
+        attributes=schema.history.attributes,
     )
 
 
@@ -264,10 +302,25 @@ def _behaviour_features(schema: Schema, slot: Slot) -> list[SparseFeature]:
         SparseFeature(f"{slot}_{name}", entity, role="history", slot=slot, is_bag=False)
         for name, entity in entities.items()
         if entity is not None
+    ] + [
+        SparseFeature(f"{slot}_{column}", a.entity, role="history", slot=slot, is_bag=False)
+        for a in schema.history.attributes
+        if a.entity is not None
+        for column in a.columns
     ]
 
 
 def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig) -> Table:
+    id_hash = IdHash.of(config)
+    if id_hash is not None:
+        return Table(
+            entity,
+            config.num_oov_rows,
+            num_kept=0,
+            num_ids=schema.entities[entity].num_ids,
+            hash_bucket_size=id_hash.num_buckets,
+            buckets=id_hash.buckets(_texts(dataset, schema, entity)),
+        )
     counts = stored_counts(dataset, schema, entity)
     # Counts fall with the code, so the kept ids are a prefix.
     num_kept = int(np.searchsorted(-counts[0].count, -config.min_count, side="right"))
@@ -280,6 +333,11 @@ def _table(dataset: Path, schema: Schema, entity: str, config: VocabularyConfig)
         config.dropout,
         later=_later(counts, config.min_count, schema.entities[entity].num_ids),
     )
+
+
+def _texts(dataset: Path, schema: Schema, entity: str) -> Iterator[str]:
+    for chunk in stored_ids(dataset, schema, entity).iterchunks():
+        yield from chunk.to_pylist()
 
 
 def _later(counts: Sequence[Counts], min_count: int, num_ids: int) -> np.ndarray:

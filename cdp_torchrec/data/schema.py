@@ -9,12 +9,13 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
 from pydantic import ValidationError, model_validator
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute, standardised
 from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ LARGEST_NUMBER = float.fromhex("0x1.fffffep+127")  # of float32
 """Numbers beyond it, in a log or in a request, are refused."""
 LATEST_TIMESTAMP_MS = 7_258_118_400_000
 """The year 2200: a later moment was not given in milliseconds."""
-LARGEST_DEVIATION = 1000.0
-"""Standardised numbers end here, in training and serving alike: what a network multiplies a few
-times must stay finite, whatever a request says."""
 
 Role = Literal["user", "query", "item", "context", "scene"]
 Level = Literal["request", "candidate"]
@@ -68,15 +66,8 @@ class Feature(Config):
     """Standard deviation of a "number" over the training impressions."""
 
     def standardise(self, raw: "np.ndarray") -> "np.ndarray":
-        """A "number" as the model reads it, float64, same shape; 0, the mean, where it is missing.
-
-        The result is finite and within LARGEST_DEVIATION for everything that a float64 can hold.
-        """
-        import numpy as np  # settings are read without it
-
-        with np.errstate(over="ignore"):
-            scaled = (raw - self.mean) / self.std
-        return np.nan_to_num(np.clip(scaled, -LARGEST_DEVIATION, LARGEST_DEVIATION))
+        """A "number" as the model reads it, float64; see `standardised`."""
+        return standardised(raw, mean=self.mean, std=self.std)
 
     @model_validator(mode="after")
     def _check(self) -> "Feature":
@@ -108,6 +99,8 @@ class HistorySchema(Config):
     """Entity of the category gate; None: the log has no category, so no gate."""
     action_entity: str | None = None
     """Entity of the action types (click, view ...); None: not logged."""
+    attributes: tuple[BehaviourAttribute, ...] = ()
+    """What else is known of each behaviour."""
     num_behaviours: int = 0
     num_users: int = 0
 
@@ -120,6 +113,12 @@ class HistorySchema(Config):
             "action": self.action_entity,
         }
         return {part: entity for part, entity in parts.items() if entity is not None}
+
+    @property
+    def code_columns(self) -> dict[str, str]:
+        """Entity of each column of codes in the store: the parts, and attributes that are ids."""
+        ids = {a.file: a.entity for a in self.attributes if a.entity is not None}
+        return self.entities | ids
 
 
 class Split(Config):
@@ -148,7 +147,9 @@ class Day(Config):
 
     version: int = DAY_VERSION
     name: str
-    """Date of its first request at UTC, such as 2025-02-10."""
+    """Date of its first request at UTC, such as 2025-02-10; taken from an inbox, the name that it
+    had there, which may end with a time, such as 2025-02-10T13-00-00. Later days have names that
+    are later in the order of text."""
     first_request: int
     """Number of its first request: requests are numbered over the whole dataset."""
     requests: Split
@@ -183,7 +184,7 @@ class Schema(Config):
     @model_validator(mode="after")
     def _check(self) -> "Schema":
         used = [f.entity for f in self.features if f.entity is not None]
-        used += self.history.entities.values()
+        used += self.history.code_columns.values()
         missing = sorted(set(used) - set(self.entities))
         if missing:
             raise ValueError(f"entities {missing} are used by features but not declared")
@@ -229,16 +230,21 @@ class Schema(Config):
         for name in names:
             if name in ("item_id", self.gate_feature()):
                 raise KeyError(f"feature '{name}' is needed by the history")
-            if name not in [f.name for f in self.features]:
-                found = [f.name for f in self.features]
+            found = [f.name for f in self.features] + [*map(_named, self.history.attributes)]
+            if name not in found:
                 raise KeyError(f"the dataset has no feature '{name}'; it has {found}")
         kept = tuple(f for f in self.features if f.name not in names)
-        return self.model_copy(update={"features": kept})
+        attributes = tuple(a for a in self.history.attributes if _named(a) not in names)
+        history = self.history.model_copy(update={"attributes": attributes})
+        return self.model_copy(update={"features": kept, "history": history})
 
     def digest(self) -> DatasetDigest:
         """Which raw id has which code, and what the features are: what a model depends on."""
-        used = [f.entity for f in self.features if f.entity] + [*self.history.entities.values()]
-        return self._digest(used, {f.name: f.meaning for f in self.features})
+        used = [f.entity for f in self.features if f.entity]
+        used += self.history.code_columns.values()
+        meanings = {f.name: f.meaning for f in self.features}
+        meanings |= {_named(a): a.meaning for a in self.history.attributes}
+        return self._digest(used, meanings)
 
     def history_digest(self) -> DatasetDigest:
         """Which raw id has which code in the history store, whatever the requests hold."""
@@ -269,7 +275,9 @@ class Schema(Config):
 
     def save(self, dataset: Path) -> None:
         """Write `<dataset>/schema.toml`."""
-        unused = set() if self.days else {"days", "trained_days"}
+        unused: dict[str, Any] = {} if self.days else {"days": True, "trained_days": True}
+        if not self.history.attributes:
+            unused["history"] = {"attributes"}
         data = self.model_dump(mode="json", exclude_none=True, exclude=unused)
         text = tomli_w.dumps({"dataset_digest": self.fingerprint()} | data)
         (dataset / "schema.toml").write_text(text)
@@ -309,6 +317,11 @@ def load_schema(dataset: Path) -> Schema:
             f"features and vocabularies have {schema.fingerprint()}"
         )
     return schema
+
+
+def _named(attribute: BehaviourAttribute) -> str:
+    """How settings and messages name it among the features."""
+    return f"history.{attribute.name}"
 
 
 def _counted_from(dataset: Path) -> str:

@@ -77,6 +77,9 @@ class SequenceIndex:
     size: Tensor | None = None
     """Behaviours that each one stands for, float [L], where it is a cluster of them (TWIN-V2): then
     age is their mean. None where it is one behaviour."""
+    attributes: Tensor | None = None
+    """Numbers of each behaviour, standardised, then 1 for each of its several ids and 0 where it
+    has fewer (data/behaviour_values.py), float [L, A]; None where the log has neither."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class SequenceColumns:
     """Sequence of each impression, [<= B]; every sequence has an impression."""
     size: np.ndarray | None = None
     """Behaviours that each one stands for, [L]; None where it is one behaviour."""
+    attributes: np.ndarray | None = None
+    """[L, A], as in SequenceIndex."""
 
 
 def index_sequences(
@@ -177,7 +182,8 @@ def index_sequences(
         sequence_blocks=tuple(sequence_block(filled[rows]) for rows in of_sequences),
         candidate_blocks=tuple(candidate_blocks),
         place=_tensor(place),
-        size=None if columns.size is None else torch.from_numpy(columns.size.astype(np.float32)),
+        size=_floats(columns.size),
+        attributes=_floats(columns.attributes),
     )
 
 
@@ -194,6 +200,8 @@ def _with_two_sequences(columns: SequenceColumns, batch_size: int) -> SequenceCo
     sequence = np.full(batch_size, batch_size - 1)
     sequence[: len(columns.sequence)] = columns.sequence
     nothing = np.zeros(missing, dtype=np.int64)
+    attributes = columns.attributes
+    nothings = np.zeros((missing, 0 if attributes is None else attributes.shape[1]), np.float32)
     return SequenceColumns(
         item_id=np.append(columns.item_id, nothing),
         category_id=np.append(columns.category_id, nothing),
@@ -201,6 +209,7 @@ def _with_two_sequences(columns: SequenceColumns, batch_size: int) -> SequenceCo
         lengths=lengths,
         sequence=sequence,
         size=None if columns.size is None else np.append(columns.size, nothing + 1),
+        attributes=None if attributes is None else np.concatenate([attributes, nothings]),
     )
 
 
@@ -232,6 +241,10 @@ def _costs(length: np.ndarray, width: np.ndarray) -> np.ndarray:
     """What the first row, the first two, ... cost as one group, [R]."""
     longest, widest = np.maximum.accumulate(length), np.maximum.accumulate(width)
     return np.arange(1.0, len(length) + 1) * longest * (widest + _PAIRS_PER_GATHER)
+
+
+def _floats(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array.astype(np.float32))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.hash_figures import HASH_TITLE, hash_rows
 from cdp_torchrec.data.prepare.split_figures import Lengths
 from cdp_torchrec.describe import figures
 from cdp_torchrec.describe.id_coverage import MINIMUM_COUNTS
@@ -20,7 +21,7 @@ def sections(log: LogMeasures) -> list[Section]:
     parts = [_size(log), _time(log), _lists(log), _order(log), _histories(log)]
     if log.gates:
         parts.append(_gates(log))
-    return [*parts, _ids(log), _ranking(log), _scorers(log)]
+    return [*parts, _ids(log), *_hashes(log), _ranking(log), _scorers(log)]
 
 
 def _size(log: LogMeasures) -> Section:
@@ -175,6 +176,20 @@ def _ids(log: LogMeasures) -> Section:
         figure=draw if drawn else None,
         rows=rows if curves else (),
     )
+
+
+def _hashes(log: LogMeasures) -> list[Section]:
+    rows = hash_rows(log.schema, log.summary)
+    if not rows:
+        return []
+    return [
+        Section(
+            "Ids that would share a row by a hash",
+            f"In each cell: {HASH_TITLE}. Frequent ids that collide are one id to the model; "
+            "vocabularies, out-of-vocabulary rows and managed collision keep them apart.",
+            rows=rows,
+        )
+    ]
 
 
 def _ranking(log: LogMeasures) -> Section:

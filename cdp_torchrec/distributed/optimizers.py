@@ -1,5 +1,7 @@
 """Separate optimizers for sparse parameters (tables) and dense parameters (all others)."""
 
+from typing import Protocol
+
 import torch
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -14,7 +16,16 @@ from cdp_torchrec.distributed.row_optimizers import LazyAdam, RowWiseAdagrad
 from cdp_torchrec.model.sparse_arch import is_table
 
 
-def needs_dense_gradients(config: SparseOptimizerConfig, device: torch.device) -> bool:
+class TableOptimizer(Protocol):
+    """What a plan depends on of the optimizer of tables."""
+
+    @property
+    def kind(self) -> str:
+        """Its name: adam, rowwise_adagrad; of models from outside also adagrad, sgd."""
+        ...
+
+
+def needs_dense_gradients(config: TableOptimizer, device: torch.device) -> bool:
     """Whether tables need gradients instead of an optimizer in their backward pass."""
     return config.kind == "adam" and device.type == "cpu"
 

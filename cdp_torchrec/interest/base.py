@@ -101,7 +101,7 @@ class InterestDims:
     category: int = 0
     """Category of a behaviour and of the target item (the first part of item_attributes)."""
     action: int = 0
-    """Action type of a behaviour."""
+    """Action type and attributes of a behaviour."""
     domains: int = 0
     """No width: codes that a domain may have; 0 without domains."""
 

@@ -29,7 +29,8 @@ class BehaviourSequence:
     category: Tensor
     """[L, D_category]; width 0 where the log has no category."""
     action: Tensor
-    """Action type (click, view ...), [L, D_action]; width 0 where the log has none."""
+    """What was done: the action type (click, view ...), then the attributes of the behaviour (dwell
+    time, price, tags), [L, D_action]; width 0 where the log has none."""
     index: SequenceIndex
 
     def per_candidate(self, attend: Callable[..., Tensor], *of_blocks: Sequence[Any]) -> Tensor:

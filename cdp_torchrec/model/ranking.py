@@ -24,6 +24,7 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.sequence import BehaviourSequence
+from cdp_torchrec.model.behaviour_attributes import BehaviourAttributes
 from cdp_torchrec.model.config import InteractionConfig, ModelConfig
 from cdp_torchrec.model.sparse_arch import SparseArch
 
@@ -125,6 +126,11 @@ class RankingArch(nn.Module):
             n for n, f in enumerate(layout.numbers) if f.name not in config.interaction.exclude
         ]
         dim = config.embedding_dim
+        self.behaviour_attributes = (
+            BehaviourAttributes(layout, embedding_dim=dim, init_std=config.embedding_init_std)
+            if layout.attributes and layout.history.has_sequences
+            else None
+        )
         width = {r: dim * len(self._by_role[r]) + len(self._number_columns[r]) for r in _ROLES}
         self.interest: InterestModule = build_interest(
             config.interest,
@@ -136,7 +142,7 @@ class RankingArch(nn.Module):
                 context=width["context"],
                 scene=width["scene"],
                 category=dim if layout.category_key else 0,
-                action=dim if layout.has_actions else 0,
+                action=(dim if layout.has_actions else 0) + self._attribute_dim,
                 domains=layout.num_domains,
             ),
         )
@@ -149,6 +155,10 @@ class RankingArch(nn.Module):
             config.over_arch_layer_sizes,
         )
         self._autocast = config.precision == "bfloat16"
+
+    @property
+    def _attribute_dim(self) -> int:
+        return 0 if self.behaviour_attributes is None else self.behaviour_attributes.out_features
 
     def forward(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> RankingOutput:
         """Logits and interest of B impressions.
@@ -232,10 +242,14 @@ class RankingArch(nn.Module):
             return None
         item = embeddings[f"{slot}_item"]
         nothing = item[:, :0]
+        action = embeddings.get(f"{slot}_action", nothing)
+        if self.behaviour_attributes is not None:
+            attributes = self.behaviour_attributes(embeddings, slot, index.attributes)
+            action = torch.cat([action, attributes], dim=1)
         return BehaviourSequence(
             item=item,
             category=embeddings.get(f"{slot}_category", nothing),
-            action=embeddings.get(f"{slot}_action", nothing),
+            action=action,
             index=index,
         )
 

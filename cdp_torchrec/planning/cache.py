@@ -13,18 +13,19 @@ from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan, PlanCase, PlanOutcome
 from cdp_torchrec.planning.dense import DenseCost, Operation
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
+from cdp_torchrec.planning.outside import OutsideWorkload
 from cdp_torchrec.planning.workload import Workload
 from cdp_torchrec.whole_file import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 5
+_FORMAT = 7
 """Counts changes of what the files hold and of how estimates are made."""
 
 
 class ResultCache:
     """A directory with one file for each case."""
 
-    def __init__(self, directory: Path, workload: Workload) -> None:
+    def __init__(self, directory: Path, workload: Workload | OutsideWorkload) -> None:
         """Open or create it.
 
         Args:
@@ -37,10 +38,8 @@ class ResultCache:
         self._common = {
             "format": _FORMAT,
             "versions": {name: version(name) for name in _PACKAGES},
-            "layout": repr(workload.layout),
-            "model": workload.model.model_dump(mode="json"),
+            **workload.identity,
             "pooling_factors": dict(workload.pooling_factors),
-            "impressions_per_request": workload.impressions_per_request,
             "batch_size": workload.batch_size,
         }
 

@@ -9,6 +9,8 @@ from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig
 from cdp_torchrec.planning.config import PlanningExperimentConfig, Strategy
 from cdp_torchrec.planning.estimate import PlanEstimate
+from cdp_torchrec.planning.fixed_costs import fixed_ms, input_ms
+from cdp_torchrec.planning.outside_config import OutsideConfig, OutsideSparseConfig
 
 _MILLION = 1_000_000
 
@@ -23,7 +25,7 @@ class PlanCase:
     strategy: Strategy
     sharding: ShardingConfig
     """Of this strategy."""
-    optimizer: SparseOptimizerConfig
+    optimizer: SparseOptimizerConfig | OutsideSparseConfig
     """Of the tables."""
 
     @property
@@ -44,9 +46,26 @@ class FeasiblePlan:
     """Of the dense gradients."""
 
     @property
+    def fixed_ms(self) -> float:
+        """Time of the step, the lookups and the collectives however little there is to do."""
+        return fixed_ms(self.estimate.problem, self.estimate.tables)
+
+    @property
+    def input_ms(self) -> float:
+        """Time of the ids on their way to the tables."""
+        return input_ms(self.estimate.problem, self.estimate.tables)
+
+    @property
     def step_ms(self) -> float:
-        """Time of a step without any overlap."""
-        return self.estimate.embedding_ms + self.dense_ms + self.all_reduce_ms
+        """Estimate of a step, without any overlap of its parts."""
+        found = self.estimate.embedding_ms + self.dense_ms + self.all_reduce_ms
+        return found + self.fixed_ms + self.input_ms
+
+    @property
+    def step_range_ms(self) -> tuple[float, float]:
+        """Where the step is expected to lie."""
+        factor = self.case.hardware.uncertainty
+        return self.step_ms / factor, self.step_ms * factor
 
     @property
     def impressions_per_s(self) -> float:
@@ -89,7 +108,7 @@ PlanOutcome = FeasiblePlan | InfeasiblePlan
 
 
 def make_cases(
-    config: PlanningExperimentConfig, hardware: Mapping[str, HardwareConfig]
+    config: PlanningExperimentConfig | OutsideConfig, hardware: Mapping[str, HardwareConfig]
 ) -> list[PlanCase]:
     """All cases, hardware by hardware.
 

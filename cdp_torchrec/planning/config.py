@@ -24,7 +24,8 @@ class PlanningConfig(Config):
     """Numbers of ranks: part of a node, or whole nodes."""
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = ("planner",)
     """planner: TorchRec's choice for each table; a sharding type: that one for all but small
-    tables; constraints: what [sharding] says."""
+    tables; constraints: what sharding.strategy, sharding.tables and sharding.plan say, which no
+    other strategy reads."""
     batch_size: PositiveInt = 4096
     """Impressions per rank and step."""
     impressions_per_day: PositiveInt | None = None

@@ -8,7 +8,7 @@ longer of its arithmetic and its memory traffic, and no less than the launch of 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.workload import Workload
 
-_LAUNCH_MS = 0.005
-"""From one kernel to the next when the GPU waits for Python."""
-_CPU_CALL_MS = 0.002
+_MOST_COUNTED = 65_536
+"""Impressions; the work of more is in proportion, and needs no batch of that size."""
+_BUCKET_BYTES = 25 * 2**20
 _ADAM_COPIES = 7
 """Reads and writes of each dense parameter in Adam's update, in float32."""
 
@@ -66,7 +66,7 @@ class DenseCost:
         gpu = hardware.device == "cuda"
         bandwidth = hardware.device_bandwidth_gb_s if gpu else hardware.host_bandwidth_gb_s
         assert bandwidth is not None
-        floor = _LAUNCH_MS if gpu else _CPU_CALL_MS
+        floor = hardware.fixed_cost("kernel_us") / 1e3
         update = Operation(0, 4 * _ADAM_COPIES * self.num_parameters)
         return sum(
             max(
@@ -77,25 +77,38 @@ class DenseCost:
             for operation in (*self.operations, update)
         )
 
+    def scaled(self, factor: float) -> "DenseCost":
+        """Of a batch that is `factor` times as large; weights are taken to grow along."""
+        operations = (
+            Operation(round(factor * o.flops), round(factor * o.num_bytes)) for o in self.operations
+        )
+        return DenseCost(tuple(operations), self.num_parameters)
+
     def all_reduce_ms(self, hardware: HardwareConfig, world_size: int) -> float:
-        """Time to average the dense gradients in a ring over all ranks."""
+        """Time to average the dense gradients in a ring over all ranks, in DDP's buckets."""
         if world_size == 1:
             return 0.0
         here = min(world_size, hardware.ranks_per_node)
         link = hardware.intra_node_gb_s
         if world_size > here:
             link = min(link, hardware.inter_node_gb_s * here)
-        sent = 2 * (world_size - 1) / world_size * 4 * self.num_parameters
-        return 1e3 * sent / (link * GB)
+        num_bytes = 4 * self.num_parameters
+        sent = 2 * (world_size - 1) / world_size * num_bytes
+        buckets = math.ceil(num_bytes / _BUCKET_BYTES)
+        fixed = buckets * hardware.collective_ms(2 * (world_size - 1))
+        return 1e3 * sent / (link * GB) + fixed
 
 
 def count_dense(workload: Workload) -> DenseCost:
     """Operations of a step of one rank."""
+    if workload.batch_size > _MOST_COUNTED:
+        counted = count_dense(replace(workload, batch_size=_MOST_COUNTED))
+        return counted.scaled(workload.batch_size / _MOST_COUNTED)
     batch = _batch(workload)
     with FakeTensorMode(allow_non_fake_inputs=True):
         task = TrainTask(RankingModel(workload.layout, workload.model))
         embeddings = _embeddings(workload, batch)
-        with _Counter() as counter:
+        with OperationCounter() as counter:
             output = task.model.ranking_arch(embeddings, batch)
             loss, _ = task.loss(output, batch.labels, batch.weights)
             loss.backward()
@@ -105,7 +118,7 @@ def count_dense(workload: Workload) -> DenseCost:
     )
 
 
-class _Counter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Collects the operations that read or write memory."""
 
     def __init__(self) -> None:

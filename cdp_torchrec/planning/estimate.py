@@ -18,6 +18,7 @@ TIME_KINDS = (
     "backward",
     "backward_communication",
     "prefetch",
+    "optimizer",
 )
 
 
@@ -45,6 +46,8 @@ class ShardEstimate:
     backward_communication_ms: float
     prefetch_ms: float
     """Filling the cache of a table in host memory."""
+    optimizer_ms: float
+    """Passes over all rows, of a table whose gradient is dense."""
 
     @property
     def device_bytes(self) -> int:
@@ -60,6 +63,7 @@ class ShardEstimate:
             + self.backward_ms
             + self.backward_communication_ms
             + self.prefetch_ms
+            + self.optimizer_ms
         )
 
 
@@ -71,6 +75,11 @@ class TableEstimate:
     sharding_type: str
     compute_kernel: str
     shards: tuple[ShardEstimate, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Weights and optimizer state on all devices and hosts."""
+        return sum(s.weight_bytes + s.optimizer_bytes + s.host_bytes for s in self.shards)
 
     @property
     def ranks(self) -> list[int]:

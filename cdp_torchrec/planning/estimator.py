@@ -23,7 +23,8 @@ from cdp_torchrec.distributed.plans.tables import (
 )
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 
-_FLOAT_BYTES = 4
+_DENSE_GRADIENT_PASSES = 3
+"""Over all rows of a table whose gradient is dense: zeros are written, rows are looked for."""
 _CACHED_ROW_BYTES = (4, 16)
 """What FBGEMM's cache keeps for each row of the table, and for each row of the cache."""
 
@@ -98,7 +99,10 @@ def _estimate(
                 table=tables[option.name],
                 sharding_type=option.sharding_type,
                 compute_kernel=shardings[option.name].compute_kernel,
-                shards=tuple(_shard(option, shard, problem.device) for shard in option.shards),
+                shards=tuple(
+                    _shard(option, shard, problem, shardings[option.name].compute_kernel)
+                    for shard in option.shards
+                ),
             )
             for option in sorted(options, key=lambda option: option.name)
         ]
@@ -114,12 +118,15 @@ def _estimate(
     )
 
 
-def _shard(option: ShardingOption, shard: Shard, device: str) -> ShardEstimate:
+def _shard(
+    option: ShardingOption, shard: Shard, problem: PlanProblem, kernel: str
+) -> ShardEstimate:
     """The planner's estimate; it gives one sum for weights, state, ids and embeddings."""
+    device, hardware = problem.device, problem.hardware
     rows, columns = shard.size
     storage, perf = cast(Storage, shard.storage), cast(Perf, shard.perf)
     optimizer_class = getattr(option.tensor, OPTIMIZER_MARK, [None])[0]
-    weights = rows * columns * _FLOAT_BYTES
+    weights = rows * columns * option.tensor.element_size()
     state = weights * _get_optimizer_multipler(optimizer_class, option.tensor.shape)
     on_device = 1.0
     if option.compute_kernel == "fused_uvm":
@@ -132,6 +139,10 @@ def _shard(option: ShardingOption, shard: Shard, device: str) -> ShardEstimate:
     device_state = round(state * on_device)
     # The planner does not count it.
     gradient = weights if option.sharding_type == "data_parallel" else 0
+    # Nor what it takes to fill and to read it, which does not depend on how few rows are touched.
+    bandwidth = hardware.device_bandwidth_gb_s if device == "cuda" else hardware.host_bandwidth_gb_s
+    assert bandwidth is not None
+    passes = _DENSE_GRADIENT_PASSES if kernel == "dense" else 0
     assert shard.rank is not None
     return ShardEstimate(
         table=option.name,
@@ -148,6 +159,7 @@ def _shard(option: ShardingOption, shard: Shard, device: str) -> ShardEstimate:
         backward_ms=perf.bwd_compute,
         backward_communication_ms=perf.bwd_comms,
         prefetch_ms=perf.prefetch_compute,
+        optimizer_ms=1e3 * passes * weights / (bandwidth * GB),
     )
 
 

@@ -16,8 +16,12 @@ from cdp_torchrec.planning.case import (
 )
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.dense import DenseCost, count_dense
+from cdp_torchrec.planning.early import check_constraints, check_settings
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.infeasible import find_fixes, find_shortage
+from cdp_torchrec.planning.outside import OutsideWorkload, read_outside
+from cdp_torchrec.planning.outside_config import OutsideConfig
+from cdp_torchrec.planning.outside_dense import count_outside
 from cdp_torchrec.planning.workload import Workload, read_workload
 from cdp_torchrec.progress import progress
 
@@ -26,8 +30,8 @@ from cdp_torchrec.progress import progress
 class Exploration:
     """All cases, in their order."""
 
-    config: PlanningExperimentConfig
-    workload: Workload
+    config: PlanningExperimentConfig | OutsideConfig
+    workload: Workload | OutsideWorkload
     dense: DenseCost
     outcomes: Sequence[PlanOutcome]
 
@@ -42,37 +46,34 @@ class Exploration:
         return [found for found in self.outcomes if isinstance(found, InfeasiblePlan)]
 
 
-def explore(config: PlanningExperimentConfig) -> Exploration:
+def explore(config: PlanningExperimentConfig | OutsideConfig) -> Exploration:
     """Plan every case.
 
     Raises:
-        ConfigError: hardware is unknown or absurd, a world size has broken nodes, rows or pooling
-            factors are unknown or missing; before the first case is planned.
+        ConfigError: hardware is unknown or absurd, a world size has broken nodes, a setting of the
+            sharding is wrong or would change nothing, rows or pooling factors are unknown or
+            missing, a model from outside cannot be made; before the first case is planned.
         DatasetError: there is no readable schema, or the dataset is damaged.
     """
     planning = config.planning
     hardware = {Path(name).stem: load_hardware(name) for name in planning.hardware}
     cases = make_cases(config, hardware)
-    _check_compared(planning.compare or (), cases)
-    workload = read_workload(config)
+    check_settings(config, cases)
+    workload = read_outside(config) if isinstance(config, OutsideConfig) else read_workload(config)
+    check_constraints(workload, cases)
     cache = ResultCache(planning.cache or planning.output / "cache", workload)
-    dense = cache.dense(lambda: count_dense(workload))
+    dense = cache.dense(lambda: _count(workload))
     outcomes: list[PlanOutcome] = []
     for case in progress(cases, "plan", unit="plans"):
         outcomes.append(cache.outcome(case, lambda case=case: _plan(case, workload, dense)))
     return Exploration(config, workload, dense, outcomes)
 
 
-def _check_compared(asked: Sequence[str], cases: Sequence[PlanCase]) -> None:
-    names = [case.name for case in cases]
-    unknown = [name for name in asked if name not in names]
-    if unknown:
-        raise ConfigError.of(
-            [f"planning.compare: found {unknown[0]!r}, expected two of {', '.join(names)}"]
-        )
+def _count(workload: Workload | OutsideWorkload) -> DenseCost:
+    return count_dense(workload) if isinstance(workload, Workload) else count_outside(workload)
 
 
-def _plan(case: PlanCase, workload: Workload, dense: DenseCost) -> PlanOutcome:
+def _plan(case: PlanCase, workload: Workload | OutsideWorkload, dense: DenseCost) -> PlanOutcome:
     try:
         found = estimate(workload.problem(case))
     except ConfigError as error:
@@ -103,7 +104,9 @@ def _too_much(result: FeasiblePlan) -> list[str]:
     ]
 
 
-def _explain(case: PlanCase, workload: Workload, error: ConfigError) -> InfeasiblePlan:
+def _explain(
+    case: PlanCase, workload: Workload | OutsideWorkload, error: ConfigError
+) -> InfeasiblePlan:
     """A shortage of memory and its remedies, or what else the error says."""
     unexplained = InfeasiblePlan(case, reason=str(error).splitlines(), fixes=())
     if case.sharding.plan is not None:

@@ -1,6 +1,6 @@
 """An exploration as pictures: ranks of a plan stacked by table, and scaling over world sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from cdp_torchrec.planning.case import FeasiblePlan
 from cdp_torchrec.planning.explore import Exploration
@@ -78,7 +79,7 @@ def _stack(
 
 
 def draw_scaling(exploration: Exploration, path: Path) -> None:
-    """Step time, throughput, cost and memory over world sizes as PNG."""
+    """Step time, throughput, cost and memory as PNG: over world sizes, or beside each other."""
     lines: dict[str, list[FeasiblePlan]] = {}
     for result in exploration.feasible:
         name = f"{result.case.hardware_name} {result.case.strategy}"
@@ -86,32 +87,49 @@ def draw_scaling(exploration: Exploration, path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2).ravel()
-    titles = (
-        "step, ms",
-        "impressions per second",
-        "rank-hours per million impressions",
-        "share of the device's memory on the fullest rank",
-    )
-    for index, (name, results) in enumerate(lines.items()):
-        sizes = [result.case.world_size for result in results]
-        columns = (
-            [r.step_ms for r in results],
-            [r.impressions_per_s for r in results],
-            [r.rank_hours_per_million for r in results],
-            [r.rank_bytes / r.estimate.capacity_bytes for r in results],
-        )
-        for panel, values in zip(panels, columns, strict=True):
-            panel.plot(sizes, values, marker="o", color=colormaps["tab10"](index % 10), label=name)
     sizes = sorted(exploration.config.planning.world_sizes)
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.minorticks_off()
+    for panel, (title, value) in zip(panels, _PANELS, strict=True):
+        if len(sizes) == 1:
+            _bars(panel, {name: value(result) for name, (result,) in lines.items()})
+        else:
+            for index, (name, results) in enumerate(lines.items()):
+                ranks = [result.case.world_size for result in results]
+                colour = colormaps["tab10"](index % 10)
+                panel.plot(ranks, [value(r) for r in results], marker="o", color=colour, label=name)
+            _log_axes(panel, sizes)
         panel.set_title(title, fontsize=10)
-        panel.set_xlabel("ranks")
-        panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.3)
-    if lines:
+        panel.grid(alpha=0.3, which="both")
+    if lines and len(sizes) > 1:
         panels[0].legend(fontsize=8)
-    figure.suptitle("Estimated scaling; missing points have no plan")
+    what = f"{sizes[0]} ranks" if len(sizes) == 1 else "scaling, both axes logarithmic"
+    figure.suptitle(f"Estimated: {what}; what is missing has no plan")
     figure.savefig(path, format="png", dpi=120)
+
+
+_PANELS: tuple[tuple[str, Callable[[FeasiblePlan], float]], ...] = (
+    ("step, ms", lambda result: result.step_ms),
+    ("impressions per second", lambda result: result.impressions_per_s),
+    ("rank-hours per million impressions", lambda result: result.rank_hours_per_million),
+    (
+        "share of the device's memory on the fullest rank",
+        lambda result: result.rank_bytes / result.estimate.capacity_bytes,
+    ),
+)
+
+
+def _bars(panel: Axes, values: Mapping[str, float]) -> None:
+    colours = [colormaps["tab10"](index % 10) for index in range(len(values))]
+    bars = panel.barh(list(values), list(values.values()), color=colours)
+    panel.bar_label(bars, fmt="{:.4g}", padding=3, fontsize=8)
+    panel.invert_yaxis()
+    panel.margins(x=0.2)
+
+
+def _log_axes(panel: Axes, sizes: Sequence[int]) -> None:
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(sizes, [str(size) for size in sizes])
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
+    panel.tick_params(which="minor", labelsize=6)
+    panel.set_xlabel("ranks")

@@ -15,6 +15,7 @@ from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.estimate import PlanEstimate
 from cdp_torchrec.planning.estimator import estimate
+from cdp_torchrec.planning.outside import OutsideWorkload
 from cdp_torchrec.planning.workload import Workload
 
 _MOST_SHARDS = 5
@@ -90,7 +91,9 @@ def find_shortage(problem: PlanProblem) -> Shortage:
     )
 
 
-def find_fixes(workload: Workload, case: PlanCase, shortage: Shortage) -> list[str]:
+def find_fixes(
+    workload: Workload | OutsideWorkload, case: PlanCase, shortage: Shortage
+) -> list[str]:
     """Changes with which there is a plan, cheapest first."""
 
     def fits(changed: PlanCase) -> PlanEstimate | None:

@@ -25,6 +25,11 @@ def wrong_rows(layout: FeatureLayout, rows: Mapping[str, int], *, key: str) -> l
             problems.append(
                 f"{key}.{entity}: data.vocabulary.{entity}.managed_collision.zch_size is its size"
             )
+        elif table.hash_bucket_size is not None:
+            problems.append(
+                f"{key}.{entity}: data.vocabulary.{entity}.hash_bucket_size is its size, one more "
+                "for missing ids"
+            )
         elif num_embeddings < 2 + table.num_oov_rows:
             problems.append(
                 f"{key}.{entity} = {num_embeddings}: expected at least {2 + table.num_oov_rows}"

@@ -7,19 +7,23 @@ from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan
 from cdp_torchrec.planning.difference import compare_plans, describe_placement
 from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, TableEstimate
 from cdp_torchrec.planning.explore import Exploration
+from cdp_torchrec.planning.rank_text import render_rank_changes, render_ranks
 from cdp_torchrec.text_table import aligned_table
 
 _GB = 1e9
 _MOST_TABLES = 12
 _WIDTH = 100
 
-NOTES = """Estimates, not measurements. Lookup, communication and backward of the tables: TorchRec's
-planner with the bandwidths of the hardware file, on the rank where they add up to most. Dense part:
+NOTES = """Estimates, not measurements; "from" and "to" are the estimate of the step divided and
+multiplied by 1.3 where the fixed costs of the hardware were fitted, and by 2, a guess, where they
+are defaults. Tables: TorchRec's planner with the bandwidths of the hardware file, on the rank where
+they add up to most, the way of the ids, and all rows of tables with dense gradients. Dense part:
 every operation of forward and backward as the longer of arithmetic and memory traffic, at least a
-kernel launch. All-reduce: a ring over all ranks. Left out: any overlap of these (an upper bound of
-the step), reading the data and sending ids (the pipeline hides them unless they are the longest),
-hot ids, stragglers, checkpoints and evaluation. Memory: dense is parameters, gradients and Adam;
-input the batches under way; the margin is what the planner keeps free."""
+kernel launch. Reduce: a ring over all ranks, in buckets. Fixed: calls and latency of lookups and
+collectives, and what a step costs besides. The parts are added up: overlap makes a step shorter.
+Left out: reading the data, hot ids, stragglers, checkpoints and evaluation, which make it longer.
+Memory: dense is parameters, gradients and Adam; input the batches under way; the margin is what the
+planner keeps free."""
 
 
 def render(exploration: Exploration) -> str:
@@ -64,11 +68,12 @@ def _shown(exploration: Exploration) -> list[FeasiblePlan]:
 
 def _header(exploration: Exploration) -> str:
     workload, dense = exploration.workload, exploration.dense
-    tables = workload.layout.tables.values()
-    weights = sum(t.num_embeddings for t in tables) * workload.model.embedding_dim
+    tables = workload.tables
+    weights = sum(t.num_embeddings * t.embedding_dim for t in tables)
+    size = sum(t.num_embeddings * t.embedding_dim * t.element_bytes for t in tables)
     return (
-        f"{workload.model.interest.kind}: {len(tables)} tables, {weights:,} sparse parameters "
-        f"({4 * weights / _GB:,.1f} GB), {dense.num_parameters:,} dense\n"
+        f"{workload.name}: {len(tables)} tables, {weights:,} sparse parameters "
+        f"({size / _GB:,.1f} GB), {dense.num_parameters:,} dense\n"
         f"sparse optimizer {exploration.config.optimizer.sparse.kind}; {workload.batch_size:,} "
         f"impressions per rank and step; pooling factors {workload.pooling_source}\n"
         f"dense part of a step: {dense.flops / 1e9:,.1f} GFLOP, {dense.num_bytes / _GB:,.1f} GB of "
@@ -79,7 +84,8 @@ def _header(exploration: Exploration) -> str:
 def _overview(exploration: Exploration) -> str:
     day = exploration.config.planning.impressions_per_day
     has_price = any(r.price_per_million is not None for r in exploration.feasible)
-    header = ["plan", "GB/rank", "of", "tables", "dense", "reduce", "step", "balance"]
+    header = ["plan", "GB/rank", "of", "tables", "dense", "reduce", "fixed", "step", "from", "to"]
+    header += ["balance"]
     header += ["impr/s", "rank-h/M"] + ["price/M"] * has_price + ["h/day"] * bool(day)
     rows = [header]
     for result in exploration.outcomes:
@@ -92,10 +98,12 @@ def _overview(exploration: Exploration) -> str:
                 result.case.name,
                 f"{result.rank_bytes / _GB:.1f}",
                 f"{result.estimate.capacity_bytes / _GB:.0f}",
-                f"{result.estimate.embedding_ms:.2f}",
-                f"{result.dense_ms:.2f}",
-                f"{result.all_reduce_ms:.2f}",
-                f"{result.step_ms:.2f}",
+                f"{result.estimate.embedding_ms + result.input_ms:.3g}",
+                f"{result.dense_ms:.3g}",
+                f"{result.all_reduce_ms:.3g}",
+                f"{result.fixed_ms:.3g}",
+                f"{result.step_ms:.3g}",
+                *(f"{end:.3g}" for end in result.step_range_ms),
                 f"{result.estimate.time_balance:.2f}",
                 f"{result.impressions_per_s:,.0f}",
                 f"{result.rank_hours_per_million:.4f}",
@@ -103,7 +111,17 @@ def _overview(exploration: Exploration) -> str:
                 *([f"{result.hours_per_day(day):.2f}"] if day else []),
             ]
         )
-    return "Plans (times in ms per step)\n" + aligned_table(rows)
+    lines = ["Estimated plans (times in ms per step)", aligned_table(rows)]
+    hardware = {r.case.hardware_name: r.case.hardware for r in exploration.outcomes}
+    for name, found in hardware.items():
+        if found.defaults:
+            costs = ", ".join(f"{key} {found.fixed_cost(key):g}" for key in found.defaults)
+            lines += textwrap.wrap(
+                f"{name}: its file has no fixed costs of its own for {costs}: these are defaults",
+                _WIDTH,
+                subsequent_indent="  ",
+            )
+    return "\n".join(lines)
 
 
 def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
@@ -131,39 +149,53 @@ def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
     ]
     if found.host_memory.any():
         lines += _wrapped(f"host memory, fullest rank: {found.host_memory.max() / _GB:.1f} GB")
-    return "\n".join(lines) + "\n" + _tables(found.tables, rank)
+    return "\n".join([*lines, _tables(result), render_ranks(result)])
 
 
-def _tables(tables: Sequence[TableEstimate], rank: int) -> str:
-    """The tables that take longest on the critical rank, then the rest by sharding type."""
+def _tables(result: FeasiblePlan) -> str:
+    """The largest tables and those that take longest on the critical rank, then the rest."""
+    found = result.estimate
+    rank, factors = found.critical_rank, found.problem.pooling_factors
 
     def there(table: TableEstimate) -> float:
         return sum(shard.time_ms for shard in table.shards if shard.rank == rank)
 
-    ordered = sorted(tables, key=lambda table: -there(table))
-    rows = [["table", "rows", "sharding", "GB, largest shard", f"ms on rank {rank}"]]
-    for table in ordered[:_MOST_TABLES]:
-        largest = max(shard.device_bytes for shard in table.shards)
+    by_size = sorted(found.tables, key=lambda table: -table.num_bytes)
+    by_time = sorted(found.tables, key=lambda table: -there(table))
+    half = _MOST_TABLES // 2
+    names = {table.table.name for table in (*by_size[:half], *by_time[:half])}
+    rows = [
+        ["table, largest first", "rows", "width", "ids", "sharding", "GB, all", "largest", "ms"]
+    ]
+    rest: dict[str, list[TableEstimate]] = {}
+    for table in by_size:
+        if table.table.name not in names:
+            rest.setdefault(table.sharding_type, []).append(table)
+            continue
+        ids = sum(factors.get(key, 1.0) for key in table.table.features)
         rows.append(
             [
                 table.table.name,
                 f"{table.table.num_embeddings:,}",
+                str(table.table.embedding_dim),
+                f"{ids:.3g}",
                 describe_placement(table),
-                f"{largest / _GB:.3f}",
+                *_sizes([table]),
                 f"{there(table):.3f}",
             ]
         )
-    rest: dict[str, list[TableEstimate]] = {}
-    for table in ordered[_MOST_TABLES:]:
-        rest.setdefault(table.sharding_type, []).append(table)
     for kind, members in rest.items():
         num_rows = sum(table.table.num_embeddings for table in members)
-        largest = max(shard.device_bytes for table in members for shard in table.shards)
         time = sum(there(table) for table in members)
-        rows.append(
-            [f"{len(members)} more", f"{num_rows:,}", kind, f"{largest / _GB:.3f}", f"{time:.3f}"]
-        )
-    return aligned_table(rows, left=(0, 2))
+        what = f"{len(members)} smaller tables"
+        rows.append([what, f"{num_rows:,}", "", "", kind, *_sizes(members), f"{time:.3f}"])
+    return aligned_table(rows, left=(0, 4)) + f"\nms on rank {rank}; ids per impression"
+
+
+def _sizes(tables: Sequence[TableEstimate]) -> list[str]:
+    """GB on all ranks together, and of the largest shard."""
+    largest = max(shard.device_bytes for table in tables for shard in table.shards)
+    return [f"{sum(table.num_bytes for table in tables) / _GB:.3f}", f"{largest / _GB:.3f}"]
 
 
 def _problem(result: InfeasiblePlan) -> str:
@@ -198,8 +230,13 @@ def render_difference(first: FeasiblePlan, second: FeasiblePlan) -> str:
         *([aligned_table(rows, left=(0, 1, 2))] if different else []),
         *([f"... and {more} more"] if more > 0 else []),
         *_changes(first, second),
+        *([render_rank_changes(first, second)] if _same_ranks(first, second) else []),
     ]
     return "\n".join(lines)
+
+
+def _same_ranks(first: FeasiblePlan, second: FeasiblePlan) -> bool:
+    return first.case.world_size == second.case.world_size
 
 
 def _changes(first: FeasiblePlan, second: FeasiblePlan) -> Iterator[str]:

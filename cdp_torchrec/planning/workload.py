@@ -6,6 +6,8 @@ A dataset directory may hold nothing but a schema.toml, for a log that is not th
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -22,8 +24,10 @@ from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable, find_tables
 from cdp_torchrec.experiment import open_data
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.model.ranking import RankingModel
@@ -32,7 +36,9 @@ from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.table_rows import resize_tables, wrong_rows
 
-_HISTORY_KEY = re.compile(rf"{POOL_KEY}_(\d+|part|whole)|(gated|recent)_(item|category|action)")
+_HISTORY_KEY = re.compile(
+    rf"{POOL_KEY}_(\d+|part|whole)|(gated|recent)_(item|category|action|attribute_\w+)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,32 @@ class Workload:
     pooling_source: str
     """Where the pooling factors come from, in words."""
 
+    @property
+    def name(self) -> str:
+        """What the output calls the model."""
+        return self.model.interest.kind
+
+    @cached_property
+    def tables(self) -> list[EmbeddingTable]:
+        """All tables, by name."""
+        with torch.device("meta"):
+            return find_tables(RankingModel(self.layout, self.model))
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What distinguishes it from other models and data."""
+        return {
+            "layout": repr(self.layout),
+            "model": self.model.model_dump(mode="json"),
+            "impressions_per_request": self.impressions_per_request,
+        }
+
     def problem(self, case: PlanCase) -> PlanProblem:
         """What a case needs a plan for; its model takes no memory."""
         with torch.device("meta"):
             task = TrainTask(RankingModel(self.layout, self.model))
         device = torch.device(case.hardware.device)
+        assert isinstance(case.optimizer, SparseOptimizerConfig)
         apply_sparse_optimizer(task.model.sparse_arch, case.optimizer, device)
         return PlanProblem(
             model=task,
@@ -120,6 +147,7 @@ def _declared_table(config: PlanningExperimentConfig, schema: Schema, entity: st
         num_kept=num_ids,
         num_ids=num_ids,
         managed_collision=vocabulary.managed_collision,
+        hash_bucket_size=vocabulary.hash_bucket_size,
     )
 
 

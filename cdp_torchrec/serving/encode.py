@@ -2,7 +2,6 @@
 
 # C candidates of a request, L behaviours
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,15 +9,16 @@ import numpy as np
 
 from cdp_torchrec.data.request_files import Impressions, ListColumn
 from cdp_torchrec.data.schema import (
-    LARGEST_NUMBER,
     LATEST_TIMESTAMP_MS,
     USER_ENTITY,
     Feature,
     Schema,
 )
+from cdp_torchrec.serving.encode_attributes import encode_attributes
 from cdp_torchrec.serving.inline_histories import EncodedHistory
 from cdp_torchrec.serving.keys import request_number
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
+from cdp_torchrec.serving.values import listed, number
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
 USER_FEATURE = "user_id"
@@ -92,7 +92,7 @@ class RequestEncoder:
             field = f"features.{feature.name}"
             value = request.features.get(feature.name)
             if feature.kind == "ids":
-                values = [] if value is None else _listed(value, field, at_most=LONGEST_BAG)
+                values = [] if value is None else listed(value, field, at_most=LONGEST_BAG)
                 bags[feature.name] = self._codes(feature.entity, values, field)
             else:
                 single[feature.name] = self._column(feature, [value], field)[0]
@@ -129,7 +129,7 @@ class RequestEncoder:
             if name not in request.candidates:
                 raise RequestError(f"candidates.{name}", "is required")
         lengths = {
-            name: len(_listed(values, f"candidates.{name}", at_most=self.max_candidates))
+            name: len(listed(values, f"candidates.{name}", at_most=self.max_candidates))
             for name, values in request.candidates.items()
         }
         count = lengths["item_id"]
@@ -145,7 +145,7 @@ class RequestEncoder:
     def _column(self, feature: Feature, values: Iterable[object], field: str) -> np.ndarray:
         if feature.kind != "number":
             return self._codes(feature.entity, values, field)
-        return np.array([_number(value, field) for value in values], dtype=np.float64)
+        return np.array([number(value, field) for value in values], dtype=np.float64)
 
     def _codes(self, entity: str | None, values: Iterable[object], field: str) -> np.ndarray:
         assert entity is not None
@@ -168,7 +168,7 @@ class RequestEncoder:
             "category": self._schema.history.category_entity,
             "action": self._schema.history.action_entity,
         }
-        times = _listed(history.timestamp_ms, "history.timestamp_ms", at_most=self.max_history)
+        times = listed(history.timestamp_ms, "history.timestamp_ms", at_most=self.max_history)
         columns: dict[str, np.ndarray | None] = {}
         for name, entity in entities.items():
             field, given = f"history.{name}", getattr(history, name)
@@ -180,13 +180,23 @@ class RequestEncoder:
             if given is None and name == "category":
                 raise RequestError(field, "is required: the dataset gates histories by category")
             values = [None] * len(times) if given is None else given
-            if len(_listed(values, field, at_most=self.max_history)) != len(times):
+            if len(listed(values, field, at_most=self.max_history)) != len(times):
                 raise RequestError(field, f"{len(values)} values for {len(times)} behaviours")
             columns[name] = self._codes(entity, values, field)
         item = columns["item"]
         assert item is not None
         return EncodedHistory(
-            item, _times(times, before), category=columns["category"], action=columns["action"]
+            item,
+            _times(times, before),
+            category=columns["category"],
+            action=columns["action"],
+            attributes=encode_attributes(
+                history.attributes,
+                self._schema.history.attributes,
+                self._vocabularies,
+                length=len(times),
+                at_most=self.max_history,
+            ),
         )
 
 
@@ -198,27 +208,6 @@ def _times(values: Iterable[object], before: int) -> np.ndarray:
         if value >= before:
             raise RequestError(field, f"a behaviour is not before the request ({before})")
     return np.array(values, dtype=np.int64)
-
-
-def _listed(values: object, field: str, *, at_most: int) -> Sequence[object]:
-    if isinstance(values, np.ndarray):
-        values = values.tolist()
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise RequestError(field, f"expected a list, found {type(values).__name__}")
-    if len(values) > at_most:
-        raise RequestError(field, f"{len(values)} values, at most {at_most} are allowed")
-    return values
-
-
-def _number(value: object, field: str) -> float:
-    if value is None:
-        return math.nan  # read as the mean
-    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
-        raise RequestError(field, f"expected a number, found {type(value).__name__}")
-    # The bound also keeps integers out that no float can hold.
-    if not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
-        raise RequestError(field, "expected a finite number of moderate size")
-    return float(value)
 
 
 def collate(requests: Sequence[EncodedRequest]) -> Impressions:

@@ -209,7 +209,7 @@ def _write(
     )
     arch = RankingArch(layout, config.model)
     arch.load_state_dict(weights.dense)
-    encoder = open_encoder(partial, schema, config.export)
+    encoder = open_encoder(partial, schema, config)
     builder = open_inputs(partial, schema, config, history_store=config.data.dir)
     inputs = builder.build([encoder.encode(request) for request in examples])
     on_device = {name: tensor.to(device) for name, tensor in inputs.items()}

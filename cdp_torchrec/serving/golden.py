@@ -10,6 +10,7 @@ from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import USER_ENTITY
+from cdp_torchrec.serving.encode_attributes import raw_attributes
 from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
@@ -69,4 +70,9 @@ def stored_behaviours(
         timestamp_ms=behaviours.timestamp[rows].tolist(),
         category=raw(behaviours.category, schema.category_entity),
         action=raw(behaviours.action, schema.action_entity),
+        attributes=raw_attributes(
+            {name: values[rows] for name, values in behaviours.attributes.items()},
+            schema.attributes,
+            vocabularies,
+        ),
     )

@@ -1,6 +1,7 @@
 """Behaviours that requests bring along, offered as the history store offers stored ones."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,6 +19,8 @@ class EncodedHistory:
     """None where the dataset has no gate."""
     action: np.ndarray | None
     """None where the dataset has no action types."""
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By name, as the store has them: numbers float32 [L], ids int64 [L, max_ids]."""
 
 
 class InlineHistories:
@@ -31,9 +34,13 @@ class InlineHistories:
         timestamp = np.concatenate([h.timestamp for h in histories])
         category = _joined([h.category for h in histories])
         action = _joined([h.action for h in histories])
+        attributes = {
+            name: np.concatenate([h.attributes[name] for h in histories])
+            for name in histories[0].attributes
+        }
         ties = [column for column in (action, category, item) if column is not None]
-        order = np.lexsort((*ties, timestamp, owner))
-        by_time = _in_order(order, item, timestamp, action, category)
+        order = np.lexsort((*_last_ties(attributes), *ties, timestamp, owner))
+        by_time = _in_order(order, item, timestamp, action, category, attributes)
         alike = alike_columns(by_time.item, by_time.category, by_time.action)
         clusters = assign_clusters(owner[order], [codes[:] for codes in alike])
         self._by_time = replace(by_time, cluster=clusters)
@@ -42,7 +49,7 @@ class InlineHistories:
             self._span = int(category.max(initial=0)) + 1
             order = order[np.argsort((owner * self._span + category)[order], kind="stable")]
             self._keys = (owner * self._span + category)[order]
-            self._by_category = _in_order(order, item, timestamp, action, category=None)
+            self._by_category = _in_order(order, item, timestamp, action, None, attributes)
         self._has_gate = category is not None
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
@@ -64,6 +71,13 @@ class InlineHistories:
         return self._by_category, _before(self._by_category, slices, before)
 
 
+def _last_ties(attributes: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """What orders behaviours that agree in all else, the least important first."""
+    numbers = [values for values in attributes.values() if values.ndim == 1]
+    ids = [column for values in attributes.values() if values.ndim == 2 for column in values.T]
+    return [*ids, *numbers][::-1]
+
+
 def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
     found = [part for part in parts if part is not None]
     return np.concatenate(found) if found else None
@@ -75,12 +89,14 @@ def _in_order(
     timestamp: np.ndarray,
     action: np.ndarray | None,
     category: np.ndarray | None,
+    attributes: Mapping[str, np.ndarray],
 ) -> Behaviours:
     return Behaviours(
         item=item[order],
         timestamp=timestamp[order],
         action=None if action is None else action[order],
         category=None if category is None else category[order],
+        attributes={name: values[order] for name, values in attributes.items()},
     )
 
 

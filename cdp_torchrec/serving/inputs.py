@@ -11,6 +11,7 @@ from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import EncodedRequest, collate
+from cdp_torchrec.serving.encode_attributes import encode_attributes
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories
 from cdp_torchrec.serving.lookup import look_up
 from cdp_torchrec.serving.ranker import ranker_inputs
@@ -108,5 +109,6 @@ class InputBuilder:
             nothing,
             category=nothing if self._history.category_entity else None,
             action=nothing if self._history.action_entity else None,
+            attributes=encode_attributes({}, self._history.attributes, {}, length=0, at_most=0),
         )
         return InlineHistories([empty] * len(requests)), np.arange(len(requests))

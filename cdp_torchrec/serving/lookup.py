@@ -2,6 +2,8 @@
 
 # B places of the batch, L behaviours, D embedding dim
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,9 +23,10 @@ def look_up(layout: FeatureLayout, tables: EmbeddingTables, batch: Batch) -> dic
         tables: the embeddings.
         batch: sequences in one block.
     """
-    embeddings = _look_up(layout.pooled_features, tables, batch.sparse)
+    found = _rows(layout.pooled_features, batch.sparse)
     if batch.sequence is not None:
-        embeddings |= _look_up(layout.sequence_features, tables, batch.sequence)
+        found += _rows(layout.sequence_features, batch.sequence)
+    embeddings = _embeddings(tables, found)
     for slot, index in (("gated", batch.gated), ("recent", batch.recent)):
         if index is not None:
             for key in (f.key for f in layout.features if f.slot == slot):
@@ -33,19 +36,32 @@ def look_up(layout: FeatureLayout, tables: EmbeddingTables, batch: Batch) -> dic
     return embeddings
 
 
-def _look_up(
-    features: tuple[SparseFeature, ...], tables: EmbeddingTables, ids: KeyedJaggedTensor
-) -> dict[str, Tensor]:
+class _Lookup(NamedTuple):
+    feature: SparseFeature
+    rows: np.ndarray
+    lengths: Tensor
+    """Rows at each of B places."""
+
+
+def _rows(features: tuple[SparseFeature, ...], ids: KeyedJaggedTensor) -> list[_Lookup]:
     lengths = ids.lengths().view(len(features), -1)
     ends = lengths.sum(dim=1).cumsum(dim=0).tolist()
     rows = np.split(ids.values().numpy(), ends[:-1])
-    found = tables.read([(f.table, r) for f, r in zip(features, rows, strict=True)])
-    parts = found.split([len(r) for r in rows])
-    return {
-        feature.key: part if feature.is_sequence else _sum(part, length)
-        for feature, part, length in zip(features, parts, lengths, strict=True)
+    return [_Lookup(*found) for found in zip(features, rows, lengths, strict=True)]
+
+
+def _embeddings(tables: EmbeddingTables, lookups: list[_Lookup]) -> dict[str, Tensor]:
+    """By key; all bags are read, and summed, in one go."""
+    bags = [lookup for lookup in lookups if not lookup.feature.is_sequence]
+    sequences = [lookup for lookup in lookups if lookup.feature.is_sequence]
+    found = tables.read([(of.feature.table, of.rows) for of in bags + sequences])
+    lengths = torch.cat([bag.lengths for bag in bags])
+    in_bags, *values = found.split(
+        [sum(len(b.rows) for b in bags), *(len(s.rows) for s in sequences)]
+    )
+    sums = torch.segment_reduce(in_bags, "sum", lengths=lengths, initial=0.0)
+    parts = sums.view(len(bags), -1, sums.shape[1])
+    embeddings = {bag.feature.key: part for bag, part in zip(bags, parts, strict=True)}
+    return embeddings | {
+        sequence.feature.key: part for sequence, part in zip(sequences, values, strict=True)
     }
-
-
-def _sum(values: Tensor, lengths: Tensor) -> Tensor:
-    return torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0)

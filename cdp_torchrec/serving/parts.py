@@ -1,15 +1,18 @@
 """Parts of a predictor, read from the directory of an artifact."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.days import load_grown_schema
 from cdp_torchrec.data.history_segments import open_history
 from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.id_hash import IdHash
 from cdp_torchrec.data.identity import mismatch
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
 from cdp_torchrec.serving.artifact import TABLES, ArtifactError
-from cdp_torchrec.serving.config import ExportConfig, ExportedConfig
+from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.encode import RequestEncoder
 from cdp_torchrec.serving.inputs import InputBuilder
 from cdp_torchrec.serving.release import row_folders
@@ -31,18 +34,30 @@ def open_layout(artifact: Path, config: ExportedConfig) -> FeatureLayout:
     )
 
 
-def open_vocabularies(artifact: Path, schema: Schema) -> dict[str, Vocabulary]:
-    """Vocabularies by entity."""
-    return {entity: Vocabulary.open(artifact, schema, entity) for entity in schema.entities}
+def open_vocabularies(
+    artifact: Path, schema: Schema, rules: Mapping[str, VocabularyConfig] | None = None
+) -> dict[str, Vocabulary]:
+    """Vocabularies by entity.
+
+    Args:
+        artifact: artifact or dataset.
+        schema: of the same.
+        rules: how ids get their rows, by entity; not needed for ids that are known.
+    """
+    hashes = {entity: IdHash.of(rule) for entity, rule in (rules or {}).items()}
+    return {
+        entity: Vocabulary.open(artifact, schema, entity, hashes.get(entity))
+        for entity in schema.entities
+    }
 
 
-def open_encoder(artifact: Path, schema: Schema, config: ExportConfig) -> RequestEncoder:
+def open_encoder(artifact: Path, schema: Schema, config: ExportedConfig) -> RequestEncoder:
     """What checks and encodes requests."""
     return RequestEncoder(
         schema,
-        open_vocabularies(artifact, schema),
-        max_candidates=config.max_candidates,
-        max_history=config.max_history,
+        open_vocabularies(artifact, schema, config.data.vocabulary),
+        max_candidates=config.export.max_candidates,
+        max_history=config.export.max_history,
     )
 
 
@@ -115,6 +130,13 @@ def open_store(dataset: Path, schema: Schema, artifact: Path) -> BehaviourSource
         )
         if differs:
             raise ArtifactError(f"history store: {differs}")
+        there = {a.name: (a.kind, a.entity, a.max_ids) for a in grown.history.attributes}
+        for a in schema.history.attributes:
+            if there.get(a.name) != (a.kind, a.entity, a.max_ids):
+                raise ArtifactError(
+                    f"history store: {dataset} has no attribute '{a.name}' of the behaviours as "
+                    f"{artifact} was trained with it ({a.meaning})"
+                )
         return open_history(dataset, grown)
     except (OSError, DatasetError) as error:
         raise ArtifactError(f"history store {dataset}: {error}") from error

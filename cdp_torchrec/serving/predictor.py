@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.schema import Feature, Schema, load_schema
 from cdp_torchrec.serving.artifact import (
     GOLDEN,
@@ -44,6 +45,8 @@ class PredictorMetadata:
     """Candidate features that every request must give."""
     history_columns: tuple[str, ...]
     """Lists that `Request.history` must or may have: "item", "timestamp_ms", ..."""
+    history_attributes: tuple[BehaviourAttribute, ...]
+    """What `Request.history.attributes` may have."""
     max_candidates: int
     """Longest candidate list of a request."""
     max_history: int
@@ -185,7 +188,7 @@ class Predictor:
                 in the directory.
         """
         schema, config = load_schema(directory), ExportedConfig.read(directory)
-        encoder = open_encoder(directory, schema, config.export)
+        encoder = open_encoder(directory, schema, config)
         inputs = open_inputs(directory, schema, config, history_store=history_store, tables=tables)
         ranker = Ranker(directory / RANKER, manifest.inputs, num_runners=num_runners)
         return cls(manifest, schema, encoder, inputs, ranker)
@@ -202,6 +205,7 @@ class Predictor:
             features={feature.name: feature for feature in self._schema.features},
             required_candidate_features=self._encoder.required,
             history_columns=("item", "timestamp_ms", *(c for c, of in optional.items() if of)),
+            history_attributes=history.attributes,
             max_candidates=self._encoder.max_candidates,
             max_history=self._encoder.max_history,
             reads_history=self._inputs.reads_history,

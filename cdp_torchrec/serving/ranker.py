@@ -52,6 +52,7 @@ _INDEX_TENSORS = (
     "first_impression",
     "place",
 )
+_OPTIONAL_INDEX_TENSORS = ("size", "attributes")
 
 
 @dataclass
@@ -89,8 +90,9 @@ def ranker_inputs(embeddings: Mapping[str, Tensor], batch: DenseBatch) -> dict[s
         if index is None:
             continue
         inputs |= {f"{slot}.{name}": getattr(index, name) for name in _INDEX_TENSORS}
-        if index.size is not None:
-            inputs[f"{slot}.size"] = index.size
+        for name in _OPTIONAL_INDEX_TENSORS:
+            if getattr(index, name) is not None:
+                inputs[f"{slot}.{name}"] = getattr(index, name)
         (of_sequences,), (of_candidates,) = index.sequence_blocks, index.candidate_blocks
         inputs |= {
             f"{slot}.sequence_block.sequence": of_sequences.sequence,
@@ -137,6 +139,7 @@ def _index(slot: str, inputs: Mapping[str, Tensor]) -> SequenceIndex | None:
     return SequenceIndex(
         **{name: inputs[f"{slot}.{name}"] for name in _INDEX_TENSORS},
         size=inputs.get(f"{slot}.size"),
+        attributes=inputs.get(f"{slot}.attributes"),
         sequence_blocks=(
             SequenceBlock(
                 inputs[f"{slot}.sequence_block.sequence"],
@@ -228,7 +231,7 @@ def free_sizes(
     }
     lists = {f"embedding.{f.key}": behaviours[f.slot] for f in layout.features if f.is_sequence}
     for slot in _SLOTS:
-        for name in ("item_id", "category_id", "age", "owner", "size"):
+        for name in ("item_id", "category_id", "age", "owner", *_OPTIONAL_INDEX_TENSORS):
             lists[f"{slot}.{name}"] = behaviours[slot]
     for name in names:
         parent, _, last = name.rpartition(".")

@@ -8,6 +8,9 @@ RawId = str | int | bool
 Value = RawId | float | None
 """An id or a number; None where it is missing."""
 
+AttributeValue = Value | Sequence[RawId | None]
+"""Of a behaviour: an id, several ids, or a number."""
+
 
 class RequestError(ValueError):
     """A request cannot be scored as it is."""
@@ -29,6 +32,9 @@ class Behaviours:
     """Needed where the dataset gates by category; None inside: that behaviour passes no gate."""
     action: Sequence[RawId | None] | None = None
     """Action types, where the dataset has them; without: all missing."""
+    attributes: Mapping[str, Sequence[AttributeValue]] = field(default_factory=dict)
+    """Attributes of the dataset's behaviours by name, one element per behaviour: an id, a list of
+    ids, or a number; None where it is missing. One that is not given is missing everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

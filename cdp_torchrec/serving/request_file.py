@@ -2,7 +2,7 @@
 
     request_id, user_id, timestamp (ms), the features of the artifact by name, and, if requests
     bring behaviours along, the lists history_item, history_timestamp (ms), history_category,
-    history_action
+    history_action, and history_<name> of the attributes of the dataset's behaviours
 
 The staging files that a dataset is prepared from are such files, too.
 """
@@ -163,6 +163,11 @@ class RequestFiles:
             timestamp_ms=row["history_timestamp"],
             category=row.get("history_category"),
             action=row.get("history_action"),
+            attributes={
+                a.name: _missing_as_none(row[f"history_{a.name}"])
+                for a in self._metadata.history_attributes
+                if row.get(f"history_{a.name}") is not None
+            },
         )
 
 
@@ -171,6 +176,9 @@ def _open(path: Path, metadata: PredictorMetadata, keep: Sequence[str]) -> Parqu
     paths = find_parquet(path) if path.is_dir() else [path]
     needed = [*_NAMES, *metadata.required_candidate_features]
     declared = dict.fromkeys([*needed, *metadata.features, *_HISTORY, *keep], ANY)
+    for a in metadata.history_attributes:
+        element = {"number": NUMBER, "id": ANY, "ids": list_of(ANY)}[a.kind]
+        declared[f"history_{a.name}"] = list_of(element)
     for name, feature in metadata.features.items():
         if feature.kind == "number":
             declared[name] = list_of(NUMBER) if feature.level == "candidate" else NUMBER

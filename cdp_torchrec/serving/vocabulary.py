@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cdp_torchrec.data.id_hash import IdHash, digests
 from cdp_torchrec.data.schema import DatasetError, Schema
 from cdp_torchrec.data.stored_vocabulary import stored_ids
 from cdp_torchrec.serving.artifact import ArtifactError
@@ -20,20 +21,28 @@ _LONGEST_ID = 1024
 class Vocabulary:
     """The codes 1..num_ids of one entity, and codes beyond them for ids that it does not know."""
 
-    def __init__(self, raw: list[str]) -> None:
-        """Args: raw ids in the order of their codes."""
+    def __init__(self, raw: list[str], id_hash: IdHash | None = None) -> None:
+        """Make a vocabulary.
+
+        Args:
+            raw: ids in the order of their codes.
+            id_hash: what gives ids their rows; None: the vocabulary does.
+        """
         self._raw = raw
+        self._hash = id_hash
         self._codes = {text: code for code, text in enumerate(raw, start=1)}
 
     @classmethod
-    def open(cls, dataset: Path, schema: Schema, entity: str) -> "Vocabulary":
+    def open(
+        cls, dataset: Path, schema: Schema, entity: str, id_hash: IdHash | None = None
+    ) -> "Vocabulary":
         """Read the vocabulary of an artifact or a dataset.
 
         Raises:
             ArtifactError: it is missing or damaged.
         """
         try:
-            return cls(stored_ids(dataset, schema, entity).to_pylist())
+            return cls(stored_ids(dataset, schema, entity).to_pylist(), id_hash)
         except DatasetError as error:
             raise ArtifactError(str(error)) from error
 
@@ -44,7 +53,8 @@ class Vocabulary:
         """Codes of raw ids, int64; 0 for None.
 
         An unknown id gets the same code beyond num_ids every time, so that it falls on one
-        out-of-vocabulary row and still equals itself in a history.
+        out-of-vocabulary row and still equals itself in a history. With a hash, it falls on its
+        bucket: the remainder of what lies beyond num_ids.
 
         Args:
             values: ids as a client sent them; None: missing.
@@ -79,6 +89,10 @@ class Vocabulary:
         if text.startswith("-") and not isinstance(value, str):
             raise RequestError(field, f"found the negative id {text}")
         unknown = LARGEST_CODE - len(self._raw)
+        if self._hash is not None:
+            unknown -= unknown % self._hash.num_buckets
+            digest = int(digests([text], self._hash.seed)[0])
+            return len(self._raw) + 1 + digest % unknown
         digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
         return len(self._raw) + 1 + int.from_bytes(digest) % unknown
 

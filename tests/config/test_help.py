@@ -167,7 +167,10 @@ def test_every_layer_of_the_repository_fits(path: Path) -> None:
 def test_layers_of_other_scripts_fit_them() -> None:
     from cdp_torchrec.planning.config import PlanningExperimentConfig
     from cdp_torchrec.planning.measured.config import PlansConfig
+    from cdp_torchrec.planning.outside_config import OutsideConfig
 
+    load_toml(OutsideConfig, ROOT / "configs/planning/mlperf_dlrm.toml")
+    assert undocumented(OutsideConfig) == []
     for name in ("paper", "production"):
         load_toml(PlanningExperimentConfig, ROOT / f"configs/planning/{name}.toml")
     load_toml(PlansConfig, ROOT / "configs/benchmark/plans.toml")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cdp_torchrec.data.behaviour_attributes import LARGEST_DEVIATION
 from cdp_torchrec.data.schema import (
-    LARGEST_DEVIATION,
     DatasetError,
     Entity,
     Feature,

@@ -14,7 +14,13 @@ import pytest
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.prepare.staging import build_dataset
-from cdp_torchrec.data.prepare.starter import STARTER, next_command, write_starter
+from cdp_torchrec.data.prepare.starter import (
+    STARTER,
+    next_command,
+    read_statistics,
+    starter_layer,
+    write_starter,
+)
 from cdp_torchrec.data.schema import DatasetError, Feature, load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.data.staged_log import SPEC, behaviour, request, stage
@@ -87,18 +93,49 @@ def test_every_setting_that_the_log_decides_says_why(dataset: Path) -> None:
     assert max(map(len, lines)) <= 100 or str(dataset) in max(lines, key=len)
 
 
-@pytest.mark.parametrize(("old", "clicks", "kept"), [(6, 5, 1), (1, 25, 0)])
+def item_section(dataset: Path, counts: list[int], *, known: bool) -> tuple[int, str]:
+    """min_count of items with these training counts, and the comment above it."""
+    schema = load_schema(dataset)
+    log = read_statistics(dataset, schema)
+    codes = np.zeros(len(counts) + 1, int)
+    codes[1 if known else -1] = 100
+    log = replace(
+        log,
+        training_counts={**log.training_counts, "item": np.array(counts)},
+        test_codes={**log.test_codes, "item_id": codes},
+    )
+    text = starter_layer(schema, log, dataset)
+    comment = text.split("[data.vocabulary.item]")[1].split("min_count")[0].replace("\n# ", " ")
+    return tomllib.loads(text)["data"]["vocabulary"]["item"]["min_count"], comment
+
+
+@pytest.mark.parametrize(("known", "clicks", "kept"), [(True, 5, 140), (False, 25, 40)])
 def test_an_id_needs_more_clicks_for_a_row_of_its_own_where_others_replace_it(
-    tmp_path: Path, old: int, clicks: int, kept: int
+    dataset: Path, known: bool, clicks: int, kept: int
 ) -> None:
-    dataset = small_log(tmp_path, old=old)
     train = load_schema(dataset).splits["train"]
-    minimum = layer_of(dataset)["data"]["vocabulary"]["item"]["min_count"]
+    counts = [400] * 40 + [100] * 100 + [1] * 60
+    minimum, comment = item_section(dataset, counts, known=known)
     assert minimum == math.ceil(clicks * train.impressions / train.clicks)
-    counts = pq.read_table(dataset / "vocabulary" / "item.parquet")["count"].to_numpy()
-    assert np.count_nonzero(counts >= minimum) == kept
-    text = (dataset / STARTER).read_text().replace("\n# ", " ")
-    assert f" {kept} of {len(counts)} ids have a row of their own (about {clicks} clicks)" in text
+    assert f"{kept} of 200 ids have a row of their own (about {clicks} clicks)" in comment
+    assert f"{sum(counts[:kept]) / sum(counts):.1%} of the training" in comment
+
+
+@pytest.mark.parametrize(
+    ("counts", "minimum"),
+    [
+        ([40] * 10 + [30] * 20 + [5] * 1000, 30),  # a tenth of the training
+        ([40] * 5 + [20] * 5 + [3] * 1000, 20),  # rows that are seen less learn little
+        ([7] * 3 + [2] * 1000, 7),  # a sample of a log
+        ([1] * 200 + [0] * 50, 1),
+    ],
+)
+def test_no_table_is_left_without_rows_where_hardly_any_id_has_so_many_clicks(
+    dataset: Path, counts: list[int], minimum: int
+) -> None:
+    found, comment = item_section(dataset, counts, known=False)
+    assert found == minimum
+    assert "(0 at 250, which stands for about 25 clicks)" in comment
 
 
 def test_batch_and_passes_give_a_few_hundred_steps(tiny_dataset: Path) -> None:

@@ -11,6 +11,7 @@ from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.planning.outside_config import planned_config, without_flag
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.predict_config import PredictConfig
 from cdp_torchrec.serving.server.config import ServerConfig
@@ -77,6 +78,8 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
     if command in _WITH_PARTS and arguments and not arguments[0].startswith("-"):
         command, arguments = f"{command} {arguments[0]}", arguments[1:]
     arguments = arguments[: arguments.index(">")] if ">" in arguments else arguments
+    if command == "plan_sharding":
+        arguments = without_flag(arguments)
     written = output_of(arguments)
     layers = [a for a in arguments if a.endswith(".toml") and "=" not in a and a != written]
     settings = [a for a in arguments if _SETTING.match(a)]
@@ -88,6 +91,8 @@ def _check_arguments(command: str, arguments: list[str], made_here: set[str]) ->
         assert not layers and not settings, f"{command} takes no settings"
         return
     config = SETTINGS[command]
+    if command == "plan_sharding":
+        config = planned_config(arguments)
     own = [CONFIGS / "quickstart.toml"] if issubclass(config, ExperimentConfig) else []
     load_config(config, [*layers, *settings], default_layers=own)
 
@@ -106,6 +111,8 @@ def check_layer(text: str, command: str, folder: Path) -> None:
     (folder / "configs").symlink_to(CONFIGS)
     layer = folder / "layer.toml"
     layer.write_text(text)
-    is_run = issubclass(SETTINGS[command], ExperimentConfig)
-    own = [str(CONFIGS / "quickstart.toml")] if is_run else []
-    load_config(SETTINGS[command], [*own, str(layer)])
+    config = SETTINGS[command]
+    if command == "plan_sharding":
+        config = planned_config([str(layer)])
+    own = [str(CONFIGS / "quickstart.toml")] if issubclass(config, ExperimentConfig) else []
+    load_config(config, [*own, str(layer)])

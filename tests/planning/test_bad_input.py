@@ -1,13 +1,22 @@
 """One clear error for each mistake."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import SKUS, hardware_names, load_hardware
 from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.planning.case import make_cases
+from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.explore import explore
+from cdp_torchrec.planning.infeasible import find_shortage
+from cdp_torchrec.planning.workload import Workload
+
+PLANNER = 'planning.strategies=["planner"]'
+OWN = 'planning.strategies=["constraints"]'
 
 
 def test_all_named_hardware_is_plausible() -> None:
@@ -51,6 +60,62 @@ def test_a_hardware_file_with_missing_or_absurd_numbers_is_refused(
 def test_a_wrong_key_is_named(argument: str, message: str, load) -> None:
     with pytest.raises(ConfigError, match=message):
         explore(load(argument))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [PLANNER, 'sharding.tables.item.types=["row_wise"]'],
+            r"sharding\.tables: none of .* reads it",
+        ),
+        (
+            [PLANNER, "sharding.strategy=row_wise"],
+            r"sharding\.strategy: none of .*'planner'.* reads it",
+        ),
+        ([PLANNER, "sharding.plan=plan.json"], r"sharding\.plan: none of .* add 'constraints'"),
+        ([PLANNER, "sharding.hardware=a10"], r"sharding\.hardware = 'a10': .*planning\.hardware"),
+        ([OWN, 'sharding.tables.planet.types=["row_wise"]'], r"tables\.planet: the model has no"),
+        ([OWN, "sharding.tables.item.column_width=3"], r"column_width = 3: expected a multiple"),
+        (
+            [OWN, 'sharding.tables.item={types=["row_wise"],column_width=8}'],
+            r"item\.column_width: nothing splits row_wise by columns",
+        ),
+        (
+            [OWN, 'sharding.tables.hour.kernels=["fused_uvm"]'],
+            r"hour\.kernels: the table is data_parallel",
+        ),
+        ([OWN, "sharding.plan=nowhere.json"], r"nowhere\.json' cannot be read"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_or_cannot_be_stops_before_any_work(
+    arguments: list[str], message: str, load, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        explore(load(*arguments))
+    assert not (tmp_path / "plans").exists()
+
+
+def test_batches_beyond_the_memory_of_a_gpu_are_one_message(load, workload: Workload) -> None:
+    (case,) = make_cases(load(PLANNER), {"a10": load_hardware("a10")})
+    problem = replace(workload, batch_size=10**8).problem(case)
+    # 20 copies of each id of 8 bytes; an empty bag counts as one id.
+    ids = sum(max(1.0, factor) for factor in workload.pooling_factors.values())
+    with pytest.raises(ConfigError, match="no memory for tables on any of 4 ranks") as error:
+        estimate(problem)
+    largest = int(str(error.value).split("fewer than ")[1].split(" ")[0].replace(",", ""))
+    assert largest == pytest.approx(0.85 * 24e9 / (20 * 8 * ids), rel=0.01)
+    with pytest.raises(ConfigError, match="no memory for tables"):
+        find_shortage(problem)
+
+
+def test_margin_and_searches_are_settings(load, workload: Workload) -> None:
+    (case,) = make_cases(load(PLANNER), {"a10": load_hardware("a10")})
+    own = ShardingConfig(reserved_share=0.5, proposers=("greedy_sum",))
+    usual = estimate(workload.problem(case))
+    found = estimate(workload.problem(replace(case, sharding=own)))
+    assert found.margin_bytes == pytest.approx(12e9)
+    assert found.num_proposals < usual.num_proposals
 
 
 def test_a_log_that_is_only_a_schema_needs_its_pooling_factors(load, tmp_path: Path) -> None:

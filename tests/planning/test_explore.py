@@ -1,17 +1,22 @@
 """From a configuration to tables, plan files, figures, and reasons."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.planning import dense as dense_module
 from cdp_torchrec.planning import explore as explore_module
 from cdp_torchrec.planning.case import FeasiblePlan
 from cdp_torchrec.planning.dense import count_dense
 from cdp_torchrec.planning.difference import compare_plans, describe_ranks
 from cdp_torchrec.planning.explore import explore
 from cdp_torchrec.planning.output import write_exploration
+from cdp_torchrec.planning.rank_text import render_rank_changes, render_ranks
+from cdp_torchrec.planning.text import render
 from cdp_torchrec.planning.workload import Workload
 
 TWO = ('planning.strategies=["planner","row_wise"]', "planning.batch_size=256")
@@ -62,9 +67,11 @@ def test_a_given_plan_that_does_not_fit_says_why(load, tmp_path: Path) -> None:
     (too_large,) = explore(load(rows, *given)).infeasible
     (reason,) = too_large.reason
     assert "GB of 24 GB under the plan that is given" in reason
-    (other,) = explore(load(rows, *given, "planning.world_sizes=[2]")).infeasible
+    (other, _) = explore(load(rows, *given, "planning.world_sizes=[2,4]")).infeasible
     assert "world_size: 4 in the plan, 2 in this job" in other.reason[1]
     assert other.fixes == ()
+    with pytest.raises(ConfigError, match="world_size: 4 in the plan, 2 in this job"):
+        explore(load(rows, *given, "planning.world_sizes=[2]"))
 
 
 def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load) -> None:
@@ -95,6 +102,35 @@ def test_a_difference_lists_exactly_the_tables_that_moved(load) -> None:
     }
 
 
+def test_the_largest_tables_come_first_with_what_is_looked_up_in_them(load) -> None:
+    result = explore(load(TWO[1], 'planning.strategies=["row_wise"]'))
+    text = render(result)
+    (plan,) = result.feasible
+    lines = text[text.index("table, largest first") :].splitlines()[1:]
+    by_size = sorted(plan.estimate.tables, key=lambda t: -t.table.num_embeddings)
+    for line, table in zip(lines, by_size[:5], strict=False):
+        name, rows, width, ids, *_ = line.split()
+        assert (name, rows, width) == (table.table.name, f"{table.table.num_embeddings:,}", "16")
+        factors = plan.estimate.problem.pooling_factors
+        assert float(ids) == pytest.approx(sum(factors[k] for k in table.table.features), rel=0.01)
+
+
+def test_every_rank_is_shown_and_ranks_of_two_plans_are_compared(load) -> None:
+    first, second = explore(load(*TWO)).feasible
+    for plan in (first, second):
+        shown = render_ranks(plan).splitlines()[1:]
+        assert sorted(re.split(r"\D", line)[0] for line in shown) == ["0", "1", "2", "3"]
+        slowest = shown[0]
+        assert slowest.startswith(f"{plan.estimate.critical_rank}, critical")
+        assert float(slowest.split()[-1]) == pytest.approx(plan.estimate.embedding_ms, abs=1e-3)
+    changes = render_rank_changes(first, second).splitlines()[1:]
+    assert len(changes) == 4
+    gaps = [
+        abs(float(m[1]) - float(m[0])) for m in (re.findall(r"[\d.]+", c)[-2:] for c in changes)
+    ]
+    assert gaps == sorted(gaps, reverse=True)
+
+
 def test_ranks_are_told_as_ranges() -> None:
     assert describe_ranks([3]) == "rank 3"
     assert describe_ranks([0, 1, 2, 3, 6]) == "ranks 0-3, 6"
@@ -113,3 +149,15 @@ def test_the_dense_part_grows_with_the_batch(workload: Workload) -> None:
     assert large.flops == pytest.approx(2 * small.flops, rel=0.02)
     assert large.num_parameters == small.num_parameters
     assert len(large.operations) == len(small.operations)
+
+
+def test_a_batch_too_large_to_be_made_is_counted_in_proportion(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = replace(workload, batch_size=512)
+    counted = count_dense(large)
+    monkeypatch.setattr(dense_module, "_MOST_COUNTED", 256)
+    scaled = count_dense(large)
+    assert scaled.flops == pytest.approx(counted.flops, rel=0.02)
+    assert scaled.num_bytes == pytest.approx(counted.num_bytes, rel=0.05)
+    assert scaled.num_parameters == counted.num_parameters

@@ -14,7 +14,7 @@ from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.run.saved import find_checkpoint
 from tests.conftest import MakeOnce
-from tests.data.test_append import DAYS, fill
+from tests.data.appended_log import DAYS, fill
 
 CPU = torch.device("cpu")
 FIRST_DAY = (f"data.train_on=['test','{DAYS[0]}']", f"data.test_on='{DAYS[1]}'")

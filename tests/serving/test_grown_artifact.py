@@ -14,7 +14,7 @@ from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.export import _copy_vocabulary
 from cdp_torchrec.serving.parts import open_store, open_vocabularies
 from tests.conftest import MakeOnce
-from tests.data.test_append import DAYS, fill
+from tests.data.appended_log import DAYS, fill
 
 
 def test_an_artifact_of_appended_days_has_their_ids_and_rows(

@@ -42,9 +42,10 @@ class CountedStore:
         columns = {
             name: _Counted(column, self.tally)
             for name, column in vars(behaviours).items()
-            if column is not None
+            if column is not None and name != "attributes"
         }
-        return replace(behaviours, **columns)
+        attributes = {n: _Counted(c, self.tally) for n, c in behaviours.attributes.items()}
+        return replace(behaviours, **columns, attributes=attributes)
 
 
 class _Counted:

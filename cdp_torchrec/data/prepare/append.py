@@ -41,7 +41,9 @@ from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.whole_file import whole_directory
 
 
-def append_day(dataset: Path, staging: Path, limits: EngineLimits | None = None) -> Day:
+def append_day(
+    dataset: Path, staging: Path, limits: EngineLimits | None = None, *, name: str | None = None
+) -> Day:
     """Add a day of staging files to a dataset; all of it or nothing.
 
     The day lies in a directory of its own, `days/<date>`, which appears by one rename. Ids that are
@@ -53,6 +55,7 @@ def append_day(dataset: Path, staging: Path, limits: EngineLimits | None = None)
         staging: directory with `requests/*.parquet` and `behaviours/*.parquet` of the day, columns
             as those that the dataset was made of.
         limits: memory and threads of the engine.
+        name: of the day, as a period; None: the date of its first request at UTC.
 
     Raises:
         DatasetError: there is no dataset, another process adds to it, a staging file is unreadable
@@ -72,7 +75,7 @@ def append_day(dataset: Path, staging: Path, limits: EngineLimits | None = None)
         ):
             bar.note("check")
             bar.advance()
-            log = _load(connection, dataset, schema, staging, spec)
+            log = _load(connection, dataset, schema, staging, spec, name)
             with whole_directory(day_folder(dataset, log.name)) as partial:
                 day = _write(connection, dataset, schema, spec, log, partial, bar)
                 save_record(partial, day)
@@ -106,6 +109,7 @@ def _load(
     schema: Schema,
     staging: Path,
     spec: DatasetSpec,
+    name: str | None,
 ) -> _DayLog:
     """Load and check the rows of the day."""
     has_probability = load_rows(connection, staging, spec)
@@ -121,12 +125,18 @@ def _load(
     if row is None or row[0] == 0:
         raise DatasetError(f"{staging / 'requests'}: the day has no requests")
     requests, impressions, clicks, first, last = row
-    name = datetime.fromtimestamp(first / 1000, UTC).date().isoformat()
+    name = name or datetime.fromtimestamp(first / 1000, UTC).date().isoformat()
     _check_times(connection, dataset, schema, staging)
-    if any(day.name == name for day in schema.days):
+    last_name = schema.days[-1].name if schema.days else ""
+    if name == last_name:
         raise DatasetError(
             f"{staging}: its first request is of {name}, and {dataset} has requests of that day "
             "already: a day is appended once, as a whole"
+        )
+    if name < last_name:
+        raise DatasetError(
+            f"{staging}: would be the period {name}, and {dataset} has {last_name} already: names "
+            "of periods are in the order of time"
         )
     _check_new(connection, dataset, schema, staging)
     latest = scalar(

@@ -20,7 +20,7 @@ from cdp_torchrec.data.days import (
 from cdp_torchrec.data.history_segments import open_segments
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.manifest import write_manifest
-from cdp_torchrec.data.prepare.history_files import DTYPES, NpyWriter
+from cdp_torchrec.data.prepare.history_files import DTYPES, NpyWriter, attribute_writer
 from cdp_torchrec.data.prepare.workplace import changing
 from cdp_torchrec.data.schema import USER_ENTITY, HistorySchema, load_schema
 from cdp_torchrec.progress import ProgressBar
@@ -90,10 +90,14 @@ def _merge(found: list[Segment], history: HistorySchema, output: Path) -> int:
 
         in_time = writers("by_time", [*columns, "cluster"])
         gated = writers("by_category", by_category) if history.category_entity else {}
+        for folder, files in (("by_time", in_time), ("by_category", gated)):
+            for a in history.attributes if files else ():
+                writer = attribute_writer(output / folder, a, size)
+                files[a.file] = stack.enter_context(writer)
         index = stack.enter_context(_CategoryIndex(output / "by_category")) if gated else None
         categories = num_ids[history.category_entity or USER_ENTITY].num_ids + 1
         for users in _runs(offsets):
-            rows = _read(store, users, list(in_time))
+            rows = _read(store, users, [*columns, "cluster"])
             for name, writer in in_time.items():
                 writer.append(rows[name])
             if index is not None:
@@ -165,4 +169,5 @@ def _runs(offsets: np.ndarray) -> Iterator[np.ndarray]:
 def _read(store: BehaviourSource, users: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     behaviours, slices = store.recent(users, np.full(len(users), _ALWAYS))
     rows = slices.rows()
-    return {name: getattr(behaviours, name)[rows] for name in names}
+    attributes = {f"attribute_{n}": values[rows] for n, values in behaviours.attributes.items()}
+    return {name: getattr(behaviours, name)[rows] for name in names} | attributes

@@ -2,7 +2,8 @@
 
 `mapping_config.py` says what a mapping holds. Files are loaded as text (`raw_tables`), checked
 column by column (`mapped_columns`), and grouped into requests (`mapped_log`, or `drawn_negatives`
-where the log does not say what was shown). Attributes and behaviours are joined here.
+where the log does not say what was shown). Attributes are joined here, behaviours in
+`mapped_behaviours`.
 """
 
 import logging
@@ -11,27 +12,22 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.database import EngineLimits, Rule, first_row, scalar
+from cdp_torchrec.data.prepare.database import EngineLimits, first_row, scalar
 from cdp_torchrec.data.prepare.drawn_negatives import draw_requests
 from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log
+from cdp_torchrec.data.prepare.mapped_behaviours import gather_behaviours, number_of
 from cdp_torchrec.data.prepare.mapped_columns import (
-    cell,
     cells,
     check_attributes,
-    count_rules,
-    counts,
-    filled,
     load_tables,
-    times,
 )
 from cdp_torchrec.data.prepare.mapped_log import make_requests
 from cdp_torchrec.data.prepare.mapping_config import (
     ACTION_ENTITY,
-    BehaviourConfig,
     FeatureConfig,
     MappingConfig,
 )
-from cdp_torchrec.data.prepare.raw_tables import RawTable, quoted
+from cdp_torchrec.data.prepare.raw_tables import RawTable
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.table_config import moment
 from cdp_torchrec.data.schema import DatasetError, Schema
@@ -68,7 +64,7 @@ def prepare_generic(
         test_from = _test_from(connection, mapping)
         _load_attributes(connection, tables, mapping)
         _join_attributes(connection, mapping)
-        _gather_behaviours(connection, tables, mapping)
+        gather_behaviours(connection, tables, mapping)
         return DatasetSpec(
             name=mapping.name,
             source=told,
@@ -76,6 +72,7 @@ def prepare_generic(
             test_from=test_from,
             category_entity=mapping.category_entity,
             action_entity=ACTION_ENTITY if mapping.has_actions else None,
+            attributes=tuple(a.attribute(name) for name, a in mapping.attributes.items()),
         )
 
     return prepare_log(source, output, read, limits)
@@ -109,18 +106,15 @@ def _load_attributes(
         table = tables[name]
         check_attributes(connection, table, config.key)
         features, rules = cells(table, _features_of(mapping, name))
-        if rules:
+        of_behaviours = {n: a for n, a in mapping.attributes.items() if a.table == name}
+        attributes, more = cells(table, of_behaviours, prefix="a_")
+        if rules := [*rules, *more]:
             table.check(connection, rules)
         connection.execute(
-            f"CREATE TABLE attributes_{_number_of(mapping, name)} AS "
-            f"SELECT {table.sql(config.key)} AS key{features} FROM {table.name}"
+            f"CREATE TABLE attributes_{number_of(mapping, name)} AS "
+            f"SELECT {table.sql(config.key)} AS key{features}{attributes} FROM {table.name}"
         )
         _check_matches(connection, table, mapping, name)
-
-
-def _number_of(mapping: MappingConfig, table: str) -> int:
-    """Number of a table, whose name may be anything."""
-    return list(mapping.tables).index(table)
 
 
 def _check_matches(
@@ -133,7 +127,7 @@ def _check_matches(
     row = first_row(
         connection,
         f"SELECT count(*), count(key), min({column}) FROM {rows} LEFT JOIN "
-        f"attributes_{_number_of(mapping, name)} ON key = {column}",
+        f"attributes_{number_of(mapping, name)} ON key = {column}",
     )
     assert row is not None
     total, known, example = row
@@ -182,70 +176,3 @@ def _join_attributes(connection: duckdb.DuckDBPyConnection, mapping: MappingConf
         SELECT number, place, item_id, label{columns["candidate"]}
         FROM candidate_rows{joins["item"]}
     """)
-
-
-def _gather_behaviours(
-    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, RawTable], mapping: MappingConfig
-) -> None:
-    """Make the view `behaviours` of all sources."""
-    queries = []
-    for name, config in mapping.behaviours.items():
-        if config.table:
-            query = _own_behaviours(connection, tables[config.table], name, config, mapping)
-        else:
-            query = (
-                f"SELECT user_id, item_id AS item{_category(mapping)}, {quoted(name)} AS action, "
-                f"timestamp FROM positives{_lookup(mapping, 'item_id')}"
-            )
-        queries.append(query)
-    connection.execute(f"CREATE VIEW behaviours AS {' UNION ALL '.join(queries)}")
-
-
-def _lookup(mapping: MappingConfig, item: str) -> str:
-    """SQL: a join with the table in which the category of an item stands, if there is one."""
-    gate = mapping.features[mapping.category] if mapping.category else None
-    if gate is None or gate.table is None:
-        return ""
-    return f" LEFT JOIN attributes_{_number_of(mapping, gate.table)} a ON a.key = {item}"
-
-
-def _category(mapping: MappingConfig) -> str:
-    return f", f_{mapping.category} AS category" if mapping.category else ""
-
-
-def _own_behaviours(
-    connection: duckdb.DuckDBPyConnection,
-    table: RawTable,
-    name: str,
-    config: BehaviourConfig,
-    mapping: MappingConfig,
-) -> str:
-    """SQL: behaviours of a table of their own, checked."""
-    assert config.user and config.time
-    log = mapping.log
-    is_known = (config.table, config.time.column) == (log.table, log.time.column)
-    milliseconds, inside = times(connection, table, config.time, mapping, is_known=is_known)
-    rules: list[Rule] = filled(table, config.user)
-    item = table.sql(config.item[0])
-    if len(config.item) > 1:
-        parts = [f"coalesce({table.sql(column)}, '')" for column in config.item]
-        item = f"concat_ws('/', {', '.join(parts)})"
-    else:
-        rules += filled(table, *config.item)
-    if config.only:
-        only = table.sql(config.only.column)
-        rules += count_rules(config.only, only)
-        inside += f" AND {counts(config.only, only)}"
-    table.check(connection, rules)
-    gate = mapping.features[mapping.category] if mapping.category else None
-    category, join = "", ""
-    if gate and (config.category or gate.table is None):
-        column = config.category or gate.column or mapping.category or ""
-        category = f", {cell(gate, table.sql(column))} AS category"
-    elif gate:
-        category, join = _category(mapping), _lookup(mapping, item)
-    action = table.sql(config.action) if config.action else quoted(name)
-    return (
-        f"SELECT {table.sql(config.user)} AS user_id, {item} AS item{category}, "
-        f"{action} AS action, {milliseconds} AS timestamp FROM {table.name}{join} WHERE {inside}"
-    )

@@ -5,9 +5,12 @@ users.npy             only in the segment of a day, in which most users are not:
                       that are; the offsets are theirs
 by_time/*.npy         ordered by (user, timestamp), with the cluster of each behaviour
 by_category/*.npy     ordered by (user, category, timestamp), with keys.npy and offsets.npy
+
+Attributes of behaviours are columns of both orders, attribute_<name>.npy: numbers float32 [N], NaN
+where one is missing; ids int32 [N, max_ids], 0 behind the last one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +18,11 @@ from types import TracebackType
 import duckdb
 import numpy as np
 
+from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.behaviour_clusters import alike_columns, assign_clusters
 from cdp_torchrec.data.prepare.database import scalar
 from cdp_torchrec.data.prepare.earlier_histories import EarlierHistories
+from cdp_torchrec.data.prepare.moments import Moments
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 
 _ROWS_PER_CHUNK = 1 << 18
@@ -33,13 +38,17 @@ def code_behaviours(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) ->
     Returns:
         Number of behaviours.
     """
-    columns = list(spec.behaviour_columns())
-    codes = ", ".join(f"coalesce(_{name}.code, 0) AS {name}" for name, _ in columns)
+    columns = [(name, f"b.{name}", entity) for name, entity in spec.behaviour_columns()]
+    columns += [column for a in spec.attributes for column in _attribute_codes(a)]
+    codes = ", ".join(f"coalesce(_{name}.code, 0) AS {name}" for name, _, _ in columns)
     joins = " ".join(
-        f"LEFT JOIN vocabulary_{entity} _{name} ON _{name}.raw = b.{name}::VARCHAR"
-        for name, entity in columns
+        f"LEFT JOIN vocabulary_{entity} _{name} ON _{name}.raw = {raw}::VARCHAR"
+        for name, raw, entity in columns
     )
-    ties = ", ".join(name for name, _ in columns[1:])
+    numbers = [a for a in spec.attributes if a.kind == "number"]
+    for a in numbers:
+        codes += f""", coalesce(b."{a.name}"::DOUBLE, 'nan')::FLOAT AS {a.file}"""
+    ties = ", ".join([*(name for name, _, _ in columns[1:]), *(a.file for a in numbers)])
     connection.execute(f"""
         CREATE TABLE behaviours AS
         SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY timestamp, {ties}) AS ordinal
@@ -118,13 +127,15 @@ def _write_orders(
     """Write the columns in both orders, and the index of the second."""
     names = [name for name in DTYPES if name in {"timestamp", *dict(spec.behaviour_columns())}]
     columns = {name: DTYPES[name] for name in names}
+    attributes = [column for a in spec.attributes for column in a.columns]
     num_behaviours = scalar(connection, "SELECT count(*) FROM behaviours")
     directory.mkdir()
     _write_columns(
         connection,
-        f"SELECT {', '.join(names)} FROM behaviours ORDER BY user_id, ordinal",
+        f"SELECT {', '.join(names + attributes)} FROM behaviours ORDER BY user_id, ordinal",
         directory / "by_time",
         columns,
+        spec.attributes,
         num_behaviours,
     )
     if spec.category_entity:
@@ -132,9 +143,11 @@ def _write_orders(
         kept = [name for name in names if name != "category"]
         _write_columns(
             connection,
-            f"SELECT {', '.join(kept)} FROM behaviours ORDER BY user_id, category, ordinal",
+            f"SELECT {', '.join(kept + attributes)} FROM behaviours "
+            "ORDER BY user_id, category, ordinal",
             by_category,
             {name: columns[name] for name in kept},
+            spec.attributes,
             num_behaviours,
         )
         _write_category_index(connection, by_category, num_ids[spec.category_entity] + 1)
@@ -189,10 +202,14 @@ def _write_columns(
     query: str,
     directory: Path,
     columns: Mapping[str, type[np.generic]],
+    attributes: Sequence[BehaviourAttribute],
     num_rows: int,
 ) -> None:
     directory.mkdir()
     with ExitStack() as stack:
+        of_attributes = [
+            stack.enter_context(attribute_writer(directory, a, num_rows)) for a in attributes
+        ]
         writers = {
             name: stack.enter_context(NpyWriter(directory / f"{name}.npy", dtype, num_rows))
             for name, dtype in columns.items()
@@ -200,19 +217,71 @@ def _write_columns(
         for batch in connection.sql(query).to_arrow_reader(_ROWS_PER_CHUNK):
             for name, writer in writers.items():
                 writer.append(batch[name].to_numpy())
+            for a, writer in zip(attributes, of_attributes, strict=True):
+                values = [batch[column].to_numpy() for column in a.columns]
+                writer.append(values[0] if a.kind == "number" else np.stack(values, axis=1))
+
+
+def _attribute_codes(attribute: BehaviourAttribute) -> list[tuple[str, str, str]]:
+    """Column, SQL of its raw id, and entity, of each id that a behaviour may have."""
+    if attribute.entity is None:
+        return []
+    if attribute.kind == "id":
+        return [(attribute.file, f'b."{attribute.name}"', attribute.entity)]
+    known = f'list_filter(b."{attribute.name}", lambda x: x IS NOT NULL)'
+    return [
+        (column, f"list_extract({known}, {place})", attribute.entity)
+        for place, column in enumerate(attribute.columns, start=1)
+    ]
+
+
+def attribute_writer(folder: Path, attribute: BehaviourAttribute, length: int) -> "NpyWriter":
+    """What writes the column of an attribute of so many behaviours."""
+    path = folder / f"{attribute.file}.npy"
+    if attribute.kind == "number":
+        return NpyWriter(path, np.float32, length)
+    return NpyWriter(path, np.int32, length, width=attribute.max_ids)
+
+
+def attribute_scales(
+    directory: Path, attributes: Sequence[BehaviourAttribute], *, before: int
+) -> tuple[BehaviourAttribute, ...]:
+    """The attributes, numbers with their mean and deviation.
+
+    Args:
+        directory: of the store.
+        attributes: of the behaviours.
+        before: behaviours from here on do not count, such as those after the training split; ms.
+    """
+    folder = directory / "by_time"
+    times = np.load(folder / "timestamp.npy", mmap_mode="r")
+    found = []
+    for attribute in attributes:
+        if attribute.kind == "number":
+            values, moments = np.load(folder / f"{attribute.file}.npy", mmap_mode="r"), Moments()
+            for start in range(0, len(times), _ROWS_PER_CHUNK):
+                rows = slice(start, start + _ROWS_PER_CHUNK)
+                known = (np.asarray(times[rows]) < before).astype(np.int64)
+                moments.add(np.asarray(values[rows], dtype=np.float64), known)
+            attribute = attribute.model_copy(update={"mean": moments.mean, "std": moments.std})
+        found.append(attribute)
+    return tuple(found)
 
 
 class NpyWriter:
-    """A one-dimensional .npy file of known length, written in pieces.
+    """A .npy file of known length, [N] or [N, width], written in pieces.
 
     Plain writes, not a memory map: a full disk is then an OSError instead of a killed process.
     """
 
-    def __init__(self, path: Path, dtype: type[np.generic], length: int) -> None:
+    def __init__(
+        self, path: Path, dtype: type[np.generic], length: int, *, width: int | None = None
+    ) -> None:
         self._file = path.open("wb")
         self._dtype = np.dtype(dtype)
         self._missing = length
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (length,)}
+        shape = (length,) if width is None else (length, width)
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: np.ndarray) -> None:

@@ -222,11 +222,12 @@ def _describe_history(schema: Schema, splits: _Splits) -> list[str]:
                 _percent(split.clicked_last, split.clicks),
             ]
         )
+    attributes = [f"{a.name}: {a.meaning}" for a in history.attributes]
     title = (
         f"{history.num_behaviours:,} behaviours of {history.num_users:,} users; "
         "behaviours before each request:"
     )
-    return [title, aligned_table(rows)]
+    return [title, aligned_table(rows), *attributes]
 
 
 def _describe_gate(splits: _Splits) -> list[str]:

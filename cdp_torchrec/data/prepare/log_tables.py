@@ -5,7 +5,8 @@ A converter reads its files into an engine of its own and leaves three tables (o
     requests     number (0, 1 ... in the order of time), request_id, user_id, timestamp, and the
                  features of the request
     candidates   number, place (order in the list), the features of the candidate, label
-    behaviours   user_id, item, timestamp, and category and action where the dataset has them
+    behaviours   user_id, item, timestamp, category and action where the dataset has them, and the
+                 attributes of the spec
 """
 
 import shutil
@@ -139,7 +140,8 @@ def _stage_behaviours(
     connection: duckdb.DuckDBPyConnection, directory: Path, spec: DatasetSpec
 ) -> None:
     directory.mkdir()
-    columns = ", ".join(name for name, _ in spec.behaviour_columns())
+    names = [name for name, _ in spec.behaviour_columns()]
+    columns = ", ".join([*names, *(f'"{attribute.name}"' for attribute in spec.attributes)])
     path = sql_path(directory / "part-00000.parquet")
     connection.execute(
         f"COPY (SELECT {columns}, timestamp FROM behaviours) TO {path} (FORMAT parquet)"

@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.behaviour_config import AttributeConfig
 from cdp_torchrec.data.prepare.database import Rule, first_row
 from cdp_torchrec.data.prepare.log_times import Clock
 from cdp_torchrec.data.prepare.mapping_config import FeatureConfig, MappingConfig
@@ -48,9 +49,14 @@ def _used(mapping: MappingConfig) -> Iterator[tuple[str, str, bool]]:
     for name, feature in mapping.features.items():
         if not feature.derive:
             yield feature.table or log.table, feature.column or name, feature.kind != "number"
+    for name, attribute in mapping.attributes.items():
+        if attribute.table:
+            yield attribute.table, attribute.column or name, attribute.kind != "number"
     for behaviour in mapping.behaviours.values():
         if behaviour.table is None:
             continue
+        for name, column in behaviour.attributes.items():
+            yield behaviour.table, column, mapping.attributes[name].kind != "number"
         ids = (behaviour.user, behaviour.category, behaviour.action, *behaviour.item)
         for column in filter(None, ids):
             yield behaviour.table, column, True
@@ -65,8 +71,8 @@ def filled(table: RawTable, *columns: str) -> list[Rule]:
     return [Rule(f"{table.sql(name)} IS NULL", f"'{name}' is empty") for name in columns]
 
 
-def cell(feature: FeatureConfig, sql: str) -> str:
-    """SQL: a feature that is no bag, from the text of a cell."""
+def cell(feature: FeatureConfig | AttributeConfig, sql: str) -> str:
+    """SQL: a feature or attribute that is no bag, from the text of a cell."""
     if feature.kind == "number":
         return f"try_cast({sql} AS DOUBLE)"
     if feature.separator:
@@ -74,22 +80,34 @@ def cell(feature: FeatureConfig, sql: str) -> str:
     return sql
 
 
-def cells(table: RawTable, features: Mapping[str, FeatureConfig]) -> tuple[str, list[Rule]]:
-    """Features in columns of a table that are no lists of candidates.
+def cells(
+    table: RawTable,
+    features: Mapping[str, FeatureConfig | AttributeConfig],
+    *,
+    prefix: str = "f_",
+    columns_of: Mapping[str, str] | None = None,
+) -> tuple[str, list[Rule]]:
+    """Features or attributes in columns of a table that are no lists of candidates.
+
+    Args:
+        table: where they stand.
+        features: by name.
+        prefix: of their names in the engine.
+        columns_of: column of each; without it, their own.
 
     Returns:
-        SQL: `, <value> AS f_<name>` of each; what their text may not be.
+        SQL: `, <value> AS <prefix><name>` of each; what their text may not be.
     """
     columns, rules = "", []
     for name, feature in features.items():
-        column = feature.column or name
+        column = columns_of[name] if columns_of else feature.column or name
         if feature.kind == "ids":
             parts = table.elements(column, feature.separator)
-            columns += f", list_filter({parts}, lambda x: x <> '') AS f_{name}"
+            columns += f", list_filter({parts}, lambda x: x <> '') AS {prefix}{name}"
             continue
         if feature.kind == "number":
             rules.append(number_rule(column, table.sql(column)))
-        columns += f", {cell(feature, table.sql(column))} AS f_{name}"
+        columns += f", {cell(feature, table.sql(column))} AS {prefix}{name}"
     return columns, rules
 
 

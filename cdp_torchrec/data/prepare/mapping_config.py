@@ -7,6 +7,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.data.prepare.behaviour_config import (
+    AttributeConfig,
+    BehaviourConfig,
+    attribute_conflicts,
+)
 from cdp_torchrec.data.prepare.table_config import Moment, RowRule, TableConfig, TimeConfig
 from cdp_torchrec.data.schema import USER_ENTITY, Feature, Kind, Level, Role
 
@@ -112,40 +117,6 @@ class FeatureConfig(Config):
     in the list of candidates from 1."""
 
 
-class BehaviourConfig(Config):
-    """Past actions of users. Its name is the action where no column says it.
-
-    Without a table they are the positives of the log.
-    """
-
-    table: str | None = None
-    """Name in [tables]; may be that of the log."""
-    user: str | None = None
-    """Column of the user."""
-    item: tuple[str, ...] = ()
-    """Column of the item. Several columns where the log names no item: together they stand for an
-    item unknown, which has no row of its own in training but may have a category."""
-    category: str | None = None
-    """Column of the category; not set: that of the item in the table where `category` stands."""
-    action: str | None = None
-    """Column of the kind of action, such as view or buy."""
-    time: TimeConfig | None = None
-    """When it happened."""
-    only: RowRule | None = None
-    """Which rows count; not set: all."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        needed = {"user", "item", "time"}
-        given = self.model_fields_set - {"table"}
-        if self.table is None and given:
-            key = min(given)
-            raise ConfigConflicts([(key, "needs a table: positives of the log have all of it")])
-        if self.table is not None and needed - given:
-            raise ConfigConflicts([(min(needed - given), "must be set where a table is")])
-        return self
-
-
 class WindowConfig(Config):
     """The time of the log: rows outside are left out, and counted."""
 
@@ -193,6 +164,8 @@ class MappingConfig(Config):
     """Feature of the candidates that is the category of the gate; not set: there is no gate."""
     behaviours: dict[str, BehaviourConfig] = Field(min_length=1)
     """The histories, from one source or several."""
+    attributes: dict[str, AttributeConfig] = {}
+    """What else is known of each behaviour, by name."""
     window: WindowConfig = WindowConfig()
     """Rows that count, by time."""
     split: SplitConfig
@@ -201,6 +174,7 @@ class MappingConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         conflicts = [*self._table_conflicts(), *self._feature_conflicts()]
+        conflicts += attribute_conflicts(self.attributes, self.behaviours, self.tables)
         if (self.sampling is None) == (self.log.rows == "action"):
             conflicts.append(("sampling", "rows = 'action' needs it, other logs have none"))
         for key, text in (("name", self.name), *((f"behaviours.{n}", n) for n in self.behaviours)):
@@ -226,7 +200,7 @@ class MappingConfig(Config):
                 yield key, f"must be set: feature '{self.category}' stands in the log only"
             if behaviour.category and not gate:
                 yield f"behaviours.{name}.category", "has no effect without a category (category)"
-        attributes = {f.table for f in self.features.values()}
+        attributes = {f.table for f in (*self.features.values(), *self.attributes.values())}
         for name in self.tables:
             if name not in {*logs.values(), *attributes}:
                 yield f"tables.{name}", "is not used"

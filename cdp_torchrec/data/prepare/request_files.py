@@ -1,8 +1,6 @@
 """The parquet parts of a split, and the means and deviations of its numbers."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -10,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp_torchrec.data.prepare.moments import Moments
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.schema import Feature
 
@@ -19,50 +18,6 @@ PART = 196 * ROW_GROUP
 """Requests of a parquet file."""
 
 _TYPES = {"id": pa.int64(), "ids": pa.list_(pa.int64()), "number": pa.float64()}
-
-
-_ROUNDING = 1e-12
-"""A spread below this share of the values is rounding."""
-
-
-@dataclass
-class Moments:
-    """Mean and variance of a number over impressions, merged batch by batch (Chan et al.)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of squared distances from the mean."""
-    low: float = math.inf
-    high: float = -math.inf
-
-    def add(self, values: np.ndarray, weights: np.ndarray) -> None:
-        """Add values, each `weights` times; NaN is skipped."""
-        known = ~np.isnan(values)
-        values, weights = values[known], weights[known]
-        count = int(weights.sum())
-        if count == 0:
-            return
-        mean = float((values * weights).sum() / count)
-        total = self.count + count
-        self.squares += float((weights * (values - mean) ** 2).sum())
-        self.squares += (mean - self.mean) ** 2 * self.count * count / total
-        self.mean += (mean - self.mean) * count / total
-        self.count = total
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
-
-    @property
-    def is_constant(self) -> bool:
-        """There is one value, or none, but for the rounding of what wrote or added them."""
-        size = max(abs(self.low), abs(self.high))
-        return self.count == 0 or self.high - self.low <= _ROUNDING * size
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation; 1 for a constant, so that it can divide."""
-        # The square of a spread may be too small for a float where the spread is not.
-        return 1.0 if self.is_constant else math.sqrt(self.squares / self.count) or 1.0
 
 
 def write_requests(

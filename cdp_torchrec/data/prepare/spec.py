@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from cdp_torchrec.data.behaviour_attributes import RESERVED_ATTRIBUTES, BehaviourAttribute
 from cdp_torchrec.data.schema import LATEST_TIMESTAMP_MS, USER_ENTITY, Feature, Schema
 
 # Columns that the engine reads or writes itself.
@@ -32,17 +33,24 @@ class DatasetSpec:
     """Entity of the behaviours' `category`; None: the column is not read."""
     action_entity: str | None = None
     """Entity of the behaviours' `action`; None: the column is not read."""
+    attributes: tuple[BehaviourAttribute, ...] = ()
+    """Further columns of the behaviours. Means and deviations are computed, not read."""
     bayes: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the true click probabilities on the test split (synthetic data only)."""
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
-        for name in [*names, *self.entities()]:
+        attributes = [attribute.name for attribute in self.attributes]
+        for name in [*names, *attributes, *self.entities()]:
             if not re.fullmatch("[a-z][a-z0-9_]*", name):
                 raise ValueError(f"'{name}': names need lower-case letters, digits and '_'")
         taken = sorted(set(names) & {*RESERVED, CLICK_PROBABILITY})
         if taken:
             raise ValueError(f"feature names {taken} are reserved")
+        if taken := sorted(set(attributes) & {*RESERVED_ATTRIBUTES}):
+            raise ValueError(f"attribute names {taken} are reserved")
+        if len(set(attributes)) != len(attributes):
+            raise ValueError(f"attribute names repeat: {sorted(attributes)}")
         if "request" in self.entities():
             raise ValueError("entity name 'request' is reserved")
         if len(set(names)) != len(names):
@@ -69,6 +77,7 @@ class DatasetSpec:
             test_from=LATEST_TIMESTAMP_MS + 1,
             category_entity=schema.history.category_entity,
             action_entity=schema.history.action_entity,
+            attributes=schema.history.attributes,
         )
 
     @property
@@ -80,6 +89,7 @@ class DatasetSpec:
         """All id spaces, in order of first use."""
         used = [USER_ENTITY, *(f.entity for f in self.features)]
         used += [self.category_entity, self.action_entity]
+        used += [attribute.entity for attribute in self.attributes]
         return tuple(dict.fromkeys(entity for entity in used if entity))
 
     def request_features(self) -> list[Feature]:

@@ -18,8 +18,9 @@ import duckdb
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.plausibility import judge, refuse_errors
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
-from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
-from cdp_torchrec.data.prepare.request_files import Moments, write_requests
+from cdp_torchrec.data.prepare.history_files import attribute_scales, code_behaviours, write_history
+from cdp_torchrec.data.prepare.moments import Moments
+from cdp_torchrec.data.prepare.request_files import write_requests
 from cdp_torchrec.data.prepare.request_tables import code_requests
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import load_staging
@@ -155,6 +156,7 @@ def _build(
             item_entity=spec.item_entity,
             category_entity=spec.category_entity,
             action_entity=spec.action_entity,
+            attributes=attribute_scales(output / "history", spec.attributes, before=spec.test_from),
             num_behaviours=num_behaviours,
             num_users=num_ids["user"],
         ),

@@ -7,6 +7,7 @@ from typing import Literal
 
 import duckdb
 
+from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.column_types import ID, INTEGER, NUMBER, ColumnType, list_of
 from cdp_torchrec.data.prepare.database import (
@@ -59,6 +60,7 @@ def load_rows(connection: duckdb.DuckDBPyConnection, staging: Path, spec: Datase
         optional={CLICK_PROBABILITY: list_of(NUMBER)},
     )
     columns = {"timestamp": INTEGER} | {name: ID for name, _ in spec.behaviour_columns()}
+    columns |= {a.name: _attribute_type(a) for a in spec.attributes}
     behaviours = open_parquet(find_parquet(staging / "behaviours"), columns)
     has_probability = CLICK_PROBABILITY in requests.schema.names
 
@@ -67,6 +69,7 @@ def load_rows(connection: duckdb.DuckDBPyConnection, staging: Path, spec: Datase
     check_rows(connection, "staged_requests", requests, rules, named="request_id")
     load_parquet(connection, "staged_behaviours", behaviours)
     rules = [*null_rules("user_id", "item", "timestamp"), _TIMESTAMP]
+    rules += [rule for attribute in spec.attributes for rule in _attribute_rules(attribute)]
     check_rows(connection, "staged_behaviours", behaviours, rules, named="user_id")
     _check_unique(connection, requests)
     return has_probability
@@ -120,16 +123,37 @@ def _request_rules(spec: DatasetSpec, has_probability: bool) -> list[Rule]:
             )
         )
     rules += [
-        list_rule(
-            f'["{f.name}"]' if f.level == "request" else f'"{f.name}"',
-            # NaN, which is greater than all numbers here, stands for a missing one.
-            f"abs(x) > {LARGEST_NUMBER!r} AND NOT isnan(x)",
-            f"'{f.name}' holds a number beyond {LARGEST_NUMBER:.3g}",
-        )
+        _number_rule(f.name, f'["{f.name}"]' if f.level == "request" else f'"{f.name}"')
         for f in spec.features
         if f.kind == "number"
     ]
     return rules
+
+
+def _number_rule(name: str, numbers: str) -> Rule:
+    return list_rule(
+        numbers,
+        # NaN, which is greater than all numbers here, stands for a missing one.
+        f"abs(x) > {LARGEST_NUMBER!r} AND NOT isnan(x)",
+        f"'{name}' holds a number beyond {LARGEST_NUMBER:.3g}",
+    )
+
+
+def _attribute_type(attribute: BehaviourAttribute) -> ColumnType:
+    if attribute.kind == "number":
+        return NUMBER
+    return list_of(ID) if attribute.kind == "ids" else ID
+
+
+def _attribute_rules(attribute: BehaviourAttribute) -> list[Rule]:
+    name = attribute.name
+    if attribute.kind == "number":
+        return [_number_rule(name, f'["{name}"]')]
+    if attribute.kind == "ids":
+        allowed = f"holds more ids than the {attribute.max_ids} of its max_ids"
+        longer = f'len("{name}") > {attribute.max_ids}'
+        return [Rule(longer, f"'{name}' {allowed}", f'len("{name}")::VARCHAR')]
+    return []
 
 
 def _check_unique(connection: duckdb.DuckDBPyConnection, requests: ParquetTable) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from cdp_torchrec.data.clocks import Clock
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.dataset_files import row_groups
+from cdp_torchrec.data.prepare.hash_figures import measure_hashes
 from cdp_torchrec.data.prepare.raw_ids import example_ids, similar_ids
 from cdp_torchrec.data.prepare.split_figures import SplitFigures
 from cdp_torchrec.data.schema import Schema
@@ -49,6 +50,7 @@ def summarise(dataset: Path, schema: Schema) -> Summary:
     figures |= _columns(schema, train, test)
     figures |= _users(store, train, test)
     figures |= _similar(dataset, schema)
+    figures |= measure_hashes(dataset, schema)
     for name, values in _clocks(schema, store, train, test).items():
         figures.setdefault(name, {}).update(values)
     for name, value in _behaviours(store, train, test).items():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.plausibility import Finding
 from cdp_torchrec.data.plausibility_checks import CHECKS
+from cdp_torchrec.data.prepare.hash_figures import HASH_TITLE, hash_rows
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.summary import Summary
 from cdp_torchrec.progress import WIDTH
@@ -15,14 +16,17 @@ _SPLITS = ("train", "test")
 
 
 def describe_summary(schema: Schema, summary: Summary, findings: Sequence[Finding]) -> str:
-    """Spans, matches and histories as a table, then what the checks found.
+    """Spans, matches and histories as a table, collisions, then what the checks found.
 
     Args:
         schema: of the dataset.
         summary: of the same.
         findings: from `judge`.
     """
-    return f"{aligned_table(_rows(schema, summary))}\n\n{describe_findings(findings)}"
+    parts = [aligned_table(_rows(schema, summary))]
+    if hashes := hash_rows(schema, summary):
+        parts.append(f"{textwrap.fill(HASH_TITLE, WIDTH)}\n{aligned_table(hashes)}")
+    return "\n\n".join([*parts, describe_findings(findings)])
 
 
 def describe_findings(findings: Iterable[Finding]) -> str:

@@ -134,6 +134,11 @@ def _counts(spec: DatasetSpec, entity: str) -> list[str]:
     if entity == USER_ENTITY:
         cells.append(("staged_requests", "user_id"))
     cells += [("staged_behaviours", name) for name, of in spec.behaviour_columns() if of == entity]
+    cells += [
+        ("staged_behaviours", f'unnest("{a.name}")' if a.kind == "ids" else f'"{a.name}"')
+        for a in spec.attributes
+        if a.entity == entity
+    ]
     return [
         f"""
         SELECT raw::VARCHAR AS raw, count(*) FILTER (timestamp < {spec.test_from}) AS train

@@ -35,6 +35,10 @@ class PreparationError(OSError):
     user_error = True
 
 
+class DatasetBusyError(DatasetError):
+    """Another process adds to the dataset: what failed can be done a little later."""
+
+
 @contextmanager
 def preparing(output: Path) -> Generator[None]:
     """Around a whole preparation: one line says why `output` was not made.
@@ -61,7 +65,7 @@ def changing(dataset: Path) -> Generator[None]:
     SIGTERM and SIGHUP end it as Ctrl-C does. What one that was killed left behind is removed.
 
     Raises:
-        DatasetError: another process adds to it.
+        DatasetBusyError: another process adds to it.
         PreparationError: the dataset cannot be written, or memory is full.
     """
     if problem := why_unwritable(dataset):
@@ -78,7 +82,7 @@ def changing(dataset: Path) -> Generator[None]:
 def _explained(outcome: str, stopping: str) -> Generator[None]:
     """Say what came of it, and why, if the machine stands in the way or somebody stops it."""
     try:
-        with _stopped_by_signals(stopping):
+        with stopped_by_signals(stopping):
             yield
     except PreparationError:
         raise
@@ -132,15 +136,19 @@ def _held(directory: Path, taken: str = "") -> Generator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise (DatasetError(taken) if taken else error) from None
+            raise (DatasetBusyError(taken) if taken else error) from None
         yield
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _stopped_by_signals(outcome: str) -> Generator[None]:
-    """Without a handler of somebody else, let the signals end the block as an exception."""
+def stopped_by_signals(outcome: str) -> Generator[None]:
+    """Without a handler of somebody else, let the signals end the block as an exception.
+
+    Args:
+        outcome: what is there then, for the last line.
+    """
     stops: list[SystemExit | KeyboardInterrupt] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -21,6 +21,8 @@ TypeName = Literal[
 Precision = Literal["fp32", "fp16", "bf16"]
 """Number format of embeddings on their way between ranks."""
 KernelName = Literal["fused", "fused_uvm", "fused_uvm_caching"]
+ProposerName = Literal["grid_search", "greedy", "greedy_sum", "uniform", "dynamic_programming"]
+"""Ways in which TorchRec's planner goes through the options of all tables."""
 
 
 class TableShardingConfig(Config):
@@ -79,6 +81,20 @@ class ShardingConfig(Config):
     in the GPU's memory, however small its cache: its time is a lower bound."""
     search_seconds: Annotated[PositiveInt, MAY_CHANGE] = 60
     """Time that the search for a plan may take."""
+    reserved_share: Annotated[float, Field(ge=0, lt=1), MAY_CHANGE] = 0.15
+    """Share of a GPU's memory that no table may use: for activations of the dense part, workspace
+    and fragmentation. Of a host's memory nothing is reserved."""
+    proposers: Annotated[tuple[ProposerName, ...], Field(min_length=1), MAY_CHANGE] = (
+        "grid_search",
+        "greedy",
+        "greedy_sum",
+        "uniform",
+    )
+    """Searches of which the best plan is taken. grid_search: all combinations, if they are at most
+    10,000; greedy: each table begins with the option of the fastest slowest shard, and the one that
+    takes most memory goes on to its next; greedy_sum: the same by the sum over shards; uniform: one
+    sharding type for all; dynamic_programming: the smallest sum of times under a bound of memory,
+    on CUDA."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

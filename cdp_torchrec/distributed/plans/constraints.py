@@ -145,6 +145,13 @@ def _conflicts(
             f"{key}.column_width = {width}: expected a multiple of {LANES} that divides the "
             f"embedding's width {table.embedding_dim}"
         )
+    if width is not None and not any(name in COLUMN_TYPES for name in types):
+        conflicts.append(f"{key}.column_width: nothing splits {', '.join(types)} by columns")
+    if own.kernels and all(name == "data_parallel" for name in types):
+        conflicts.append(
+            f"{key}.kernels: the table is data_parallel, which has no kernel to choose; give it "
+            "other types"
+        )
     host = [name for name in own.kernels or () if name != "fused"]
     if host and problem.device == "cpu":
         conflicts.append(f"{key}.kernels: {host[0]} needs a GPU, and the ranks compute on the CPU")

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
 
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
+from cdp_torchrec.distributed.optimizers import TableOptimizer
 from cdp_torchrec.distributed.plans.hardware import GB
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 
 _FLOAT_BYTES = 4
 _MOST_TABLES = 5
+_STATE_COPIES = {"adam": 2, "adagrad": 1, "sgd": 0}
+"""Numbers that an optimizer keeps for each weight."""
 _LARGE = 0.01
 """Share of all memory from which on a table is named."""
 
@@ -28,7 +30,8 @@ def explain_failure(
         reservation: memory that no table may use.
     """
     reserved = reservation.last_reserved_topology
-    assert reserved is not None
+    if reserved is None:
+        return _nothing_left(problem, reservation)
     on_gpu = problem.device == "cuda"
     storage = reserved.devices[0].storage
     free = storage.hbm if on_gpu else storage.ddr
@@ -49,9 +52,29 @@ def explain_failure(
     )
 
 
-def _largest(
-    tables: Sequence[EmbeddingTable], optimizer: SparseOptimizerConfig, needed: int
-) -> list[str]:
+def _nothing_left(problem: PlanProblem, reservation: HeuristicalStorageReservation) -> str:
+    """What fills a GPU before there is any table on it."""
+    dense, batches = reservation._dense_storage, reservation._kjt_storage
+    assert dense is not None
+    assert batches is not None
+    memory = problem.hardware.memory_gb * GB
+    share = problem.sharding.reserved_share
+    left = (1 - share) * memory - dense.hbm
+    largest = math.floor(left * problem.batch_size / batches.hbm)
+    helps = (
+        f"fewer than {largest:,} impressions per rank"
+        if largest > 0
+        else "a smaller dense part, or a smaller sharding.reserved_share"
+    )
+    return (
+        f"no memory for tables on any of {problem.world_size} ranks: the batches under way take "
+        f"{_gb(batches.hbm)} at {problem.batch_size:,} impressions per rank, the dense part "
+        f"{_gb(dense.hbm)} and the margin {_gb(share * memory)} (sharding.reserved_share = "
+        f"{share:g}) of {_gb(memory)} GPU memory\n  what helps: {helps}"
+    )
+
+
+def _largest(tables: Sequence[EmbeddingTable], optimizer: TableOptimizer, needed: int) -> list[str]:
     large = [table for table in tables if _bytes(table, optimizer) >= _LARGE * needed]
     large.sort(key=lambda table: -_bytes(table, optimizer))
     large = large[:_MOST_TABLES]
@@ -77,18 +100,18 @@ def _remedies(needed: int, free: int, problem: PlanProblem) -> list[str]:
     return [*remedies, "fewer or narrower embeddings"]
 
 
-def _bytes(table: EmbeddingTable, optimizer: SparseOptimizerConfig) -> int:
+def _bytes(table: EmbeddingTable, optimizer: TableOptimizer) -> int:
     return _weights(table) + _state(table, optimizer)
 
 
 def _weights(table: EmbeddingTable) -> int:
-    return table.num_embeddings * table.embedding_dim * _FLOAT_BYTES
+    return table.num_embeddings * table.embedding_dim * table.element_bytes
 
 
-def _state(table: EmbeddingTable, optimizer: SparseOptimizerConfig) -> int:
-    if optimizer.kind == "adam":
-        return 2 * _weights(table)
-    return table.num_embeddings * _FLOAT_BYTES
+def _state(table: EmbeddingTable, optimizer: TableOptimizer) -> int:
+    if optimizer.kind == "rowwise_adagrad":
+        return table.num_embeddings * _FLOAT_BYTES
+    return _STATE_COPIES[optimizer.kind] * _weights(table)
 
 
 def _gb(size: float) -> str:

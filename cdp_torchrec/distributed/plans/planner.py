@@ -2,19 +2,30 @@
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.constants import DEFAULT_PERF_ESTIMATOR
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.estimator import EmbeddingPerfEstimatorFactory
+from torchrec.distributed.planner.proposers import (
+    DynamicProgrammingProposer,
+    GreedyProposer,
+    GridSearchProposer,
+    UniformProposer,
+)
 from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
-from torchrec.distributed.planner.types import ShardingOption
+from torchrec.distributed.planner.types import PlannerError, Proposer, ShardingOption
 from torchrec.distributed.types import ModuleSharder, PipelineType, ShardingPlan
 
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.plans.config import ProposerName
 from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.failure import explain_failure
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.quick_search import (
     EstimatorOfDistinctShards,
@@ -29,8 +40,13 @@ from cdp_torchrec.model.sparse_arch import is_table
 _FLOAT_BYTES = 4
 _DENSE_COPIES = 5
 """Of each dense parameter: itself, gradient, two moments of Adam, and a bucket of DDP."""
-_RESERVED = 0.15
-"""Share of a GPU's memory kept for activations, workspace and fragmentation."""
+_PROPOSERS: Mapping[ProposerName, Callable[[], Proposer]] = {
+    "grid_search": GridSearchProposer,
+    "greedy": GreedyProposer,
+    "greedy_sum": partial(GreedyProposer, use_depth=False),
+    "uniform": UniformProposer,
+    "dynamic_programming": DynamicProgrammingProposer,
+}
 
 
 class ReproducibleEnumerator(EmbeddingEnumerator):
@@ -105,7 +121,8 @@ def make_planner(problem: PlanProblem) -> EmbeddingShardingPlanner:
                 ),
             ],
         ),
-        storage_reservation=_reservation(problem.model),
+        proposer=[_PROPOSERS[name]() for name in problem.sharding.proposers],
+        storage_reservation=_reservation(problem),
         constraints=constraints,
         partitioner=QuickPartitioner(),
         timeout_seconds=problem.sharding.search_seconds,
@@ -113,14 +130,16 @@ def make_planner(problem: PlanProblem) -> EmbeddingShardingPlanner:
     )
 
 
-def _reservation(model: nn.Module) -> HeuristicalStorageReservation:
+def _reservation(problem: PlanProblem) -> HeuristicalStorageReservation:
     """Memory that no table may use: for the dense part, the batches, and a margin."""
-    dense = sum(p.numel() for name, p in model.named_parameters() if not is_table(name))
+    parameters = problem.model.named_parameters()
+    dense = sum(p.numel() for name, p in parameters if not is_table(name))
     with warnings.catch_warnings():
         # It advises to give the size of the dense part, which we do.
         warnings.filterwarnings("ignore", message="HeuristicalStorageReservation is known")
         return HeuristicalStorageReservation(
-            percentage=_RESERVED, dense_tensor_estimate=dense * _FLOAT_BYTES * _DENSE_COPIES
+            percentage=problem.sharding.reserved_share,
+            dense_tensor_estimate=dense * _FLOAT_BYTES * _DENSE_COPIES,
         )
 
 
@@ -138,14 +157,18 @@ def enumerate_options(problem: PlanProblem) -> EnumeratedOptions:
     """The options that a search would choose from.
 
     Raises:
-        ConfigError: names every table that the configuration is wrong for.
+        ConfigError: names every table that the configuration is wrong for, or says what leaves no
+            memory for tables.
     """
     planner = make_planner(problem)
     model, every = problem.model, sharders(problem.sharding)
     reservation = reservation_of(planner)
-    reservation.reserve(
-        planner._topology, problem.batch_size, model, every, constraints=planner._constraints
-    )
+    try:
+        reservation.reserve(
+            planner._topology, problem.batch_size, model, every, constraints=planner._constraints
+        )
+    except PlannerError as error:
+        raise ConfigError(explain_failure(error, problem, reservation)) from error
     with optimizer_state_sized(model):
         return EnumeratedOptions(planner._enumerator.enumerate(model, every), reservation)
 

@@ -7,8 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.optimizers import needs_dense_gradients
+from cdp_torchrec.distributed.optimizers import TableOptimizer, needs_dense_gradients
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable, find_tables
@@ -26,7 +25,7 @@ class PlanProblem:
     where it can be (`apply_sparse_optimizer`): the planner sizes its state."""
     sharding: ShardingConfig
     """Strategy and constraints, or the file of a plan."""
-    optimizer: SparseOptimizerConfig
+    optimizer: TableOptimizer
     """Of the tables."""
     hardware: HardwareConfig
     """Of all ranks."""

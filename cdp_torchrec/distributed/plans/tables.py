@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
+from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
 
@@ -30,6 +31,8 @@ class EmbeddingTable:
     """Keys that are looked up in it."""
     is_pooled: bool
     """In an EmbeddingBagCollection, instead of the collection that sequences read."""
+    element_bytes: int = 4
+    """Of one weight."""
     buckets: int | None = None
     """Parts of its map from ids to rows, with managed collision."""
 
@@ -63,6 +66,7 @@ def find_tables(model: nn.Module) -> list[EmbeddingTable]:
                 embedding_dim=config.embedding_dim,
                 features=tuple(config.feature_names),
                 is_pooled=isinstance(module, EmbeddingBagCollection),
+                element_bytes=DATA_TYPE_NUM_BITS[config.data_type] // 8,
                 buckets=buckets.get(config.name),
             )
             for config in configs

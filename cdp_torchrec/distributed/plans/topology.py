@@ -43,6 +43,17 @@ def make_topology(hardware: HardwareConfig, world_size: int) -> Topology:
     )
 
 
+def link_of_collective(
+    hardware: HardwareConfig, world_size: int, collective: CollectiveType
+) -> float:
+    """Bytes of one rank's buffer per millisecond, in a collective of all ranks."""
+    bandwidths = CollectiveBandwidths(
+        intra_node=hardware.intra_node_gb_s * GB / _MS_PER_S,
+        inter_node=hardware.inter_node_gb_s * GB / _MS_PER_S,
+    )
+    return bandwidths.get_bw(min(world_size, hardware.ranks_per_node), world_size, collective)
+
+
 def _per_ms(gb_s: float | None) -> float | None:
     return None if gb_s is None else gb_s * GB / _MS_PER_S
 

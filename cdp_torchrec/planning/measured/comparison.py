@@ -15,16 +15,17 @@ from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.fit import Fit, Point, fit, fit_by_others
 from cdp_torchrec.planning.measured.job import MeasuredJob
 from cdp_torchrec.planning.measured.measurement import MeasuredPlan
-from cdp_torchrec.planning.measured.sharded_tables import Piece
+from cdp_torchrec.planning.measured.sharded_tables import COMMUNICATION, Piece
 
 ESTIMATES: Mapping[Piece, tuple[str, ...]] = {
     "lookup": ("lookup_ms", "prefetch_ms"),
     "output": ("forward_communication_ms",),
     "gradient": ("backward_communication_ms",),
-    "update": ("backward_ms",),
+    "update": ("backward_ms", "optimizer_ms"),
 }
 """The planner's estimate of each piece. It leaves the way of the ids out of its total."""
 _BUMP = 1.01
+_SMALLEST_MS = 1e-3
 _FITTED = " (fitted)"
 
 
@@ -78,7 +79,7 @@ def compare(job: MeasuredJob, measured: Mapping[str, MeasuredPlan]) -> Compariso
         constants.append("inter_node_gb_s")
     points = _points(problem, measured, constants)
     found = fit(points, constants)
-    hardware = _fitted(problem.hardware, found)
+    hardware = _fitted(problem.hardware, found, problem.world_size)
     return Comparison(
         job=job,
         plans=tuple(
@@ -153,13 +154,25 @@ def _estimates(
     return [estimate_plan(replace(problem, hardware=some), plan) for some in [hardware, *faster]]
 
 
-def _fitted(hardware: HardwareConfig, found: Fit) -> HardwareConfig:
+def _fixed_costs(hardware: HardwareConfig, found: Fit, world_size: int) -> dict[str, float]:
+    """What the fit has found of the costs that a plan pays once for each sharding type."""
+    pieces = found.fixed_ms
+    costs = {"lookup_us": pieces.get("lookup", 0.0) + pieces.get("update", 0.0)}
+    if world_size > 1:
+        sent = [pieces[name] for name in COMMUNICATION if name in pieces]
+        messages = (world_size - 1) * hardware.fixed_cost("message_us") / 1e3
+        costs["collective_us"] = sum(sent) / max(1, len(sent)) - messages
+    return {name: float(f"{1e3 * ms:.3g}") for name, ms in costs.items() if ms > _SMALLEST_MS}
+
+
+def _fitted(hardware: HardwareConfig, found: Fit, world_size: int) -> HardwareConfig:
     bandwidths = {
         name: float(f"{getattr(hardware, name) / factor:.4g}")
         for name, factor in found.slowdown.items()
     }
     name = f"{hardware.name.removesuffix(_FITTED)}{_FITTED}"
     fields = hardware.model_dump(exclude_none=True) | bandwidths | {"name": name}
+    fields |= _fixed_costs(hardware, found, world_size)
     try:
         return HardwareConfig.model_validate(fields)
     except ValidationError as error:

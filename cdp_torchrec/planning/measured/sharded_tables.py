@@ -17,6 +17,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer, sparse_optimizers
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.sharders import sharders
@@ -75,7 +76,11 @@ class ShardedTables:
             module_plans[kind] = EmbeddingModuleShardingPlan(
                 {table.name: shardings[table.name] for table in some}
             )
-        apply_sparse_optimizer(collections, problem.optimizer, device)
+        optimizer = problem.optimizer
+        assert isinstance(optimizer, SparseOptimizerConfig), (
+            "what is measured is a training of ours"
+        )
+        apply_sparse_optimizer(collections, optimizer, device)
         model = DistributedModelParallel(
             collections,
             device=device,
@@ -91,7 +96,7 @@ class ShardedTables:
             if isinstance(module, ShardedEmbeddingBagCollection | ShardedEmbeddingCollection)
         ]
         self._model = model
-        self._optimizers = sparse_optimizers(model, problem.optimizer)
+        self._optimizers = sparse_optimizers(model, optimizer)
         self._device = device
         self._replicas = [p for c in self._collections for p in _take_out_of_ddp(c._lookups)]
 

@@ -204,8 +204,9 @@ def _fixed_costs(comparison: Comparison) -> list[str]:
     return [
         f"Fixed costs (ms): {costs}. They are more than half of the time of {len(dominated)} of "
         f"{len(comparison.points)} points, {len(messages)} of them messages: calls and "
-        "latency, which no bandwidth describes, so those estimates stay too low. A plan pays "
-        "them once for each sharding type, not for each table."
+        "latency, which no bandwidth describes. A plan pays them once for each sharding type, not "
+        "for each table: so the explorer adds them, as lookup_us and collective_us of the fitted "
+        "hardware, to a step and not to its tables."
     ]
 
 

@@ -3,7 +3,8 @@
 One inference is one request with its candidates. The inputs have the names of `Request`'s fields:
 "user", "timestamp_ms", "request_id", "features.<name>", "candidates.<name>" and "history.<name>";
 all may be left out but "timestamp_ms" and what the artifact requires of candidates. The only output
-is "probability". In `data`, null is a missing value.
+is "probability". In `data`, null is a missing value. An attribute of behaviours that has several
+ids is one list, `max_ids` values for each behaviour, null behind the last one.
 
 Source: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md
 """
@@ -49,6 +50,14 @@ def input_specs(metadata: PredictorMetadata) -> dict[str, InputSpec]:
         datatypes = _INTEGER if column == "timestamp_ms" else _ID
         specs[f"history.{column}"] = InputSpec(
             datatypes, -1, at_most=metadata.max_history, is_required=False
+        )
+    for attribute in metadata.history_attributes:
+        specs[f"history.{attribute.name}"] = InputSpec(
+            _NUMBER if attribute.kind == "number" else _ID,
+            -1,
+            at_most=metadata.max_history * attribute.max_ids,
+            is_required=False,
+            group=attribute.max_ids if attribute.kind == "ids" else None,
         )
     return specs
 
@@ -121,7 +130,7 @@ def to_request(asked: Inference, specs: Mapping[str, InputSpec]) -> Request:
         if spec is None:
             raise RequestError(tensor.name, f"no such input; allowed: {', '.join(specs)}")
         found = tensor_values(tensor, spec)
-        values[tensor.name] = found[0] if spec.size == 1 else found
+        values[tensor.name] = found[0] if spec.size == 1 else _grouped(tensor.name, found, spec)
     if "timestamp_ms" not in values:
         raise RequestError("timestamp_ms", "is required")
     return Request(
@@ -145,7 +154,24 @@ def _history(columns: dict[str, Any]) -> Behaviours | None:
     for name in ("item", "timestamp_ms"):
         if name not in columns:
             raise RequestError(f"history.{name}", "is required beside the rest of the history")
-    return Behaviours(**columns)
+    parts = ("item", "timestamp_ms", "category", "action")
+    attributes = {name: values for name, values in columns.items() if name not in parts}
+    return Behaviours(
+        **{name: values for name, values in columns.items() if name in parts},
+        attributes=attributes,
+    )
+
+
+def _grouped(name: str, values: list[Any], spec: InputSpec) -> list[Any]:
+    """A list for each behaviour, where each may have several ids."""
+    if spec.group is None:
+        return values
+    if len(values) % spec.group:
+        raise RequestError(
+            name, f"{len(values)} values, but each behaviour has {spec.group}: null for none"
+        )
+    starts = range(0, len(values), spec.group)
+    return [values[start : start + spec.group] for start in starts]
 
 
 def to_infer_request(request: Request, metadata: PredictorMetadata) -> dict[str, Any]:
@@ -159,6 +185,7 @@ def to_infer_request(request: Request, metadata: PredictorMetadata) -> dict[str,
     values |= {f"candidates.{name}": value for name, value in request.candidates.items()}
     if request.history is not None:
         columns = {name: getattr(request.history, name) for name in metadata.history_columns}
+        columns |= request.history.attributes
         values |= {f"history.{n}": column for n, column in columns.items() if column is not None}
     specs = input_specs(metadata)
     return {"inputs": [_tensor(name, value, specs[name]) for name, value in values.items()]}
@@ -166,6 +193,9 @@ def to_infer_request(request: Request, metadata: PredictorMetadata) -> dict[str,
 
 def _tensor(name: str, value: Any, spec: InputSpec) -> dict[str, Any]:
     data = [value] if spec.size == 1 else list(value)
+    if spec.group is not None:
+        lists = [[] if ids is None else list(ids) for ids in data]
+        data = [raw for ids in lists for raw in [*ids, *[None] * (spec.group - len(ids))]]
     datatype = spec.datatypes[0]
     if spec.datatypes == _ID and any(type(element) is int for element in data):
         datatype = "INT64"

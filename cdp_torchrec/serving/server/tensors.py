@@ -31,6 +31,8 @@ class InputSpec(NamedTuple):
     at_most: int
     """Longest list."""
     is_required: bool
+    group: int | None = None
+    """Values of each element, where an element is a list of ids; None: an element is a value."""
 
 
 def tensor_values(tensor: Tensor, spec: InputSpec) -> list[Any]:

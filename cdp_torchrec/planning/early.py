@@ -1,0 +1,72 @@
+"""What is wrong with an exploration, found before anything is planned."""
+
+from collections.abc import Sequence
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.plans.config import ShardingConfig
+from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.file import read_plan
+from cdp_torchrec.planning.case import PlanCase
+from cdp_torchrec.planning.config import PlanningExperimentConfig
+from cdp_torchrec.planning.outside import OutsideWorkload
+from cdp_torchrec.planning.outside_config import OutsideConfig
+from cdp_torchrec.planning.workload import Workload
+
+_OWN = "constraints"
+"""The strategy that reads what [sharding] says."""
+
+
+def check_settings(
+    config: PlanningExperimentConfig | OutsideConfig, cases: Sequence[PlanCase]
+) -> None:
+    """What shows without reading the dataset.
+
+    Raises:
+        ConfigError: a setting would change nothing, or plans to compare are none of the cases.
+    """
+    sharding, plain = config.sharding, ShardingConfig()
+    problems = []
+    if _OWN not in config.planning.strategies:
+        problems = [
+            f"sharding.{key}: none of planning.strategies = {list(config.planning.strategies)} "
+            f"reads it; add '{_OWN}', or leave it out"
+            for key in ("strategy", "tables", "plan")
+            if getattr(sharding, key) != getattr(plain, key)
+        ]
+    if sharding.hardware is not None:
+        problems.append(
+            f"sharding.hardware = '{sharding.hardware}': plans are explored for planning.hardware; "
+            "set that, and leave this out"
+        )
+    names = [case.name for case in cases]
+    problems += [
+        f"planning.compare: found {name!r}, expected two of {', '.join(names)}"
+        for name in config.planning.compare or ()
+        if name not in names
+    ]
+    if problems:
+        raise ConfigError.of(problems)
+
+
+def check_constraints(workload: Workload | OutsideWorkload, cases: Sequence[PlanCase]) -> None:
+    """Whether the model has the tables that [sharding] speaks of, and can be sharded so.
+
+    Raises:
+        ConfigError: a table is constrained as it cannot be, or no case fits the plan that is given.
+    """
+    wrong: list[ConfigError] = []
+    own = [case for case in cases if case.strategy == _OWN]
+    for case in own:
+        problem = workload.problem(case)
+        given = case.sharding.plan
+        try:
+            if given is None:
+                table_constraints(problem)
+            else:
+                read_plan(given, problem)
+        except ConfigError as error:
+            if given is None:
+                raise
+            wrong.append(error)
+    if wrong and len(wrong) == len(own):
+        raise wrong[0]

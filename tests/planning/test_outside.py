@@ -1,0 +1,185 @@
+"""A model from outside is planned without a dataset, from its description or its function."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from cdp_torchrec.commands.plan_sharding import main
+from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.distributed.plans.hardware import load_hardware
+from cdp_torchrec.planning.case import make_cases
+from cdp_torchrec.planning.estimator import estimate
+from cdp_torchrec.planning.outside import OutsideWorkload, read_outside
+from cdp_torchrec.planning.outside_config import OutsideConfig
+from cdp_torchrec.planning.outside_dense import count_outside
+from tests.paths import CONFIGS
+
+MLPERF = str(CONFIGS / "planning" / "mlperf_dlrm.toml")
+SMALL = {
+    "embedding_dim": 16,
+    "tables": {
+        "user": {"rows": 100_000},
+        "item": {"rows": 50_000, "width": 32, "features": {"seen": 20.0, "shown": 1.0}},
+        "query": {"rows": 10_000, "precision": "fp16"},
+    },
+    "dense_features": 4,
+    "dense_arch_layer_sizes": (8, 16),
+    "over_arch_layer_sizes": (64, 1),
+}
+
+
+def described(optimizer: str = "sgd", **changes: object) -> OutsideWorkload:
+    """The small model with changes."""
+    return read_outside(
+        OutsideConfig.model_validate(
+            {
+                "described": SMALL | changes,
+                "optimizer": {"sparse": {"kind": optimizer}},
+                "planning": {"batch_size": 64},
+            }
+        )
+    )
+
+
+def small_model() -> tuple[nn.Module, object]:
+    """The same dense part by hand, and a table that sequences read."""
+    meta = torch.device("meta")
+
+    class Ranker(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            bag = EmbeddingBagConfig(
+                name="user", num_embeddings=100, embedding_dim=16, feature_names=["user"]
+            )
+            single = EmbeddingConfig(
+                name="item", num_embeddings=50, embedding_dim=16, feature_names=["item"]
+            )
+            self.bags = EmbeddingBagCollection([bag], device=meta)
+            self.singles = EmbeddingCollection([single], device=meta)
+            self.layer = nn.Linear(16, 8, device=meta)
+
+        def forward(self, dense: torch.Tensor, ids: object) -> torch.Tensor:
+            pooled = self.bags(ids).values() * dense
+            behaviours = self.singles(ids)["item"].values()
+            return self.layer(pooled).sum() + self.layer(behaviours).sum()
+
+    return Ranker(), lambda batch_size: (torch.zeros(batch_size, 16), None)
+
+
+def model_alone() -> nn.Module:
+    """A function that returns no arguments."""
+    model, _ = small_model()
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def no_tables() -> nn.Module:
+    """A model that holds none."""
+    return nn.Linear(2, 2, device="meta")
+
+
+def number() -> int:
+    """No model at all."""
+    return 5
+
+
+def made(function: str, **planning: object) -> OutsideWorkload:
+    name = f"tests.planning.test_outside:{function}"
+    planning = {"batch_size": 64} | planning
+    return read_outside(OutsideConfig.model_validate({"from_torchrec": name, "planning": planning}))
+
+
+def test_widths_precisions_and_features_are_those_of_the_description() -> None:
+    workload = described()
+    tables = {table.name: table for table in workload.tables}
+    assert [t.embedding_dim for t in tables.values()] == [32, 16, 16]
+    assert tables["query"].element_bytes == 2
+    assert tables["item"].features == ("seen", "shown")
+    assert workload.pooling_factors == {"user": 1.0, "seen": 20.0, "shown": 1.0, "query": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_per_row"),
+    [("sgd", 0), ("adagrad", 64), ("adam", 128), ("rowwise_adagrad", 4)],
+)
+def test_weights_and_state_are_bytes_of_the_table(optimizer: str, bytes_per_row: int) -> None:
+    workload = described(optimizer)
+    config = OutsideConfig.model_validate(
+        {"described": SMALL, "optimizer": {"sparse": {"kind": optimizer}}}
+    )
+    (case,) = make_cases(config, {"h100": load_hardware("h100")})
+    tables = {t.table.name: t for t in estimate(workload.problem(case)).tables}
+    assert sum(s.weight_bytes for s in tables["query"].shards) == 10_000 * 16 * 2
+    assert sum(s.optimizer_bytes for s in tables["user"].shards) == 100_000 * bytes_per_row
+
+
+def test_dense_operations_are_counted_as_they_run() -> None:
+    # Forward, and the products for weights and inputs, of 4 -> 8 -> 16 and 96 -> 64 -> 1; the
+    # dense features themselves need no gradient. 16 + 16 + 2 x 32 columns are pooled.
+    by_hand = 2 * 64 * (3 * (8 * 16 + 112 * 64 + 64) + 2 * 4 * 8)
+    assert count_outside(described()).flops == by_hand
+    dot = described(tables={"user": {"rows": 9}, "item": {"rows": 9}}, interaction="dot")
+    products = 2 * 64 * 3 * 3 * 16  # three vectors with each other
+    assert count_outside(dot).flops == pytest.approx(
+        2 * 64 * (3 * (8 * 16 + 19 * 64 + 64) + 2 * 4 * 8) + 3 * products
+    )
+
+
+def test_a_model_of_a_function_runs_on_the_meta_device_without_its_lookups() -> None:
+    workload = made("small_model", pooling_factors={"item": 5.0})
+    cost = count_outside(workload)
+    assert cost.num_parameters == 16 * 8 + 8
+    assert cost.flops == 2 * 3 * 64 * 16 * 8 * (1 + 5)
+    alone = count_outside(made("model_alone"))
+    assert alone.flops == 2 * 3 * 64 * 16 * 8, "its linear layer, once for each impression"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nowhere", "cannot be found"),
+        ("no_tables", "no tables found"),
+        ("number", "returns int; expected a torch.nn.Module"),
+    ],
+)
+def test_a_function_without_a_model_to_plan_is_one_message(function: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(function)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("described.tables.cat_0.width=64", "dot needs dense features .* found widths 64, 128"),
+        ("described.dense_features=0", "goes with dense_features"),
+        ("planning.rows.cat_0=5", "says how many rows"),
+        ("from_torchrec=a:b", "expected this or from_torchrec"),
+        ("described.tables.cat_0.row=5", "unknown key"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(OutsideConfig, [MLPERF, "described.interaction=dot", change])
+
+
+def test_one_command_plans_a_model_from_outside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_ranker.py").write_text(
+        textwrap.dedent(
+            """
+            from tests.planning.test_outside import small_model as make
+            """
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    main(["--from-torchrec", "own_ranker:make", "planning.world_sizes=[2]"])
+    text = capsys.readouterr().out
+    assert text.startswith("own_ranker:make: 2 tables, 2,400 sparse parameters")
+    assert "h100-2-planner" in text
+    assert (tmp_path / "plans" / "h100-2-planner.json").exists()

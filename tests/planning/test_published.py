@@ -1,0 +1,41 @@
+"""Estimates of steps beside what others have measured."""
+
+import pytest
+
+from cdp_torchrec.distributed.plans.hardware import load_hardware
+from cdp_torchrec.planning.measured.fit import fit_step_ms
+from tests.planning.published import STEPS, estimated
+
+FITTED = load_hardware("a100-40").fixed_cost("step_ms")
+
+
+@pytest.fixture(scope="module")
+def found() -> list[float]:
+    """Estimates of all steps, in ms."""
+    return [estimated(step).step_ms for step in STEPS]
+
+
+def test_published_steps_lie_within_the_range_of_their_estimates(found: list[float]) -> None:
+    for step, ms in zip(STEPS, found, strict=True):
+        assert ms / 1.3 < step.ms < 1.3 * ms
+    assert load_hardware("a100-40").uncertainty == 1.3
+
+
+def test_the_fixed_time_of_a_step_is_what_the_published_steps_say(found: list[float]) -> None:
+    rest = [ms - FITTED for ms in found]
+    assert fit_step_ms(rest, [step.ms for step in STEPS]) == pytest.approx(FITTED, rel=0.02)
+
+
+@pytest.mark.parametrize("left_out", range(len(STEPS)))
+def test_each_published_step_is_predicted_by_the_others(left_out: int, found: list[float]) -> None:
+    others = [place for place in range(len(STEPS)) if place != left_out]
+    rest = [ms - FITTED for ms in found]
+    fixed = fit_step_ms([rest[p] for p in others], [STEPS[p].ms for p in others])
+    ms, measured = rest[left_out] + fixed, STEPS[left_out].ms
+    assert max(ms / measured, measured / ms) < 1.3
+
+
+def test_a_fixed_time_is_found_again() -> None:
+    rest = [0.5, 1.0, 4.0]
+    assert fit_step_ms(rest, [ms + 3 for ms in rest]) == pytest.approx(3, abs=0.01)
+    assert fit_step_ms(rest, rest) == pytest.approx(0, abs=0.01)
