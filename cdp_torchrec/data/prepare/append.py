@@ -26,6 +26,7 @@ from cdp_torchrec.data.days import (
 from cdp_torchrec.data.history_segments import open_history
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.prepare.database import EngineLimits, first_row, open_database, scalar
+from cdp_torchrec.data.prepare.day_figures import summarise_day
 from cdp_torchrec.data.prepare.earlier_histories import EarlierHistories
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_segment
 from cdp_torchrec.data.prepare.request_files import write_requests
@@ -79,6 +80,9 @@ def append_day(
             with whole_directory(day_folder(dataset, log.name)) as partial:
                 day = _write(connection, dataset, schema, spec, log, partial, bar)
                 save_record(partial, day)
+                whole = grown(base, [*schema.days, day])
+                summary = summarise_day(dataset, whole, day, partial, load_summary(dataset, base))
+                summary.save(partial)
                 write_manifest(partial)
     return day
 

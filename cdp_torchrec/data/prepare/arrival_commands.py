@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from cdp_torchrec.data.days import load_days
+from cdp_torchrec.data.plausibility import judge_days
 from cdp_torchrec.data.schema import Day, load_schema
 
 FOLLOW = """Append what arrives in a directory, entry by entry in the order of their names, and wait
@@ -48,7 +50,7 @@ def follow(options: argparse.Namespace) -> None:
 
 
 def say_appended(dataset: Path, day: Day) -> None:
-    """One line on a day that was appended."""
+    """One line on a day that was appended, and one on everything that is doubtful about it."""
     new = {name: e.num_ids - day.entities_before[name].num_ids for name, e in day.entities.items()}
     print(
         f"{dataset}: appended {day.name}: {day.requests.requests:,} requests, "
@@ -57,6 +59,9 @@ def say_appended(dataset: Path, day: Day) -> None:
         f"{', '.join(f'{count:,} {name}' for name, count in new.items() if count) or 'none'}",
         flush=True,
     )
+    base = load_schema(dataset)
+    for finding in judge_days(dataset, base, load_days(dataset, base))[day.name]:
+        print(f"warning: {day.name}: {finding.text}", flush=True)
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
