@@ -39,13 +39,18 @@ class CountedStore:
         return counted, counted.before(slices, before)
 
     def _counted(self, behaviours: Behaviours) -> Behaviours:
-        columns = {
-            name: _Counted(column, self.tally)
-            for name, column in vars(behaviours).items()
-            if column is not None and name != "attributes"
-        }
-        attributes = {n: _Counted(c, self.tally) for n, c in behaviours.attributes.items()}
-        return replace(behaviours, **columns, attributes=attributes)
+        def counted(column: Column | None) -> Column | None:
+            return None if column is None else _Counted(column, self.tally)
+
+        return replace(
+            behaviours,
+            item=_Counted(behaviours.item, self.tally),
+            timestamp=_Counted(behaviours.timestamp, self.tally),
+            action=counted(behaviours.action),
+            category=counted(behaviours.category),
+            cluster=counted(behaviours.cluster),
+            attributes={n: _Counted(c, self.tally) for n, c in behaviours.attributes.items()},
+        )
 
 
 class _Counted:

@@ -70,7 +70,7 @@ def changing(dataset: Path) -> Generator[None]:
     """
     if problem := why_unwritable(dataset):
         raise PreparationError(f"{dataset} cannot be changed: {problem}")
-    with _held(dataset, f"{dataset}: another append or compact works on it; wait for its end"):
+    with held(dataset, f"{dataset}: another append or compact works on it; wait for its end"):
         for folder in dataset.iterdir():
             remove_leftovers(folder, "*")
         outcome = f"{dataset} is as it was"
@@ -97,7 +97,7 @@ def staging_beside(output: Path) -> Generator[Path]:
     _remove_abandoned(output)
     directory = Path(tempfile.mkdtemp(prefix=f".{output.name}.staging-", dir=output.parent))
     try:
-        with _held(directory):
+        with held(directory):
             yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -108,7 +108,7 @@ def dataset_beside(output: Path) -> Generator[Path]:
     """A directory to fill that becomes `output` at the end, or vanishes on any error."""
     output.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(output)
-    with whole_directory(output) as partial, _held(partial):
+    with whole_directory(output) as partial, held(partial):
         yield partial
 
 
@@ -129,8 +129,12 @@ def _remove_abandoned(output: Path) -> None:
 
 
 @contextmanager
-def _held(directory: Path, taken: str = "") -> Generator[None]:
-    """A lock that ends with this process, however it ends; `taken` says that another has it."""
+def held(directory: Path, taken: str = "") -> Generator[None]:
+    """A lock that ends with this process, however it ends; `taken` says that another has it.
+
+    Raises:
+        DatasetBusyError: another process has it.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
