@@ -6,6 +6,7 @@
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data append DIR --input DAY
     cdp_torchrec prepare_data follow DIR --inbox INBOX [--idle-timeout SECONDS]
+    cdp_torchrec prepare_data kafka DIR --inbox INBOX --brokers HOST:PORT --requests TOPIC ...
     cdp_torchrec prepare_data compact DIR
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data describe DIR [--output PAGE.html]
@@ -28,7 +29,12 @@ from typing import get_args
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.prepare.arrival_commands import add_follow, add_limits, say_appended
+from cdp_torchrec.data.prepare.arrival_commands import (
+    add_follow,
+    add_kafka,
+    add_limits,
+    say_appended,
+)
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits, EngineName
 from cdp_torchrec.data.prepare.mapping_config import MappingConfig
@@ -293,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     addition.set_defaults(run=append)
 
     add_follow(commands)
+    add_kafka(commands)
 
     merge = commands.add_parser(
         "compact", help="merge what appended days added to the history", description=COMPACT

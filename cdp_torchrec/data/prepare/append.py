@@ -157,9 +157,14 @@ def _load(
     return _DayLog(name, split, latest, has_probability)
 
 
-def _check_probability(dataset: Path, staging: Path, has_probability: bool) -> None:
+def has_click_probability(dataset: Path) -> bool:
+    """Whether the requests of a dataset have the true probability of each click."""
     files = request_folder(dataset, "train").glob("*.parquet")
-    known = CLICK_PROBABILITY in pq.read_schema(min(files)).names
+    return CLICK_PROBABILITY in pq.read_schema(min(files)).names
+
+
+def _check_probability(dataset: Path, staging: Path, has_probability: bool) -> None:
+    known = has_click_probability(dataset)
     if known != has_probability:
         more, less = (dataset, staging) if known else (staging, dataset)
         raise DatasetError(
@@ -172,7 +177,7 @@ def _check_times(
     connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, staging: Path
 ) -> None:
     """Everything of the day is later than all that was there."""
-    until = _last_moment(dataset, schema)
+    until = last_moment(dataset, schema)
     for table, what in (("requests", "request"), ("behaviours", "behaviour")):
         first, last = connection.execute(
             f"SELECT min(timestamp), max(timestamp) FROM staged_{table}"
@@ -190,8 +195,13 @@ def _check_times(
         )
 
 
-def _last_moment(dataset: Path, schema: Schema) -> int:
-    """The latest request or behaviour of a dataset, milliseconds since the epoch."""
+def last_moment(dataset: Path, schema: Schema) -> int:
+    """The latest request or behaviour of a dataset, milliseconds since the epoch.
+
+    Args:
+        dataset: dataset directory.
+        schema: its schema with all days.
+    """
     if schema.days:
         return schema.days[-1].last_timestamp
     behaviours = load_summary(dataset, schema).value("last_time", "behaviours")
@@ -332,7 +342,7 @@ def _join_earlier(
         CREATE VIEW past AS
         SELECT user_id, item, timestamp, ordinal FROM behaviours
         UNION ALL SELECT user_id, item, timestamp, ordinal FROM earlier_touches
-        UNION ALL SELECT user_id, 0, {_last_moment(dataset, schema)}, length
+        UNION ALL SELECT user_id, 0, {last_moment(dataset, schema)}, length
             FROM earlier_lengths WHERE length > 0
     """)
     return earlier
