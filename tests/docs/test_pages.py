@@ -120,6 +120,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
         "schema.toml",
         "manifest.json",
         "artifact.json",
+        "delta.json",
     }
     missing |= {
         name
