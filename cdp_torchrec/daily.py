@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.continuation import check_unchanged
 from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -65,6 +66,8 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
         days = from_rank_zero(
             lambda runs=runs: _gather(config, runs), purpose="write the table of the days"
         )
+        if config.days.follow and is_rank_zero():
+            print(describe_days(days[done:]), flush=True)
         done = len(runs)
         if days[-1].measured_on == config.days.last or not config.days.follow:
             return days

@@ -38,6 +38,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "prepare_data inspect no/data": ("prepare_data", "no/data is no dataset directory"),
     "prepare_data describe no/data": ("prepare_data", "no/data is no dataset directory"),
     "prepare_data follow no/data --inbox x": ("prepare_data", "no/data is no dataset directory"),
+    "prepare_data kafka no/data --inbox x --brokers x --requests x --behaviours y": (
+        "prepare_data",
+        "no/data is no dataset directory",
+    ),
     "prepare_data starter no/data": ("prepare_data", "no/data is no dataset directory"),
     "prepare_data trivago --input no --output x": ("prepare_data", "no"),
     "prepare_data synthetic --output x num_user=3": ("prepare_data", "did you mean 'num_users'?"),

@@ -6,6 +6,7 @@
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data append DIR --input DAY
     cdp_torchrec prepare_data follow DIR --inbox INBOX [--idle-timeout SECONDS]
+    cdp_torchrec prepare_data kafka DIR --inbox INBOX --brokers HOST:PORT --requests TOPIC ...
     cdp_torchrec prepare_data compact DIR
     cdp_torchrec prepare_data inspect DIR
     cdp_torchrec prepare_data describe DIR [--output PAGE.html]
@@ -23,13 +24,19 @@ import shlex
 import time
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.prepare.arrival_commands import add_follow, add_limits, say_appended
+from cdp_torchrec.data.prepare.arrival_commands import (
+    add_follow,
+    add_kafka,
+    add_limits,
+    say_appended,
+)
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
-from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.database import EngineLimits, EngineName
 from cdp_torchrec.data.prepare.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
@@ -85,7 +92,7 @@ def main(arguments: list[str]) -> None:
 
 def convert(converter: Converter, options: argparse.Namespace) -> None:
     """Dataset of a log that comes with a converter."""
-    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    limits = EngineLimits(options.memory, options.threads, options.engine)
     chosen = {name: getattr(options, name) for name in converter.keywords()}
     converter.prepare(options.input, options.output, limits=limits, **chosen)
     _say_what_is_next(options.output)
@@ -97,7 +104,7 @@ def prepare_by_mapping(options: argparse.Namespace) -> None:
 
     from cdp_torchrec.data.prepare.generic import prepare_generic
 
-    limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
+    limits = EngineLimits(options.memory, options.threads, options.engine)
     prepare_generic(mapping, options.input, options.output, limits=limits)
     _say_what_is_next(options.output)
 
@@ -292,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     addition.set_defaults(run=append)
 
     add_follow(commands)
+    add_kafka(commands)
 
     merge = commands.add_parser(
         "compact", help="merge what appended days added to the history", description=COMPACT
@@ -328,6 +336,12 @@ def _add_folders(parser: argparse.ArgumentParser, *, metavar: str, source: str) 
         "--output", type=Path, required=True, metavar="DIR", help="directory to make"
     )
     add_limits(parser)
+    parser.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        default="duckdb",
+        help="what sorts and joins (duckdb); spark: the cluster of spark-submit",
+    )
 
 
 if __name__ == "__main__":

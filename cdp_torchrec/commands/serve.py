@@ -3,7 +3,8 @@
     cdp_torchrec serve ARTIFACT [key=value ...]
     cdp_torchrec serve runs/trivago-cdp/export port=8080 history_store=data/trivago
 
-ARTIFACT is a directory of `cdp_torchrec export` or a link to one. To replace it without losing a
+ARTIFACT is a directory of `cdp_torchrec export`, or a link to one. A delta is one, too, where what
+it begins from is served or lies in the same folder. To replace it without losing a
 request, let the link point to another artifact, then send SIGHUP or POST
 /v2/repository/models/NAME/load: the new one is checked while the old one serves. Never change
 files of an artifact in service. SIGTERM: what was accepted is answered, then the server ends.

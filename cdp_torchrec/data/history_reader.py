@@ -6,6 +6,7 @@ Sums and counts are of the whole gated history, however long; only sequences are
 # B impressions, G gated histories, L behaviours, K recency segments
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -99,8 +100,7 @@ class HistoryReader:
                 gated = self._sequence("gated", group.last(self._max_length), index, bags)
         if lookup.whole:
             group = self._recent(impressions, at_most=None)
-            items = np.asarray(group.behaviours.item[group.slices.rows()])
-            bags[WHOLE_KEY] = JaggedCodes(items, group.slices.lengths)
+            bags[WHOLE_KEY] = JaggedCodes(group.items, group.slices.lengths)
         if lookup.recent:
             longest = lookup.longest_recent(self._max_length)
             if lookup.clustered:
@@ -170,7 +170,7 @@ class HistoryReader:
     ) -> SequenceColumns:
         """Columns of the sequences; adds their codes to `bags`."""
         rows, lengths = group.slices.rows(), group.slices.lengths
-        item, category = self._add_codes(slot, group, rows, lengths, bags)
+        item, category = self._add_codes(slot, group, group.items, rows, lengths, bags)
         age_ms = np.repeat(group.before, lengths) - np.asarray(group.behaviours.timestamp[rows])
         attributes = self._attributes(group, rows)
         return SequenceColumns(
@@ -182,7 +182,8 @@ class HistoryReader:
     ) -> SequenceColumns:
         """As _sequence, a cluster in place of a behaviour."""
         found = clusters_before(group.behaviours, group.slices, group.before, at_most=at_most)
-        item, category = self._add_codes("recent", group, found.row, found.lengths, bags)
+        items = np.asarray(group.behaviours.item[found.row])
+        item, category = self._add_codes("recent", group, items, found.row, found.lengths, bags)
         return SequenceColumns(
             item,
             category,
@@ -200,13 +201,13 @@ class HistoryReader:
         self,
         slot: str,
         group: "_Group",
+        item: np.ndarray,
         rows: np.ndarray,
         lengths: np.ndarray,
         bags: dict[str, JaggedCodes],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Adds the codes of some rows to `bags`; items and categories of the rows."""
+        """Adds the codes of some rows, with these items, to `bags`; items and categories."""
         behaviours = group.behaviours
-        item = np.asarray(behaviours.item[rows])
         category = np.zeros(len(rows), dtype=np.int64)
         if behaviours.category is not None:
             category = np.asarray(behaviours.category[rows])
@@ -234,10 +235,27 @@ class _Group:
     """Moment of each history's request."""
     category: np.ndarray | None
     """Category of each history, if it is gated."""
+    whole: "_Group | None" = None
+    """The histories whose ends these are."""
 
     def last(self, count: int) -> "_Group":
         """Only the `count` most recent behaviours of each history."""
-        return replace(self, slices=self.slices.last(count))
+        return replace(self, slices=self.slices.last(count), whole=self)
+
+    @cached_property
+    def items(self) -> np.ndarray:
+        """Items of all histories, one after the other, read once."""
+        if self.whole is not None:
+            return self.whole.items_of(self.slices)
+        return np.asarray(self.behaviours.item[self.slices.rows()])
+
+    def items_of(self, part: Slices) -> np.ndarray:
+        """Items of K parts of each history, [K * Q] slices."""
+        lengths = self.slices.lengths
+        if np.array_equal(part.lengths, lengths):
+            return self.items
+        shift = np.resize(np.cumsum(lengths) - lengths - self.slices.start, len(part.start))
+        return self.items[Slices(part.start + shift, part.stop + shift).rows()]
 
 
 def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
@@ -251,7 +269,7 @@ def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
 def _pools(group: _Group, segments: tuple[int, ...]) -> dict[str, JaggedCodes]:
     """Items of each history by recency, to be pooled."""
     parts = _by_recency(group.slices, segments)
-    items = np.asarray(group.behaviours.item[parts.rows()])
+    items = group.items_of(parts)
     lengths = parts.lengths.reshape(len(segments) + 1, -1)
     in_segments = np.split(items, np.cumsum(lengths.sum(axis=1))[:-1])
     return {
@@ -285,7 +303,7 @@ def _counts(
         return np.concatenate([lengths, lengths], axis=1)
     rows = group.slices.rows()
     # A look into a small table spares nearly all behaviours the search, however long histories are.
-    items = np.asarray(group.behaviours.item[rows])
+    items = group.items
     is_wanted = np.zeros(_BUCKETS, dtype=bool)
     is_wanted[item_id % _BUCKETS] = True
     places = np.flatnonzero(is_wanted[items % _BUCKETS])

@@ -77,6 +77,14 @@ class SegmentedHistory:
         """Args: the stores; sent to another process, they are mapped anew there."""
         self._stores = tuple(stores)
 
+    def behaviours_of_users(self) -> np.ndarray:
+        """How many behaviours each user has, [largest user code + 1]."""
+        of_stores = [store.behaviours_of_users() for store in self._stores]
+        total = np.zeros(max(map(len, of_stores)), dtype=np.int64)
+        for counts in of_stores:
+            total[: len(counts)] += counts
+        return total
+
     def recent(self, user: np.ndarray, before: np.ndarray) -> _Answer:
         """As HistoryStore."""
         return _joined([store.recent(user, before) for store in self._stores])

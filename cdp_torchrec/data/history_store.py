@@ -23,6 +23,8 @@ from cdp_torchrec.data.history_checks import (
 )
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
+_REMEMBERED = 1 << 20
+
 
 @dataclass(frozen=True)
 class Slices:
@@ -53,6 +55,28 @@ class Slices:
         return Slices(np.maximum(stop - count, self.start), stop)
 
 
+class SortedSlices:
+    """Slices that were found sorted by time, so that they are not read for that again.
+
+    Files that are mapped do not change. A history that nothing was added to since the last look is
+    one of these, and most gated histories are. It remembers a bounded number; others are read anew.
+    """
+
+    def __init__(self) -> None:
+        self._known = np.zeros((_REMEMBERED, 2), dtype=np.int64)
+
+    def others(self, slices: Slices) -> Slices:
+        """Those that are not among them, and are not the end of one."""
+        start, stop = self._known[slices.stop % _REMEMBERED].T
+        unknown = (stop != slices.stop) | (start > slices.start)
+        return Slices(slices.start[unknown], slices.stop[unknown])
+
+    def add(self, slices: Slices) -> None:
+        """Remember them."""
+        rows = np.stack([slices.start, slices.stop], axis=1)
+        self._known[slices.stop % _REMEMBERED] = rows
+
+
 @dataclass(frozen=True)
 class Behaviours:
     """Behaviours in one order; slices address its rows."""
@@ -70,6 +94,8 @@ class Behaviours:
     was made before there were clusters."""
     attributes: Mapping[str, Column] = field(default_factory=dict)
     """By name: numbers float32 [N], NaN where missing; ids int32 [N, max_ids], 0 for none."""
+    checked: SortedSlices | None = None
+    """What `check` has found out about slices of these columns; None: it looks at all, always."""
 
     def codes(self) -> dict[str, Column]:
         """The columns of codes that the log has, by part; attributes by the name of their file."""
@@ -97,21 +123,24 @@ class Behaviours:
         Raises:
             DatasetError: the files are damaged or were not written by the preparation.
         """
-        rows, lengths = slices.rows(), slices.lengths
-        times = np.asarray(self.timestamp[rows])
-        ends = np.cumsum(lengths)[lengths > 0]
-        falls = np.diff(times) < 0
-        falls[ends[:-1] - 1] = False  # from one slice to the next
+        unknown = slices if self.checked is None else self.checked.others(slices)
+        rows, lengths = unknown.rows(), unknown.lengths
+        falls = np.diff(self.timestamp[rows]) < 0
+        falls[np.cumsum(lengths)[lengths > 0][:-1] - 1] = False  # from one slice to the next
         if falls.any():
             row = int(rows[np.argmax(falls) + 1])
             raise DatasetError(
                 f"history: behaviour {row} is older than the one before it; "
                 "each user's behaviours must be sorted by timestamp"
             )
+        if self.checked is not None:
+            self.checked.add(unknown)
         # The last one of a sorted slice is the youngest.
-        if (times[ends - 1] >= before[lengths > 0]).any():
-            younger = times >= np.repeat(before, lengths)
-            row = int(rows[np.argmax(younger)])
+        filled = slices.lengths > 0
+        youngest = slices.stop[filled] - 1
+        late = self.timestamp[youngest] >= before[filled]
+        if late.any():
+            row = int(youngest[np.argmax(late)])
             raise DatasetError(f"history: behaviour {row} is not older than its request")
 
 
@@ -264,6 +293,7 @@ def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> 
         category=_load(folder / "category.npy", length) if with_category else None,
         cluster=_load(folder / "cluster.npy", length) if has_clusters else None,
         attributes={a.name: _load(folder / f"{a.file}.npy", length) for a in schema.attributes},
+        checked=SortedSlices(),
     )
 
 

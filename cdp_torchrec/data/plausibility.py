@@ -5,16 +5,18 @@ label that stands among the features. The same table of checks judges a log at p
 `inspect` and at the start of a training.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from cdp_torchrec.data.clocks import utc
-from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.plausibility_checks import CHECKS
-from cdp_torchrec.data.schema import DatasetError, load_schema
-from cdp_torchrec.data.summary import Summary, load_summary
+from cdp_torchrec.data.config import TEST, TRAIN, DataConfig
+from cdp_torchrec.data.day_checks import DAY_CHECKS
+from cdp_torchrec.data.days import day_folder, grown, load_days
+from cdp_torchrec.data.plausibility_checks import CHECKS, Check
+from cdp_torchrec.data.schema import DatasetError, Day, Schema, load_schema
+from cdp_torchrec.data.summary import SUMMARY, Summary, load_summary
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,18 @@ class Finding:
     text: str
 
 
-def judge(summary: Summary, *, without: Collection[str] = ()) -> list[Finding]:
+def judge(
+    summary: Summary, *, without: Collection[str] = (), checks: Sequence[Check] = CHECKS
+) -> list[Finding]:
     """All figures beyond a threshold, errors first.
 
     Args:
-        summary: of a dataset.
+        summary: of a dataset, or of an appended day.
         without: features that are not read.
+        checks: the thresholds.
     """
     findings = []
-    for check in CHECKS:
+    for check in checks:
         for of, figure in summary.figures.get(check.figure, {}).items():
             skipped = of in without or (check.only and of not in check.only)
             if skipped or figure.count < check.at_least:
@@ -51,6 +56,29 @@ def judge(summary: Summary, *, without: Collection[str] = ()) -> list[Finding]:
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
+def judge_days(
+    dataset: Path, base: Schema, days: Sequence[Day], *, without: Collection[str] = ()
+) -> dict[str, list[Finding]]:
+    """Warnings about appended days, by name; a day that another release appended has no figures.
+
+    Args:
+        dataset: dataset directory.
+        base: its schema without days.
+        days: all of them.
+        without: features that are not read.
+
+    Raises:
+        DatasetError: the figures of a day are damaged.
+    """
+    found = {}
+    for number, day in enumerate(days, start=1):
+        folder = day_folder(dataset, day.name)
+        if (folder / SUMMARY).exists():
+            summary = load_summary(folder, grown(base, days[:number]))
+            found[day.name] = judge(summary, without=without, checks=DAY_CHECKS)
+    return found
+
+
 def check_plausible(config: DataConfig) -> list[str]:
     """Judge a dataset by the figures that its preparation stored, before training on it.
 
@@ -63,10 +91,17 @@ def check_plausible(config: DataConfig) -> list[str]:
     Raises:
         DatasetError: no sane log looks so, or the figures are missing.
     """
-    summary = load_summary(config.dir, load_schema(config.dir))
-    findings = judge(summary, without=config.exclude_features)
+    schema = load_schema(config.dir)
+    findings = judge(load_summary(config.dir, schema), without=config.exclude_features)
     refuse_errors(config.dir, findings)
-    return [finding.text for finding in findings]
+    texts = [finding.text for finding in findings]
+    if any(period not in (TRAIN, TEST) for period in (*config.train_on, config.test_on)):
+        days = judge_days(
+            config.dir, schema, load_days(config.dir, schema), without=config.exclude_features
+        )
+        for period in (*config.train_on, config.test_on):
+            texts += [f"{period}: {finding.text}" for finding in days.get(period, [])]
+    return texts
 
 
 def refuse_errors(named: Path, findings: Iterable[Finding]) -> None:

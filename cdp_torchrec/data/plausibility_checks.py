@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 NEVER = 1e-9
 """A share below it is none at all."""
-_DAY_MS = 24 * 3600 * 1000.0
-_NOW_MS = 1000.0 * time.time()
+DAY_MS = 24 * 3600 * 1000.0
+NOW_MS = 1000.0 * time.time()
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ CHECKS = (
     Check(
         "last_time",
         "the last timestamp of {of} lies in the future: {date}",
-        warn_above=_NOW_MS + _DAY_MS,
-        error_above=_NOW_MS + 2 * 365 * _DAY_MS,
+        warn_above=NOW_MS + DAY_MS,
+        error_above=NOW_MS + 2 * 365 * DAY_MS,
         at_least=1,
     ),
     Check(
@@ -97,6 +97,12 @@ CHECKS = (
         "never count",
         warn_above=0.5,
         error_above=0.99,
+    ),
+    Check(
+        "behaviours_lag",
+        "the last behaviour lies before the last request by {value:.0%} of the time that requests "
+        "span: what users did since is missing, so histories are older than their requests",
+        warn_above=0.5,
     ),
     # Labels
     Check(

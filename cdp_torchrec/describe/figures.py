@@ -21,7 +21,7 @@ from cdp_torchrec.describe.over_time import OverTime
 from cdp_torchrec.metrics import MetricReport
 
 TRAIN, TEST, MARK = "#4477aa", "#ee7733", "#222222"
-_COLOURS = {"train": TRAIN, "test": TEST}
+_COLOURS = {"train": TRAIN, "test": TEST, "appended": "#228833"}
 _WIDTH = 9.0
 """Inches"""
 _FONTS = {"font.size": 9, "axes.labelsize": 9}

@@ -34,6 +34,11 @@ def findings(log: LogMeasures) -> list[Finding]:
     """All that stands out, errors first, notes last."""
     rules = (_leaks, _order, _time, _rows, _rates, _gate, _lists, _floor)
     found = [*(finding for rule in rules for finding in rule(log)), *log.implausible]
+    found += [
+        Finding(doubt.level, f"{day}: {doubt.text}")
+        for day, doubts in log.doubts.items()
+        for doubt in doubts
+    ]
     return sorted(found, key=lambda finding: _LEVELS.index(finding.level))
 
 

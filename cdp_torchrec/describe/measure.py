@@ -1,6 +1,6 @@
 """All that the page shows of a dataset: one pass over each split, and the untrained scorers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,13 +8,14 @@ from typing import Literal
 import numpy as np
 
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.days import day_folder, grown, load_days
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.manifest import check_at_open
-from cdp_torchrec.data.plausibility import Finding, judge
+from cdp_torchrec.data.plausibility import Finding, judge, judge_days
 from cdp_torchrec.data.prepare.split_figures import Lengths
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.request_files import Impressions, RequestFiles
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.schema import Day, Schema
 from cdp_torchrec.data.summary import Summary, load_summary
 from cdp_torchrec.describe.gate_levels import GateLevel, GateLevels
 from cdp_torchrec.describe.histories import Histories
@@ -72,6 +73,12 @@ class LogMeasures:
     """GAUC on the test split by the only feature that ranks, the best first."""
     scorers: Mapping[str, MetricReport]
     """Untrained ones, on the test split."""
+    days: Sequence[Day]
+    """That were appended since."""
+    appended: OverTime | None
+    """Their clicks; None without days."""
+    doubts: Mapping[str, Sequence[Finding]]
+    """What the checks of each day say, by its name."""
 
     @property
     def bins(self) -> TimeBins:
@@ -100,7 +107,8 @@ def measure_log(dataset: Path) -> LogMeasures:
     summary = load_summary(dataset, schema)
     minimum_counts = starter_minimum_counts(dataset)
     check_at_open(dataset, "vocabulary")
-    bins = bins_of(schema.splits.values())
+    days = load_days(dataset, schema)
+    bins = bins_of([*schema.splits.values(), *(day.requests for day in days)])
     splits: dict[SplitName, SplitMeasures] = {}
     single, gates = SingleFeatures(schema), GateLevels(schema)
     coverage = IdCoverage(dataset, schema, store)
@@ -127,7 +135,20 @@ def measure_log(dataset: Path) -> LogMeasures:
         minimum_counts=minimum_counts,
         single=single.gauc(),
         scorers=reference_reports(DataConfig(dir=dataset)),
+        days=days,
+        appended=_appended(dataset, schema, days, bins) if days else None,
+        doubts=judge_days(dataset, schema, days),
     )
+
+
+def _appended(dataset: Path, base: Schema, days: Sequence[Day], bins: TimeBins) -> OverTime:
+    names = [day.name for day in days]
+    for name in names:
+        check_at_open(day_folder(dataset, name), "requests")
+    found = OverTime(bins)
+    for part in _blocks(RequestFiles(dataset, grown(base, days), *names), "appended days"):
+        found.add(part)
+    return found
 
 
 def _blocks(files: RequestFiles, name: str) -> Iterator[Impressions]:

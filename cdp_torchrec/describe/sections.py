@@ -5,9 +5,11 @@ import math
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.hash_figures import HASH_TITLE, hash_rows
 from cdp_torchrec.data.prepare.split_figures import Lengths
+from cdp_torchrec.data.schema import USER_ENTITY
 from cdp_torchrec.describe import figures
 from cdp_torchrec.describe.id_coverage import MINIMUM_COUNTS
 from cdp_torchrec.describe.measure import LogMeasures
+from cdp_torchrec.describe.over_time import OverTime
 from cdp_torchrec.describe.page import MARK, Section
 from cdp_torchrec.reference_scorers import TRUTH
 
@@ -18,7 +20,7 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 def sections(log: LogMeasures) -> list[Section]:
     """All of them, in the order of the page."""
-    parts = [_size(log), _time(log), _lists(log), _order(log), _histories(log)]
+    parts = [_size(log), _time(log), *_days(log), _lists(log), _order(log), _histories(log)]
     if log.gates:
         parts.append(_gates(log))
     return [*parts, _ids(log), *_hashes(log), _ranking(log), _scorers(log)]
@@ -48,13 +50,51 @@ def _size(log: LogMeasures) -> Section:
 
 
 def _time(log: LogMeasures) -> Section:
+    curves: dict[str, OverTime] = {name: split.time for name, split in log.splits.items()}
+    if log.appended is not None:
+        curves["appended"] = log.appended
     return Section(
         "Click rate over time",
         f"A line that jumps, or a test split (orange) at another height than training (blue), is "
         f"another mixture of pages or another log; each point is one {log.bins.unit}, bands are "
         "95 % intervals.",
-        figure=lambda: figures.draw_time({n: split.time for n, split in log.splits.items()}),
+        figure=lambda: figures.draw_time(curves),
     )
+
+
+def _days(log: LogMeasures) -> list[Section]:
+    """Days that were appended; everything else on the page is of the log before them."""
+    if not log.days:
+        return []
+    titles = ["appended", "first request", "requests", "impressions", "click rate", "behaviours"]
+    rows = [[*titles, "new users", "new items", "doubts"]]
+    for day in log.days:
+        split, item = day.requests, log.schema.history.item_entity
+        new = [
+            day.entities[name].num_ids - day.entities_before[name].num_ids
+            for name in (USER_ENTITY, item)
+        ]
+        rows.append(
+            [
+                day.name,
+                utc(split.first_timestamp),
+                f"{split.requests:,}",
+                f"{split.impressions:,}",
+                _percent(split.clicks, split.impressions),
+                f"{day.num_behaviours:,}",
+                *(f"{count:,}" for count in new),
+                str(len(log.doubts.get(day.name, ()))),
+            ]
+        )
+    return [
+        Section(
+            "Appended days",
+            "Their clicks are the green points above, what is doubtful about one stands on top of "
+            "the page. All that follows is of the log before them, by which the configuration was "
+            "chosen.",
+            rows=rows,
+        )
+    ]
 
 
 def _lists(log: LogMeasures) -> Section:

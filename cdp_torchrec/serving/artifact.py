@@ -12,14 +12,12 @@ golden.json         a request with its scores, checked at every load
 
 import hashlib
 import json
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.identity import DatasetDigest
-from cdp_torchrec.serving.scratch import Scratch
 from cdp_torchrec.serving.signature import SignatureError, check_signature, sign
 
 FORMAT_VERSION = 2
@@ -36,8 +34,20 @@ class ArtifactError(RuntimeError):
     user_error = True
 
 
-class Manifest(Config):
-    """Contents of artifact.json."""
+class Listing(Config):
+    """A file that lists the others beside it by their checksums, and that may be signed."""
+
+    @property
+    def version(self) -> str:
+        """Digest of all that it says."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+ListingT = TypeVar("ListingT", bound=Listing)
+
+
+class Manifest(Listing):
+    """Contents of artifact.json. Artifacts that may score differently have another `version`."""
 
     format_version: int = FORMAT_VERSION
     package_version: str
@@ -58,11 +68,6 @@ class Manifest(Config):
     files: dict[str, str] = {}
     """SHA-256 of every other file, by its path in the artifact."""
 
-    @property
-    def version(self) -> str:
-        """Digest of everything above: artifacts that may score differently differ in it."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
 
 def base_version() -> str:
     """Version of torch without the part that names its build, such as "+cpu"."""
@@ -79,14 +84,24 @@ def write_manifest(
     Raises:
         SignatureError: the key cannot be read.
     """
-    checksums = {name: file_digest(directory / name) for name in _files(directory)}
+    names = listed_files(directory, without=(MANIFEST, SIGNATURE))
+    checksums = {name: file_digest(directory / name) for name in names}
     complete = manifest.model_copy(update={"files": checksums})
-    fields = complete.model_dump(mode="json") | {"version": complete.version}
-    content = json.dumps(fields, indent=2).encode()
-    (directory / MANIFEST).write_bytes(content)
-    if signing_key is not None:
-        (directory / SIGNATURE).write_bytes(sign(content, signing_key))
+    write_listing(directory / MANIFEST, complete, signing_key=signing_key)
     return complete
+
+
+def write_listing(path: Path, listing: Listing, *, signing_key: Path | None) -> None:
+    """Write a listing, and beside it its signature where there is a key.
+
+    Raises:
+        SignatureError: the key cannot be read.
+    """
+    fields = listing.model_dump(mode="json") | {"version": listing.version}
+    content = json.dumps(fields, indent=2).encode()
+    path.write_bytes(content)
+    if signing_key is not None:
+        path.with_suffix(".sig").write_bytes(sign(content, signing_key))
 
 
 def check_is_artifact(directory: Path) -> None:
@@ -113,50 +128,83 @@ def read_manifest(directory: Path, *, trusted_keys: Sequence[Path] = ()) -> Mani
         ArtifactError: it is missing, altered, of another version, or nobody trusted signed it.
         SignatureError: a key cannot be read.
     """
-    path = directory / MANIFEST
     check_is_artifact(directory)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot read the artifact: {error.strerror}") from error
-    if trusted_keys:
-        _check_signature(directory, content, trusted_keys)
-    manifest = _parse(path, content)
+    path = directory / MANIFEST
+    return parse_manifest(path, read_trusted(path, trusted_keys=trusted_keys))
+
+
+def parse_manifest(path: Path, content: bytes) -> Manifest:
+    """What artifact.json says; it is checked that the artifact can be served here.
+
+    Args:
+        path: of artifact.json, for errors.
+        content: of it.
+
+    Raises:
+        ArtifactError: it is altered, of another version, or for another machine.
+    """
+    manifest = parse_listing(path, content, Manifest, format_version=FORMAT_VERSION)
     _check_machine(path, manifest)
     return manifest
 
 
-def _check_signature(directory: Path, content: bytes, trusted_keys: Sequence[Path]) -> None:
+def read_trusted(path: Path, *, trusted_keys: Sequence[Path]) -> bytes:
+    """The bytes of a listing.
+
+    Raises:
+        ArtifactError: it cannot be read, or keys are given and none of them signed it.
+        SignatureError: a key cannot be read.
+    """
     try:
-        signature = (directory / SIGNATURE).read_bytes()
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot read the artifact: {error.strerror}") from error
+    if not trusted_keys:
+        return content
+    try:
+        signature = path.with_suffix(".sig").read_bytes()
     except OSError as error:
         raise ArtifactError(
-            f"{directory}: is not signed, and trusted_keys allows signed artifacts only: export "
+            f"{path.parent}: is not signed, and trusted_keys allows signed artifacts only: export "
             "with export.signing_key, or sign it as cdp_torchrec/serving/README.md says"
         ) from error
     try:
         check_signature(content, signature, trusted_keys)
     except SignatureError as error:
-        raise ArtifactError(f"{directory / SIGNATURE}: {error}") from error
+        raise ArtifactError(f"{path.with_suffix('.sig')}: {error}") from error
+    return content
 
 
-def _parse(path: Path, content: bytes) -> Manifest:
+def parse_listing(
+    path: Path, content: bytes, kind: type[ListingT], *, format_version: int
+) -> ListingT:
+    """What a listing says.
+
+    Args:
+        path: of it, for errors.
+        content: of it.
+        kind: what it is.
+        format_version: that this release reads.
+
+    Raises:
+        ArtifactError: it is altered, or of another version.
+    """
     try:
         fields = json.loads(content)
         found = fields.get("format_version")
-        if found != FORMAT_VERSION:
+        if found != format_version:
             raise ArtifactError(
-                f"{path}: format {found!r}, this release reads {FORMAT_VERSION}: export the run "
+                f"{path}: format {found!r}, this release reads {format_version}: export the run "
                 "again"
             )
         version = fields.pop("version", None)
-        # strict=False: JSON has arrays where the manifest has tuples.
-        manifest = Manifest.model_validate(fields, strict=False)
+        # strict=False: JSON has arrays where the listing has tuples.
+        listing = kind.model_validate(fields, strict=False)
     except (ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: cannot read the artifact: {error}") from error
-    if manifest.version != version:
+    if listing.version != version:
         raise ArtifactError(f"{path}: was altered after the export")
-    return manifest
+    return listing
 
 
 def _check_machine(path: Path, manifest: Manifest) -> None:
@@ -177,67 +225,14 @@ def _check_machine(path: Path, manifest: Manifest) -> None:
         raise ArtifactError(f"{path}: compiled for CUDA, which is not available here")
 
 
-@contextmanager
-def verified(
-    directory: Path, *, trusted_keys: Sequence[Path] = ()
-) -> Generator[tuple[Path, Manifest]]:
-    """The artifact's very bytes that were verified, as long as it takes to load them.
-
-    Another writer of `directory` cannot come between: files are verified while they are copied to
-    a private directory. Tables, which may be large, are links to what was opened and verified.
-
-    Args:
-        directory: of the artifact.
-        trusted_keys: as `read_manifest`.
-
-    Yields:
-        A directory like that of the artifact, and its manifest.
-
-    Raises:
-        ArtifactError: as `read_manifest`, or a file is missing, altered, or not part of it.
-        SignatureError: a key cannot be read.
-    """
-    manifest = read_manifest(directory, trusted_keys=trusted_keys)
-    for file in _files(directory):
-        if file not in manifest.files:
-            raise ArtifactError(f"{directory / file}: is not part of the artifact: remove it")
-    with Scratch() as scratch, ExitStack() as opened:
-        private = scratch.path / "artifact"
-        for name, checksum in manifest.files.items():
-            _bring(directory / name, private / name, checksum, opened)
-        try:
-            yield private, manifest
-        except ArtifactError as error:
-            raise ArtifactError(str(error).replace(str(private), str(directory))) from error
-
-
-def _bring(file: Path, private: Path, checksum: str, opened: ExitStack) -> None:
-    """Verify a file; afterwards exactly what was verified can be read at `private`."""
-    private.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        source = opened.enter_context(file.open("rb"))
-        if private.parent.name == TABLES:
-            digest = hashlib.file_digest(source, "sha256").hexdigest()
-            private.symlink_to(f"/proc/self/fd/{source.fileno()}")
-        else:
-            content = source.read()
-            digest = hashlib.sha256(content).hexdigest()
-            private.write_bytes(content)
-    except OSError as error:
-        what = "missing" if isinstance(error, FileNotFoundError) else error.strerror
-        raise ArtifactError(f"{file}: {what}") from error
-    if digest != checksum:
-        raise ArtifactError(f"{file}: altered after the export (checksum)")
-
-
-def _files(directory: Path) -> list[str]:
-    """All files of an artifact but the manifest and its signature, by their paths in it."""
+def listed_files(directory: Path, *, without: Sequence[str]) -> list[str]:
+    """All files of a directory but some, by their paths in it."""
     found = [
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
         if path.is_file() or path.is_symlink()
     ]
-    return sorted(set(found) - {MANIFEST, SIGNATURE})
+    return sorted(set(found) - {*without})
 
 
 def file_digest(path: Path) -> str:

@@ -33,6 +33,20 @@ class ExportConfig(Config):
     """PEM file of an Ed25519 private key that signs the artifact, for servers with trusted_keys."""
 
 
+class SignatureConfig(Config):
+    """Who made something."""
+
+    signing_key: Path | None = None
+    """PEM file of an Ed25519 private key that signs it, for servers with trusted_keys."""
+
+
+class DeltaConfig(Config):
+    """Settings of a delta between two artifacts, which are as they were exported."""
+
+    export: SignatureConfig = SignatureConfig()
+    """Its signature."""
+
+
 class ExportedConfig(ExperimentConfig):
     """A run's configuration and that of its export."""
 

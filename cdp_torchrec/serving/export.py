@@ -61,6 +61,16 @@ class Exported:
     parity: Parity
 
 
+@dataclass(frozen=True)
+class Made:
+    """An artifact that proved to score like the trainer."""
+
+    manifest: Manifest
+    parity: Parity
+    requests: Sequence[Request]
+    """What it was proven with."""
+
+
 def export_run(
     run: StoredRun[ExportedConfig], device: torch.device, *, output: Path | None = None
 ) -> Exported:
@@ -79,44 +89,69 @@ def export_run(
         ArtifactError: it cannot be compiled, or scores differently; nothing is left behind.
     """
     directory = output or run.directory / "export"
+    check_export(run.config, directory)
+    stages = Stages("export", total=5)
+    with whole_directory(directory) as partial:
+        made = make_artifact(partial, run, device, stages)
+    return Exported(directory, made.manifest, made.parity)
+
+
+def make_artifact(
+    directory: Path, run: StoredRun[ExportedConfig], device: torch.device, stages: Stages
+) -> Made:
+    """Fill the directory of an artifact, in 5 stages; as `export_run`.
+
+    Args:
+        directory: an empty one.
+        run: as in `export_run`.
+        device: as in `export_run`.
+        stages: told of each.
+    """
     config = run.config
-    _check(config, directory)
     if config.run.verify:
         verify_dataset(config.data.dir)
-    stages = Stages("export", total=5)
     stages.begin(f"read test requests of {config.data.dir}")
     requests = raw_test_requests(config)
     num_impressions = sum(len(request.candidates["item_id"]) for request in requests)
-    remove_leftovers(directory.parent, directory.name)
-    with whole_directory(directory) as partial, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         predictions = Path(scratch, "predictions.parquet")
         # First: what does not fit together shows itself before the minutes of compiling.
         stages.begin(f"score {num_impressions:,} impressions as in training")
         _score_by_trainer(run, device, predictions)
         gc.collect()  # a sharded model is a web of cycles, with its tables in it
         stages.begin(f"compile the model of {run.checkpoint}; takes minutes")
-        manifest = _write(partial, run, requests[:_EXAMPLE_REQUESTS], device)
-        predictor = Predictor.load(partial, manifest, history_store=config.data.dir)
+        manifest = _write(directory, run, requests[:_EXAMPLE_REQUESTS], device)
+        predictor = Predictor.load(directory, manifest, history_store=config.data.dir)
         stages.begin(f"score {len(requests):,} requests as in serving, from raw ids")
         parity = compare(predictor, requests, predictions)
-        if not parity.max_difference <= config.tolerance:
-            raise ArtifactError(
-                "the artifact scores differently from the trainer, nothing was exported "
-                f"(export.tolerance = {config.tolerance:.0e}):\n{parity.table()}"
-            )
-        stages.begin(f"check and complete {directory}")
-        golden = _golden(partial, config, predictor, requests)
-        (partial / GOLDEN).write_text(json.dumps(golden.to_json(), indent=1))
-        manifest = write_manifest(
-            partial,
-            manifest.model_copy(update={"parity": parity.to_json()}),
-            signing_key=config.export.signing_key,
+    if not parity.max_difference <= config.tolerance:
+        raise ArtifactError(
+            "the artifact scores differently from the trainer, nothing was exported "
+            f"(export.tolerance = {config.tolerance:.0e}):\n{parity.table()}"
         )
-    return Exported(directory, manifest, parity)
+    stages.begin("check and complete the artifact")
+    golden = _golden(directory, config, predictor, requests)
+    (directory / GOLDEN).write_text(json.dumps(golden.to_json(), indent=1))
+    manifest = write_manifest(
+        directory,
+        manifest.model_copy(update={"parity": parity.to_json()}),
+        signing_key=config.export.signing_key,
+    )
+    return Made(manifest, parity, requests)
 
 
-def _check(config: ExportedConfig, directory: Path) -> None:
-    """What can be known to fail before anything is read or built."""
+def check_export(config: ExportedConfig, directory: Path) -> None:
+    """What can be known to fail before anything is read or built.
+
+    Args:
+        config: of the run and of its export.
+        directory: to make; what an export that was killed left half-written there is removed.
+
+    Raises:
+        ConfigError: it exists or cannot be made, or the model cannot be exported.
+        SignatureError: export.signing_key is no key.
+        ArtifactError: there is no compiler.
+    """
     if dist.get_world_size() > 1:
         raise ConfigError(f"export runs on one rank, found {dist.get_world_size()}")
     for entity, vocabulary in config.data.vocabulary.items():
@@ -125,13 +160,19 @@ def _check(config: ExportedConfig, directory: Path) -> None:
                 f"data.vocabulary.{entity}.managed_collision: a model that assigns the rows of a "
                 "table in training cannot be exported"
             )
+    check_output(directory, config.export.signing_key)
+    check_compiler()
+
+
+def check_output(directory: Path, signing_key: Path | None) -> None:
+    """Whether a directory can be made, and signed; as `check_export`."""
     if directory.exists():
         raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
     if reason := why_unwritable(directory):
         raise ConfigError(f"{directory}: cannot be made: {reason}")
-    if config.export.signing_key is not None:
-        check_signing_key(config.export.signing_key)
-    check_compiler()
+    if signing_key is not None:
+        check_signing_key(signing_key)
+    remove_leftovers(directory.parent, directory.name)
 
 
 def raw_test_requests(config: ExportedConfig) -> list[Request]:

@@ -49,7 +49,7 @@ class InputBuilder:
         of_any_id = {e: replace(t, num_ids=LARGEST_CODE) for e, t in layout.tables.items()}
         self._layout = replace(layout, tables=of_any_id)
         self._history = history
-        self._tables = tables
+        self.tables = tables
         self._max_history_length = max_history_length
         self._store = history_store
 
@@ -91,7 +91,7 @@ class InputBuilder:
             history_owner=_OWNER,
             blocks="one",
         ).assemble(impressions, epoch=None)
-        return ranker_inputs(look_up(self._layout, self._tables, batch), batch)
+        return ranker_inputs(look_up(self._layout, self.tables, batch), batch)
 
     def _histories(self, requests: Sequence[EncodedRequest]) -> tuple[BehaviourSource, np.ndarray]:
         """Where behaviours come from, and what stands for each request's user there."""

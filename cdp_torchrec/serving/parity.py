@@ -42,6 +42,12 @@ class Parity:
         """By name."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, float]) -> "Parity":
+        """What `to_json` gave."""
+        differences = {name: value for name, value in data.items() if name != "num_impressions"}
+        return cls(num_impressions=int(data["num_impressions"]), **differences)
+
     def table(self) -> str:
         """For people."""
         lines = [

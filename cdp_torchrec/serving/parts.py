@@ -15,6 +15,7 @@ from cdp_torchrec.serving.artifact import TABLES, ArtifactError
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.encode import RequestEncoder
 from cdp_torchrec.serving.inputs import InputBuilder
+from cdp_torchrec.serving.release import row_folders
 from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
@@ -61,27 +62,53 @@ def open_encoder(artifact: Path, schema: Schema, config: ExportedConfig) -> Requ
 
 
 def open_inputs(
-    artifact: Path, schema: Schema, config: ExportedConfig, *, history_store: Path | None
+    artifact: Path,
+    schema: Schema,
+    config: ExportedConfig,
+    *,
+    history_store: Path | None,
+    tables: EmbeddingTables | None = None,
 ) -> InputBuilder:
     """What makes the ranker's inputs.
+
+    Args:
+        artifact: its directory, or what `release.opened` gave.
+        schema: of the artifact.
+        config: of the artifact.
+        history_store: dataset directory whose behaviours are served; None: no behaviours.
+        tables: those that the rows of the deltas in the directory follow; if not given, those in
+            the directory.
 
     Raises:
         ArtifactError: tables are damaged, or the store belongs to other vocabularies.
     """
     layout = open_layout(artifact, config)
-    tables = EmbeddingTables(
-        artifact / TABLES,
-        {entity: table.num_embeddings for entity, table in layout.tables.items()},
-        embedding_dim=config.model.embedding_dim,
-        storage=config.export.tables,
-    )
+    found = tables or open_tables(artifact, layout, config)
+    for folder in row_folders(artifact):
+        found = found.with_rows(folder)
+    sizes = {entity: table.num_embeddings for entity, table in layout.tables.items()}
+    found.check(sizes, where=artifact)
     store = None if history_store is None else open_store(history_store, schema, artifact)
     return InputBuilder(
         layout,
-        tables,
+        found,
         schema.history,
         max_history_length=config.data.history.max_length,
         history_store=store,
+    )
+
+
+def open_tables(artifact: Path, layout: FeatureLayout, config: ExportedConfig) -> EmbeddingTables:
+    """The tables of a full artifact.
+
+    Raises:
+        ArtifactError: files are missing or unreadable.
+    """
+    return EmbeddingTables.open(
+        artifact / TABLES,
+        layout.tables,
+        embedding_dim=config.model.embedding_dim,
+        storage=config.export.tables,
     )
 
 

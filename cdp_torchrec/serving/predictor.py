@@ -16,7 +16,6 @@ from cdp_torchrec.serving.artifact import (
     RANKER,
     ArtifactError,
     Manifest,
-    verified,
 )
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.encode import EncodedRequest, RequestEncoder
@@ -25,7 +24,9 @@ from cdp_torchrec.serving.golden import GOLDEN_TOLERANCE, GoldenRequest
 from cdp_torchrec.serving.inputs import InputBuilder
 from cdp_torchrec.serving.parts import open_encoder, open_inputs
 from cdp_torchrec.serving.ranker import Ranker
+from cdp_torchrec.serving.release import Release, check_follows, find_release, opened
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.tables import EmbeddingTables
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ class PredictorMetadata:
     """Whether a request without behaviours gets those of a store."""
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """How a predictor was opened."""
+
+    release: Release
+    history_store: Path | None
+    num_runners: int
+    trusted_keys: tuple[Path, ...]
+
+
 class Predictor:
     """Scores requests. Safe to share by threads.
 
@@ -77,6 +88,7 @@ class Predictor:
         self._inputs = inputs
         self._ranker = ranker
         self._device = torch.device(manifest.device)
+        self._opened: _Opened | None = None
 
     @classmethod
     def open(
@@ -86,17 +98,21 @@ class Predictor:
         history_store: Path | None = None,
         num_runners: int = 1,
         trusted_keys: Sequence[Path] = (),
+        served: "Predictor | None" = None,
     ) -> Self:
         """Load an artifact, verify it, and re-score its golden request.
 
         Args:
-            directory: written by `cdp_torchrec export`.
+            directory: written by `cdp_torchrec export`; a delta, too, where what it begins from is
+                served or lies beside it.
             history_store: dataset directory whose `history/` answers for requests without
                 behaviours; it must have been prepared with the artifact's vocabularies. None: such
                 requests have an empty history.
             num_runners: dense computations that may run at the same time; further threads wait.
             trusted_keys: PEM files of Ed25519 public keys, one of which must have signed the
                 artifact; none: whoever made it is trusted.
+            served: a predictor whose tables are shared, not read again, where the directory is a
+                delta of what it serves. It stays as it is.
 
         Raises:
             ArtifactError: a file is missing, altered or not part of the artifact, nobody trusted
@@ -104,9 +120,18 @@ class Predictor:
                 golden request scores differently.
             SignatureError: a key cannot be read.
         """
-        with verified(directory, trusted_keys=trusted_keys) as (files, manifest):
+        before = None if served is None or served._opened is None else served._opened.release
+        release = find_release(directory, served=before, trusted_keys=trusted_keys)
+        tables, in_memory = None, 0
+        if served is not None and before is not None and before.is_begin_of(release):
+            tables, in_memory = served.tables, len(before.steps)
+        with opened(release, in_memory=in_memory) as files:
             predictor = cls.load(
-                files, manifest, history_store=history_store, num_runners=num_runners
+                files,
+                release.manifest,
+                history_store=history_store,
+                num_runners=num_runners,
+                tables=tables,
             )
             golden = GoldenRequest.from_json(json.loads((files / GOLDEN).read_text()))
         found = predictor.score(golden.request)
@@ -116,7 +141,31 @@ class Predictor:
                 f"{directory}: the golden request scores differently by {difference:.2g}, at most "
                 f"{GOLDEN_TOLERANCE:.0e} is allowed"
             )
+        predictor._opened = _Opened(release, history_store, num_runners, tuple(trusted_keys))
         return predictor
+
+    def apply(self, delta: Path) -> Self:
+        """The predictor that a delta of this one leads to; this one stays as it is.
+
+        It shares the tables of this one and reads what differs. It is opened with the same store,
+        runners and keys.
+
+        Args:
+            delta: written by `cdp_torchrec export --delta-from`.
+
+        Raises:
+            ArtifactError: as `open`, or the delta begins from another version.
+            SignatureError: a key cannot be read.
+        """
+        assert self._opened is not None, "an artifact in the making has no version yet"
+        check_follows(delta, self._opened.release, trusted_keys=self._opened.trusted_keys)
+        return type(self).open(
+            delta,
+            history_store=self._opened.history_store,
+            num_runners=self._opened.num_runners,
+            trusted_keys=self._opened.trusted_keys,
+            served=self,
+        )
 
     @classmethod
     def load(
@@ -126,11 +175,21 @@ class Predictor:
         *,
         history_store: Path | None = None,
         num_runners: int = 1,
+        tables: EmbeddingTables | None = None,
     ) -> Self:
-        """As `open`, but verify nothing: for an artifact in the making."""
+        """As `open`, but verify nothing: for an artifact in the making.
+
+        Args:
+            directory: of the artifact, or what `opened` gave.
+            manifest: of the artifact.
+            history_store: as in `open`.
+            num_runners: as in `open`.
+            tables: those that the rows of the deltas in the directory follow; if not given, those
+                in the directory.
+        """
         schema, config = load_schema(directory), ExportedConfig.read(directory)
         encoder = open_encoder(directory, schema, config)
-        inputs = open_inputs(directory, schema, config, history_store=history_store)
+        inputs = open_inputs(directory, schema, config, history_store=history_store, tables=tables)
         ranker = Ranker(directory / RANKER, manifest.inputs, num_runners=num_runners)
         return cls(manifest, schema, encoder, inputs, ranker)
 
@@ -152,6 +211,11 @@ class Predictor:
             reads_history=self._inputs.reads_history,
             has_history_store=self._inputs.has_history_store,
         )
+
+    @property
+    def tables(self) -> EmbeddingTables:
+        """The embeddings."""
+        return self._inputs.tables
 
     def check(self, request: Request) -> None:
         """Whether `score` would accept the request.

@@ -1,15 +1,19 @@
 """Embedding tables of an artifact: memory-mapped files, in full or reduced precision.
 
 tables/<entity>-00000-of-00002.npy      rows of a table, in shards of equally many rows
+rows/<entity>-index.npy                 of a delta: which rows differ or are new, int64 [K], rising
+rows/<entity>-values.npy                of a delta: those rows, [K, W]
 
 float32 and float16 files hold the rows [E, D]; int8 files hold FBGEMM's fused 8-bit row-wise
 format, uint8 [E, D + 8]: the quantized row, then its scale and its minimum as float32.
 """
 
-# E rows, D embedding dim, P places of a lookup
+# E rows, D embedding dim, W width of a row as stored, K rows of a delta, P places of a lookup
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import numpy as np
@@ -19,7 +23,10 @@ from torch import Tensor
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.config import TableStorage
 
+ROWS = "rows"
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.uint8}
+_COMPARED = 1 << 16
+"""Rows that are compared at a time."""
 
 
 def write_tables(
@@ -50,50 +57,147 @@ def _stored(table: Tensor, storage: TableStorage) -> np.ndarray:
     return table.numpy().astype(_DTYPES[storage])
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Rows as they were mapped, and the later ones of deltas beside them."""
+
+    shards: tuple[np.ndarray, ...]
+    """[E, W] in all, equally many rows each."""
+    slots: np.ndarray | None = None
+    """Place in `later` of each row, int32 [E]; -1: the row is that of the shards."""
+    later: np.ndarray | None = None
+    """[K, W]."""
+
+    @property
+    def num_embeddings(self) -> int:
+        if self.slots is not None:
+            return len(self.slots)
+        return sum(len(shard) for shard in self.shards)
+
+    def gather(self, rows: np.ndarray, *, out: np.ndarray) -> None:
+        # "clip": the rows are valid by construction, but those that only `later` has are not here.
+        if len(self.shards) == 1:
+            np.take(self.shards[0], rows, axis=0, out=out, mode="clip")
+        else:
+            shard, row = np.divmod(rows, len(self.shards[0]))
+            for number, values in enumerate(self.shards):
+                wanted = shard == number
+                out[wanted] = np.take(values, row[wanted], axis=0, mode="clip")
+        if self.slots is not None and self.later is not None:
+            slots = self.slots[rows]
+            [places] = np.nonzero(slots >= 0)
+            out[places] = self.later[slots[places]]
+
+    def with_rows(self, index: np.ndarray, values: np.ndarray) -> "_Table":
+        """With other values of some rows, and with rows behind those that are there."""
+        before = self.num_embeddings
+        slots = np.full(max(before, int(index[-1]) + 1), -1, dtype=np.int32)
+        if self.slots is None or self.later is None:
+            slots[index] = np.arange(len(index), dtype=np.int32)
+            return _Table(self.shards, slots, values)
+        slots[:before] = self.slots
+        known = slots[index] >= 0
+        slots[index[~known]] = len(self.later) + np.arange((~known).sum(), dtype=np.int32)
+        later = np.concatenate([self.later, values[~known]])
+        later[slots[index[known]]] = values[known]
+        return _Table(self.shards, slots, later)
+
+
 class EmbeddingTables:
-    """Rows of the mapped tables as float32."""
+    """Rows of the mapped tables as float32. They never change: a delta makes other tables."""
 
     def __init__(
-        self,
+        self, tables: Mapping[str, _Table], *, embedding_dim: int, storage: TableStorage
+    ) -> None:
+        """Args: the tables by entity, D, and the precision of the files; see `open`."""
+        self._tables = dict(tables)
+        self._embedding_dim = embedding_dim
+        self._storage: TableStorage = storage
+        self._width = embedding_dim + (8 if storage == "int8" else 0)
+
+    @classmethod
+    def open(
+        cls,
         directory: Path,
-        num_embeddings: Mapping[str, int],
+        entities: Iterable[str],
         *,
         embedding_dim: int,
         storage: TableStorage,
-    ) -> None:
+    ) -> Self:
         """Map the files.
 
         Args:
             directory: where `write_tables` wrote.
-            num_embeddings: rows of each table, by entity.
+            entities: names of the tables.
             embedding_dim: D.
             storage: precision of the files.
 
         Raises:
-            ArtifactError: files are missing, or have another shape.
+            ArtifactError: files are missing or unreadable.
         """
-        self._storage = storage
-        self._width = embedding_dim + (8 if storage == "int8" else 0)
-        self._tables = {
-            entity: self._open(directory, entity, rows) for entity, rows in num_embeddings.items()
-        }
+        tables = {entity: _Table(_mapped_shards(directory, entity)) for entity in entities}
+        return cls(tables, embedding_dim=embedding_dim, storage=storage)
 
-    def _open(self, directory: Path, entity: str, num_embeddings: int) -> list[np.ndarray]:
-        paths = sorted(directory.glob(f"{entity}-*-of-*.npy"))
-        try:
-            shards = [np.load(path, mmap_mode="r") for path in paths]
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{directory}: cannot read table '{entity}': {error}") from error
-        expected = (num_embeddings, self._width, _DTYPES[self._storage])
-        rows = sum(len(shard) for shard in shards)
-        wrong = {(rows, s.shape[-1], s.dtype.type) for s in shards} - {expected}
-        if wrong or not shards:
-            raise ArtifactError(
-                f"{directory}: table '{entity}' should have {num_embeddings} rows of width "
-                f"{self._width} ({self._storage}), found {wrong or 'no file'}"
-            )
-        # Views without the memmap class, whose indexing is several times slower.
-        return [shard.view(np.ndarray) for shard in shards]
+    def with_rows(self, folder: Path) -> Self:
+        """These tables with the rows of a delta, which `write_rows` wrote.
+
+        Raises:
+            ArtifactError: files are unreadable, or do not fit the tables.
+        """
+        tables = dict(self._tables)
+        for entity, table in self._tables.items():
+            path = folder / f"{entity}-index.npy"
+            if not path.exists():
+                continue
+            index, values = _mapped(path, entity), _mapped(folder / f"{entity}-values.npy", entity)
+            expected = ((len(index), self._width), _DTYPES[self._storage])
+            if (values.shape, values.dtype.type) != expected or not _continues(index, table):
+                raise ArtifactError(
+                    f"{path}: the delta's rows of table '{entity}' do not continue its "
+                    f"{table.num_embeddings} rows of width {self._width} ({self._storage})"
+                )
+            tables[entity] = table.with_rows(index, values)
+        return type(self)(tables, embedding_dim=self._embedding_dim, storage=self._storage)
+
+    def check(self, num_embeddings: Mapping[str, int], *, where: Path) -> None:
+        """Whether the tables are as large as the model wants them.
+
+        Args:
+            num_embeddings: rows of each table, by entity.
+            where: they were read, for the error.
+
+        Raises:
+            ArtifactError: they are not.
+        """
+        for entity, rows in num_embeddings.items():
+            table = self._tables[entity]
+            expected = (rows, self._width, _DTYPES[self._storage])
+            found = {(table.num_embeddings, s.shape[-1], s.dtype.type) for s in table.shards}
+            if found != {expected}:
+                raise ArtifactError(
+                    f"{where}: table '{entity}' should have {rows} rows of width {self._width} "
+                    f"({self._storage}), found {found or 'no file'}"
+                )
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(self._tables)
+
+    def num_embeddings(self, entity: str) -> int:
+        """Rows of a table."""
+        return self._tables[entity].num_embeddings
+
+    def stored(self, entity: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of a table as the files have them, [P, W].
+
+        Args:
+            entity: of the table.
+            rows: int64 [P].
+        """
+        found = np.empty((len(rows), self._width), dtype=_DTYPES[self._storage])
+        self._tables[entity].gather(rows, out=found)
+        return found
 
     def read(self, lookups: Sequence[tuple[str, np.ndarray]]) -> Tensor:
         """Rows of several tables one after the other, float32 [P, D].
@@ -105,7 +209,7 @@ class EmbeddingTables:
         found = np.empty((total, self._width), dtype=_DTYPES[self._storage])
         start = 0
         for entity, rows in lookups:
-            _gather(self._tables[entity], rows, out=found[start : start + len(rows)])
+            self._tables[entity].gather(rows, out=found[start : start + len(rows)])
             start += len(rows)
         stored = torch.from_numpy(found)
         if self._storage == "int8":
@@ -113,12 +217,50 @@ class EmbeddingTables:
         return stored.float()
 
 
-def _gather(shards: list[np.ndarray], rows: np.ndarray, *, out: np.ndarray) -> None:
-    if len(shards) == 1:
-        # The rows are valid by construction; "clip" writes into `out` without a buffer.
-        np.take(shards[0], rows, axis=0, out=out, mode="clip")
+def changed_rows(old: EmbeddingTables, new: EmbeddingTables, entity: str) -> np.ndarray:
+    """Rows of a table that differ in a bit, and those that only the new one has, int64, rising."""
+    in_both, rows = old.num_embeddings(entity), new.num_embeddings(entity)
+    found = [np.zeros(0, dtype=np.int64)]
+    for start in range(0, in_both, _COMPARED):
+        some = np.arange(start, min(start + _COMPARED, in_both))
+        # As bytes: a number that is none equals nothing, and two zeros differ in their sign.
+        bits = [tables.stored(entity, some).view(np.uint8) for tables in (old, new)]
+        found.append(some[(bits[0] != bits[1]).any(axis=1)])
+    return np.concatenate([*found, np.arange(in_both, rows)])
+
+
+def write_rows(folder: Path, tables: EmbeddingTables, entity: str, index: np.ndarray) -> None:
+    """Write rows of a table for a delta; nothing where there are none.
+
+    Args:
+        folder: of the rows; made here.
+        tables: what has them.
+        entity: of the table.
+        index: the rows, int64 [K], rising.
+    """
+    if not len(index):
         return
-    shard, row = np.divmod(rows, len(shards[0]))
-    for number, values in enumerate(shards):
-        wanted = shard == number
-        out[wanted] = values[row[wanted]]
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"{entity}-index.npy", index)
+    np.save(folder / f"{entity}-values.npy", tables.stored(entity, index))
+
+
+def _continues(index: np.ndarray, table: _Table) -> bool:
+    """Whether rows can be those of a delta: rising, and no gap behind what is there."""
+    if index.ndim != 1 or index.dtype != np.int64 or not len(index):
+        return False
+    new = np.arange(table.num_embeddings, index[-1] + 1)
+    rises = index[0] >= 0 and bool((np.diff(index) > 0).all())
+    return rises and np.array_equal(index[len(index) - len(new) :], new)
+
+
+def _mapped_shards(directory: Path, entity: str) -> tuple[np.ndarray, ...]:
+    return tuple(_mapped(p, entity) for p in sorted(directory.glob(f"{entity}-*-of-*.npy")))
+
+
+def _mapped(path: Path, entity: str) -> np.ndarray:
+    try:
+        # A view without the memmap class, whose indexing is several times slower.
+        return np.load(path, mmap_mode="r").view(np.ndarray)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot read table '{entity}': {error}") from error

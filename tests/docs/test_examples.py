@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
+from cdp_torchrec.data.prepare.messages import row_formats
 from cdp_torchrec.data.schema import load_schema
 from tests.docs.logs import write_staging
 from tests.docs.pages import blocks_of
@@ -25,11 +26,17 @@ def test_the_example_for_own_data_makes_a_dataset(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_staging(tmp_path / "staging")
-    exec(example("README.md", "build_dataset"), {})
+    names: dict[str, Any] = {}
+    exec(example("README.md", "build_dataset"), names)
     schema = load_schema(tmp_path / "data" / "mine")
     assert schema.splits["train"].requests + schema.splits["test"].requests == 200
     assert schema.splits["test"].first_timestamp >= 1_748_649_600_000
     assert schema.history.num_behaviours == 500
+    formats = row_formats(names["spec"], has_probability=False)
+    page = blocks_of(ROOT / "cdp_torchrec/data/README.md")
+    messages = [block.text.encode() for block in page if block.language == "json"]
+    for rows, message in zip(formats.values(), messages, strict=True):
+        assert rows.table([rows.decode(message)]).num_rows == 1
 
 
 def test_the_example_in_plain_pytorch_trains_every_parameter() -> None:

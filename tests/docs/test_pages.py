@@ -115,10 +115,12 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     written_by_commands |= {
         "table.json",
         "days.json",
+        "offsets.json",
         "starter.toml",
         "schema.toml",
         "manifest.json",
         "artifact.json",
+        "delta.json",
     }
     missing |= {
         name

@@ -1,8 +1,11 @@
 """One trained run and its artifact, for all tests of serving."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +14,11 @@ from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.serving import compile
+from cdp_torchrec.serving.artifact import GOLDEN, TABLES, read_manifest, write_manifest
 from cdp_torchrec.serving.config import ExportedConfig
+from cdp_torchrec.serving.delta_export import delta_between, export_delta
 from cdp_torchrec.serving.export import export_run, raw_test_requests
-from cdp_torchrec.serving.golden import stored_behaviours
+from cdp_torchrec.serving.golden import GoldenRequest, stored_behaviours
 from cdp_torchrec.serving.parts import open_vocabularies
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
@@ -54,11 +59,37 @@ def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path
     return run_dir
 
 
-def export_untuned(run_dir: Path, output: Path, *settings: str) -> Path:
+def export_untuned(
+    run_dir: Path, output: Path, *settings: str, delta_from: Path | None = None
+) -> Path:
     """Its artifact, compiled as fast as can be: without autotuning, which takes minutes."""
     with one_rank(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile, "_INDUCTOR_CPU", _INDUCTOR_FAST)
-        return export_run(open_run(run_dir, settings, ExportedConfig), CPU, output=output).directory
+        run = open_run(run_dir, settings, ExportedConfig)
+        if delta_from is None:
+            return export_run(run, CPU, output=output).directory
+        return export_delta(run, CPU, delta_from, output=output).directory
+
+
+def trained_on(artifact: Path, later: Path, *, seed: int) -> Path:
+    """The artifact after another day: some rows of two tables differ."""
+    shutil.copytree(artifact, later)
+    generator = np.random.default_rng(seed)
+    for path in (later / TABLES).glob("[iu]*-00000-*.npy"):
+        rows = np.load(path)
+        rows[generator.permutation(len(rows))[: len(rows) // 5]] += 1
+        np.save(path, rows)
+    return complete(later)
+
+
+def complete(artifact: Path) -> Path:
+    """Another golden request and listing, which fit what was changed."""
+    manifest = read_manifest(artifact)
+    golden = GoldenRequest.from_json(json.loads((artifact / GOLDEN).read_text()))
+    scores = Predictor.load(artifact, manifest).score(golden.request)
+    (artifact / GOLDEN).write_text(json.dumps(replace(golden, probabilities=scores).to_json()))
+    write_manifest(artifact, manifest.model_copy(update={"files": {}}))
+    return artifact
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +110,31 @@ def artifact(trained_run: Path, make_once: MakeOnce) -> Path:
 def copied(artifact: Path, tmp_path: Path) -> Path:
     """A copy of the artifact, to spoil."""
     return Path(shutil.copytree(artifact, tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def days(artifact: Path, make_once: MakeOnce) -> Path:
+    """Full artifacts `full-1` and `full-2`, `full-0` in a folder with the deltas in between."""
+
+    def fill(folder: Path) -> None:
+        released = folder / "released"
+        shutil.copytree(artifact, released / "full-0")
+        trained_on(artifact, folder / "full-1", seed=1)
+        trained_on(folder / "full-1", folder / "full-2", seed=2)
+        delta_between(
+            folder / "full-1", released / "full-0", released / "delta-1", signing_key=None
+        )
+        delta_between(
+            folder / "full-2", released / "delta-1", released / "delta-2", signing_key=None
+        )
+
+    return make_once("days", fill)
+
+
+@pytest.fixture
+def released(days: Path, tmp_path: Path) -> Path:
+    """A copy of the base and its deltas, to spoil."""
+    return Path(shutil.copytree(days / "released", tmp_path / "released"))
 
 
 @pytest.fixture(scope="session")

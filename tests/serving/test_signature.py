@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from cdp_torchrec.serving.artifact import MANIFEST, SIGNATURE, ArtifactError, verified
+from cdp_torchrec.serving.artifact import MANIFEST, SIGNATURE, ArtifactError
 from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.release import find_release, opened
 from cdp_torchrec.serving.signature import SignatureError, check_signature, sign
 
 
@@ -80,7 +81,7 @@ def test_what_is_loaded_is_what_was_verified_whoever_writes_meanwhile(copied: Pa
         path.relative_to(copied): path.read_bytes() for path in copied.rglob("*") if path.is_file()
     }
     del before[Path(MANIFEST)]
-    with verified(copied) as (files, _):
+    with opened(find_release(copied)) as files:
         shutil.rmtree(copied)
         for name, content in before.items():
             (copied / name).parent.mkdir(parents=True, exist_ok=True)

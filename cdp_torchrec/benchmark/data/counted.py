@@ -39,17 +39,22 @@ class CountedStore:
         return counted, counted.before(slices, before)
 
     def _counted(self, behaviours: Behaviours) -> Behaviours:
-        columns = {
-            name: _Counted(column, self.tally)
-            for name, column in vars(behaviours).items()
-            if column is not None and name != "attributes"
-        }
-        attributes = {n: _Counted(c, self.tally) for n, c in behaviours.attributes.items()}
-        return replace(behaviours, **columns, attributes=attributes)
+        def counted(column: Column | None) -> Column | None:
+            return None if column is None else CountedColumn(column, self.tally)
+
+        return replace(
+            behaviours,
+            item=CountedColumn(behaviours.item, self.tally),
+            timestamp=CountedColumn(behaviours.timestamp, self.tally),
+            action=counted(behaviours.action),
+            category=counted(behaviours.category),
+            cluster=counted(behaviours.cluster),
+            attributes={n: CountedColumn(c, self.tally) for n, c in behaviours.attributes.items()},
+        )
 
 
-class _Counted:
-    """A column of behaviours."""
+class CountedColumn:
+    """A column that tallies what is taken out of it."""
 
     def __init__(self, column: Column, tally: Tally) -> None:
         self._column = column
@@ -57,6 +62,7 @@ class _Counted:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """As the column's."""
         return self._column.dtype
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:

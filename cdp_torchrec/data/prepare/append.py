@@ -26,6 +26,7 @@ from cdp_torchrec.data.days import (
 from cdp_torchrec.data.history_segments import open_history
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.prepare.database import EngineLimits, first_row, open_database, scalar
+from cdp_torchrec.data.prepare.day_figures import summarise_day
 from cdp_torchrec.data.prepare.earlier_histories import EarlierHistories
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_segment
 from cdp_torchrec.data.prepare.request_files import write_requests
@@ -79,6 +80,9 @@ def append_day(
             with whole_directory(day_folder(dataset, log.name)) as partial:
                 day = _write(connection, dataset, schema, spec, log, partial, bar)
                 save_record(partial, day)
+                whole = grown(base, [*schema.days, day])
+                summary = summarise_day(dataset, whole, day, partial, load_summary(dataset, base))
+                summary.save(partial)
                 write_manifest(partial)
     return day
 
@@ -153,9 +157,14 @@ def _load(
     return _DayLog(name, split, latest, has_probability)
 
 
-def _check_probability(dataset: Path, staging: Path, has_probability: bool) -> None:
+def has_click_probability(dataset: Path) -> bool:
+    """Whether the requests of a dataset have the true probability of each click."""
     files = request_folder(dataset, "train").glob("*.parquet")
-    known = CLICK_PROBABILITY in pq.read_schema(min(files)).names
+    return CLICK_PROBABILITY in pq.read_schema(min(files)).names
+
+
+def _check_probability(dataset: Path, staging: Path, has_probability: bool) -> None:
+    known = has_click_probability(dataset)
     if known != has_probability:
         more, less = (dataset, staging) if known else (staging, dataset)
         raise DatasetError(
@@ -168,7 +177,7 @@ def _check_times(
     connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, staging: Path
 ) -> None:
     """Everything of the day is later than all that was there."""
-    until = _last_moment(dataset, schema)
+    until = last_moment(dataset, schema)
     for table, what in (("requests", "request"), ("behaviours", "behaviour")):
         first, last = connection.execute(
             f"SELECT min(timestamp), max(timestamp) FROM staged_{table}"
@@ -186,8 +195,13 @@ def _check_times(
         )
 
 
-def _last_moment(dataset: Path, schema: Schema) -> int:
-    """The latest request or behaviour of a dataset, milliseconds since the epoch."""
+def last_moment(dataset: Path, schema: Schema) -> int:
+    """The latest request or behaviour of a dataset, milliseconds since the epoch.
+
+    Args:
+        dataset: dataset directory.
+        schema: its schema with all days.
+    """
     if schema.days:
         return schema.days[-1].last_timestamp
     behaviours = load_summary(dataset, schema).value("last_time", "behaviours")
@@ -328,7 +342,7 @@ def _join_earlier(
         CREATE VIEW past AS
         SELECT user_id, item, timestamp, ordinal FROM behaviours
         UNION ALL SELECT user_id, item, timestamp, ordinal FROM earlier_touches
-        UNION ALL SELECT user_id, 0, {_last_moment(dataset, schema)}, length
+        UNION ALL SELECT user_id, 0, {last_moment(dataset, schema)}, length
             FROM earlier_lengths WHERE length > 0
     """)
     return earlier

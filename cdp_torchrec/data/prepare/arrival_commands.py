@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.days import load_days
+from cdp_torchrec.data.plausibility import judge_days
 from cdp_torchrec.data.schema import Day, load_schema
 
 FOLLOW = """Append what arrives in a directory, entry by entry in the order of their names, and wait
@@ -12,6 +15,14 @@ for the next one. An entry is a directory that becomes the period of its name, a
 in it (or in both folders, as Spark leaves it): write that last. What was appended is recorded with
 its rows, so the same line goes on wherever it was stopped or killed. Entries that were appended may
 be removed. An entry that comes behind a later one is an error."""
+
+KAFKA = """Read two topics of JSON messages, and land what they say in INBOX, an entry for each hour
+(--window): from there `follow` takes it. A message of TOPIC_OF_REQUESTS is one result page, with
+the columns of requests/*.parquet; one of the other is one action, with those of behaviours/. An
+entry lands when every partition has been read to a moment --lateness behind the end of its hour;
+what comes later than that, or cannot be read, goes to the entry's refused.jsonl. Offsets are kept
+in the entries: killed at any moment, the same line goes on, and each message lands once. Needs
+`pip install 'cdp_torchrec[kafka]'`."""
 
 
 def add_follow(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -47,8 +58,85 @@ def follow(options: argparse.Namespace) -> None:
     print(f"{options.inbox}: nothing new for {options.idle_timeout:g} s")
 
 
+def add_kafka(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `kafka`."""
+    parser = commands.add_parser("kafka", help="land topics in such a directory", description=KAFKA)
+    parser.add_argument(
+        "dataset", type=Path, metavar="DIR", help="dataset directory, whose columns are read"
+    )
+    parser.add_argument(
+        "--inbox", type=Path, required=True, metavar="INBOX", help="where entries land"
+    )
+    parser.add_argument(
+        "--brokers", required=True, metavar="HOST:PORT,...", help="some brokers of the cluster"
+    )
+    parser.add_argument("--requests", required=True, metavar="TOPIC_OF_REQUESTS", help="a topic")
+    parser.add_argument("--behaviours", required=True, metavar="TOPIC", help="another one")
+    parser.add_argument(
+        "--client",
+        type=Path,
+        metavar="FILE.toml",
+        help='settings of librdkafka, such as "security.protocol" = "SASL_SSL"',
+    )
+    parser.add_argument(
+        "--window",
+        type=_whole_seconds,
+        default=3600,
+        metavar="SECONDS",
+        help="log time in an entry (3600)",
+    )
+    parser.add_argument(
+        "--lateness",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how much later than others a message may come (60)",
+    )
+    parser.add_argument(
+        "--max-refused",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="end when more of the messages since the last entry cannot be used (0.01)",
+    )
+    _add_idle_timeout(parser)
+    parser.set_defaults(run=kafka)
+
+
+def kafka(options: argparse.Namespace) -> None:
+    """Land topics in an inbox."""
+    load_schema(options.dataset)
+    if options.requests == options.behaviours:
+        raise ConfigError(f"--requests and --behaviours: {options.requests} cannot be both")
+
+    from cdp_torchrec.data.prepare.kafka import client_settings, land
+    from cdp_torchrec.data.prepare.workplace import stopped_by_signals
+
+    inbox: Path = options.inbox
+    landing = land(
+        options.dataset,
+        inbox,
+        {options.requests: "requests", options.behaviours: "behaviours"},
+        client_settings(options.brokers, options.client),
+        window_s=options.window,
+        lateness_s=options.lateness,
+        max_refused=options.max_refused,
+        idle_timeout_s=options.idle_timeout,
+    )
+    with stopped_by_signals(f"{inbox} has what has landed; the same line goes on"):
+        print(f"{options.brokers}: what is sent lands in {inbox}", flush=True)
+        for entry, landed in landing:
+            print(
+                f"{entry}: {landed.requests:,} requests, {landed.behaviours:,} behaviours, "
+                f"{landed.repeated:,} repeated, {landed.before:,} of before, "
+                f"{landed.refused:,} refused",
+                flush=True,
+            )
+    print(f"{options.brokers}: no message for {options.idle_timeout:g} s")
+
+
 def say_appended(dataset: Path, day: Day) -> None:
-    """One line on a day that was appended."""
+    """One line on a day that was appended, and one on everything that is doubtful about it."""
     new = {name: e.num_ids - day.entities_before[name].num_ids for name, e in day.entities.items()}
     print(
         f"{dataset}: appended {day.name}: {day.requests.requests:,} requests, "
@@ -57,6 +145,9 @@ def say_appended(dataset: Path, day: Day) -> None:
         f"{', '.join(f'{count:,} {name}' for name, count in new.items() if count) or 'none'}",
         flush=True,
     )
+    base = load_schema(dataset)
+    for finding in judge_days(dataset, base, load_days(dataset, base))[day.name]:
+        print(f"warning: {day.name}: {finding.text}", flush=True)
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -77,10 +168,28 @@ def _add_idle_timeout(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
+    seconds = _number(text)
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
     return seconds
+
+
+def _whole_seconds(text: str) -> int:
+    seconds = _seconds(text)
+    if seconds < 1 or seconds != int(seconds):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of seconds")
+    return int(seconds)
+
+
+def _share(text: str) -> float:
+    share = _number(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no share, 0 to 1")
+    return share
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")  # which is no number of anything

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import duckdb
 import numpy as np
@@ -19,14 +19,75 @@ from cdp_torchrec.data.prepare.csv_tables import stream_csv
 from cdp_torchrec.data.prepare.tables import ParquetTable
 from cdp_torchrec.data.schema import DatasetError
 
+EngineName = Literal["duckdb", "spark"]
+
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """How much of the machine preparation may use."""
+    """How much of the machine preparation may use, and what sorts and joins there."""
 
     memory_gib: float = 4.0
     """Memory of DuckDB; what does not fit goes to disk beside the output."""
     num_threads: int = 2
+    engine: EngineName = "duckdb"
+    """What makes a dataset of staging files: DuckDB, or Spark on a cluster as large as its own
+    settings say. Logs are read, and days appended, by DuckDB in any case."""
+
+
+class Rows(Protocol):
+    """An answer that is small."""
+
+    def fetchall(self) -> list[Any]:
+        """All rows as tuples."""
+        ...
+
+
+class Stream(Protocol):
+    """An answer of any size."""
+
+    def to_arrow_reader(self, batch_size: int, /) -> pa.RecordBatchReader:
+        """The rows, some at a time."""
+        ...
+
+
+class ClusterTables(Protocol):
+    """Tables of another engine, which takes the statements that DuckDB takes."""
+
+    def execute(self, query: str, /) -> Rows:
+        """Run statements; the rows of the last."""
+        ...
+
+    def sql(self, query: str, /) -> Stream:
+        """Ask for rows."""
+        ...
+
+    def load_parquet(self, name: str, table: ParquetTable) -> None:
+        """Make a table of files."""
+        ...
+
+
+Tables = duckdb.DuckDBPyConnection | ClusterTables
+
+
+@contextmanager
+def open_tables(directory: Path, limits: EngineLimits) -> Generator[Tables]:
+    """The engine that makes a dataset of staging files, with tables of its own in `directory`.
+
+    Raises:
+        DatasetError: Spark is wanted and not installed.
+    """
+    if limits.engine == "duckdb":
+        with open_database(directory, limits) as connection:
+            yield connection
+        return
+    try:
+        from cdp_torchrec.data.prepare.spark_engine import open_spark
+    except ImportError as error:
+        raise DatasetError(
+            f"engine 'spark': {error.name} is missing; pip install 'cdp_torchrec[spark]'"
+        ) from error
+    with open_spark(directory, limits) as tables:
+        yield tables
 
 
 @contextmanager
@@ -54,12 +115,15 @@ def open_database(directory: Path, limits: EngineLimits) -> Generator[duckdb.Duc
         connection.close()
 
 
-def load_parquet(connection: duckdb.DuckDBPyConnection, name: str, table: ParquetTable) -> None:
+def load_parquet(connection: Tables, name: str, table: ParquetTable) -> None:
     """Make the table `name` of these rows; `_file` and `_row` say where each comes from.
 
     Raises:
         DatasetError: a file is damaged, or holds a value that its column cannot.
     """
+    if not isinstance(connection, duckdb.DuckDBPyConnection):
+        connection.load_parquet(name, table)
+        return
     fields = [*table.schema, pa.field("_file", pa.int32()), pa.field("_row", pa.int64())]
     _create(connection, name, pa.schema(fields))
     for block in table.blocks():
@@ -104,14 +168,14 @@ def sql_path(path: Path) -> str:
     return "'" + str(path.resolve()).replace("'", "''") + "'"
 
 
-def scalar(connection: duckdb.DuckDBPyConnection, query: str) -> int:
+def scalar(connection: Tables, query: str) -> int:
     """The single integer that the query gives."""
     row = first_row(connection, query)
     assert row is not None
     return int(row[0])
 
 
-def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...] | None:
+def first_row(connection: Tables, query: str) -> tuple[Any, ...] | None:
     """The first row of a small result; None if it is empty."""
     # All rows are fetched: DuckDB 2 refuses the next query while a result is half read.
     rows = connection.execute(query).fetchall()
@@ -148,7 +212,7 @@ def list_rule(column: str, broken: str, message: str) -> Rule:
 
 
 def first_broken_rule(
-    connection: duckdb.DuckDBPyConnection, table: str, rules: Sequence[Rule], key: Sequence[str]
+    connection: Tables, table: str, rules: Sequence[Rule], key: Sequence[str]
 ) -> tuple[Any, ...] | None:
     """Find the first row of a table for which something is wrong, in one pass.
 
@@ -180,7 +244,7 @@ def first_broken_rule(
 
 
 def check_rows(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Tables,
     name: str,
     table: ParquetTable,
     rules: Sequence[Rule],

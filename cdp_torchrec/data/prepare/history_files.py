@@ -20,7 +20,7 @@ import numpy as np
 
 from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.behaviour_clusters import alike_columns, assign_clusters
-from cdp_torchrec.data.prepare.database import scalar
+from cdp_torchrec.data.prepare.database import Tables, scalar
 from cdp_torchrec.data.prepare.earlier_histories import EarlierHistories
 from cdp_torchrec.data.prepare.moments import Moments
 from cdp_torchrec.data.prepare.spec import DatasetSpec
@@ -29,7 +29,7 @@ _ROWS_PER_CHUNK = 1 << 18
 DTYPES = {"item": np.int32, "category": np.int32, "action": np.int32, "timestamp": np.int64}
 
 
-def code_behaviours(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) -> int:
+def code_behaviours(connection: Tables, spec: DatasetSpec) -> int:
     """Make table `behaviours`: codes, timestamp, and `ordinal`, 1 for a user's first behaviour.
 
     The view `past` is what requests look at. Behaviours of one user at one timestamp are ordered by
@@ -62,7 +62,7 @@ def code_behaviours(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) ->
 
 
 def write_history(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Tables,
     spec: DatasetSpec,
     directory: Path,
     num_ids: Mapping[str, int],
@@ -119,7 +119,7 @@ def write_segment(
 
 
 def _write_orders(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Tables,
     spec: DatasetSpec,
     directory: Path,
     num_ids: Mapping[str, int],
@@ -175,9 +175,7 @@ def _write_clusters(directory: Path, user_offsets: np.ndarray) -> None:
             user = stop
 
 
-def _write_category_index(
-    connection: duckdb.DuckDBPyConnection, directory: Path, categories: int
-) -> None:
+def _write_category_index(connection: Tables, directory: Path, categories: int) -> None:
     """Write keys.npy (user * categories + category, sorted) and offsets.npy of by_category."""
     query = f"""
         SELECT user_id * {categories} + category AS key, count(*) AS n
@@ -198,7 +196,7 @@ def _write_category_index(
 
 
 def _write_columns(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Tables,
     query: str,
     directory: Path,
     columns: Mapping[str, type[np.generic]],

@@ -10,10 +10,10 @@ import numpy as np
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.days import load_days, superseded
-from cdp_torchrec.data.plausibility import Finding, judge
+from cdp_torchrec.data.plausibility import Finding, judge, judge_days
 from cdp_torchrec.data.prepare.dataset_files import row_groups, values
 from cdp_torchrec.data.prepare.summarise import summarise
-from cdp_torchrec.data.prepare.summary_text import describe_summary
+from cdp_torchrec.data.prepare.summary_text import describe_findings, describe_summary
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Day, Feature, Schema, load_schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
@@ -39,13 +39,15 @@ def describe_dataset(dataset: Path) -> tuple[str, list[Finding]]:
     splits = {split: _read_split(dataset, schema, split, seen) for split in schema.splits}
     # In a merged store the behaviours of later days are no longer apart.
     stored = bool(superseded(dataset))
+    days = load_days(dataset, schema)
     summary = load_summary(dataset, schema) if stored else summarise(dataset, schema)
     findings = judge(summary)
     sections = [
         [f"{schema.name}: {schema.source}", f"schema {schema.fingerprint()}"],
         [describe_summary(schema, summary, findings)],
         _describe_splits(schema, splits),
-        *_describe_days(load_days(dataset, schema)),
+        *_describe_days(days),
+        *_describe_doubts(judge_days(dataset, schema, days)),
         _describe_entities(counts),
         _describe_features(schema, splits),
         _describe_history(schema, splits),
@@ -180,6 +182,13 @@ def _describe_days(days: Sequence[Day]) -> list[list[str]]:
             ]
         )
     return [["days that data.train_on and data.test_on may name", aligned_table(rows)]]
+
+
+def _describe_doubts(found: Mapping[str, Sequence[Finding]]) -> list[list[str]]:
+    doubts = [
+        Finding(doubt.level, f"{day}: {doubt.text}") for day, of in found.items() for doubt in of
+    ]
+    return [[describe_findings(doubts)]] if doubts else []
 
 
 def _describe_entities(counts: Mapping[str, np.ndarray]) -> list[str]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp_torchrec.data.prepare.database import Tables
 from cdp_torchrec.data.prepare.moments import Moments
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.schema import Feature
@@ -21,7 +21,7 @@ _TYPES = {"id": pa.int64(), "ids": pa.list_(pa.int64()), "number": pa.float64()}
 
 
 def write_requests(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Tables,
     spec: DatasetSpec,
     directory: Path,
     requests: range,

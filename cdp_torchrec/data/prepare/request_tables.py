@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import duckdb
-
-from cdp_torchrec.data.prepare.database import sql_path
+from cdp_torchrec.data.prepare.database import Tables, sql_path
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, USER_ENTITY, DatasetSpec
 from cdp_torchrec.data.schema import Feature
 
 
 def code_requests(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Tables,
     spec: DatasetSpec,
     vocabulary: Path,
     *,
@@ -58,7 +56,7 @@ def code_requests(
             """)
 
 
-def _code_request_level(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) -> None:
+def _code_request_level(connection: Tables, spec: DatasetSpec) -> None:
     user = Feature(name="user_id", role="user", level="request", kind="id", entity=USER_ENTITY)
     features = [user, *(f for f in spec.request_features() if f.kind != "ids")]
     connection.execute(f"""
@@ -76,9 +74,7 @@ def _code_request_level(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec
     """)
 
 
-def _code_candidates(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, has_probability: bool
-) -> None:
+def _code_candidates(connection: Tables, spec: DatasetSpec, has_probability: bool) -> None:
     features = spec.candidate_features()
     plain = ["label", CLICK_PROBABILITY] if has_probability else ["label"]
     lists = [f.name for f in features] + plain

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdp_torchrec.data.clocks import Clock
+from cdp_torchrec.data.history_segments import SegmentedHistory
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.prepare.dataset_files import values
 from cdp_torchrec.data.prepare.leaks import LeakMeter
@@ -117,14 +118,19 @@ class SplitFigures:
     """Everything that a pass over the requests of a split finds."""
 
     def __init__(
-        self, schema: Schema, store: HistoryStore, seen: Mapping[str, int], *, with_leaks: bool
+        self,
+        schema: Schema,
+        store: HistoryStore | SegmentedHistory,
+        seen: Mapping[str, int],
+        *,
+        with_leaks: bool,
     ) -> None:
         """Begin with nothing.
 
         Args:
             schema: of the dataset.
             store: its behaviours.
-            seen: ids with a training count, by entity.
+            seen: ids that are known, those with a training count, by entity: the first codes.
             with_leaks: whether columns are compared with the label.
         """
         self._schema = schema

@@ -17,7 +17,7 @@ import duckdb
 
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.plausibility import judge, refuse_errors
-from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
+from cdp_torchrec.data.prepare.database import EngineLimits, Tables, open_tables, scalar
 from cdp_torchrec.data.prepare.history_files import attribute_scales, code_behaviours, write_history
 from cdp_torchrec.data.prepare.moments import Moments
 from cdp_torchrec.data.prepare.request_files import write_requests
@@ -66,7 +66,7 @@ def build_dataset(
         staging: directory with `requests/*.parquet` and `behaviours/*.parquet`.
         output: directory to make; must not exist. Intermediate tables lie beside it.
         spec: what the staging files mean.
-        limits: memory and threads of the engine.
+        limits: which engine, and its memory and threads.
         log: what errors about the log as a whole name: where it came from, if the staging files
             are not the user's own.
 
@@ -77,8 +77,8 @@ def build_dataset(
     """
     with preparing(output), dataset_beside(output) as partial:
         work = partial / "work"
-        with open_database(work, limits or EngineLimits()) as connection:
-            schema = _build(connection, staging, partial, spec)
+        with open_tables(work, limits or EngineLimits()) as tables:
+            schema = _build(tables, staging, partial, spec)
         shutil.rmtree(work)
         schema.save(partial)
         _summarise(partial, schema, named=log or staging)
@@ -111,9 +111,7 @@ def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
     summary.save(dataset)
 
 
-def _build(
-    connection: duckdb.DuckDBPyConnection, staging: Path, output: Path, spec: DatasetSpec
-) -> Schema:
+def _build(connection: Tables, staging: Path, output: Path, spec: DatasetSpec) -> Schema:
     with ProgressBar("prepare", total=6, unit="stages") as bar:
 
         def stage(name: str) -> None:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import duckdb
-
 from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.column_types import ID, INTEGER, NUMBER, ColumnType, list_of
 from cdp_torchrec.data.prepare.database import (
     Rule,
+    Tables,
     check_rows,
     first_row,
     list_rule,
@@ -32,9 +31,7 @@ class StagedLog:
     splits: Mapping[Literal["train", "test"], Split]
 
 
-def load_staging(
-    connection: duckdb.DuckDBPyConnection, staging: Path, spec: DatasetSpec
-) -> StagedLog:
+def load_staging(connection: Tables, staging: Path, spec: DatasetSpec) -> StagedLog:
     """As `load_rows`, and cut the log into its splits.
 
     Raises:
@@ -44,7 +41,7 @@ def load_staging(
     return StagedLog(has_probability, _splits(connection, spec))
 
 
-def load_rows(connection: duckdb.DuckDBPyConnection, staging: Path, spec: DatasetSpec) -> bool:
+def load_rows(connection: Tables, staging: Path, spec: DatasetSpec) -> bool:
     """Make the tables `staged_requests` and `staged_behaviours` of rows that were checked.
 
     Returns:
@@ -156,7 +153,7 @@ def _attribute_rules(attribute: BehaviourAttribute) -> list[Rule]:
     return []
 
 
-def _check_unique(connection: duckdb.DuckDBPyConnection, requests: ParquetTable) -> None:
+def _check_unique(connection: Tables, requests: ParquetTable) -> None:
     repeated = first_row(
         connection,
         """
@@ -172,9 +169,7 @@ def _check_unique(connection: duckdb.DuckDBPyConnection, requests: ParquetTable)
         )
 
 
-def _splits(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec
-) -> dict[Literal["train", "test"], Split]:
+def _splits(connection: Tables, spec: DatasetSpec) -> dict[Literal["train", "test"], Split]:
     rows = connection.execute(f"""
         SELECT timestamp >= {spec.test_from}, count(*), sum(len(label))::BIGINT,
             sum(list_sum(label))::BIGINT, min(timestamp), max(timestamp)

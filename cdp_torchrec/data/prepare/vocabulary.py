@@ -8,14 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.days import vocabulary_paths
-from cdp_torchrec.data.prepare.database import scalar, sql_path
+from cdp_torchrec.data.prepare.database import Tables, scalar, sql_path
 from cdp_torchrec.data.prepare.spec import USER_ENTITY, DatasetSpec
 from cdp_torchrec.data.schema import Schema
 
 
-def build_vocabularies(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, directory: Path
-) -> dict[str, int]:
+def build_vocabularies(connection: Tables, spec: DatasetSpec, directory: Path) -> dict[str, int]:
     """Make table `vocabulary_<entity>` (code, raw, count) and its parquet file for each entity.
 
     Codes run from 1 by descending count; ties go by the bytes of the raw id. An id counts once per

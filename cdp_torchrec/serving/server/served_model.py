@@ -55,7 +55,8 @@ class ServedModel:
     async def load(self) -> None:
         """Open the artifact, and serve it once it proved to score as it should.
 
-        Requests go to the previous one until then, and those that it accepted stay with it.
+        Requests go to the previous one until then, and those that it accepted stay with it. Of a
+        delta of what is served, only the delta is read.
 
         Raises:
             ArtifactError: the artifact cannot be served, or the server is strict and has no store;
@@ -72,6 +73,7 @@ class ServedModel:
                         history_store=self._config.history_store,
                         num_runners=self._config.num_workers,
                         trusted_keys=self._config.trusted_keys,
+                        served=None if self.current is None else self.current.predictor,
                     )
                 )
                 loaded = LoadedModel.of(predictor)

@@ -1,7 +1,6 @@
 """Servers on free ports, and a second artifact that scores differently."""
 
 import asyncio
-import json
 import shutil
 import socket
 import sys
@@ -10,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import httpx
 import numpy as np
 import pytest
 
-from cdp_torchrec.serving.artifact import GOLDEN, TABLES, read_manifest, write_manifest
+from cdp_torchrec.serving.artifact import TABLES
 from cdp_torchrec.serving.encode import EncodedRequest
-from cdp_torchrec.serving.golden import GoldenRequest
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.batching import Batcher
@@ -30,6 +28,7 @@ from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.protocol import to_infer_request
 from cdp_torchrec.serving.server.run import make_server
 from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
+from tests.serving.conftest import complete
 
 NAME = "synthetic-cdp"
 STOP_S = 120.0  # a stopping server waits 61 s for its connections at most
@@ -140,12 +139,6 @@ def start_server(artifact: Path, tiny_dataset: Path) -> Iterator[Callable[..., S
 def other_artifact(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same artifact with other embeddings of items, whole and with a golden request."""
     other = Path(shutil.copytree(artifact, tmp_path_factory.mktemp("other") / "artifact"))
-    manifest = read_manifest(other)
     for path in (other / TABLES).glob("item-*.npy"):
         np.save(path, -np.load(path))
-    golden = GoldenRequest.from_json(json.loads((other / GOLDEN).read_text()))
-    scores = Predictor.load(other, manifest).score(golden.request)
-    (other / GOLDEN).write_text(json.dumps(replace(golden, probabilities=scores).to_json()))
-    (other / "artifact.json").unlink()
-    write_manifest(other, manifest.model_copy(update={"files": {}}))
-    return other
+    return complete(other)

@@ -1,5 +1,6 @@
 """Another artifact takes over between two requests, or not at all."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cdp_torchrec.serving.artifact import TABLES
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 
@@ -105,3 +107,32 @@ def test_only_the_served_model_can_be_loaded(
 ) -> None:
     response = start_server(predictor).client.post("/v2/repository/models/other/load")
     assert response.status_code == 404
+
+
+def test_a_server_applies_a_delta_or_keeps_what_it_serves(
+    start_server: Callable[..., Server],
+    released: Path,
+    tiny_dataset: Path,
+    requests: list[Request],
+) -> None:
+    served = Predictor.open(released / "full-0", history_store=tiny_dataset)
+    link = released / "current"
+    point(link, released / "full-0")
+    server = start_server(served, artifact=link)
+
+    def follow(name: str) -> dict[str, str]:
+        point(link, released / name)
+        return server.client.post(LOAD).json()
+
+    # What was read at the start is not read again.
+    for path in (released / "full-0" / TABLES).iterdir():
+        path.rename(released / path.name)
+    shutil.copytree(released / "delta-1", released / "spoilt")
+    (released / "spoilt" / "rows" / "item-index.npy").write_bytes(b"cut")
+    assert "the previous one stays" in follow("spoilt")["error"]
+    assert server.infer(requests[0]).json()["model_version"] == served.metadata.version
+    patched = served.apply(released / "delta-1").apply(released / "delta-2")
+    assert follow("delta-1") == {} and follow("delta-2") == {}
+    answer = server.infer(requests[0])
+    assert answer.json()["model_version"] == patched.metadata.version
+    np.testing.assert_array_equal(probabilities(answer), patched.score(requests[0]))
