@@ -11,6 +11,7 @@ from cdp_torchrec.benchmark.data import command as data
 from cdp_torchrec.benchmark.endpoint import command as endpoint
 from cdp_torchrec.benchmark.histories import command as history
 from cdp_torchrec.benchmark.latency import command as latency
+from cdp_torchrec.benchmark.preparation import command as prepare
 from cdp_torchrec.benchmark.training import command as train
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.sections import asks_help, help_text
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "plans": plans,
     "history": history,
     "data": data,
+    "prepare": prepare,
     "latency": latency,
     "endpoint": endpoint,
 }

@@ -98,6 +98,12 @@ CHECKS = (
         warn_above=0.5,
         error_above=0.99,
     ),
+    Check(
+        "behaviours_lag",
+        "the last behaviour lies before the last request by {value:.0%} of the time that requests "
+        "span: what users did since is missing, so histories are older than their requests",
+        warn_above=0.5,
+    ),
     # Labels
     Check(
         "click_rate",

@@ -48,18 +48,19 @@ class IdCoverage:
         """
         self.features = {
             f.entity: [g.name for g in schema.features if g.entity == f.entity]
-            for f in schema.features
+            for f in (*schema.features, *schema.history.attributes)
             if f.entity is not None
         }
-        """Features of each entity."""
+        """Features of each entity; none, if only attributes of behaviours are of it."""
         self.counts = {entity: training_counts(dataset, schema, entity) for entity in self.features}
         self._test = {entity: np.zeros(len(c) + 1, np.int64) for entity, c in self.counts.items()}
         self._behaviours: dict[str, np.ndarray] = {}
         columns = store.by_time.codes()
-        for part, entity in schema.history.entities.items():
+        for part, entity in schema.history.code_columns.items():
             if entity in self.counts:
                 size = len(self.counts[entity]) + 1
-                self._behaviours[entity] = _occurrences(columns[part], size)
+                found = _occurrences(columns[part], size)
+                self._behaviours[entity] = self._behaviours.get(entity, 0) + found
 
     def add(self, part: Impressions) -> None:
         """Add requests of the test split."""
@@ -110,7 +111,7 @@ def _occurrences(codes: Column, size: int) -> np.ndarray:
     total = np.zeros(size, np.int64)
     for start in range(0, len(codes), _ROWS):
         # Codes beyond are of days that were appended and merged.
-        total += np.bincount(codes[start : start + _ROWS], minlength=size)[:size]
+        total += np.bincount(codes[start : start + _ROWS].ravel(), minlength=size)[:size]
     return total
 
 

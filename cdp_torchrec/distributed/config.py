@@ -27,11 +27,11 @@ class ScheduleConfig(Config):
     """Learning rate over time, as a factor of the optimizer's lr."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape after the warm-up: constant, or a decay to final_factor at decay_steps."""
+    """Shape after the warm-up: constant, or a decay to final_factor."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the factor rises linearly from 0 to 1."""
     decay_steps: PositiveInt | None = None
-    """Step at which a decay ends; without it, trainer.max_steps."""
+    """Step at which a decay ends; without it, the last step of the training."""
     final_factor: NonNegativeFloat = 0.0
     """Factor at the end of a decay."""
 

@@ -13,7 +13,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.paths import ROOT
 
-NAMES = ("train", "plans", "history", "data", "latency", "endpoint")
+NAMES = ("train", "plans", "history", "data", "prepare", "latency", "endpoint")
 
 
 def test_help_lists_every_benchmark_with_what_it_measures(
@@ -42,7 +42,7 @@ def test_help_on_a_benchmark_explains_its_own_settings_alone(
     [
         (
             ["speed"],
-            "found 'speed', expected one of train, plans, history, data, latency, endpoint",
+            "expected one of train, plans, history, data, prepare, latency, endpoint$",
         ),
         (["history", 'benchmark.rows=["dim"]'], r"rows: found \['dim'\], expected some of"),
         (["history", 'benchmark.rows=["none"]'], r"rows: found \['none'\], expected some of"),

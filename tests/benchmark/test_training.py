@@ -43,7 +43,7 @@ MakeExperiment = Callable[..., Experiment]
 
 def settings(dataset: Path, *more: str) -> list[str]:
     return [
-        str(CONFIGS / "data" / "synthetic.toml"),
+        str(CONFIGS / "data" / "quickstart.toml"),
         f"data.dir={dataset}",
         f"trainer.global_batch_size={BATCH}",
         "model.embedding_dim=8",

@@ -1,10 +1,12 @@
 """The history store answers with exactly the behaviours strictly before the request."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cdp_torchrec.benchmark.data.counted import CountedColumn, Tally
 from cdp_torchrec.data.history_store import HistoryStore, Slices
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
@@ -135,6 +137,42 @@ def test_behaviour_younger_than_its_request_is_an_error(tmp_path: Path, log: np.
     store = open_store(tmp_path, write_store(tmp_path, log))
     with pytest.raises(DatasetError, match="not older than its request"):
         store.by_time.check(Slices(np.array([0]), np.array([3])), np.array([0]))
+
+
+def test_what_was_found_sorted_is_not_read_again_and_what_was_not_is(
+    tmp_path: Path, log: np.ndarray
+) -> None:
+    store = open_store(tmp_path, write_store(tmp_path, log))
+    tally = Tally()
+    behaviours = replace(store.by_time, timestamp=CountedColumn(store.by_time.timestamp, tally))
+    _, slices = store.recent(np.array([1, 2]), np.array([1300, 1300]))
+    before = np.full(2, 1300)
+    assert (slices.lengths > 3).all()
+
+    def read(slices: Slices) -> int:
+        start = tally.read
+        behaviours.check(slices, before[: len(slices.start)])
+        return (tally.read - start) // 8
+
+    youngest = 2
+    assert read(slices) == slices.lengths.sum() + youngest
+    assert read(slices) == youngest
+    assert read(slices.last(2)) == youngest  # the ends of what is known
+    shorter = Slices(slices.start, slices.stop - 1)
+    assert read(shorter) == shorter.lengths.sum() + youngest
+    assert read(Slices(slices.start[:1], slices.stop[:1] - 1)) == 1
+    with pytest.raises(DatasetError, match="not older than its request"):
+        behaviours.check(slices, np.array([1300, 0]))
+
+
+def test_what_was_not_sorted_is_an_error_every_time(tmp_path: Path, log: np.ndarray) -> None:
+    store = open_store(tmp_path, write_store(tmp_path, log))
+    times = np.array(store.by_time.timestamp)[::-1].copy()
+    behaviours = replace(store.by_time, timestamp=times)
+    _, slices = store.recent(np.array([1]), np.array([2**60]))
+    for _ in range(2):
+        with pytest.raises(DatasetError, match="must be sorted by timestamp"):
+            behaviours.check(slices, np.array([2**60]))
 
 
 def test_missing_and_truncated_files_are_named(tmp_path: Path, log: np.ndarray) -> None:

@@ -77,6 +77,11 @@ def behaviours_a_year_late(requests: Rows, behaviours: Rows) -> None:
         row["timestamp"] += 365 * 24 * 60 * MINUTE
 
 
+def behaviours_of_an_older_log(requests: Rows, behaviours: Rows) -> None:
+    for row in behaviours:
+        row["timestamp"] -= 60 * MINUTE
+
+
 def ids_written_otherwise(requests: Rows, behaviours: Rows) -> None:
     for row in requests:
         row["user_id"] = row["user_id"][1:]
@@ -169,6 +174,12 @@ def prepare(directory: Path, spoil: Callable[[Rows, Rows], None] | None) -> tupl
 @pytest.fixture(scope="module")
 def sane(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return prepare(tmp_path_factory.mktemp("sane"), None)
+
+
+def test_a_store_that_is_older_than_its_requests_is_doubted(tmp_path: Path) -> None:
+    _, said = prepare(tmp_path, behaviours_of_an_older_log)
+    # 59 minutes of requests; the last behaviour is 80 minutes before the last of them.
+    assert "lies before the last request by 136% of the time" in " ".join(said.split())
 
 
 def test_a_sane_log_passes_and_is_summarised(sane: tuple[Path, str]) -> None:

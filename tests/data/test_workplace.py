@@ -83,6 +83,16 @@ def test_what_a_killed_one_left_is_removed_by_the_next_of_the_same_output(
         assert f"removed {path}, left behind by a preparation that was killed" in caplog.text
 
 
+def test_two_preparations_of_one_output_are_one_and_a_message(tmp_path: Path) -> None:
+    staging, output = stage(tmp_path / "s", two_requests(), []), tmp_path / "data"
+    with dataset_beside(output) as partial:
+        with pytest.raises(DatasetError, match="data: another preparation writes it; wait for its"):
+            build_dataset(staging, output, SPEC)
+        (partial / "file").touch()
+    assert [path.name for path in output.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "s"]
+
+
 def test_output_that_cannot_be_made_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")

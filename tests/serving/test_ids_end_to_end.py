@@ -3,8 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,6 +21,8 @@ from cdp_torchrec.serving.export import raw_test_requests
 from cdp_torchrec.serving.golden import stored_behaviours
 from cdp_torchrec.serving.parts import open_store, open_vocabularies
 from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.request_file import RequestFiles
 from cdp_torchrec.serving.server.body import read_inference
 from cdp_torchrec.serving.server.protocol import input_specs, to_infer_request, to_request
 from tests.data.mapped_logs import DAY, IMPRESSIONS, START, impression, write_csv
@@ -81,6 +86,22 @@ def _day_after(start: int) -> str:
     return str(np.datetime64(start + DAY, "s"))
 
 
+def as_row(request: Request) -> dict[str, Any]:
+    """A row of a file of requests that bring their behaviours along."""
+    history = request.history
+    assert history is not None
+    columns = {"item": history.item, "timestamp": history.timestamp_ms}
+    columns |= {"category": history.category, "action": history.action, **history.attributes}
+    return {
+        "request_id": request.request_id,
+        "user_id": request.user,
+        "timestamp": request.timestamp_ms,
+        **request.features,
+        **request.candidates,
+        **{f"history_{name}": values for name, values in columns.items()},
+    }
+
+
 @pytest.mark.slow
 def test_a_mapped_log_with_such_ids_is_trained_exported_and_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -108,12 +129,13 @@ def test_a_mapped_log_with_such_ids_is_trained_exported_and_served(
     store = open_store(dataset, schema, artifact)
     vocabularies = open_vocabularies(artifact, schema)
     specs = input_specs(predictor.metadata)
-    moved = 0.0
+    moved, brought = 0.0, []
     for request in requests:
         expected = predictor.score(request)
         behaviours = stored_behaviours(request, store, schema.history, vocabularies, at_most=1000)
         assert {"dwell_s", "shop_id", "tags"} == behaviours.attributes.keys()
         inline = replace(request, history=behaviours)
+        brought.append(inline)
         np.testing.assert_allclose(predictor.score(inline), expected, rtol=0, atol=1e-6)
         body = json.dumps(to_infer_request(inline, predictor.metadata)).encode()
         asked = to_request(read_inference(body, json_length=None, most_values=10**6), specs)
@@ -122,3 +144,9 @@ def test_a_mapped_log_with_such_ids_is_trained_exported_and_served(
         moved = max(moved, float(np.abs(predictor.score(without) - expected).max()))
     # The attributes say something to the model.
     assert moved > 1e-3
+    path = tmp_path / "requests.parquet"
+    pq.write_table(pa.Table.from_pylist([as_row(request) for request in brought]), path)
+    files = RequestFiles(path, predictor.metadata, keep=())
+    (chunk,) = files.chunks(0, 1)
+    for request, read in zip(brought, files.requests(chunk), strict=True):
+        np.testing.assert_array_equal(predictor.score(read), predictor.score(request))

@@ -40,21 +40,21 @@ class CountedStore:
 
     def _counted(self, behaviours: Behaviours) -> Behaviours:
         def counted(column: Column | None) -> Column | None:
-            return None if column is None else _Counted(column, self.tally)
+            return None if column is None else CountedColumn(column, self.tally)
 
         return replace(
             behaviours,
-            item=_Counted(behaviours.item, self.tally),
-            timestamp=_Counted(behaviours.timestamp, self.tally),
+            item=CountedColumn(behaviours.item, self.tally),
+            timestamp=CountedColumn(behaviours.timestamp, self.tally),
             action=counted(behaviours.action),
             category=counted(behaviours.category),
             cluster=counted(behaviours.cluster),
-            attributes={n: _Counted(c, self.tally) for n, c in behaviours.attributes.items()},
+            attributes={n: CountedColumn(c, self.tally) for n, c in behaviours.attributes.items()},
         )
 
 
-class _Counted:
-    """A column of behaviours."""
+class CountedColumn:
+    """A column that tallies what is taken out of it."""
 
     def __init__(self, column: Column, tally: Tally) -> None:
         self._column = column
@@ -62,6 +62,7 @@ class _Counted:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """As the column's."""
         return self._column.dtype
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:

@@ -125,8 +125,13 @@ def _functions(statement: exp.Expression) -> exp.Expression:
         if isinstance(node, exp.Bracket):  # null beyond the end, not an error
             [place] = node.expressions
             return _parsed(f"GET({_spark(node.this)}, {_spark(place)})")
-        if isinstance(node, exp.Anonymous) and node.name.lower() == "list_sum":
-            return _parsed(f"AGGREGATE({_spark(node.expressions[0])}, 0D, (a, x) -> a + x)")
+        if not isinstance(node, exp.Anonymous):
+            return node
+        arguments = [_spark(argument) for argument in node.expressions]
+        if node.name.lower() == "list_sum":
+            return _parsed(f"AGGREGATE({arguments[0]}, 0D, (a, x) -> a + x)")
+        if node.name.lower() == "list_extract":
+            return _parsed(f"GET({arguments[0]}, {arguments[1]} - 1)")
         return node
 
     return statement.transform(rewrite)

@@ -149,7 +149,7 @@ def starter_layer(schema: Schema, log: LogStatistics, data_dir: Path) -> str:
         "",
         "[data.history]",
         *_history(log.history_lengths),
-        *_vocabularies(schema, log, minimum, _entities(kept)),
+        *_vocabularies(schema, log, minimum, _entities(kept, schema)),
         "",
         "[model.interaction]",
         *_interaction(outside, has_history=has_history),
@@ -244,8 +244,9 @@ def _outside_the_tower(
     return {name: share for name, share in shares.items() if share < _HALF}
 
 
-def _entities(features: list[Feature]) -> list[str]:
-    return list(dict.fromkeys(f.entity for f in features if f.entity is not None))
+def _entities(features: list[Feature], schema: Schema) -> list[str]:
+    used = [*features, *schema.history.attributes]
+    return list(dict.fromkeys(f.entity for f in used if f.entity is not None))
 
 
 def _validation_fraction(clicks: int) -> float:

@@ -135,6 +135,10 @@ def _clocks(
     if behaviours.count and last > 0:
         ratio = Figure(behaviours.last / last, behaviours.count)
         figures["clock_ratio"] = {"behaviours": ratio}
+    first = min(train.clock.first, test.clock.first)
+    if behaviours.count and last > first:
+        lag = Figure((last - behaviours.last) / (last - first), behaviours.count)
+        figures["behaviours_lag"] = {"behaviours": lag}
     gap = schema.splits["test"].first_timestamp - schema.splits["train"].last_timestamp
     figures["gap_between_splits"] = {"splits": Figure(gap, 1)}
     return figures

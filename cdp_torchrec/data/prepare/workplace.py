@@ -105,14 +105,21 @@ def staging_beside(output: Path) -> Generator[Path]:
 
 @contextmanager
 def dataset_beside(output: Path) -> Generator[Path]:
-    """A directory to fill that becomes `output` at the end, or vanishes on any error."""
+    """A directory to fill that becomes `output` at the end, or vanishes on any error.
+
+    Raises:
+        DatasetError: another process fills one for the same output.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(output)
+    if any(path.name.startswith(f".{output.name}.partial-") for path in _remove_abandoned(output)):
+        raise DatasetError(f"{output}: another preparation writes it; wait for its end")
     with whole_directory(output) as partial, held(partial):
         yield partial
 
 
-def _remove_abandoned(output: Path) -> None:
+def _remove_abandoned(output: Path) -> list[Path]:
+    """Remove what killed preparations left; what others, or this one, work in at the moment."""
+    at_work = []
     starts = (f".{output.name}.staging-", f".{output.name}.partial-")
     for path in output.parent.iterdir():
         if path.name.startswith(starts) and path.is_dir():
@@ -120,12 +127,13 @@ def _remove_abandoned(output: Path) -> None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                continue  # a preparation of the same output, this one or another, works there
+                at_work.append(path)
             else:
                 logger.warning("removed %s, left behind by a preparation that was killed", path)
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
+    return at_work
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What making a dataset costs, and appending a day to it."""

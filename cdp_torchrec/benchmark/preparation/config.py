@@ -1,0 +1,43 @@
+"""Settings of the preparation benchmark."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from cdp_torchrec.config import Config
+
+DAYS = 60
+
+
+class PreparationSettings(Config):
+    """What is measured."""
+
+    behaviours: Annotated[tuple[Annotated[int, Field(ge=10_000)], ...], Field(min_length=1)] = (
+        1_000_000,
+        10_000_000,
+    )
+    """Behaviours of each log, over 60 days; the 61st, which is appended, has a sixtieth more."""
+    behaviours_per_user: PositiveInt = 50
+    """Each user has so many on average, and one request."""
+    num_candidates: Annotated[int, Field(ge=2)] = 10
+    """Candidates of a request."""
+    num_items: PositiveInt = 1_000_000
+    """Items, drawn by a Zipf law."""
+    num_categories: PositiveInt = 1000
+    """Categories of the items."""
+    memory_gib: PositiveFloat = 2.0
+    """Memory of the engine."""
+    num_threads: PositiveInt = 2
+    """Threads of the engine."""
+    scratch: Path | None = None
+    """Directory for the logs, which are removed at the end; without it, the system's."""
+    output: Path | None = None
+    """Directory for the table (preparation.md) and all numbers (preparation.json)."""
+
+
+class PreparationBenchmarkConfig(Config):
+    """Configuration of `benchmark prepare`."""
+
+    benchmark: PreparationSettings = PreparationSettings()
+    """What is measured."""
