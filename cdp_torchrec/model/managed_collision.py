@@ -206,6 +206,19 @@ class BucketedCollisionModule(ManagedCollisionModule):
         )
 
 
+def row_owners(keys: Tensor, rows: Tensor) -> Tensor:
+    """The id that owns each row of a whole table, int64 [E]; -1: the row is free or shared.
+
+    Args:
+        keys: of BucketedCollisionModule, all buckets one after the other.
+        rows: likewise.
+    """
+    owners = torch.empty_like(keys)
+    ids = keys & _FREE
+    owners[rows] = torch.where(ids == _FREE, -1, ids)
+    return owners
+
+
 def manage_collisions(
     tables: Sequence[BaseEmbeddingConfig], managed: Mapping[str, ManagedCollisionConfig]
 ) -> ManagedCollisionCollection:

@@ -154,12 +154,6 @@ def check_export(config: ExportedConfig, directory: Path) -> None:
     """
     if dist.get_world_size() > 1:
         raise ConfigError(f"export runs on one rank, found {dist.get_world_size()}")
-    for entity, vocabulary in config.data.vocabulary.items():
-        if vocabulary.managed_collision is not None:
-            raise ConfigError(
-                f"data.vocabulary.{entity}.managed_collision: a model that assigns the rows of a "
-                "table in training cannot be exported"
-            )
     check_output(directory, config.export.signing_key)
     check_compiler()
 
@@ -204,6 +198,7 @@ def _write(
     write_tables(
         partial / TABLES,
         weights.tables,
+        owners=weights.owners,
         storage=config.export.tables,
         num_shards=config.export.table_shards,
     )

@@ -23,9 +23,9 @@ def look_up(layout: FeatureLayout, tables: EmbeddingTables, batch: Batch) -> dic
         tables: the embeddings.
         batch: sequences in one block.
     """
-    found = _rows(layout.pooled_features, batch.sparse)
+    found = _rows(layout.pooled_features, tables, batch.sparse)
     if batch.sequence is not None:
-        found += _rows(layout.sequence_features, batch.sequence)
+        found += _rows(layout.sequence_features, tables, batch.sequence)
     embeddings = _embeddings(tables, found)
     for slot, index in (("gated", batch.gated), ("recent", batch.recent)):
         if index is not None:
@@ -43,10 +43,13 @@ class _Lookup(NamedTuple):
     """Rows at each of B places."""
 
 
-def _rows(features: tuple[SparseFeature, ...], ids: KeyedJaggedTensor) -> list[_Lookup]:
+def _rows(
+    features: tuple[SparseFeature, ...], tables: EmbeddingTables, ids: KeyedJaggedTensor
+) -> list[_Lookup]:
     lengths = ids.lengths().view(len(features), -1)
     ends = lengths.sum(dim=1).cumsum(dim=0).tolist()
-    rows = np.split(ids.values().numpy(), ends[:-1])
+    values = np.split(ids.values().numpy(), ends[:-1])
+    rows = [tables.rows(f.table, v) for f, v in zip(features, values, strict=True)]
     return [_Lookup(*found) for found in zip(features, rows, lengths, strict=True)]
 
 

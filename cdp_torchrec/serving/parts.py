@@ -104,9 +104,10 @@ def open_tables(artifact: Path, layout: FeatureLayout, config: ExportedConfig) -
     Raises:
         ArtifactError: files are missing or unreadable.
     """
+    managed = {e: t.managed_collision for e, t in layout.tables.items()}
     return EmbeddingTables.open(
         artifact / TABLES,
-        layout.tables,
+        {entity: None if m is None else m.buckets for entity, m in managed.items()},
         embedding_dim=config.model.embedding_dim,
         storage=config.export.tables,
     )

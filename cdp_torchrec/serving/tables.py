@@ -3,6 +3,7 @@
 tables/<entity>-00000-of-00002.npy      rows of a table, in shards of equally many rows
 rows/<entity>-index.npy                 of a delta: which rows differ or are new, int64 [K], rising
 rows/<entity>-values.npy                of a delta: those rows, [K, W]
+rows/<entity>-owners.npy                of a delta: ids that own those rows (serving.row_owners)
 
 float32 and float16 files hold the rows [E, D]; int8 files hold FBGEMM's fused 8-bit row-wise
 format, uint8 [E, D + 8]: the quantized row, then its scale and its minimum as float32.
@@ -10,8 +11,8 @@ format, uint8 [E, D + 8]: the quantized row, then its scale and its minimum as f
 
 # E rows, D embedding dim, W width of a row as stored, K rows of a delta, P places of a lookup
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.config import TableStorage
+from cdp_torchrec.serving.row_owners import RowOwners
 
 ROWS = "rows"
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.uint8}
@@ -30,13 +32,19 @@ _COMPARED = 1 << 16
 
 
 def write_tables(
-    directory: Path, tables: Mapping[str, Tensor], *, storage: TableStorage, num_shards: int
+    directory: Path,
+    tables: Mapping[str, Tensor],
+    *,
+    owners: Mapping[str, Tensor],
+    storage: TableStorage,
+    num_shards: int,
 ) -> None:
     """Write the tables.
 
     Args:
         directory: made here.
         tables: float32 [E, D] by entity.
+        owners: id that owns each row, int64 [E], of tables with managed collision.
         storage: precision of the files.
         num_shards: files of each table; a table with fewer rows has one file per row.
     """
@@ -48,6 +56,8 @@ def write_tables(
         shards = [rows[start : start + size] for start in range(0, len(rows), size)]
         for number, shard in enumerate(shards):
             np.save(directory / f"{entity}-{number:05d}-of-{len(shards):05d}.npy", shard)
+    for entity, of_rows in owners.items():
+        np.save(directory / f"{entity}-owners.npy", of_rows.numpy())
 
 
 def _stored(table: Tensor, storage: TableStorage) -> np.ndarray:
@@ -67,6 +77,8 @@ class _Table:
     """Place in `later` of each row, int32 [E]; -1: the row is that of the shards."""
     later: np.ndarray | None = None
     """[K, W]."""
+    owners: RowOwners | None = None
+    """Of a table with managed collision."""
 
     @property
     def num_embeddings(self) -> int:
@@ -94,13 +106,13 @@ class _Table:
         slots = np.full(max(before, int(index[-1]) + 1), -1, dtype=np.int32)
         if self.slots is None or self.later is None:
             slots[index] = np.arange(len(index), dtype=np.int32)
-            return _Table(self.shards, slots, values)
+            return replace(self, slots=slots, later=values)
         slots[:before] = self.slots
         known = slots[index] >= 0
         slots[index[~known]] = len(self.later) + np.arange((~known).sum(), dtype=np.int32)
         later = np.concatenate([self.later, values[~known]])
         later[slots[index[known]]] = values[known]
-        return _Table(self.shards, slots, later)
+        return replace(self, slots=slots, later=later)
 
 
 class EmbeddingTables:
@@ -119,7 +131,7 @@ class EmbeddingTables:
     def open(
         cls,
         directory: Path,
-        entities: Iterable[str],
+        buckets: Mapping[str, int | None],
         *,
         embedding_dim: int,
         storage: TableStorage,
@@ -128,14 +140,19 @@ class EmbeddingTables:
 
         Args:
             directory: where `write_tables` wrote.
-            entities: names of the tables.
+            buckets: of each table with managed collision, by entity; None for the others.
             embedding_dim: D.
             storage: precision of the files.
 
         Raises:
             ArtifactError: files are missing or unreadable.
         """
-        tables = {entity: _Table(_mapped_shards(directory, entity)) for entity in entities}
+        tables = {}
+        for entity, number in buckets.items():
+            tables[entity] = _Table(_mapped_shards(directory, entity))
+            if number is not None:
+                owners = _mapped(directory / f"{entity}-owners.npy", entity)
+                tables[entity] = replace(tables[entity], owners=RowOwners(owners, buckets=number))
         return cls(tables, embedding_dim=embedding_dim, storage=storage)
 
     def with_rows(self, folder: Path) -> Self:
@@ -157,6 +174,10 @@ class EmbeddingTables:
                     f"{table.num_embeddings} rows of width {self._width} ({self._storage})"
                 )
             tables[entity] = table.with_rows(index, values)
+            if table.owners is not None:
+                owners = _mapped(folder / f"{entity}-owners.npy", entity)
+                changed = table.owners.with_rows(index, owners)
+                tables[entity] = replace(tables[entity], owners=changed)
         return type(self)(tables, embedding_dim=self._embedding_dim, storage=self._storage)
 
     def check(self, num_embeddings: Mapping[str, int], *, where: Path) -> None:
@@ -188,6 +209,16 @@ class EmbeddingTables:
         """Rows of a table."""
         return self._tables[entity].num_embeddings
 
+    def rows(self, entity: str, ids: np.ndarray) -> np.ndarray:
+        """Rows that the model has assigned to ids of a table, int64; the ids, if it does not."""
+        owners = self._tables[entity].owners
+        return ids if owners is None else owners.rows(ids)
+
+    def owners(self, entity: str) -> np.ndarray | None:
+        """Id that owns each row of a table with managed collision, int64 [E]; None without."""
+        owners = self._tables[entity].owners
+        return None if owners is None else owners.owners
+
     def stored(self, entity: str, rows: np.ndarray) -> np.ndarray:
         """Rows of a table as the files have them, [P, W].
 
@@ -218,14 +249,18 @@ class EmbeddingTables:
 
 
 def changed_rows(old: EmbeddingTables, new: EmbeddingTables, entity: str) -> np.ndarray:
-    """Rows of a table that differ in a bit, and those that only the new one has, int64, rising."""
+    """Rows that differ in a bit or in their owner, and those that are new, int64, rising."""
     in_both, rows = old.num_embeddings(entity), new.num_embeddings(entity)
     found = [np.zeros(0, dtype=np.int64)]
     for start in range(0, in_both, _COMPARED):
         some = np.arange(start, min(start + _COMPARED, in_both))
         # As bytes: a number that is none equals nothing, and two zeros differ in their sign.
         bits = [tables.stored(entity, some).view(np.uint8) for tables in (old, new)]
-        found.append(some[(bits[0] != bits[1]).any(axis=1)])
+        differs = (bits[0] != bits[1]).any(axis=1)
+        before, after = old.owners(entity), new.owners(entity)
+        if before is not None and after is not None:
+            differs |= before[some] != after[some]
+        found.append(some[differs])
     return np.concatenate([*found, np.arange(in_both, rows)])
 
 
@@ -243,6 +278,9 @@ def write_rows(folder: Path, tables: EmbeddingTables, entity: str, index: np.nda
     folder.mkdir(exist_ok=True)
     np.save(folder / f"{entity}-index.npy", index)
     np.save(folder / f"{entity}-values.npy", tables.stored(entity, index))
+    owners = tables.owners(entity)
+    if owners is not None:
+        np.save(folder / f"{entity}-owners.npy", owners[index])
 
 
 def _continues(index: np.ndarray, table: _Table) -> bool:

@@ -1,7 +1,7 @@
 """Trained tensors of a checkpoint, whole, whatever plan and ranks it was trained with."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from cdp_torchrec.model.managed_collision import row_owners
 from cdp_torchrec.model.sparse_arch import TABLE_MARKS, is_table, table_name
 from cdp_torchrec.run.checksums import verify
 from cdp_torchrec.run.metadata import SafeReader
@@ -25,6 +26,8 @@ class Weights:
 
     tables: Mapping[str, Tensor]
     """Float32 [E, D] by entity."""
+    owners: Mapping[str, Tensor]
+    """The id that owns each row, int64 [E], of tables with managed collision; -1: nobody."""
     dense: Mapping[str, Tensor]
     """State of RankingArch."""
 
@@ -64,4 +67,15 @@ def load_weights(checkpoint: Path, entities: Mapping[str, tuple[int, int]]) -> W
             )
         tables[entity] = own[0].float()
     dense = {k.partition(_DENSE)[2]: t for k, t in state.items() if _DENSE in k}
-    return Weights(tables, dense)
+    return Weights(tables, _owners(state, tables), dense)
+
+
+def _owners(state: Mapping[str, Tensor], entities: Iterable[str]) -> dict[str, Tensor]:
+    maps = {key.rpartition(".")[0] for key in state if key.endswith(".keys")}
+    names = {entity: f".{table_name(entity)}" for entity in entities}
+    return {
+        entity: row_owners(state[f"{found}.keys"], state[f"{found}.rows"])
+        for entity, name in names.items()
+        for found in maps
+        if found.endswith(name)
+    }

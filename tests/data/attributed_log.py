@@ -1,4 +1,4 @@
-"""A random log of four days whose behaviours have a dwell time, tags and a shop."""
+"""A random log of two days whose behaviours have a dwell time, tags and a shop."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -57,8 +57,7 @@ def stage_attributed(folder: Path, days: range, **change: Any) -> Path:
 
 
 def fill_attributed(folder: Path) -> None:
-    """A dataset of one day with three appended ones, and one of all at once."""
+    """A dataset of one day with an appended one, and one of all at once."""
     build_dataset(stage_attributed(folder / "base", range(1)), folder / "grown", SPEC)
-    for day in range(1, 4):
-        append_day(folder / "grown", stage_attributed(folder / f"day-{day}", range(day, day + 1)))
-    build_dataset(stage_attributed(folder / "all", range(4)), folder / "whole", SPEC)
+    append_day(folder / "grown", stage_attributed(folder / "day", range(1, 2)))
+    build_dataset(stage_attributed(folder / "all", range(2)), folder / "whole", SPEC)

@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from cdp_torchrec.data.prepare.landed import Landed, newest_landed, nothing_land
 from cdp_torchrec.data.prepare.landing import Landing, Partition
 from cdp_torchrec.data.prepare.messages import Kind, MessageError, row_formats
 from cdp_torchrec.data.schema import DatasetError
+from tests.data.attributed_log import ATTRIBUTES
 from tests.data.staged_log import SPEC, behaviour, request
 
 FORMATS = row_formats(SPEC, has_probability=False)
@@ -161,6 +164,20 @@ def test_nothing_lands_before_all_is_read_again_that_had_been_read(tmp_path: Pat
     assert [rows_of(entry) for entry in entries(tmp_path)] == [["r0"], ["r9"], ["r1", "r3"]]
 
 
+def test_a_partition_that_is_far_ahead_waits_and_the_slowest_never_does(tmp_path: Path) -> None:
+    landing = landing_at(tmp_path)
+    fast, slow = ("shown", 0), ("shown", 1)
+    for partition in (fast, slow):
+        landing.open_partition(partition)
+        landing.add("requests", partition, 0, as_message(request(0, timestamp=BEGIN)))
+    landing.add("requests", fast, 1, as_message(request(1, timestamp=BEGIN + 9 * HOUR_MS)))
+    assert landing.ahead() == {fast}
+    landing.add("requests", slow, 1, as_message(request(2, timestamp=BEGIN + 8 * HOUR_MS)))
+    assert landing.ahead() == set()
+    landing.add("requests", slow, 2, as_message(request(3, timestamp=BEGIN + 19 * HOUR_MS)))
+    assert landing.ahead() == {slow}
+
+
 def test_what_the_dataset_has_is_passed_over_and_names_are_of_whole_seconds(tmp_path: Path) -> None:
     half_past = BEGIN + HOUR_MS // 2 + 1
     log: Log = {
@@ -189,6 +206,7 @@ def test_a_request_that_was_sent_twice_lands_once(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Callable[[], bytes | None], str]] = {
     "no JSON": (lambda: b"\x00\x01", "JSON is malformed"),
     "nothing": (lambda: None, "Input data was truncated"),
+    "a pit": (lambda: b'{"x":' + b"[" * 100_000, "maximum recursion depth exceeded"),
     "a missing column": (
         lambda: as_message({k: v for k, v in good().items() if k != "topic"}),
         "Object missing required field `topic`",
@@ -250,3 +268,15 @@ def test_ids_become_text_and_what_may_be_null_is() -> None:
     assert found == row | {"user_id": "7", "item_id": ["1", "b"]}
     with pytest.raises(MessageError, match="user_id"):
         FORMATS["behaviours"].decode(as_message(behaviour(user_id=None)))
+
+
+def test_behaviours_have_the_attributes_of_the_dataset() -> None:
+    rows = row_formats(replace(SPEC, attributes=ATTRIBUTES), has_probability=False)["behaviours"]
+    row = behaviour(dwell_s=2.5, tags=["t1", None], shop=None)
+    assert rows.table([rows.decode(as_message(row))]).to_pylist() == [row]
+    for wrong, reason in (
+        ({"tags": ["a", "b", "c", "d"]}, "Expected `array` of length <= 3 - at `$.tags`"),
+        ({"dwell_s": "2"}, "Expected `float | null`, got `str`"),
+    ):
+        with pytest.raises(MessageError, match=re.escape(reason)):
+            rows.decode(as_message(row | wrong))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,15 +37,26 @@ _INDUCTOR_FAST = {
 }
 
 
-def short_run(dataset: Path, run_dir: Path, preset: str, *settings: str) -> Path:
+_RARE_IDS = (
+    "data.vocabulary.item.min_count=40",
+    "data.vocabulary.item.num_oov_rows=4",
+    "data.vocabulary.user.min_count=20",
+)
+
+
+def short_run(
+    dataset: Path,
+    run_dir: Path,
+    preset: str,
+    *settings: str,
+    vocabulary: Sequence[str] = _RARE_IDS,
+) -> Path:
     """A run of an interest module whose scores depend on every part of a request."""
     layers = [
         str(CONFIGS / "interest" / f"{preset}.toml"),
         f"data.dir={dataset}",
         f"run.dir={run_dir}",
-        "data.vocabulary.item.min_count=40",
-        "data.vocabulary.item.num_oov_rows=4",
-        "data.vocabulary.user.min_count=20",
+        *vocabulary,
         "data.history.count_segments=[1, 2]",
         "model.interaction.history_counts=true",
         "model.embedding_dim=8",

@@ -68,9 +68,9 @@ class Setting:
         self.max_length = config.data.history.max_length
         rows = {entity: table.num_embeddings for entity, table in self.layout.tables.items()}
         values = {entity: torch.randn(count, 8) * 0.3 for entity, count in rows.items()}
-        write_tables(scratch / "tables", values, storage="float32", num_shards=1)
+        write_tables(scratch / "tables", values, owners={}, storage="float32", num_shards=1)
         self.tables = EmbeddingTables.open(
-            scratch / "tables", rows, embedding_dim=8, storage="float32"
+            scratch / "tables", dict.fromkeys(rows), embedding_dim=8, storage="float32"
         )
         self.arch = RankingArch(self.layout, config.model).eval()
         with torch.no_grad():

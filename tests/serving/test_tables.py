@@ -14,8 +14,8 @@ SIZES = (40, 40, 57, 91)
 
 
 def stored(folder: Path, values: torch.Tensor, storage: TableStorage) -> EmbeddingTables:
-    write_tables(folder, {"item": values}, storage=storage, num_shards=3)
-    return EmbeddingTables.open(folder, ["item"], embedding_dim=4, storage=storage)
+    write_tables(folder, {"item": values}, owners={}, storage=storage, num_shards=3)
+    return EmbeddingTables.open(folder, {"item": None}, embedding_dim=4, storage=storage)
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "int8"])

@@ -67,7 +67,8 @@ def land(
         window_s: length of a window.
         lateness_s: how much later than others a message may come.
         max_refused: share of the messages that may be unusable.
-        idle_timeout_s: seconds without a message after which it ends; None: never.
+        idle_timeout_s: seconds without a message after which it ends, at the ends of all
+            partitions; None: never.
 
     Yields:
         Each entry, and what it says of itself.
@@ -94,10 +95,13 @@ def land(
         with _consumer(client) as consumer:
             reader = _Reader(consumer, topics, landing, str(client["bootstrap.servers"]))
             idle_since = time.monotonic()
-            while idle_timeout_s is None or time.monotonic() - idle_since < idle_timeout_s:
+            while True:
                 if reader.read():
                     idle_since = time.monotonic()
                 yield from landing.land()
+                idle_s = time.monotonic() - idle_since
+                if idle_timeout_s is not None and landing.is_at_end and idle_s >= idle_timeout_s:
+                    break
         if landing.num_waiting:
             logger.warning(
                 "%s rows of a window that has not ended stay in their topics",

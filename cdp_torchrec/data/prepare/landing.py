@@ -171,6 +171,11 @@ class Landing:
         """There is no further message in a partition for now: the others need not wait for it."""
         self._readings[partition].is_at_end = True
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all partitions are."""
+        return all(reading.is_at_end for reading in self._readings.values())
+
     def ahead(self) -> set[Partition]:
         """Partitions that are read far beyond the others, which should come first."""
         limit = self._closed_ms() + 2 * self._window_ms + self._lateness_ms

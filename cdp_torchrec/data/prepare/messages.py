@@ -84,15 +84,10 @@ def _requests(spec: DatasetSpec, has_probability: bool) -> RowFormat:
         "item_id": _Column(list[_ID], _texts, pa.list_(pa.string())),
     }
     for feature in (*spec.request_features(), *spec.candidate_features()):
-        is_number = feature.kind == "number"
-        one, kind = (_NUMBER, pa.float64()) if is_number else (_ID, pa.string())
-        if feature.level == "request" and feature.kind != "ids":
-            columns[feature.name] = _Column(one | None, None if is_number else _text, kind)
+        if feature.level == "request":
+            columns[feature.name] = _value(feature.kind)
         elif feature.name != "item_id":
-            sent: Any = list[one | None]
-            sent = sent | None if feature.kind == "ids" else sent
-            convert = None if is_number else _texts
-            columns[feature.name] = _Column(sent, convert, pa.list_(kind))
+            columns[feature.name] = _list(feature.kind)
     if has_probability:
         columns[CLICK_PROBABILITY] = _Column(list[_PROBABILITY], None, pa.list_(pa.float64()))
     lists = [f.name for f in spec.candidate_features()]
@@ -114,8 +109,27 @@ def _behaviours(spec: DatasetSpec) -> RowFormat:
     columns = {"timestamp": _Column(_MOMENT, None, pa.int64())}
     for name, _ in spec.behaviour_columns():
         is_needed = name in ("user_id", "item")
-        columns[name] = _Column(_ID if is_needed else _ID | None, _text, pa.string())
+        columns[name] = _Column(_ID, str, pa.string()) if is_needed else _value("id")
+    for attribute in spec.attributes:
+        columns[attribute.name] = _value(attribute.kind, max_ids=attribute.max_ids)
     return _format("Behaviour", columns, None)
+
+
+def _value(kind: Literal["id", "ids", "number"], max_ids: int | None = None) -> _Column:
+    """Of a request or a behaviour; it may be missing."""
+    if kind == "number":
+        return _Column(_NUMBER | None, None, pa.float64())
+    if kind == "id":
+        return _Column(_ID | None, _text, pa.string())
+    ids = Annotated[list[_ID | None], Meta(max_length=max_ids)]
+    return _Column(ids | None, _texts, pa.list_(pa.string()))
+
+
+def _list(kind: Literal["id", "ids", "number"]) -> _Column:
+    """Of candidates, each of whose values may be missing."""
+    if kind == "number":
+        return _Column(list[_NUMBER | None], None, pa.list_(pa.float64()))
+    return _Column(list[_ID | None], _texts, pa.list_(pa.string()))
 
 
 def _format(
@@ -129,7 +143,7 @@ def _format(
     def decode(message: bytes) -> Any:
         try:
             row = decoder.decode(message)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:  # what is no JSON, too
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise MessageError(str(error)) from None
         if check is not None:
             check(row)
