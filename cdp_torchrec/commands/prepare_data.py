@@ -29,7 +29,7 @@ from typing import get_args
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.prepare.arrival_commands import (
+from cdp_torchrec.data.prepare.arrivals.commands import (
     add_follow,
     add_kafka,
     add_limits,
@@ -37,7 +37,7 @@ from cdp_torchrec.data.prepare.arrival_commands import (
 )
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits, EngineName
-from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
@@ -102,7 +102,7 @@ def prepare_by_mapping(options: argparse.Namespace) -> None:
     """Dataset of any log, by its mapping."""
     mapping = load_config(MappingConfig, options.settings)
 
-    from cdp_torchrec.data.prepare.generic import prepare_generic
+    from cdp_torchrec.data.prepare.mapped.generic import prepare_generic
 
     limits = EngineLimits(options.memory, options.threads, options.engine)
     prepare_generic(mapping, options.input, options.output, limits=limits)
@@ -111,7 +111,7 @@ def prepare_by_mapping(options: argparse.Namespace) -> None:
 
 def draft(options: argparse.Namespace) -> None:
     """First version of a mapping."""
-    from cdp_torchrec.data.prepare.draft import draft_mapping
+    from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
     from cdp_torchrec.whole_file import write_whole
 
     output: Path = options.output

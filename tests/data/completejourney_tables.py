@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
+from cdp_torchrec.data.prepare.logs.completejourney import BasketSampling, prepare_completejourney
 from tests.data.trivago_events import decoded
 
 Rows = list[dict[str, Any]]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
+from cdp_torchrec.data.prepare.logs.ebnerd import prepare_ebnerd
 from cdp_torchrec.data.schema import load_schema
 from tests.data.trivago_events import decoded
 

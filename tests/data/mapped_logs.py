@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.data.prepare.generic import prepare_generic
-from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.prepare.mapped.generic import prepare_generic
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from tests.data.trivago_events import Rows, decoded
 
 START = 1_748_736_000  # 2025-06-01 00:00 UTC, a Sunday

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cdp_torchrec.data.prepare.aliccp import prepare_aliccp, read_aliccp
+from cdp_torchrec.data.prepare.logs.aliccp import prepare_aliccp, read_aliccp
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.read_log import ReadLog, read_log, refused, write_lines
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cdp_torchrec.data.prepare.avito import prepare_avito, read_avito
+from cdp_torchrec.data.prepare.logs.avito import prepare_avito, read_avito
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.read_log import ReadLog, read_log, refused, write_lines
 

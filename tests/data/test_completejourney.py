@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
-from cdp_torchrec.data.prepare.completejourney_lists import follow_prices, number_requests
-from cdp_torchrec.data.prepare.completejourney_log import load_tables, unpacked
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database
+from cdp_torchrec.data.prepare.logs.completejourney import BasketSampling, prepare_completejourney
+from cdp_torchrec.data.prepare.logs.completejourney_lists import follow_prices, number_requests
+from cdp_torchrec.data.prepare.logs.completejourney_log import load_tables, unpacked
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from tests.data.completejourney_tables import (
     DAY,

@@ -7,8 +7,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from cdp_torchrec.data.prepare.diginetica import prepare_diginetica, read_diginetica
-from cdp_torchrec.data.prepare.diginetica_log import load_events
+from cdp_torchrec.data.prepare.logs.diginetica import prepare_diginetica, read_diginetica
+from cdp_torchrec.data.prepare.logs.diginetica_log import load_events
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.read_log import ReadLog, read_log, refused, write_lines
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands.prepare_data import main
-from cdp_torchrec.data.prepare.draft import draft_mapping
-from cdp_torchrec.data.prepare.sniffed_files import sniff
+from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+from cdp_torchrec.data.prepare.mapped.sniffed_files import sniff
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from tests.data.mapped_logs import START, write_csv
 from tests.data.test_drawn_negatives import actions

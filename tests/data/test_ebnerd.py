@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
+from cdp_torchrec.data.prepare.logs.ebnerd import prepare_ebnerd
 from cdp_torchrec.data.prepare.staging import EngineLimits
 from cdp_torchrec.data.schema import load_schema
 from tests.data.ebnerd_log import (

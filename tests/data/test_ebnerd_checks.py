@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
+from cdp_torchrec.data.prepare.logs.ebnerd import prepare_ebnerd
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.ebnerd_log import next_week, reads, request, write_log
 from tests.paths import LAUNCH, ROOT

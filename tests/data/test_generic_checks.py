@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.prepare.generic import prepare_generic
+from cdp_torchrec.data.prepare.mapped.generic import prepare_generic
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import IMPRESSIONS, START, mapping_of, two_days, write_csv
 from tests.data.test_generic import LISTS

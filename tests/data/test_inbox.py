@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from cdp_torchrec.commands import prepare_data
-from cdp_torchrec.data.prepare import inbox
-from cdp_torchrec.data.prepare.inbox import SUCCESS, follow
+from cdp_torchrec.data.prepare.arrivals import inbox
+from cdp_torchrec.data.prepare.arrivals.inbox import SUCCESS, follow
 from cdp_torchrec.data.schema import DatasetError
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAY_MS, DAYS, cut, files, fill

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdp_torchrec.data.prepare.jdsearch import (
+from cdp_torchrec.data.prepare.logs.jdsearch import (
     BEHAVIOR_COLUMNS,
     PRODUCT_COLUMNS,
     prepare_jdsearch,

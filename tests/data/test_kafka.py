@@ -18,11 +18,11 @@ import pytest
 
 from cdp_torchrec.commands import prepare_data
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.prepare import kafka
-from cdp_torchrec.data.prepare.inbox import entries, follow
-from cdp_torchrec.data.prepare.kafka import TopicError, client_settings, land
-from cdp_torchrec.data.prepare.landed import OFFSETS, Landed
-from cdp_torchrec.data.prepare.messages import Kind
+from cdp_torchrec.data.prepare.arrivals import kafka
+from cdp_torchrec.data.prepare.arrivals.inbox import entries, follow
+from cdp_torchrec.data.prepare.arrivals.kafka import TopicError, client_settings, land
+from cdp_torchrec.data.prepare.arrivals.landed import OFFSETS, Landed
+from cdp_torchrec.data.prepare.arrivals.messages import Kind
 from cdp_torchrec.data.schema import DatasetError
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAY_MS, DAYS, cut, fill

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cdp_torchrec.data.prepare.kuaisar import prepare_kuaisar, read_kuaisar
+from cdp_torchrec.data.prepare.logs.kuaisar import prepare_kuaisar, read_kuaisar
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.read_log import ReadLog, read_log, refused, write_lines
 

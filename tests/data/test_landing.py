@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cdp_torchrec.data.prepare.inbox import entries, is_complete
-from cdp_torchrec.data.prepare.landed import Landed, newest_landed, nothing_landed
-from cdp_torchrec.data.prepare.landing import Landing, Partition
-from cdp_torchrec.data.prepare.messages import Kind, MessageError, row_formats
+from cdp_torchrec.data.prepare.arrivals.inbox import entries, is_complete
+from cdp_torchrec.data.prepare.arrivals.landed import Landed, newest_landed, nothing_landed
+from cdp_torchrec.data.prepare.arrivals.landing import Landing, Partition
+from cdp_torchrec.data.prepare.arrivals.messages import Kind, MessageError, row_formats
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.attributed_log import ATTRIBUTES
 from tests.data.staged_log import SPEC, behaviour, request

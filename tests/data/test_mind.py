@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cdp_torchrec.data.prepare.mind import prepare_mind, read_mind
+from cdp_torchrec.data.prepare.logs.mind import prepare_mind, read_mind
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.read_log import ReadLog, read_log, refused, write_lines
 

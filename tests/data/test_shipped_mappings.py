@@ -9,7 +9,7 @@ import pytest
 
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.config import load_config
-from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.data import shipped_logs

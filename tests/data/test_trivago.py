@@ -14,8 +14,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cdp_torchrec.data.prepare.csv_tables import find_csv
-from cdp_torchrec.data.prepare.trivago import prepare_trivago
-from cdp_torchrec.data.prepare.trivago_log import COLUMNS
+from cdp_torchrec.data.prepare.logs.trivago import prepare_trivago
+from cdp_torchrec.data.prepare.logs.trivago_log import COLUMNS
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from tests.data.trivago_events import (
     DAY,

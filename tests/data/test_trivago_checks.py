@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cdp_torchrec.data.prepare.logs.trivago import prepare_trivago
 from cdp_torchrec.data.prepare.staging import PreparationError
-from cdp_torchrec.data.prepare.trivago import prepare_trivago
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.trivago_events import START, clickout, event, next_day, write_log
 from tests.paths import LAUNCH, ROOT

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database
+from cdp_torchrec.data.prepare.logs.trivago import prepare_trivago
 from cdp_torchrec.data.prepare.staging import PreparationError, build_dataset
-from cdp_torchrec.data.prepare.trivago import prepare_trivago
 from cdp_torchrec.data.prepare.workplace import dataset_beside, preparing, staging_beside
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.data.synthetic import make_synthetic

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.prepare.trivago import prepare_trivago
-from cdp_torchrec.data.prepare.trivago_log import COLUMNS
+from cdp_torchrec.data.prepare.logs.trivago import prepare_trivago
+from cdp_torchrec.data.prepare.logs.trivago_log import COLUMNS
 from cdp_torchrec.data.schema import load_schema
 
 DAY = 24 * 3600

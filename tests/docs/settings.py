@@ -6,7 +6,7 @@ from pathlib import Path
 from cdp_torchrec.commands.benchmark import BENCHMARKS
 from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.config import Config, load_config
-from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
-from cdp_torchrec.data.prepare.messages import row_formats
+from cdp_torchrec.data.prepare.arrivals.messages import row_formats
 from cdp_torchrec.data.schema import load_schema
 from tests.docs.logs import write_staging
 from tests.docs.pages import blocks_of

@@ -6,16 +6,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from cdp_torchrec.data.prepare.aliccp import prepare_aliccp
-from cdp_torchrec.data.prepare.avito import prepare_avito
-from cdp_torchrec.data.prepare.completejourney import BasketSampling, prepare_completejourney
 from cdp_torchrec.data.prepare.database import EngineLimits
-from cdp_torchrec.data.prepare.diginetica import prepare_diginetica
-from cdp_torchrec.data.prepare.ebnerd import prepare_ebnerd
-from cdp_torchrec.data.prepare.jdsearch import prepare_jdsearch
-from cdp_torchrec.data.prepare.kuaisar import prepare_kuaisar
-from cdp_torchrec.data.prepare.mind import prepare_mind
-from cdp_torchrec.data.prepare.trivago import prepare_trivago
+from cdp_torchrec.data.prepare.logs.aliccp import prepare_aliccp
+from cdp_torchrec.data.prepare.logs.avito import prepare_avito
+from cdp_torchrec.data.prepare.logs.completejourney import BasketSampling, prepare_completejourney
+from cdp_torchrec.data.prepare.logs.diginetica import prepare_diginetica
+from cdp_torchrec.data.prepare.logs.ebnerd import prepare_ebnerd
+from cdp_torchrec.data.prepare.logs.jdsearch import prepare_jdsearch
+from cdp_torchrec.data.prepare.logs.kuaisar import prepare_kuaisar
+from cdp_torchrec.data.prepare.logs.mind import prepare_mind
+from cdp_torchrec.data.prepare.logs.trivago import prepare_trivago
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def open_tables(directory: Path, limits: EngineLimits) -> Generator[Tables]:
             yield connection
         return
     try:
-        from cdp_torchrec.data.prepare.spark_engine import open_spark
+        from cdp_torchrec.data.prepare.spark.engine import open_spark
     except ImportError as error:
         raise DatasetError(
             f"engine 'spark': {error.name} is missing; pip install 'cdp_torchrec[spark]'"

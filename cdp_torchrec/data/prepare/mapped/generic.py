@@ -15,14 +15,14 @@ import duckdb
 from cdp_torchrec.data.prepare.database import EngineLimits, first_row, scalar
 from cdp_torchrec.data.prepare.drawn_negatives import draw_requests
 from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log
-from cdp_torchrec.data.prepare.mapped_behaviours import gather_behaviours, number_of
-from cdp_torchrec.data.prepare.mapped_columns import (
+from cdp_torchrec.data.prepare.mapped.behaviours import gather_behaviours, number_of
+from cdp_torchrec.data.prepare.mapped.columns import (
     cells,
     check_attributes,
     load_tables,
 )
-from cdp_torchrec.data.prepare.mapped_log import make_requests
-from cdp_torchrec.data.prepare.mapping_config import (
+from cdp_torchrec.data.prepare.mapped.log import make_requests
+from cdp_torchrec.data.prepare.mapped.mapping_config import (
     ACTION_ENTITY,
     FeatureConfig,
     MappingConfig,

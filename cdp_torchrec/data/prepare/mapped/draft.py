@@ -11,7 +11,7 @@ import numpy as np
 
 from cdp_torchrec.config.keys import toml_value
 from cdp_torchrec.data.clocks import utc
-from cdp_torchrec.data.prepare.guessed_log import (
+from cdp_torchrec.data.prepare.mapped.guessed_log import (
     Attributes,
     GuessedLog,
     doubts_of,
@@ -23,9 +23,14 @@ from cdp_torchrec.data.prepare.guessed_log import (
     rows_of_requests,
     table_name,
 )
-from cdp_torchrec.data.prepare.guessed_roles import Guess, guess_category, guess_role, is_number
-from cdp_torchrec.data.prepare.mapping_config import RESERVED_FEATURES
-from cdp_torchrec.data.prepare.sniffed_files import SniffedColumn, SniffedFile, sniff
+from cdp_torchrec.data.prepare.mapped.guessed_roles import (
+    Guess,
+    guess_category,
+    guess_role,
+    is_number,
+)
+from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, sniff
 from cdp_torchrec.data.schema import DatasetError
 
 _EXAMPLES = 3

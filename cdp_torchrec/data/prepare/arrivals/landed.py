@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from cdp_torchrec.config import Config
-from cdp_torchrec.data.prepare.inbox import entries
+from cdp_torchrec.data.prepare.arrivals.inbox import entries
 from cdp_torchrec.data.schema import DatasetError
 
 OFFSETS, REFUSED = "offsets.json", "refused.jsonl"

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
-from cdp_torchrec.data.prepare.behaviour_config import (
+from cdp_torchrec.data.prepare.mapped.behaviour_config import (
     AttributeConfig,
     BehaviourConfig,
     attribute_conflicts,

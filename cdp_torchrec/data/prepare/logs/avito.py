@@ -21,13 +21,6 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.avito_log import (
-    load_ads,
-    load_impressions,
-    load_searches,
-    load_users,
-    load_visits,
-)
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.prepare.features import (
     candidate_id,
@@ -41,6 +34,13 @@ from cdp_torchrec.data.prepare.log_tables import (
     number_requests,
     prepare_log,
     start_of_test,
+)
+from cdp_torchrec.data.prepare.logs.avito_log import (
+    load_ads,
+    load_impressions,
+    load_searches,
+    load_users,
+    load_visits,
 )
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.schema import Schema

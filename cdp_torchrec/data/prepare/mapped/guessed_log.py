@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cdp_torchrec.data.prepare.guessed_roles import (
+from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
     guess_action,
     guess_clicked,
@@ -24,7 +24,7 @@ from cdp_torchrec.data.prepare.guessed_roles import (
     known_later,
     leaks,
 )
-from cdp_torchrec.data.prepare.sniffed_files import SniffedColumn, SniffedFile, groups
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, groups
 from cdp_torchrec.data.schema import DatasetError
 
 _ALIKE = 0.3

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import duckdb
 
-from cdp_torchrec.data.prepare.behaviour_config import BehaviourConfig
 from cdp_torchrec.data.prepare.database import Rule
-from cdp_torchrec.data.prepare.mapped_columns import (
+from cdp_torchrec.data.prepare.mapped.behaviour_config import BehaviourConfig
+from cdp_torchrec.data.prepare.mapped.columns import (
     cell,
     cells,
     count_rules,
@@ -14,7 +14,7 @@ from cdp_torchrec.data.prepare.mapped_columns import (
     filled,
     times,
 )
-from cdp_torchrec.data.prepare.mapping_config import MappingConfig
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable, quoted
 
 _TYPES = {"id": "VARCHAR", "ids": "VARCHAR[]", "number": "DOUBLE"}

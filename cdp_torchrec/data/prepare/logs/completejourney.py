@@ -26,16 +26,16 @@ from pathlib import Path
 
 import duckdb
 
-from cdp_torchrec.data.prepare.completejourney_lists import follow_prices, number_requests
-from cdp_torchrec.data.prepare.completejourney_log import (
+from cdp_torchrec.data.prepare.database import EngineLimits, first_row, open_database, sql_path
+from cdp_torchrec.data.prepare.features import candidate_id, request_id
+from cdp_torchrec.data.prepare.logs.completejourney_lists import follow_prices, number_requests
+from cdp_torchrec.data.prepare.logs.completejourney_log import (
     HOUSEHOLD_ATTRIBUTES,
     PACKAGE,
     VERSION,
     load_tables,
     unpacked,
 )
-from cdp_torchrec.data.prepare.database import EngineLimits, first_row, open_database, sql_path
-from cdp_torchrec.data.prepare.features import candidate_id, request_id
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,

@@ -47,20 +47,20 @@ from cdp_torchrec.data.prepare.features import (
     request_number,
 )
 from cdp_torchrec.data.prepare.log_tables import DAY_MS, start_of_test
+from cdp_torchrec.data.prepare.logs.trivago_items import PRICE_RANK, SECOND, follow_items
+from cdp_torchrec.data.prepare.logs.trivago_log import (
+    IS_CLICKOUT,
+    IS_ITEM_EVENT,
+    load_events,
+    order_events,
+    split_list,
+)
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,
     build_dataset,
     preparing,
     request_parts,
     staging_beside,
-)
-from cdp_torchrec.data.prepare.trivago_items import PRICE_RANK, SECOND, follow_items
-from cdp_torchrec.data.prepare.trivago_log import (
-    IS_CLICKOUT,
-    IS_ITEM_EVENT,
-    load_events,
-    order_events,
-    split_list,
 )
 from cdp_torchrec.data.schema import DatasetError, Feature, Schema
 

@@ -24,7 +24,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sqlglot import exp
 
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database
-from cdp_torchrec.data.prepare.spark_sql import spark_sql
+from cdp_torchrec.data.prepare.spark.sql import spark_sql
 from cdp_torchrec.data.prepare.tables import ParquetTable
 from cdp_torchrec.data.schema import DatasetError
 

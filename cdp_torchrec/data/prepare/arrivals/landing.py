@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.clocks import utc
-from cdp_torchrec.data.prepare.inbox import SUCCESS
-from cdp_torchrec.data.prepare.landed import OFFSETS, REFUSED, Landed, Place
-from cdp_torchrec.data.prepare.messages import Kind, MessageError, RowFormat
+from cdp_torchrec.data.prepare.arrivals.inbox import SUCCESS
+from cdp_torchrec.data.prepare.arrivals.landed import OFFSETS, REFUSED, Landed, Place
+from cdp_torchrec.data.prepare.arrivals.messages import Kind, MessageError, RowFormat
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.whole_file import remove_leftovers, whole_directory
 

@@ -29,18 +29,18 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, sql_path
-from cdp_torchrec.data.prepare.ebnerd_log import (
-    LONGEST_READ_S,
-    last_ms_of_read,
-    load_articles,
-    load_reads,
-    load_requests,
-)
 from cdp_torchrec.data.prepare.features import (
     candidate_id,
     candidate_number,
     request_id,
     request_number,
+)
+from cdp_torchrec.data.prepare.logs.ebnerd_log import (
+    LONGEST_READ_S,
+    last_ms_of_read,
+    load_articles,
+    load_reads,
+    load_requests,
 )
 from cdp_torchrec.data.prepare.staging import (
     DatasetSpec,

@@ -7,10 +7,10 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.clocks import utc
-from cdp_torchrec.data.prepare.behaviour_config import AttributeConfig
 from cdp_torchrec.data.prepare.database import Rule, first_row
 from cdp_torchrec.data.prepare.log_times import Clock
-from cdp_torchrec.data.prepare.mapping_config import FeatureConfig, MappingConfig
+from cdp_torchrec.data.prepare.mapped.behaviour_config import AttributeConfig
+from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable, load_table, quoted
 from cdp_torchrec.data.prepare.table_config import RowRule, TimeConfig, moment
 from cdp_torchrec.data.schema import DatasetError

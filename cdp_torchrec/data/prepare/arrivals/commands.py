@@ -44,7 +44,7 @@ def follow(options: argparse.Namespace) -> None:
     dataset: Path = options.dataset
     load_schema(dataset)  # says what is wrong, before the engine is imported
 
-    from cdp_torchrec.data.prepare import inbox
+    from cdp_torchrec.data.prepare.arrivals import inbox
     from cdp_torchrec.data.prepare.database import EngineLimits
     from cdp_torchrec.data.prepare.workplace import stopped_by_signals
 
@@ -109,7 +109,7 @@ def kafka(options: argparse.Namespace) -> None:
     if options.requests == options.behaviours:
         raise ConfigError(f"--requests and --behaviours: {options.requests} cannot be both")
 
-    from cdp_torchrec.data.prepare.kafka import client_settings, land
+    from cdp_torchrec.data.prepare.arrivals.kafka import client_settings, land
     from cdp_torchrec.data.prepare.workplace import stopped_by_signals
 
     inbox: Path = options.inbox

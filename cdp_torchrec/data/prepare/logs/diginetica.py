@@ -27,12 +27,6 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.database import EngineLimits
-from cdp_torchrec.data.prepare.diginetica_log import (
-    load_events,
-    load_products,
-    load_queries,
-    place_sessions,
-)
 from cdp_torchrec.data.prepare.features import (
     candidate_id,
     candidate_number,
@@ -45,6 +39,12 @@ from cdp_torchrec.data.prepare.log_tables import (
     number_requests,
     prepare_log,
     start_of_test,
+)
+from cdp_torchrec.data.prepare.logs.diginetica_log import (
+    load_events,
+    load_products,
+    load_queries,
+    place_sessions,
 )
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.schema import Schema

@@ -8,7 +8,7 @@ counts as seen only when it is over.
 
 import duckdb
 
-from cdp_torchrec.data.prepare.trivago_log import IS_ITEM_EVENT, split_list
+from cdp_torchrec.data.prepare.logs.trivago_log import IS_ITEM_EVENT, split_list
 
 PRICE_RANK = "cume_dist() OVER (PARTITION BY number ORDER BY price)"
 """SQL: share of the list of request `number` that is not dearer."""

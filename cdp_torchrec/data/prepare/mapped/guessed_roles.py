@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp_torchrec.data.prepare.leaks import LeakMeter
-from cdp_torchrec.data.prepare.sniffed_files import SniffedColumn, SniffedFile, groups
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, groups
 from cdp_torchrec.data.schema import Role
 
 _USER = r"(^|_)(user|usr|uid|member|customer|visitor|account|buyer)(s)?(_?id)?$|^userid$"

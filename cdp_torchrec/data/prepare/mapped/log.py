@@ -15,7 +15,7 @@ import duckdb
 
 from cdp_torchrec.data.prepare.database import Rule, first_row, scalar
 from cdp_torchrec.data.prepare.draws import random_number
-from cdp_torchrec.data.prepare.mapped_columns import (
+from cdp_torchrec.data.prepare.mapped.columns import (
     cell,
     cells,
     count_rules,
@@ -24,7 +24,7 @@ from cdp_torchrec.data.prepare.mapped_columns import (
     number_rule,
     times,
 )
-from cdp_torchrec.data.prepare.mapping_config import FeatureConfig, MappingConfig
+from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable
 from cdp_torchrec.data.prepare.table_config import moment
 from cdp_torchrec.data.schema import DatasetError

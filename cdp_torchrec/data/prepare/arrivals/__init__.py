@@ -1,0 +1,1 @@
+"""Logs that go on: an inbox of files, and topics of Kafka that land in it."""

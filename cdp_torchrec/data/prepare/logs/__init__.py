@@ -1,0 +1,1 @@
+"""Published logs: one file makes a dataset directory of each one's official files."""

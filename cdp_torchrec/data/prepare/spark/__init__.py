@@ -1,0 +1,1 @@
+"""The engine of a cluster: the same statements as DuckDB's, translated."""
