@@ -162,7 +162,6 @@ def test_a_broker_that_goes_away_while_it_is_read_is_one_message(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka, "_POLL_S", 0.05)
-    monkeypatch.setattr(kafka, "_REACH_S", 0.3)
     monkeypatch.setattr(kafka, "_LOOK_EVERY_S", 0.1)
     broker = new_broker()
     for topic, rows in (
@@ -174,6 +173,7 @@ def test_a_broker_that_goes_away_while_it_is_read_is_one_message(
     broker.flush(10)
     reading = landing(made, tmp_path, broker, idle_timeout_s=None)
     assert next(reading)[1].requests == 1
+    monkeypatch.setattr(kafka, "_REACH_S", 0.3)
     del broker  # and with it the server that runs in it
     with pytest.raises(TopicError, match=r"no broker can be reached within 0\.3 s"):
         next(reading)
