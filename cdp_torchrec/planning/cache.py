@@ -18,7 +18,7 @@ from cdp_torchrec.planning.workload import Workload
 from cdp_torchrec.whole_file import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 7
+_FORMAT = 8
 """Counts changes of what the files hold and of how estimates are made."""
 
 
@@ -86,7 +86,7 @@ class ResultCache:
             return InfeasiblePlan(case, found["reason"], found["fixes"])
         problem = self._workload.problem(case)
         dense_bytes, input_bytes, margin_bytes = found["reserved"]
-        num_proposals, search_seconds = found["search"]
+        num_proposals, search_seconds, unimproved_ms, improved_ms = found["search"]
         estimate = PlanEstimate(
             problem=problem,
             tables=tuple(
@@ -98,6 +98,8 @@ class ResultCache:
             margin_bytes=margin_bytes,
             num_proposals=num_proposals,
             search_seconds=search_seconds,
+            unimproved_ms=unimproved_ms,
+            improved_ms=improved_ms,
         )
         return FeasiblePlan(case, estimate, found["dense_ms"], found["all_reduce_ms"])
 
@@ -118,7 +120,12 @@ def _dump(outcome: PlanOutcome) -> dict[str, Any]:
             for table in found.tables
         },
         "reserved": [found.dense_bytes, found.input_bytes, found.margin_bytes],
-        "search": [found.num_proposals, found.search_seconds],
+        "search": [
+            found.num_proposals,
+            found.search_seconds,
+            found.unimproved_ms,
+            found.improved_ms,
+        ],
     }
 
 

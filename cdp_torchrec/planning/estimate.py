@@ -104,6 +104,11 @@ class PlanEstimate:
     num_proposals: int = 0
     """That the search has compared; none of a plan that existed."""
     search_seconds: float = 0.0
+    unimproved_ms: float | None = None
+    """What TorchRec's own plan takes on its slowest rank, with the fixed costs of its groups; None
+    if it has found none, or the plan existed."""
+    improved_ms: float = 0.0
+    """The same of this plan; 0 of a plan that existed."""
 
     @property
     def capacity_bytes(self) -> int:

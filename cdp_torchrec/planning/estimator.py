@@ -42,6 +42,8 @@ def estimate(problem: PlanProblem) -> PlanEstimate:
         _estimate(problem, found.plan, found.options, found.reservation),
         num_proposals=found.num_proposals,
         search_seconds=found.seconds,
+        unimproved_ms=found.unimproved_ms,
+        improved_ms=found.improved_ms,
     )
 
 

@@ -5,39 +5,19 @@ from collections.abc import Sequence
 from torchrec.distributed.planner.types import CollectiveType
 
 from cdp_torchrec.distributed.plans.constraints import COLUMN_TYPES
+from cdp_torchrec.distributed.plans.fixed_costs import group_ms
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.topology import link_of_collective
 from cdp_torchrec.planning.estimate import TableEstimate
 
-_COLLECTIVES = {"table_row_wise": 6, "grid_shard": 6}
-"""Of tables of one kind of sharding in a step: lengths and ids on their way in, embeddings and
-gradients on their way out and back, the last two in two stages where a node and the nodes take
-turns."""
-_USUAL_COLLECTIVES = 4
 _ID_BYTES = 8
-
-
-def count_groups(tables: Sequence[TableEstimate]) -> int:
-    """Lookups in a step: tables of one collection, sharding type and kernel share one."""
-    return len({(t.table.module, t.sharding_type, t.compute_kernel) for t in tables})
-
-
-def count_collectives(tables: Sequence[TableEstimate]) -> int:
-    """Collectives of the tables in a step; gradients of data-parallel tables go with the dense."""
-    groups = {(t.table.module, t.sharding_type) for t in tables}
-    return sum(
-        _COLLECTIVES.get(kind, _USUAL_COLLECTIVES) for _, kind in groups if kind != "data_parallel"
-    )
 
 
 def fixed_ms(problem: PlanProblem, tables: Sequence[TableEstimate]) -> float:
     """Of the step, of the lookups and of the collectives of tables, on every rank."""
-    hardware = problem.hardware
-    found = hardware.fixed_cost("step_ms")
-    found += count_groups(tables) * hardware.fixed_cost("lookup_us") / 1e3
-    if problem.world_size > 1:
-        found += count_collectives(tables) * hardware.collective_ms(problem.world_size - 1)
-    return found
+    groups = {(t.table.module, t.sharding_type, t.compute_kernel) for t in tables}
+    of_tables = group_ms(problem.hardware, problem.world_size, groups)
+    return problem.hardware.fixed_cost("step_ms") + of_tables
 
 
 def input_ms(problem: PlanProblem, tables: Sequence[TableEstimate]) -> float:

@@ -59,6 +59,8 @@ def _step(result: FeasiblePlan) -> dict[str, Any]:
         "memory_balance": found.memory_balance,
         "search_seconds": found.search_seconds,
         "num_proposals": found.num_proposals,
+        "search_unimproved_ms": found.unimproved_ms,
+        "search_improved_ms": found.improved_ms,
     }
 
 

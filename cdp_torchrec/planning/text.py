@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan
 from cdp_torchrec.planning.difference import compare_plans, describe_placement
-from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, TableEstimate
+from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, PlanEstimate, TableEstimate
 from cdp_torchrec.planning.explore import Exploration
 from cdp_torchrec.planning.rank_text import render_rank_changes, render_ranks
 from cdp_torchrec.text_table import aligned_table
@@ -137,8 +137,8 @@ def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
         for row, kind in enumerate(TIME_KINDS)
     )
     lines = [
-        f"{result.case.name}: lowest cost on this hardware (planned in "
-        f"{found.search_seconds:.1f} s, {found.num_proposals} proposals)",
+        f"{result.case.name}: lowest cost on this hardware",
+        *_wrapped(_search(found)),
         *_wrapped(
             f"rank {fullest} is fullest: {result.rank_bytes / _GB:.2f} of "
             f"{found.capacity_bytes / _GB:.0f} GB ({memory}; dense {found.dense_bytes / _GB:.2f}, "
@@ -150,6 +150,21 @@ def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
     if found.host_memory.any():
         lines += _wrapped(f"host memory, fullest rank: {found.host_memory.max() / _GB:.1f} GB")
     return "\n".join([*lines, _tables(result), render_ranks(result)])
+
+
+def _search(found: PlanEstimate) -> str:
+    """How the plan came about."""
+    if not found.improved_ms:
+        return "the plan that is given"
+    text = f"planned in {found.search_seconds:.1f} s; TorchRec's best of {found.num_proposals}"
+    if found.unimproved_ms is None:
+        return f"{text} proposals does not fit, the local search has found this one"
+    if found.unimproved_ms == found.improved_ms:
+        return f"{text} proposals, which the local search does not improve"
+    return (
+        f"{text} proposals takes {found.unimproved_ms:.3g} ms on its slowest rank with the fixed "
+        f"costs of its lookups and collectives, and after the local search {found.improved_ms:.3g}"
+    )
 
 
 def _tables(result: FeasiblePlan) -> str:

@@ -79,8 +79,13 @@ class ShardingConfig(Config):
     """Fill the GPU's cache of fused_uvm_caching tables for the next batch while the model works
     on this one. Takes GPU memory for one more batch. The planner then takes such a table for one
     in the GPU's memory, however small its cache: its time is a lower bound."""
+    search: Annotated[Literal["improved", "torchrec"], MAY_CHANGE] = "improved"
+    """torchrec: the best plan of the planner's proposers; improved: what a local search makes of
+    it, which moves, splits and re-types tables of the slowest rank, and begins anew from plans of
+    its own. It is taken if its estimate is better by 2 % at least."""
     search_seconds: Annotated[PositiveInt, MAY_CHANGE] = 60
-    """Time that the search for a plan may take."""
+    """Time that the search for a plan may take: half of it TorchRec's proposers, a quarter the
+    local search, the rest what estimates all options, which is not bounded."""
     reserved_share: Annotated[float, Field(ge=0, lt=1), MAY_CHANGE] = 0.15
     """Share of a GPU's memory that no table may use: for activations of the dense part, workspace
     and fragmentation. Of a host's memory nothing is reserved."""

@@ -1,6 +1,7 @@
 """TorchRec's planner: quiet, with our sizes of memory, and in a reproducible order."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ from cdp_torchrec.distributed.plans.tables import optimizer_state_sized
 from cdp_torchrec.distributed.plans.topology import make_topology
 from cdp_torchrec.model.sparse_arch import is_table
 
+_PLANNER_SHARE = 1 / 2
+"""Of the time of a search; another part goes before it, to look at all options."""
+LOCAL_SHARE = 1 / 4
+"""For what follows TorchRec's search."""
 _FLOAT_BYTES = 4
 _DENSE_COPIES = 5
 """Of each dense parameter: itself, gradient, two moments of Adam, and a bucket of DDP."""
@@ -125,7 +130,7 @@ def make_planner(problem: PlanProblem) -> EmbeddingShardingPlanner:
         storage_reservation=_reservation(problem),
         constraints=constraints,
         partitioner=QuickPartitioner(),
-        timeout_seconds=problem.sharding.search_seconds,
+        timeout_seconds=math.ceil(problem.sharding.search_seconds * _PLANNER_SHARE),
         debug=False,
     )
 

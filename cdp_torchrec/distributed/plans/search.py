@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 from torchrec.distributed.types import ShardingPlan
@@ -12,6 +13,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.checks import check_prefetch
 from cdp_torchrec.distributed.plans.failure import explain_failure
 from cdp_torchrec.distributed.plans.file import read_plan
+from cdp_torchrec.distributed.plans.improve import improve, slowest_ms
 from cdp_torchrec.distributed.plans.planner import make_planner, reservation_of
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.sharders import sharders
@@ -29,6 +31,11 @@ class SearchedPlan:
     """Memory that no table may use."""
     num_proposals: int
     seconds: float
+    unimproved_ms: float | None
+    """Estimate of TorchRec's own plan: its slowest rank and the fixed costs of its groups. None if
+    it has found no plan."""
+    improved_ms: float
+    """The same of this plan."""
 
 
 def choose_plan(problem: PlanProblem) -> ShardingPlan:
@@ -55,12 +62,22 @@ def search_plan(problem: PlanProblem) -> SearchedPlan:
     sharding = problem.sharding
     planner = make_planner(problem)
     start = time.perf_counter()
-    try:
-        with optimizer_state_sized(problem.model):
-            plan = planner.plan(problem.model, sharders(sharding))
-    except PlannerError as error:
-        reason = explain_failure(error, problem, reservation_of(planner))
-        raise ConfigError(f"sharding.strategy = '{sharding.strategy}': {reason}") from error
+    failure: PlannerError | None = None
+    options: tuple[ShardingOption, ...] = ()
+    with optimizer_state_sized(problem.model):
+        try:
+            planner.plan(problem.model, sharders(sharding))
+            options = tuple(planner._best_plan or ())
+        except PlannerError as error:
+            failure = error
+        unimproved = slowest_ms(options, problem) if options else None
+        if sharding.search == "improved" and problem.world_size > 1:
+            options = tuple(improve(options, planner, problem) or options)
+    if not options:
+        assert failure is not None
+        reason = explain_failure(failure, problem, reservation_of(planner))
+        raise ConfigError(f"sharding.strategy = '{sharding.strategy}': {reason}") from failure
+    plan = to_sharding_plan(list(options), planner._topology)
     if problem.has_dense_gradients:
         for parameter in shardings_of(plan).values():
             parameter.compute_kernel = EmbeddingComputeKernel.DENSE.value
@@ -69,10 +86,12 @@ def search_plan(problem: PlanProblem) -> SearchedPlan:
         check_prefetch(plan, problem.device)
     return SearchedPlan(
         plan=plan,
-        options=tuple(planner._best_plan or ()),
+        options=options,
         reservation=reservation_of(planner),
         num_proposals=planner._num_proposals,
         seconds=time.perf_counter() - start,
+        unimproved_ms=unimproved,
+        improved_ms=slowest_ms(options, problem),
     )
 
 
