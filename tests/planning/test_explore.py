@@ -102,6 +102,7 @@ def test_a_difference_lists_exactly_the_tables_that_moved(load) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_largest_tables_come_first_with_what_is_looked_up_in_them(load) -> None:
     result = explore(load(TWO[1], 'planning.strategies=["row_wise"]'))
     text = render(result)
@@ -115,6 +116,7 @@ def test_the_largest_tables_come_first_with_what_is_looked_up_in_them(load) -> N
         assert float(ids) == pytest.approx(sum(factors[k] for k in table.table.features), rel=0.01)
 
 
+@pytest.mark.slow
 def test_every_rank_is_shown_and_ranks_of_two_plans_are_compared(load) -> None:
     first, second = explore(load(*TWO)).feasible
     for plan in (first, second):
@@ -151,6 +153,7 @@ def test_the_dense_part_grows_with_the_batch(workload: Workload) -> None:
     assert len(large.operations) == len(small.operations)
 
 
+@pytest.mark.slow
 def test_a_batch_too_large_to_be_made_is_counted_in_proportion(
     workload: Workload, monkeypatch: pytest.MonkeyPatch
 ) -> None:

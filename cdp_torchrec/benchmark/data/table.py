@@ -51,7 +51,7 @@ def _speed(lengths: Sequence[LengthFigures]) -> str:
 
 def _bytes(lengths: Sequence[LengthFigures]) -> str:
     header = ["bytes an impression", "behaviours", "read, inline", "read, store"]
-    header += ["inline over store", "in the batch"]
+    header += ["inline over store", "store, second pass", "inline over that", "in the batch"]
     return _by_row(
         header,
         lengths,
@@ -59,6 +59,8 @@ def _bytes(lengths: Sequence[LengthFigures]) -> str:
             f"{found.bytes_read['inline']:,.0f}",
             f"{found.bytes_read['store']:,.0f}",
             f"{found.bytes_read['inline'] / found.bytes_read['store']:.1f} x",
+            f"{found.bytes_read_again:,.0f}",
+            f"{found.bytes_read['inline'] / found.bytes_read_again:.1f} x",
             f"{found.bytes_made:,.0f}",
         ],
     )

@@ -79,7 +79,9 @@ def free_memory(posed: PlanProblem) -> np.ndarray:
     return np.array([[s.hbm for s in storages], [s.ddr for s in storages]], dtype=float)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 6))]
+)
 def test_no_plan_of_a_small_problem_is_better(seed: int) -> None:
     posed = drawn(seed)
     found = search_plan(improved(posed))
