@@ -76,5 +76,6 @@ def test_the_benchmark_prepares_and_appends_and_leaves_no_log(
     assert list((tmp_path / "scratch").iterdir()) == []
     [found] = json.loads((tmp_path / "out" / "preparation.json").read_text())["sizes"]
     assert found["impressions"] == 2000
-    assert found["preparation"]["cpu_s"] > found["append"]["cpu_s"] > 0
-    assert found["store_bytes"] > 40 * 10_000
+    assert all(found[step]["cpu_s"] > 0 for step in ("preparation", "append"))
+    # Two orders of item and time, category and cluster.
+    assert found["store_bytes"] > 32 * 10_000
