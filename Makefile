@@ -23,9 +23,9 @@ WHEELS := $(VENV)/wheels
 
 # Tests run in a process more than there are cores, because many wait for what they started, and in
 # at most 4, because each holds torch. A file stays in one process, so that what its tests share is
-# made once.
+# made once, and files come in the order of tests/conftest.py.
 TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 4 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 4 )))
-PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # The pins live in pyproject.toml; $(call pinned,torch) is torch==2.13.0.
 pinned = $(shell sed -n 's/.*"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)

@@ -1,6 +1,7 @@
 """One thread per process, so that tests and ranks share the cores; and one small dataset."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,15 @@ def one_rank() -> Iterator[None]:
         yield
 
 
+_MAKES_THE_ARTIFACT = Path(__file__).parent / "serving" / "test_artifact.py"
+
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many tests come first, before them one that makes what many others wait for."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path != _MAKES_THE_ARTIFACT, -tests[item.path]))
 
 
 @pytest.fixture(scope="session")
