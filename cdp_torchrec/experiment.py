@@ -54,9 +54,7 @@ class Experiment:
     @property
     def model(self) -> RankingModel:
         """The ranking model inside the sharded task; its tables are this rank's share."""
-        task = self.parallelized.model.module
-        assert isinstance(task, TrainTask)
-        return task.model
+        return self.parallelized.task.model
 
     def prediction_file(self, path: Path) -> PredictionFile:
         """A file for predictions about this dataset."""

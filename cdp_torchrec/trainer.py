@@ -60,6 +60,7 @@ class Trainer:
         """
         self._config = config
         self._model = parallelized.model
+        self._task = parallelized.task
         self._optimizer = parallelized.optimizer
         self._prefetch = parallelized.prefetch
         self._loader = loader
@@ -145,6 +146,8 @@ class Trainer:
         started, first = time.perf_counter(), progress.step
         for step, position in zip(itertools.count(progress.step), positions, strict=False):
             rates = self._optimizer.set_learning_rates(step)
+            is_logged = (step + 1) % self._config.log_every_steps == 0 or step + 1 == stop
+            self._task.monitor(is_logged)
             try:
                 output: TrainOutput = pipeline.progress(source)
             except StopIteration:
@@ -153,7 +156,7 @@ class Trainer:
                 progress, step=step + 1, position=position + self._config.global_batch_size
             )
             self._monitor.advance()
-            if progress.step % self._config.log_every_steps == 0 or progress.step == stop:
+            if is_logged:
                 now = time.perf_counter()
                 speed = (progress.step - first) * self._config.global_batch_size / (now - started)
                 started, first = now, progress.step

@@ -23,6 +23,7 @@ from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.sharders import sharders
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from cdp_torchrec.model.sparse_arch import is_table
+from cdp_torchrec.model.train_task import TrainTask
 
 _ROWS_AT_ONCE = 1 << 18
 
@@ -38,6 +39,13 @@ class Parallelized:
     """The plan as a plan file has it."""
     prefetch: bool
     """Whether the caches of GPUs are filled one batch ahead."""
+
+    @property
+    def task(self) -> TrainTask:
+        """What was sharded; its tables are this rank's share."""
+        task = self.model.module
+        assert isinstance(task, TrainTask)
+        return task
 
 
 def parallelize(

@@ -118,7 +118,8 @@ class InterestOutput:
     """Logits of auxiliary click models, [B]; only in training mode. Their binary cross-entropy with
     the labels is an auxiliary loss of this name: labels never enter a module."""
     monitors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Named detached scalars for the log (gate weights, latent scale ...); in training mode."""
+    """Named detached scalars for the log (gate weights, latent scale ...); in training mode, and
+    only while the module is `monitored`."""
 
 
 class InterestModule(nn.Module):
@@ -128,10 +129,19 @@ class InterestModule(nn.Module):
     """Width of the interest vector; 0: the module adds nothing to the tower."""
     loss_weights: Mapping[str, float]
     """Weight of each auxiliary loss in the total loss."""
+    monitored: bool
+    """Whether anybody will read the monitors of a batch: they are a fifth of the operator calls of
+    a small module, and the log reads one step in ten."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loss_weights = {}
+        self.monitored = True
+
+    @property
+    def reports(self) -> bool:
+        """Whether this call is to compute monitors."""
+        return self.training and self.monitored
 
     @abstractmethod
     def forward(self, inputs: InterestInput) -> InterestOutput:

@@ -39,8 +39,9 @@ class NoiseLoss:
 
     error: Tensor
     """Mean over dimensions of the squared error, [B]; 0 where there is nothing to restore."""
-    identity: Tensor
-    """The same of a denoiser that corrects nothing, without gradients."""
+    identity: Tensor | None
+    """The same of a denoiser that corrects nothing, without gradients; None where nobody reads it.
+    """
 
 
 class CdpInterest(InterestModule, Generic[DenoiserT]):
@@ -94,11 +95,12 @@ class CdpInterest(InterestModule, Generic[DenoiserT]):
         interest, noise_loss = self._purify(pooled, condition, inputs)
         losses, monitors = {}, {}
         gain = None if self.gain is None else self.gain(inputs)
-        if self.training:
+        if self.training and noise_loss is not None and self.config.noise_loss_weight > 0.0:
+            # An empty history has no latent to reconstruct (a13).
+            losses["noise_loss"] = noise_loss.error * pooled.present
+        if self.reports:
             monitors = self.pooling.monitors(pooled) | self._monitors(pooled, interest)
-            if noise_loss is not None and self.config.noise_loss_weight > 0.0:
-                # An empty history has no latent to reconstruct (a13).
-                losses["noise_loss"] = noise_loss.error * pooled.present
+            if losses and noise_loss is not None and noise_loss.identity is not None:
                 monitors["identity_loss"] = (noise_loss.identity * pooled.present).mean()
             if self.condition is not None and fused is not None:
                 monitors |= self.condition.monitors(fused)

@@ -40,6 +40,5 @@ class EvidenceCdp(CdpInterest[EvidenceDenoiser]):
         x = normalise(mean.detach(), self.config.latent_norm)
         useful = ((count > 0) & (count < pooled.count)).to(x.dtype)
         error = self.denoiser.predict(x, count, modulation) - whole
-        return NoiseLoss(
-            error.square().mean(dim=1) * useful, (x - whole).square().mean(dim=1) * useful
-        )
+        identity = (x - whole).square().mean(dim=1) * useful if self.reports else None
+        return NoiseLoss(error.square().mean(dim=1) * useful, identity)

@@ -130,12 +130,12 @@ class TimestepCdp(CdpInterest[Denoiser]):
         weight: Tensor | float = 1.0
         if self.config.loss_weighting == "min_snr":
             weight = self.schedule.min_snr_weights(timesteps, self.config.min_snr_gamma)
-        with torch.no_grad():
-            untouched = self.schedule.noise_free_prediction(x_t, timesteps) - target
-        noise_loss = NoiseLoss(
-            (prediction - target).square().mean(dim=1) * weight,
-            untouched.square().mean(dim=1) * weight,
-        )
+        identity = None
+        if self.reports:
+            with torch.no_grad():
+                untouched = self.schedule.noise_free_prediction(x_t, timesteps) - target
+            identity = untouched.square().mean(dim=1) * weight
+        noise_loss = NoiseLoss((prediction - target).square().mean(dim=1) * weight, identity)
         return self.schedule.x_0_from(prediction, x_t, timesteps), noise_loss
 
     def _unroll(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> tuple[Tensor, NoiseLoss]:
@@ -147,9 +147,8 @@ class TimestepCdp(CdpInterest[Denoiser]):
             hidden = self.denoiser(hidden, modulation + time_modulation)
         predicted_noise = self.read_out(hidden)
         noise = keyed_normal(key, self.dim, Stream.START_NOISE)
-        noise_loss = NoiseLoss(
-            (predicted_noise - noise).square().mean(dim=1), noise.square().mean(dim=1)
-        )
+        identity = noise.square().mean(dim=1) if self.reports else None
+        noise_loss = NoiseLoss((predicted_noise - noise).square().mean(dim=1), identity)
         return self.schedule.x_0_from(predicted_noise, x_t, self.last_timestep), noise_loss
 
     @torch.no_grad()

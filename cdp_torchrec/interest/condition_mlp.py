@@ -42,7 +42,7 @@ class ConditionMlpInterest(InterestModule):
             interest = interest * gain
         emitted = self.emission(interest, pooled=pooled, item=inputs.item)
         monitors = {}
-        if self.training:
+        if self.reports:
             monitors = self.pooling.monitors(pooled)
             if self.condition is not None and fused is not None:
                 monitors |= self.condition.monitors(fused)

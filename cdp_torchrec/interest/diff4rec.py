@@ -116,7 +116,10 @@ class Diff4RecInterest(InterestModule):
         if "objective_loss" in self.loss_weights:
             loss = self._objective_loss(plain, index, stranger, augmentation)
             losses["objective_loss"] = curriculum * usable * loss
-        monitors = {"curriculum": curriculum.mean(), "augmented": read.to(curriculum.dtype).mean()}
+        monitors = {}
+        if self.reports:
+            augmented_share = read.to(curriculum.dtype).mean()
+            monitors = {"curriculum": curriculum.mean(), "augmented": augmented_share}
         return InterestOutput(
             interest=self.encoder.vector(interest, inputs.item), losses=losses, monitors=monitors
         )

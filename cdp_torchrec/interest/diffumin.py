@@ -108,6 +108,7 @@ class DiffuminInterest(InterestModule):
                 losses["contrastive_loss"] = self.calibrator(
                     x_0, generated, found.present, inputs.recent.index.sequence
                 )
+        if self.reports:
             monitors = _monitors(x_0, generated, found.present)
         emitted = []
         if "interest" in self.config.emit:

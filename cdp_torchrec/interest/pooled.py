@@ -23,5 +23,5 @@ class PooledInterest(InterestModule):
         """Emitted parts of z_0, [B, interest_dim]."""
         pooled = self.pooling(inputs)
         interest = self.emission(pooled.latent, pooled=pooled, item=inputs.item)
-        monitors = self.pooling.monitors(pooled) if self.training else {}
+        monitors = self.pooling.monitors(pooled) if self.reports else {}
         return InterestOutput(interest=interest, monitors=monitors)

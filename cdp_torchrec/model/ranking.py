@@ -274,7 +274,8 @@ class RankingModel(nn.Module):
         super().__init__()
         self.sparse_arch = SparseArch(layout, embedding_dim=config.embedding_dim)
         self.ranking_arch = RankingArch(layout, config)
-        if config.compile:
+        self.is_compiled = config.compile
+        if self.is_compiled:
             self.ranking_arch.compile()
 
     def forward(self, batch: Batch) -> RankingOutput:

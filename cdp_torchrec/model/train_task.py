@@ -72,6 +72,11 @@ class TrainTask(nn.Module):
         self.model = model
         self.loss = TrainLoss(model.ranking_arch.interest.loss_weights)
 
+    def monitor(self, wanted: bool) -> None:
+        """Compute the monitors of the interest module from now on, or leave them out."""
+        # A compiled program has them as a part; without them it would be another one to compile.
+        self.model.ranking_arch.interest.monitored = wanted or self.model.is_compiled
+
     def forward(self, batch: Batch) -> tuple[Tensor, TrainOutput]:
         """Loss to minimise and the batch's results."""
         return self.loss(self.model(batch), batch.labels, batch.weights)

@@ -77,7 +77,9 @@ def test_the_sharded_contestant_takes_the_steps_of_train(
     row = str(CONFIGS / "interest" / "pooled.toml")
     train(load_config(TrainingBenchmarkConfig, [*settings(tiny_dataset, *run), row]), CPU)
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert timed == [line["loss"] for line in lines if line["kind"] == "train"]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert timed == [line["loss"] for line in trained]
+    assert all(line["latent_std"] > 0 for line in trained)
 
 
 def test_the_plain_contestant_has_the_losses_of_the_sharded_one(
@@ -99,6 +101,15 @@ def test_batches_take_turns_and_are_the_first_of_the_training(
     found = losses(sharded_contestant("x", experiment, num_batches=2), 4)
     assert found[0] != found[1]
     assert found[2:] == pytest.approx(found[:2])
+
+
+def test_monitors_are_computed_at_the_steps_that_are_logged(
+    make_experiment: MakeExperiment,
+) -> None:
+    contestant = sharded_contestant(
+        "x", make_experiment("pooled", "trainer.log_every_steps=2"), num_batches=2
+    )
+    assert [bool(contestant.step().monitors) for _ in range(4)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("prefetch", [False, True])

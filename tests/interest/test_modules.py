@@ -64,6 +64,22 @@ def test_output_is_as_declared_and_gradients_reach_every_parameter(
     assert auxiliary(served) == {}
 
 
+@pytest.mark.parametrize(
+    "preset", ["pooled", "condition_mlp", "cdp", "cdp_timestep", "diff4rec", "diffumin"]
+)
+def test_what_nobody_reads_is_not_computed_and_changes_nothing(make_module, make_inputs, preset):
+    module = make_module(f"interest/{preset}")
+    inputs = make_inputs(num_segments=segments(module), lengths=LENGTHS)
+    read = module(inputs)
+    module.monitored = False
+    unread = module(inputs)
+    assert read.monitors and not unread.monitors
+    assert torch.equal(unread.interest, read.interest)
+    losses, expected = auxiliary(unread), auxiliary(read)
+    assert losses.keys() == expected.keys()
+    assert all(torch.equal(losses[name], expected[name]) for name in losses)
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
 def test_histories_that_are_all_empty_give_finite_gradients(make_module, make_inputs, variant):
     module = make_module(*variant)

@@ -1,8 +1,8 @@
 """What trains in the benchmark: the sharded model as train.py runs it, and a plain twin of it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,14 @@ def sharded_contestant(name: str, experiment: Experiment, *, num_batches: int) -
     )
     parallelized.optimizer.set_learning_rates(0)
     source = _batches(experiment, num_batches)
-    return Contestant(name, lambda: pipeline.progress(source))
+    log_every = experiment.config.trainer.log_every_steps
+    steps = itertools.count(1)
+
+    def step() -> TrainOutput:
+        parallelized.task.monitor(next(steps) % log_every == 0)
+        return pipeline.progress(source)
+
+    return Contestant(name, step)
 
 
 def plain_contestant(name: str, experiment: Experiment, *, num_batches: int) -> Contestant:
@@ -128,4 +135,4 @@ def _batches(experiment: Experiment, num_batches: int) -> Iterator[Batch]:
     """The first training batches of this rank, without end."""
     batches = experiment.data.train
     positions = batches.positions(0, num_batches)
-    return cycle([batches[position].to(experiment.device) for position in positions])
+    return itertools.cycle([batches[position].to(experiment.device) for position in positions])
