@@ -177,12 +177,12 @@ class FeatureLayout:
         entity = next(f.table for f in self.features if f.key == self.domain_key)
         return self.tables[entity].num_ids + 1
 
-    @property
+    @cached_property
     def pooled_features(self) -> tuple[SparseFeature, ...]:
         """Features of the tables that only pooled lookups read."""
         return tuple(f for f in self.features if f.table not in self._sequence_tables)
 
-    @property
+    @cached_property
     def sequence_features(self) -> tuple[SparseFeature, ...]:
         """All features of the tables that a sequence reads: one table is in one collection."""
         return tuple(f for f in self.features if f.table in self._sequence_tables)
@@ -199,7 +199,7 @@ class FeatureLayout:
             by_table.setdefault(feature.table, []).append(feature)
         return by_table
 
-    @property
+    @cached_property
     def bags(self) -> tuple[SparseFeature, ...]:
         """Features whose bags are divided by their lengths, in the order of Batch.bag_lengths."""
         return tuple(feature for feature in self.features if feature.is_bag)

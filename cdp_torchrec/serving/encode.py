@@ -211,26 +211,23 @@ def _times(values: Iterable[object], before: int) -> np.ndarray:
 
 
 def collate(requests: Sequence[EncodedRequest]) -> Impressions:
-    """All candidates of some requests, one request after the other."""
+    """All candidates of some requests, one request after the other; without labels."""
     counts = [len(r.candidate["item_id"]) for r in requests]
     index = np.repeat(np.arange(len(requests)), counts)
     columns = {
         "request_id": [r.request_id for r in requests],
         "user_id": [r.user for r in requests],
         "timestamp": [r.timestamp for r in requests],
-        # Only evaluation reads these.
-        "history_length": [0] * len(requests),
     }
     columns |= {name: [r.request[name] for r in requests] for name in requests[0].request}
     candidate = {
         name: np.concatenate([r.candidate[name] for r in requests])
         for name in requests[0].candidate
     }
-    nothing = np.zeros(len(index), dtype=np.int64)
     return Impressions(
         request={name: np.array(column) for name, column in columns.items()},
         bags={name: _bag([r.bags[name] for r in requests]) for name in requests[0].bags},
-        candidate=candidate | {"label": nothing, "history_rank": nothing},
+        candidate=candidate,
         request_index=index,
     )
 
