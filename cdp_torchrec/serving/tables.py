@@ -220,6 +220,11 @@ class EmbeddingTables:
         """Rows of a table."""
         return self._tables[entity].num_embeddings
 
+    def rows(self, entity: str, ids: np.ndarray) -> np.ndarray:
+        """Rows that the model has assigned to ids of a table, int64; the ids, if it does not."""
+        owners = self._tables[entity].owners
+        return ids if owners is None else owners.rows(ids)
+
     def owners(self, entity: str) -> np.ndarray | None:
         """Id that owns each row of a table with managed collision, int64 [E]; None without."""
         owners = self._tables[entity].owners
@@ -247,9 +252,8 @@ class EmbeddingTables:
         found = np.zeros((total, self._width), dtype=_DTYPES[self._storage])
         start = 0
         for entity, ids, num_places in lookups:
-            table = self._tables[entity]
-            rows = ids if table.owners is None else table.owners.rows(ids)
-            table.gather(rows, out=found[start : start + len(rows)])
+            rows = self.rows(entity, ids)
+            self._tables[entity].gather(rows, out=found[start : start + len(rows)])
             start += num_places
         stored = torch.from_numpy(found)
         if self._storage == "int8":
