@@ -41,6 +41,10 @@ def whole_file(path: Path) -> Generator[Path]:
         _bring_to_disk(partial)
         partial.replace(path)
         _bring_to_disk(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say of what
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """What is written is whole, or it is not there; what was there stays."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_is_named_with_the_file_that_does_not_fit(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*page\.html"):
+            write_whole(tmp_path / "page.html", "x" * 8192)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_writers_of_one_file_do_not_share_what_they_write(tmp_path: Path) -> None:
