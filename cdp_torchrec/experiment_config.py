@@ -81,5 +81,6 @@ def check_against_data(config: ExperimentConfig, world_size: int) -> None:
             f"trainer.global_batch_size = {config.trainer.global_batch_size}: not a multiple of "
             f"the {world_size} ranks"
         )
+    problems += config.sharding.group_mistakes(world_size)
     if problems:
         raise ConfigError.of(problems)

@@ -35,6 +35,16 @@ class PlanCase:
 
 
 @dataclass(frozen=True)
+class Lopsided:
+    """Why one rank is far slower, or fuller, than the others are on average."""
+
+    reason: str
+    """Names the rank and the tables."""
+    fixes: Sequence[str]
+    """Settings and what they gain, each of them planned; empty if none gains anything."""
+
+
+@dataclass(frozen=True)
 class FeasiblePlan:
     """A plan and the step it makes."""
 
@@ -44,6 +54,8 @@ class FeasiblePlan:
     """Forward, backward and update of the dense part on each rank."""
     all_reduce_ms: float
     """Of the dense gradients."""
+    lopsided: Lopsided | None = None
+    """None if the ranks are even, or the difference does not matter."""
 
     @property
     def fixed_ms(self) -> float:

@@ -57,6 +57,7 @@ def _step(result: FeasiblePlan) -> dict[str, Any]:
         "critical_rank": found.critical_rank,
         "time_balance": found.time_balance,
         "memory_balance": found.memory_balance,
+        "lopsided": None if result.lopsided is None else asdict(result.lopsided),
         "search_seconds": found.search_seconds,
         "num_proposals": found.num_proposals,
         "search_unimproved_ms": found.unimproved_ms,

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan
+from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan, Lopsided
 from cdp_torchrec.planning.difference import compare_plans, describe_placement
 from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, PlanEstimate, TableEstimate
 from cdp_torchrec.planning.explore import Exploration
@@ -30,6 +30,9 @@ def render(exploration: Exploration) -> str:
     """All tables of an exploration."""
     blocks = [_header(exploration), _overview(exploration)]
     blocks += [_plan(result, exploration) for result in _shown(exploration)]
+    blocks += [
+        render_imbalance(r.case.name, r.lopsided) for r in exploration.feasible if r.lopsided
+    ]
     blocks += [_problem(result) for result in exploration.infeasible]
     pair = compared(exploration)
     if pair is not None:
@@ -217,11 +220,26 @@ def _problem(result: InfeasiblePlan) -> str:
     lines = [f"{result.case.name}: no plan"]
     for line in result.reason:
         lines += _wrapped(line)
-    if result.fixes:
-        lines.append("  what helps, each planned:")
-    for fix in result.fixes:
+    return "\n".join([*lines, *_listed("what helps, each planned", result.fixes)])
+
+
+def render_imbalance(name: str, lopsided: Lopsided) -> str:
+    """Which tables make a rank slower or fuller, and what helps, or that nothing does.
+
+    Args:
+        name: of the plan.
+        lopsided: what was found.
+    """
+    helps = _listed("what helps, each planned (with the strategy constraints)", lopsided.fixes)
+    nothing = ["  none of the other ways to shard them that were planned gains 1 %"]
+    return "\n".join([f"{name}: lopsided", *_wrapped(lopsided.reason), *(helps or nothing)])
+
+
+def _listed(what: str, fixes: Sequence[str]) -> list[str]:
+    lines = [f"  {what}:"] if fixes else []
+    for fix in fixes:
         lines += textwrap.wrap(fix, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
-    return "\n".join(lines)
+    return lines
 
 
 def render_difference(first: FeasiblePlan, second: FeasiblePlan) -> str:
