@@ -59,6 +59,18 @@ def check_early(config: ExperimentConfig) -> None:
         ConfigError: the configuration does not fit the dataset or the number of ranks.
         DatasetError: there is no readable dataset.
     """
+    if mistakes := config.sharding.group_mistakes(world_size()):
+        raise ConfigError.of(mistakes)
+    check_dataset_early(config)
+
+
+def check_dataset_early(config: ExperimentConfig) -> None:
+    """Conflicts with a dataset that need not be made first.
+
+    Raises:
+        ConfigError: names all of them.
+        DatasetError: there is no readable dataset.
+    """
     if config.data.synthetic is None or config.data.dir.exists():
         check_against_data(config, world_size())
 
@@ -81,6 +93,5 @@ def check_against_data(config: ExperimentConfig, world_size: int) -> None:
             f"trainer.global_batch_size = {config.trainer.global_batch_size}: not a multiple of "
             f"the {world_size} ranks"
         )
-    problems += config.sharding.group_mistakes(world_size)
     if problems:
         raise ConfigError.of(problems)

@@ -71,6 +71,7 @@ class ResultCache:
                 "sharding": case.sharding.model_dump(mode="json"),
                 "plan": _file_text(case.sharding.plan),
                 "optimizer": case.optimizer.kind,
+                "replica_sync_steps": case.replica_sync_steps,
             }
         )
         if path.exists():

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.optimizers import needs_dense_gradients
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.constraints import table_constraints
 from cdp_torchrec.distributed.plans.file import read_plan
@@ -38,6 +41,8 @@ def check_settings(
             f"sharding.hardware = '{sharding.hardware}': plans are explored for planning.hardware; "
             "set that, and leave this out"
         )
+    if config.planning.replica_sync_steps is not None:
+        problems += _unused_sync_steps(cases)
     names = [case.name for case in cases]
     problems += [
         f"planning.compare: found {name!r}, expected two of {', '.join(names)}"
@@ -46,6 +51,19 @@ def check_settings(
     ]
     if problems:
         raise ConfigError.of(problems)
+
+
+def _unused_sync_steps(cases: Sequence[PlanCase]) -> list[str]:
+    """Why no case averages weights."""
+    key = f"planning.replica_sync_steps = {cases[0].replica_sync_steps}"
+    replicated = [case for case in cases if case.num_replicas > 1]
+    if not replicated:
+        return [f"{key}: there is one copy of the tables; set sharding.sharding_group_size"]
+    devices = [torch.device(case.hardware.device) for case in replicated]
+    pairs = zip(replicated, devices, strict=True)
+    if all(needs_dense_gradients(case.optimizer, device) for case, device in pairs):
+        return [f"{key}: gradients are averaged in every step here; leave it out"]
+    return []
 
 
 def check_constraints(workload: Workload | OutsideWorkload, cases: Sequence[PlanCase]) -> None:

@@ -135,6 +135,8 @@ def _more_ranks(
     case: PlanCase, shortage: Shortage, fits: Callable[[PlanCase], PlanEstimate | None]
 ) -> PlanEstimate | None:
     """The first doubling of the cluster that fits."""
+    if case.sharding.sharding_group_size is not None:
+        return None  # more ranks are more copies
     kinds = {kind for _, kind, _ in shortage.largest}
     if case.sharding.tables:
         size = 2 * case.world_size

@@ -30,6 +30,8 @@ from cdp_torchrec.planning.workload import Workload
 _FAR_ABOVE_MEAN = 1.25
 _MATTERS = 0.01
 """Share of the step that the slowest rank takes beyond the mean, and that a setting gains."""
+_FREES = 0.05
+"""Share of the memory of the fullest rank that a setting gains."""
 _FULL = 0.5
 """Share of a rank's free memory from which on it matters that the others hold less."""
 _MOST_CULPRITS = 3
@@ -156,7 +158,7 @@ def _gain(
     if after.rank_bytes > planned.capacity_bytes:
         return None
     left = after.step_ms / result.step_ms if in_time else after.rank_bytes / result.rank_bytes
-    if left > 1 - _MATTERS:
+    if left > 1 - (_MATTERS if in_time else _FREES):
         return None
     return left, (
         f"step {result.step_ms:.3g} -> {after.step_ms:.3g} ms (tables on the slowest rank "
@@ -194,13 +196,13 @@ def _other_types(
     table = culprit.table
     if table.buckets is not None:
         return []  # by rows only
-    allowed = table_constraints(workload.problem(case))[table.name].sharding_types or ()
-    excluded = set(allowed)
+    problem = workload.problem(case)
+    excluded = set(table_constraints(problem)[table.name].sharding_types or ())
     if not table.is_pooled:
         excluded |= set(FOR_SEQUENCES)
     if case.optimizer.kind == "rowwise_adagrad":
         excluded |= set(COLUMN_TYPES)
-    if case.world_size <= case.hardware.ranks_per_node:
+    if problem.world_size <= problem.hardware.ranks_per_node or problem.num_replicas > 1:
         excluded |= _OF_NODES
     return [name for name in get_args(TypeName) if name not in excluded]
 

@@ -49,6 +49,8 @@ def _step(result: FeasiblePlan) -> dict[str, Any]:
         "all_reduce_ms": result.all_reduce_ms,
         "fixed_ms": result.fixed_ms,
         "input_ms": result.input_ms,
+        "replica_ms": result.replica_ms,
+        "num_replicas": result.case.num_replicas,
         "step_range_ms": list(result.step_range_ms),
         "default_fixed_costs": list(result.case.hardware.defaults),
         "impressions_per_s": result.impressions_per_s,
