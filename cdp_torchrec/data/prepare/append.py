@@ -34,7 +34,7 @@ from cdp_torchrec.data.prepare.request_files import write_requests
 from cdp_torchrec.data.prepare.request_tables import code_requests
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, USER_ENTITY, DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import load_rows
-from cdp_torchrec.data.prepare.vocabulary import extend_vocabularies, stored_ids
+from cdp_torchrec.data.prepare.vocabulary import extend_vocabularies, vocabulary_rows
 from cdp_torchrec.data.prepare.workplace import changing
 from cdp_torchrec.data.schema import DatasetError, Day, Entity, Schema, Split, load_schema
 from cdp_torchrec.data.summary import load_summary
@@ -77,9 +77,6 @@ def append_day(
         ):
             bar.note("check")
             bar.advance()
-            # The tables are for this day only: what is never committed is not brought to the disk
-            # statement by statement, nor at the end.
-            connection.begin()
             log = _load(connection, dataset, schema, staging, spec, name)
             history = open_history(dataset, schema)
             with whole_directory(day_folder(dataset, log.name)) as partial:
@@ -217,7 +214,7 @@ def _check_new(
     connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, staging: Path
 ) -> None:
     """No request has the id of one that the dataset has."""
-    stored = stored_ids(vocabulary_paths(dataset, schema.days, "request"))
+    stored = vocabulary_rows(vocabulary_paths(dataset, schema.days, "request"))
     found = first_row(
         connection,
         f"""

@@ -69,7 +69,7 @@ def extend_vocabularies(
     num_ids = {}
     for entity in spec.entities():
         connection.execute(f"CREATE TABLE day_{entity} AS {_counted(spec, entity)}")
-        stored = stored_ids(vocabulary_paths(dataset, schema.days, entity))
+        stored = vocabulary_rows(vocabulary_paths(dataset, schema.days, entity))
         connection.execute(f"""
             CREATE TABLE known_{entity} AS
             SELECT s.code, d.raw, d.count FROM {stored} s JOIN day_{entity} d USING (raw)
@@ -95,7 +95,7 @@ def extend_vocabularies(
     return num_ids
 
 
-def stored_ids(paths: Sequence[Path]) -> str:
+def vocabulary_rows(paths: Sequence[Path]) -> str:
     """SQL of the rows of a vocabulary, whose files the engine wrote itself."""
     files = ", ".join(sql_path(path) for path in paths)
     return f"read_parquet([{files}], hive_partitioning = false)"
