@@ -62,19 +62,27 @@ class SortedSlices:
     one of these, and most gated histories are. It remembers a bounded number; others are read anew.
     """
 
-    def __init__(self) -> None:
-        self._known = np.zeros((_REMEMBERED, 2), dtype=np.int64)
+    def __init__(self, num_behaviours: int) -> None:
+        """Args: of the files; where there are few, little need be remembered."""
+        self._size = min(num_behaviours + 1, _REMEMBERED)
+        self._known: np.ndarray | None = None
+        """Made when it is needed: days that were appended have many stores, which are seldom
+        read."""
 
     def others(self, slices: Slices) -> Slices:
         """Those that are not among them, and are not the end of one."""
-        start, stop = self._known[slices.stop % _REMEMBERED].T
+        if self._known is None:
+            return slices
+        start, stop = self._known[slices.stop % self._size].T
         unknown = (stop != slices.stop) | (start > slices.start)
         return Slices(slices.start[unknown], slices.stop[unknown])
 
     def add(self, slices: Slices) -> None:
         """Remember them."""
+        if self._known is None:
+            self._known = np.zeros((self._size, 2), dtype=np.int64)
         rows = np.stack([slices.start, slices.stop], axis=1)
-        self._known[slices.stop % _REMEMBERED] = rows
+        self._known[slices.stop % self._size] = rows
 
 
 @dataclass(frozen=True)
@@ -293,14 +301,15 @@ def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> 
         category=_load(folder / "category.npy", length) if with_category else None,
         cluster=_load(folder / "cluster.npy", length) if has_clusters else None,
         attributes={a.name: _load(folder / f"{a.file}.npy", length) for a in schema.attributes},
-        checked=SortedSlices(),
+        checked=SortedSlices(length),
     )
 
 
 def _load(path: Path, length: int | None) -> np.ndarray:
     try:
-        # A plain view of the mapping: numpy's own class makes each access dearer.
-        array = np.load(path, mmap_mode="r").view(np.ndarray)
+        # A plain view of the mapping: numpy's own class makes each access dearer. Of a path that is
+        # no string numpy looks up every folder.
+        array = np.load(str(path), mmap_mode="r").view(np.ndarray)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot read the history store: {error}") from error
     if length is not None and len(array) != length:

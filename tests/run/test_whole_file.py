@@ -1,6 +1,8 @@
 """What is written is whole, or it is not there; what was there stays."""
 
 import os
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,24 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_with_what_does_not_fit_on_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(8192))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '[^']*/page\.html'"):
+            write_whole(tmp_path / "page.html", "x" * 8192)
+        with (
+            pytest.raises(OSError, match=r"File too large: '[^']*/copy'"),
+            whole_directory(tmp_path / "copy") as partial,
+        ):
+            shutil.copyfile(source, partial / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_two_writers_of_one_file_do_not_share_what_they_write(tmp_path: Path) -> None:

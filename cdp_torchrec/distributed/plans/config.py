@@ -73,6 +73,12 @@ class ShardingConfig(Config):
     hardware: Annotated[str | None, MAY_CHANGE] = None
     """Name of the hardware or path of its .toml, for the planner's estimates; without it, what
     the machine shows of itself."""
+    sharding_group_size: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    """Ranks that hold one copy of the tables (2-D parallelism): it divides the number of ranks, and
+    each further group of neighbours holds a replica. In each step the gradients of the replicas are
+    averaged, so that they stay alike and the losses are those of one copy; that takes adam on
+    CPUs, and sharding types that do not tell nodes apart. Without it, and in a run that goes on
+    with another number of ranks, all ranks share one copy."""
     communication: CommunicationConfig = CommunicationConfig()
     """Precision of embeddings between ranks."""
     prefetch: Annotated[bool, MAY_CHANGE] = False
@@ -108,3 +114,14 @@ class ShardingConfig(Config):
                 "plan stands alone: it leaves nothing for strategy or tables to decide"
             )
         return self
+
+    def group_mistakes(self, world_size: int) -> list[str]:
+        """Why so many ranks cannot be groups of sharding_group_size; nothing if they can."""
+        size = self.sharding_group_size
+        if size is None or world_size % size == 0:
+            return []
+        divisors = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+        return [
+            f"sharding.sharding_group_size = {size}: expected a divisor of the number of ranks "
+            f"{world_size}: {', '.join(divisors)}"
+        ]

@@ -68,3 +68,8 @@ def on_nodes_of(problem: PlanProblem, ranks_per_node: int) -> PlanProblem:
     """The same ranks on nodes of another size."""
     hardware = problem.hardware.model_copy(update={"ranks_per_node": ranks_per_node})
     return replace(problem, hardware=hardware)
+
+
+def with_replicas(problem: PlanProblem) -> PlanProblem:
+    """The same on twice as many ranks, half of which hold a second copy of the tables."""
+    return replace(problem, num_replicas=2)
