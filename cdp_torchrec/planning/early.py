@@ -9,6 +9,7 @@ from cdp_torchrec.distributed.optimizers import needs_dense_gradients
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.constraints import table_constraints
 from cdp_torchrec.distributed.plans.file import read_plan
+from cdp_torchrec.distributed.plans.planner import proposer_mistakes
 from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.outside import OutsideWorkload
@@ -41,6 +42,7 @@ def check_settings(
             f"sharding.hardware = '{sharding.hardware}': plans are explored for planning.hardware; "
             "set that, and leave this out"
         )
+    problems += _unread(sharding, cases)
     if config.planning.replica_sync_steps is not None:
         problems += _unused_sync_steps(cases)
     names = [case.name for case in cases]
@@ -51,6 +53,37 @@ def check_settings(
     ]
     if problems:
         raise ConfigError.of(problems)
+
+
+def _unread(sharding: ShardingConfig, cases: Sequence[PlanCase]) -> list[str]:
+    """Settings of the search, of GPUs and of caches that no case reads."""
+    problems, plain = [], ShardingConfig()
+    if sharding.plan is not None and all(case.strategy == _OWN for case in cases):
+        problems += [
+            f"sharding.{key}: nothing is searched, sharding.plan is taken as it is; leave it out"
+            for key in ("search", "search_seconds", "proposers", "small_table_rows")
+            if getattr(sharding, key) != getattr(plain, key)
+        ]
+    if all(case.hardware.device == "cpu" for case in cases):
+        if sharding.reserved_share != plain.reserved_share:
+            problems.append(
+                "sharding.reserved_share: nothing of a host's memory is reserved, and no "
+                "planning.hardware has GPUs; leave it out"
+            )
+        problems += proposer_mistakes(sharding, "cpu")
+    caches = [
+        table
+        for case in cases
+        for table in case.sharding.tables.values()
+        if "fused_uvm_caching" in (table.kernels or ())
+    ]
+    if sharding.prefetch and sharding.plan is None and not caches:
+        problems.append(
+            "sharding.prefetch = true: no plan that is asked for has a table with a cache to fill "
+            "(sharding.tables.<entity>.kernels = ['fused_uvm_caching'], with the strategy "
+            f"'{_OWN}')"
+        )
+    return problems
 
 
 def _unused_sync_steps(cases: Sequence[PlanCase]) -> list[str]:

@@ -4,6 +4,7 @@ Each setting is planned before it is named, with what it gains.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +62,8 @@ class _Change:
         for entity in self.entities:
             own = self._constraint(case, entity).model_dump(exclude_none=True, mode="json")
             values = ", ".join(f"{key}={json.dumps(value)}" for key, value in own.items())
-            asked.append(f"sharding.tables.{entity}={{{values}}}")
+            key = entity if re.fullmatch(r"[\w-]+", entity) else json.dumps(entity)
+            asked.append(f"sharding.tables.{key}={{{values}}}")
         return shlex.join(asked)
 
     def _constraint(self, case: PlanCase, entity: str) -> TableShardingConfig:

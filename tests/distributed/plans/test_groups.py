@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.constraints import table_constraints
 from cdp_torchrec.distributed.plans.job import count_replicas
+from cdp_torchrec.distributed.row_optimizers import LazyAdam
 from tests.distributed.plans.cases import Case, Layout, tables_of
 from tests.distributed.plans.problems import ADAGRAD, ADAM, problem, with_replicas
 from tests.distributed.plans.test_plans import TOLERANCE
@@ -42,6 +44,18 @@ def test_two_copies_train_as_one_does_and_their_checkpoints_continue_as_one_and_
         assert abs(copies.next_loss - one.next_loss) < TOLERANCE, case
         for name, table in tables_of(one.state).items():
             assert (tables_of(copies.state)[name] - table).abs().max() < TOLERANCE, (case, name)
+
+
+def test_the_mean_of_two_steps_of_adam_is_no_step_of_the_mean_gradient() -> None:
+    def moved(gradient: float) -> float:
+        table = nn.Parameter(torch.zeros(1, 4, dtype=torch.float64))
+        table.grad = torch.full_like(table, gradient)
+        tables = {"bags.t_item.weight": (table, table.data)}
+        LazyAdam(tables, lr=0.01, betas=(0.9, 0.999), eps=1e-12).step()
+        return table[0, 0].item()
+
+    assert (moved(1.0) + moved(-3.0)) / 2 == pytest.approx(0.0, abs=1e-9)
+    assert moved((1.0 - 3.0) / 2) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
