@@ -65,8 +65,10 @@ class ReproducibleEnumerator(EmbeddingEnumerator):
         """Time and memory of all options."""
         for option in sharding_options:
             option.__class__ = QuickOption
+        # The estimators of TorchRec 1.6 take the sharders themselves.
+        sharders = getattr(self, "_sharder_data_map", self._sharder_map)
         for estimator in self._estimators:
-            EstimatorOfDistinctShards(estimator).estimate(sharding_options, self._sharder_data_map)
+            EstimatorOfDistinctShards(estimator).estimate(sharding_options, sharders)
 
     def _filter_sharding_types(
         self, name: str, allowed_sharding_types: list[str], sharder_key: str = ""
