@@ -89,7 +89,8 @@ class ShardingConfig(Config):
     search: Annotated[Literal["improved", "torchrec"], MAY_CHANGE] = "improved"
     """torchrec: the best plan of the planner's proposers; improved: what a local search makes of
     it, which moves, splits and re-types tables of the slowest rank, also into columns of a quarter
-    and an eighth of their width, and begins anew from plans of its own. It is taken if its estimate is better by 2 % at least."""
+    and an eighth of their width, and begins anew from plans of its own. It is taken if its estimate
+    is better by 2 % at least."""
     search_seconds: Annotated[PositiveInt, MAY_CHANGE] = 60
     """Time that the search for a plan may take: half of it TorchRec's proposers, a quarter the
     local search, the rest what estimates all options, which is not bounded."""
