@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _MARK = ".partial-"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says when nothing more can be written."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -116,7 +117,7 @@ def _beside(path: Path) -> Path:
 
 def _name(error: OSError, path: Path) -> None:
     """Let an error say what was not written: a full disk names nothing, or what was copied."""
-    if error.errno in _FULL or (error.errno is not None and error.filename is None):
+    if error.errno in DISK_FULL or (error.errno is not None and error.filename is None):
         error.filename = str(path)
 
 

@@ -6,6 +6,8 @@ behaviours in one category. The second is the category gate (paper eq. 2), appli
 history before any truncation.
 """
 
+import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +26,9 @@ from cdp_torchrec.data.history_checks import (
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
 _REMEMBERED = 1 << 20
+_COLUMNS = 16
+"""A store whose columns are larger than this part of the memory is not meant to be in memory as a
+whole: of it only the pages that somebody asks for are read."""
 
 
 @dataclass(frozen=True)
@@ -305,11 +310,18 @@ def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> 
     )
 
 
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _load(path: Path, length: int | None) -> np.ndarray:
     try:
-        # A plain view of the mapping: numpy's own class makes each access dearer. Of a path that is
-        # no string numpy looks up every folder.
-        array = np.load(str(path), mmap_mode="r").view(np.ndarray)
+        # Of a path that is no string numpy looks up every folder.
+        mapped = np.load(str(path), mmap_mode="r")
+        if mapped.nbytes > _memory() / _COLUMNS:
+            mapped.base.madvise(mmap.MADV_RANDOM)  # else the system reads much around each page
+        array = mapped.view(np.ndarray)  # numpy's own class makes each access dearer
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot read the history store: {error}") from error
     if length is not None and len(array) != length:

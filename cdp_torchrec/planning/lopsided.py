@@ -17,7 +17,7 @@ from cdp_torchrec.distributed.plans.config import TableShardingConfig, TypeName
 from cdp_torchrec.distributed.plans.constraints import (
     COLUMN_TYPES,
     FOR_SEQUENCES,
-    LANES,
+    narrow_widths,
     table_constraints,
 )
 from cdp_torchrec.distributed.plans.hardware import GB
@@ -256,9 +256,9 @@ def _narrower(culprit: TableEstimate, optimizer: str) -> list[dict[str, Any]]:
         return []
     now = culprit.shards[0].columns if culprit.sharding_type in COLUMN_TYPES else np.inf
     return [
-        {"types": ("column_wise",), "column_width": table.embedding_dim // parts}
-        for parts in (4, 8)
-        if table.embedding_dim % (parts * LANES) == 0 and table.embedding_dim // parts < now
+        {"types": ("column_wise",), "column_width": width}
+        for width in narrow_widths(table)
+        if width < now
     ]
 
 

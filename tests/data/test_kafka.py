@@ -24,11 +24,13 @@ from cdp_torchrec.data.prepare.arrivals.inbox import entries, follow
 from cdp_torchrec.data.prepare.arrivals.kafka import TopicError, client_settings, land
 from cdp_torchrec.data.prepare.arrivals.landed import OFFSETS, Landed
 from cdp_torchrec.data.prepare.arrivals.messages import Kind
+from cdp_torchrec.data.prepare.workplace import PreparationError
 from cdp_torchrec.data.schema import DatasetError
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAY_MS, DAYS, cut, fill
 from tests.data.staged_log import behaviour, random_log, read_rows, request
 from tests.data.test_append import raw_rows
+from tests.data.test_staging_checks import largest_file
 
 confluent_kafka = pytest.importorskip(
     "confluent_kafka", reason="needs the extra: pip install 'cdp_torchrec[kafka]'"
@@ -224,6 +226,19 @@ def test_two_that_land_at_once_are_an_error(made: Path, tmp_path: Path, sent: An
     next(at_work)
     with pytest.raises(DatasetError, match="another process lands there"):
         list(landing(made, tmp_path, sent))
+
+
+def test_a_full_disk_is_one_message_and_leaves_what_had_landed(
+    made: Path, tmp_path: Path, sent: Any
+) -> None:
+    with (
+        largest_file(1500),
+        pytest.raises(PreparationError, match=r"goes on: .*too large$") as full,
+    ):
+        list(landing(made, tmp_path, sent))
+    assert str(full.value).startswith(f"{tmp_path} has what has landed")
+    assert list(tmp_path.iterdir()) == []
+    assert next(landing(made, tmp_path, sent))[1].requests > 0
 
 
 def test_settings_of_the_client_are_those_of_librdkafka(made: Path, tmp_path: Path) -> None:

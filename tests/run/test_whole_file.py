@@ -1,7 +1,6 @@
 """What is written is whole, or it is not there; what was there stays."""
 
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cdp_torchrec.whole_file import (
     write_json,
     write_whole,
 )
+from tests.data.test_staging_checks import largest_file
 
 
 @pytest.mark.parametrize(("content", "bytes_"), [("text", b"text"), (b"\x00\xff", b"\x00\xff")])
@@ -46,18 +46,14 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_with_what_does_not_fit_on_it(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(bytes(8192))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large: '[^']*/page\.html'"):
-            write_whole(tmp_path / "page.html", "x" * 8192)
-        with (
-            pytest.raises(OSError, match=r"File too large: '[^']*/copy'"),
-            whole_directory(tmp_path / "copy") as partial,
-        ):
-            shutil.copyfile(source, partial / "file")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(4096), pytest.raises(OSError, match=r"large: '[^']*/page\.html'"):
+        write_whole(tmp_path / "page.html", "x" * 8192)
+    with (
+        largest_file(4096),
+        pytest.raises(OSError, match=r"large: '[^']*/copy'"),
+        whole_directory(tmp_path / "copy") as partial,
+    ):
+        shutil.copyfile(source, partial / "file")
     assert list(tmp_path.iterdir()) == [source]
 
 

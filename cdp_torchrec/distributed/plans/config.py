@@ -37,7 +37,8 @@ class TableShardingConfig(Config):
     """Share of the rows that the cache of fused_uvm_caching holds; without it, a fifth."""
     column_width: PositiveInt | None = None
     """Columns of one shard of a table split by columns: a multiple of 4 that divides the width
-    of the embedding; without it, half of the embedding."""
+    of the embedding; without it, half of the embedding, or less where the local search finds that
+    faster."""
 
 
 class CommunicationConfig(Config):
@@ -87,8 +88,9 @@ class ShardingConfig(Config):
     in the GPU's memory, however small its cache: its time is a lower bound."""
     search: Annotated[Literal["improved", "torchrec"], MAY_CHANGE] = "improved"
     """torchrec: the best plan of the planner's proposers; improved: what a local search makes of
-    it, which moves, splits and re-types tables of the slowest rank, and begins anew from plans of
-    its own. It is taken if its estimate is better by 2 % at least."""
+    it, which moves, splits and re-types tables of the slowest rank, also into columns of a quarter
+    and an eighth of their width, and begins anew from plans of its own. It is taken if its estimate
+    is better by 2 % at least."""
     search_seconds: Annotated[PositiveInt, MAY_CHANGE] = 60
     """Time that the search for a plan may take: half of it TorchRec's proposers, a quarter the
     local search, the rest what estimates all options, which is not bounded."""

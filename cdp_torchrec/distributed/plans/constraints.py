@@ -29,6 +29,7 @@ NO_ROWWISE_ADAGRAD = (
 """Why tables that are split by columns refuse that optimizer."""
 NODE_TYPES: tuple[TypeName, ...] = ("table_row_wise", "grid_shard")
 """Types whose collectives go through a node, then between nodes."""
+_NARROWEST = 16
 LANES = 4
 """FBGEMM's rows are multiples of four floats."""
 
@@ -121,6 +122,16 @@ def _default_width(embedding_dim: int) -> int:
     """The largest width of at most half the embedding that FBGEMM can split by."""
     widths = range(embedding_dim // 2, LANES - 1, -1)
     return next((w for w in widths if embedding_dim % w == 0 and w % LANES == 0), embedding_dim)
+
+
+def narrow_widths(table: EmbeddingTable) -> list[int]:
+    """A quarter and an eighth of the width, as far as lookups of such rows are estimated well.
+
+    The planner's time of a lookup grows for rows of up to 32 columns, and for no shorter ones.
+    """
+    parts = [parts for parts in (4, 8) if table.embedding_dim % (parts * LANES) == 0]
+    widths = [table.embedding_dim // part for part in parts]
+    return [width for width in widths if width >= _NARROWEST]
 
 
 def _unknown(problem: PlanProblem) -> list[str]:

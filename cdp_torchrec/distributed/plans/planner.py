@@ -4,7 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -24,8 +24,8 @@ from torchrec.distributed.planner.types import PlannerError, Proposer, ShardingO
 from torchrec.distributed.types import ModuleSharder, PipelineType, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.plans.config import ProposerName, ShardingConfig
-from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.config import ProposerName, ShardingConfig, TableShardingConfig
+from cdp_torchrec.distributed.plans.constraints import narrow_widths, table_constraints
 from cdp_torchrec.distributed.plans.failure import explain_failure
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.quick_search import (
@@ -191,6 +191,30 @@ def enumerate_options(problem: PlanProblem) -> EnumeratedOptions:
         raise ConfigError(explain_failure(error, problem, reservation)) from error
     with optimizer_state_sized(model):
         return EnumeratedOptions(planner._enumerator.enumerate(model, every), reservation)
+
+
+def narrower_options(problem: PlanProblem) -> list[ShardingOption]:
+    """Narrower column shards than TorchRec's enumerator has, which knows one width of a table.
+
+    Of tables that may be column_wise and have no width of their own.
+    """
+    constraints = table_constraints(problem)
+    by_number: dict[int, dict[str, TableShardingConfig]] = {}
+    for table in problem.tables:
+        own = problem.sharding.tables.get(table.entity, TableShardingConfig())
+        types = constraints[table.name].sharding_types or ()
+        if "column_wise" not in types or own.column_width is not None:
+            continue
+        for number, width in enumerate(narrow_widths(table)):
+            changes = {"types": ("column_wise",), "column_width": width}
+            by_number.setdefault(number, {})[table.entity] = own.model_copy(update=changes)
+    options = []
+    for tables in by_number.values():
+        sharding = problem.sharding.model_copy(update={"tables": tables})
+        found = enumerate_options(replace(problem, sharding=sharding)).options
+        names = {table.name for table in problem.tables if table.entity in tables}
+        options += [option for option in found if option.name in names]
+    return options
 
 
 def reservation_of(planner: EmbeddingShardingPlanner) -> HeuristicalStorageReservation:
