@@ -66,7 +66,7 @@ class Chain:
 
     def __call__(self, x_start: Tensor) -> Tensor:
         """By the kernel where it fits, else step by step."""
-        if self.steps and fits(self.denoiser.network, x_start):
+        if self.steps and fits(self.denoiser, x_start):
             return self.fused(x_start)
         return self.eager(x_start)
 
@@ -107,11 +107,11 @@ class Chain:
         return out
 
 
-def fits(network: ConditionedMlp, x: Tensor) -> bool:
+def fits(denoiser: Denoiser, x: Tensor) -> bool:
     """Whether the kernel computes this: on a GPU, without gradients, in float32, small and even.
 
     Args:
-        network: the denoiser's layers; one or two hidden ones of a power of two, which fit a block.
+        denoiser: has one or two hidden layers of a power of two, which fit a program.
         x: the start state.
     """
     return (
@@ -120,7 +120,7 @@ def fits(network: ConditionedMlp, x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cuda")
         and find_spec("triton") is not None
-        and fits_shape(network)
+        and fits_shape(denoiser.network)
     )
 
 
