@@ -3,6 +3,8 @@
 import importlib.metadata
 import logging
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -289,3 +291,17 @@ def test_every_module_of_a_wheel_is_imported(unpacked: Path, tmp_path: Path) -> 
     file, components = done.stdout.splitlines()
     assert file == str(unpacked / "cdp_torchrec" / "__init__.py")
     assert components == "['cdp_torchrec.distributed.dist']"
+
+
+def test_the_container_recipe_installs_with_make_and_copies_what_is_there() -> None:
+    recipe = (LAUNCH / "Dockerfile").read_text().replace("\\\n", " ")
+    instructions = [line for line in recipe.splitlines() if line and not line.startswith("#")]
+    [installed] = [line for line in instructions if line.startswith("RUN make ")]
+    assignments = dict(word.split("=", 1) for word in shlex.split(installed)[3:])
+    variables = set(re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert shlex.split(installed)[2] == "install" and set(assignments) <= variables
+    given = {line.split()[1].partition("=")[0] for line in instructions if line[:4] == "ARG "}
+    assert {"DEVICE", "TORCH"} <= given
+    copied = [path for line in instructions if line[:5] == "COPY " for path in line.split()[1:-1]]
+    assert len(copied) > 5 and all((ROOT / path).exists() for path in copied)
+    assert {"pyproject.toml", "cdp_torchrec/known_versions.py"} <= {*copied}
