@@ -172,10 +172,10 @@ def as_markdown(table: DenoiserTable) -> str:
             *(
                 f"{row.candidates:,}",
                 str(row.num_inference_steps),
-                f"{row.floor_us:.3g}",
+                f"{row.floor_us:,.1f}",
                 row.bound_by,
             ),
-            *(f"{row.us[form]:.1f}" for form in forms),
+            *(f"{row.us[form]:,.1f}" for form in forms),
             *(f"{100 * row.floor_us / row.us[form]:.2g} %" for form in forms),
         ]
         for row in table.rows
