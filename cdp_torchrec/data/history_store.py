@@ -26,6 +26,8 @@ from cdp_torchrec.data.history_checks import (
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
 _REMEMBERED = 1 << 20
+_FEW = 8
+"""Queries that are searched one after the other: those of a request."""
 _COLUMNS = 16
 """A store whose columns are larger than this part of the memory is not meant to be in memory as a
 whole: of it only the pages that somebody asks for are read."""
@@ -119,7 +121,9 @@ class Behaviours:
 
     def before(self, slices: Slices, before: np.ndarray) -> Slices:
         """The part of each slice that happened strictly before a timestamp, [Q]."""
-        low, high = slices.start.copy(), slices.stop.copy()
+        if len(before) <= _FEW:
+            return Slices(slices.start, self._before_one_by_one(slices, before))
+        low, high = slices.start, slices.stop
         while True:
             searching = low < high
             if not searching.any():
@@ -130,6 +134,12 @@ class Behaviours:
             low = np.where(searching & earlier, middle + 1, low)
             high = np.where(searching & ~earlier, middle, high)
 
+    def _before_one_by_one(self, slices: Slices, before: np.ndarray) -> np.ndarray:
+        """The ends of the same, found sooner where they are few."""
+        queries = zip(slices.start.tolist(), slices.stop.tolist(), before, strict=True)
+        ends = [start + self.timestamp[start:stop].searchsorted(b) for start, stop, b in queries]
+        return np.array(ends, dtype=np.int64)
+
     def check(self, slices: Slices, before: np.ndarray) -> None:
         """Every slice is sorted by time and older than its request.
 
@@ -137,7 +147,20 @@ class Behaviours:
             DatasetError: the files are damaged or were not written by the preparation.
         """
         unknown = slices if self.checked is None else self.checked.others(slices)
-        rows, lengths = unknown.rows(), unknown.lengths
+        if len(unknown.start):
+            self._check_order(unknown)
+            if self.checked is not None:
+                self.checked.add(unknown)
+        # The last one of a sorted slice is the youngest.
+        filled = slices.lengths > 0
+        youngest = slices.stop[filled] - 1
+        late = self.timestamp[youngest] >= before[filled]
+        if late.any():
+            row = int(youngest[np.argmax(late)])
+            raise DatasetError(f"history: behaviour {row} is not older than its request")
+
+    def _check_order(self, slices: Slices) -> None:
+        rows, lengths = slices.rows(), slices.lengths
         falls = np.diff(self.timestamp[rows]) < 0
         falls[np.cumsum(lengths)[lengths > 0][:-1] - 1] = False  # from one slice to the next
         if falls.any():
@@ -146,15 +169,6 @@ class Behaviours:
                 f"history: behaviour {row} is older than the one before it; "
                 "each user's behaviours must be sorted by timestamp"
             )
-        if self.checked is not None:
-            self.checked.add(unknown)
-        # The last one of a sorted slice is the youngest.
-        filled = slices.lengths > 0
-        youngest = slices.stop[filled] - 1
-        late = self.timestamp[youngest] >= before[filled]
-        if late.any():
-            row = int(youngest[np.argmax(late)])
-            raise DatasetError(f"history: behaviour {row} is not older than its request")
 
 
 class BehaviourSource(Protocol):
