@@ -15,6 +15,7 @@ from cdp_torchrec.data.history_reader import HistoryReader, JaggedCodes
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.id_dropout import with_dropout
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
+from cdp_torchrec.data.own_rows import FEW
 from cdp_torchrec.data.request_files import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
 from cdp_torchrec.keyed_random import impression_key
@@ -130,6 +131,10 @@ class BatchAssembler:
     def _columns(self, impressions: Impressions) -> dict[str, JaggedCodes]:
         """Codes of all features that are columns of the requests."""
         bags = {}
+        once = {
+            "candidate": np.ones(len(impressions.request_index), dtype=np.int64),
+            "request": np.ones(len(impressions.request["request_id"]), dtype=np.int64),
+        }
         for feature in self._layout.features:
             if feature.slot not in ("candidate", "request"):
                 continue
@@ -140,8 +145,7 @@ class BatchAssembler:
                 columns = (
                     impressions.candidate if feature.slot == "candidate" else impressions.request
                 )
-                values = columns[feature.key]
-                lengths = np.ones(len(values), dtype=np.int64)
+                values, lengths = columns[feature.key], once[feature.slot]
             bags[feature.key] = JaggedCodes(values, lengths)
         return bags
 
@@ -153,6 +157,13 @@ class BatchAssembler:
         draw: int | None,
     ) -> dict[str, JaggedCodes]:
         """Embedding rows instead of codes."""
+        if draw is None and sum(len(bag.values) for bag in bags.values()) <= FEW:
+            keys = [feature.key for feature in self._layout.features]
+            found = self._layout.own_rows.rows([bags[key].values for key in keys])
+            return {
+                key: JaggedCodes(own, bags[key].lengths)
+                for key, own in zip(keys, found, strict=True)
+            }
         index, ids = impressions.request_index, impressions.request["request_id"]
         pool = np.zeros(pool_index.max(initial=-1) + 1, dtype=np.int64)
         pool[pool_index] = index
