@@ -2,11 +2,14 @@
 
 # B places of the batch, L behaviours, D embedding dim
 
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cdp_torchrec.data.assemble import ModelInputs
 from cdp_torchrec.data.layout import FeatureLayout
@@ -28,30 +31,43 @@ def look_up(
     """
     dense, rows = inputs.dense, inputs.rows
     num_places = len(dense.key)
-    lengths = {
+    # A key of single ids has one in each place, so that its sums are its rows.
+    singles, sequences, bags = layout.single_features, layout.behaviour_features, layout.bags
+    behaviours = {
         slot: len(index.item_id)
         for slot, index in (("gated", dense.gated), ("recent", dense.recent))
         if index is not None
     }
-    bags = [f for f in layout.features if f.is_bag]
-    others = [f for f in layout.features if not f.is_bag]
-    # A key of single ids has one in each place, so that its sums are its rows.
-    lookups = [
-        Lookup(f.table, rows[f.key].values, lengths.get(f.slot, num_places)) for f in others
-    ] + [Lookup(f.table, rows[f.key].values, len(rows[f.key].values)) for f in bags]
+    lookups = [Lookup(f.table, rows[f.key].values, num_places) for f in singles]
+    lookups += [Lookup(f.table, rows[f.key].values, behaviours[f.slot]) for f in sequences]
+    for table, of_table in groupby(bags, attrgetter("table")):
+        joined = np.concatenate([rows[f.key].values for f in of_table])
+        lookups.append(Lookup(table, joined, len(joined)))
     found = tables.read(lookups)
-    ends = accumulate((lookup.num_places for lookup in lookups[: len(others)]), initial=0)
-    embeddings = {
-        f.key: found[start:stop] for f, (start, stop) in zip(others, pairwise(ends), strict=True)
-    }
-    if bags:
-        in_bags = found[sum(lookup.num_places for lookup in lookups[: len(others)]) :]
-        of_bags = np.zeros((len(bags), num_places), dtype=np.int64)
-        for places, feature in zip(of_bags, bags, strict=True):
-            own = rows[feature.key].lengths
-            places[: len(own)] = own
-        sums = torch.segment_reduce(
-            in_bags, "sum", lengths=torch.from_numpy(of_bags.reshape(-1)), initial=0.0
-        ).view(len(bags), num_places, -1)
-        embeddings |= {f.key: part for f, part in zip(bags, sums.unbind(), strict=True)}
+    sizes = [len(singles) * num_places, *(behaviours[f.slot] for f in sequences)]
+    of_singles, *of_sequences, in_bags = found.split([*sizes, len(found) - sum(sizes)])
+    embeddings = {f.key: part for f, part in zip(sequences, of_sequences, strict=True)}
+    for features, parts in (
+        (singles, of_singles.view(len(singles), num_places, -1)),
+        (bags, _sums(in_bags, [rows[f.key].lengths for f in bags], num_places)),
+    ):
+        embeddings |= {f.key: part for f, part in zip(features, parts.unbind(), strict=True)}
     return embeddings
+
+
+def _sums(in_bags: Tensor, lengths: Sequence[np.ndarray], num_places: int) -> Tensor:
+    """Sums of the bags of M keys, [M, B, D]; 0 behind the last bag of each.
+
+    Args:
+        in_bags: embeddings of all bags, one after the other.
+        lengths: of the bags of each key.
+        num_places: B.
+    """
+    filled = np.zeros((len(lengths), num_places), dtype=np.int64)
+    for places, own in zip(filled, lengths, strict=True):
+        places[: len(own)] = own
+    starts = filled.cumsum() - filled.reshape(-1)
+    sums = functional.embedding_bag(
+        torch.arange(len(in_bags)), in_bags, torch.from_numpy(starts), mode="sum"
+    )
+    return sums.view(*filled.shape, in_bags.shape[1])
