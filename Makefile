@@ -7,6 +7,10 @@ VENV ?= .venv
 # Build of torch and fbgemm: cuda where nvidia-smi lists a GPU. Override: make train DEVICE=cpu
 DEVICE ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU'),cuda,cpu)
 
+# Which of the known triples of torch, torchrec and fbgemm is installed, by its torch
+# (cdp_torchrec/known_versions.py): make test TORCH=2.11
+TORCH ?= 2.13
+
 # Where the CPU build of torch is asked for: elsewhere plain `torch` is the CUDA build of several
 # GB. Where this index cannot be reached, pip's own configuration (find-links, index) decides.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -18,7 +22,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 # -qq: errors only.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-STAMP := $(VENV)/.installed-$(DEVICE)
+STAMP := $(VENV)/.installed-$(DEVICE)-$(TORCH)
 WHEELS := $(VENV)/wheels
 
 # Tests run in a process more than there are cores, because many wait for what they started, and in
@@ -27,8 +31,10 @@ WHEELS := $(VENV)/wheels
 TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 4 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 4 )))
 PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-# The pins live in pyproject.toml; $(call pinned,torch) is torch==2.13.0.
-pinned = $(shell sed -n 's/.*"\($(1)==[^"]*\)".*/\1/p' pyproject.toml)
+# torch==2.13.0 torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0, or as TORCH and DEVICE say;
+# $(call pinned,torch) is the first.
+TRIPLE = $(shell $(PYTHON) cdp_torchrec/known_versions.py $(TORCH) $(DEVICE))
+pinned = $(filter $(1)==%,$(TRIPLE))
 
 .DEFAULT_GOAL := help
 .PHONY: train test long check chaos lint install clean help
@@ -62,13 +68,14 @@ clean:  ## remove the virtual environment and caches
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml cdp_torchrec/known_versions.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "error: $(PYTHON) is missing or older than 3.11: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    { echo "error: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 1; }
-	@echo "Installing for $(DEVICE) into $(VENV) (a few minutes the first time) ..."
-# Another device's build is no starting point: both fbgemm builds write the same package.
+	@test -n "$(TRIPLE)"
+	@echo "Installing torch $(TORCH) for $(DEVICE) into $(VENV) (a few minutes the first time) ..."
+# Another device's or triple's build is no starting point: both fbgemm builds write the same package.
 	@test -z "$(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))" || rm -rf $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(MAKE) --no-print-directory install-$(DEVICE)
@@ -89,8 +96,9 @@ install-cpu:
 	@sed -i 's/^Requires-Dist: fbgemm-gpu$$/Requires-Dist: fbgemm-gpu-cpu/' \
 	    $(WHEELS)/torchrec-*/torchrec-*.dist-info/METADATA
 	@$(BIN)/wheel pack --build-number 1 --dest-dir $(WHEELS) $(WHEELS)/torchrec-*/ >/dev/null
-	@$(PIP) install $(call pinned,torch) $(WHEELS)/torchrec-*-1-*.whl -e '.[cpu,dev]'
+	@$(PIP) install $(call pinned,torch) $(call pinned,fbgemm-gpu-cpu) $(WHEELS)/torchrec-*-1-*.whl \
+	    -e '.[cpu,dev]'
 	@rm -rf $(WHEELS)
 
 install-cuda:
-	@$(PIP) install -e '.[cuda,dev]'
+	@$(PIP) install $(TRIPLE) -e '.[cuda,dev]'

@@ -137,7 +137,10 @@ def _own_file(directory: Path, newest: StoredRun[ExperimentConfig] | None) -> Pa
 def _out_of_place(asked: Mapping[str, Any], run: StoredRun[ExperimentConfig] | None) -> list[str]:
     """Keys of the sharding that do not fit the ranks, or what is asked, and decide nothing else."""
     if run is not None and run.record.world_size != world_size():
-        return ["sharding.plan", "sharding.hardware"]
+        return ["sharding.plan", "sharding.hardware", "sharding.sharding_group_size"]
     sharding = asked.get("sharding", {})
-    chosen = isinstance(sharding, Mapping) and {"strategy", "tables"} & sharding.keys()
+    chosen = (
+        isinstance(sharding, Mapping)
+        and {"strategy", "tables", "sharding_group_size"} & sharding.keys()
+    )
     return ["sharding.plan"] if chosen else []

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from cdp_torchrec import __version__
-
-TORCH_VERSION = "2.13.0"
-TORCHREC_VERSION = "1.8.0"
-FBGEMM_VERSION = "1.8.0"
+from cdp_torchrec.known_versions import (
+    Triple,
+    describe_triples,
+    fits_version,
+    nearest_triple,
+)
 
 FBGEMM_DISTRIBUTIONS = (
     "fbgemm-gpu",
@@ -33,6 +35,8 @@ FBGEMM_DISTRIBUTIONS = (
 _HARMLESS_ROOT_LOGS = (
     # One rank without a launcher: the fall-back that is announced is the right one.
     "Could not determine LOCAL_WORLD_SIZE from environment",
+    # FBGEMM 1.6 and 1.7 do not know themselves; known_versions.py does.
+    "_fbgemm_torch_compat_table has no entry for",
 )
 
 _HARMLESS_WARNINGS = (
@@ -55,14 +59,15 @@ def check_environment() -> None:
     """Make sure that torch, torchrec and exactly one fbgemm fit together. Imports none of them.
 
     Raises:
-        EnvironmentMismatchError: one is missing, of another version, or built for another device;
-            the message lists everything found, expected and the command that repairs it.
+        EnvironmentMismatchError: they are none of the known triples, or built for another device;
+            the message lists everything found, expected and allowed, and the command of repair.
     """
     problems = find_mismatches()
     if problems:
         raise EnvironmentMismatchError(
             "the installed libraries do not fit together:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
+            + f"\nKnown to fit, each in any of its patch releases:\n{describe_triples()}"
             + f"\nRepair it with `make clean install` in the checkout, or by hand:\n"
             f"  {_repair_command()}"
         )
@@ -70,11 +75,12 @@ def check_environment() -> None:
 
 def find_mismatches() -> list[str]:
     """One sentence per library that is missing, of another version or for another device."""
+    expected = _expected_triple().versions()
     problems = []
-    for name, expected in (("torch", TORCH_VERSION), ("torchrec", TORCHREC_VERSION)):
+    for name in ("torch", "torchrec"):
         found = installed_version(name)
-        if _public(found) != expected:
-            problems.append(f"{name}: found {found or 'none'}, expected {expected}")
+        if not fits_version(found, expected[name]):
+            problems.append(f"{name}: found {found or 'none'}, expected {expected[name]}")
 
     fbgemm = installed_fbgemm()
     if len(fbgemm) != 1:
@@ -86,8 +92,8 @@ def find_mismatches() -> list[str]:
         return problems
 
     [(name, version)] = fbgemm.items()
-    if _public(version) != FBGEMM_VERSION:
-        problems.append(f"fbgemm: found {name} {version}, expected {FBGEMM_VERSION}")
+    if not fits_version(version, expected["fbgemm"]):
+        problems.append(f"fbgemm: found {name} {version}, expected {expected['fbgemm']}")
     if not _is_cpu_build(name, version) and not torch_has_cuda():
         problems.append(
             f"fbgemm: found {name} {version}, a CUDA build, beside the CPU build of torch "
@@ -99,6 +105,18 @@ def find_mismatches() -> list[str]:
             f"{installed_version('torch') or ''} on a machine with a GPU"
         )
     return problems
+
+
+def _expected_triple() -> Triple:
+    """The known triple that is nearest to what is installed."""
+    fbgemm = installed_fbgemm()
+    return nearest_triple(
+        {
+            "torch": installed_version("torch"),
+            "torchrec": installed_version("torchrec"),
+            "fbgemm": next(iter(fbgemm.values())) if len(fbgemm) == 1 else None,
+        }
+    )
 
 
 def installed_version(name: str) -> str | None:
@@ -185,12 +203,7 @@ def quiet_libraries() -> None:
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_HARMLESS_ROOT_LOGS)
-
-
-def _public(version: str | None) -> str | None:
-    """The version without its local part: 2.13.0+cpu is 2.13.0."""
-    return version.split("+")[0] if version else version
+    return not any(text in record.getMessage() for text in _HARMLESS_ROOT_LOGS)
 
 
 def _is_cpu_build(fbgemm: str, version: str) -> bool:
@@ -202,11 +215,10 @@ def _cuda_devices() -> bool:
 
 
 def _repair_command() -> str:
+    expected = _expected_triple()
+    pins = expected.requirements("fbgemm-gpu" if torch_has_cuda() else "fbgemm-gpu-cpu")
     commands = [f"pip uninstall -y {' '.join(installed_fbgemm())}"] if installed_fbgemm() else []
-    if _public(installed_version("torch")) != TORCH_VERSION:
-        commands.append(f"pip install torch=={TORCH_VERSION}")
-    fbgemm = "fbgemm-gpu" if torch_has_cuda() else "fbgemm-gpu-cpu"
-    commands.append(
-        f"pip install --no-deps torchrec=={TORCHREC_VERSION} {fbgemm}=={FBGEMM_VERSION}"
-    )
+    if not fits_version(installed_version("torch"), expected.torch):
+        commands.append(f"pip install {pins['torch']}")
+    commands.append(f"pip install --no-deps {pins['torchrec']} {pins['fbgemm']}")
     return " && ".join(commands)

@@ -59,6 +59,18 @@ def check_early(config: ExperimentConfig) -> None:
         ConfigError: the configuration does not fit the dataset or the number of ranks.
         DatasetError: there is no readable dataset.
     """
+    if mistakes := config.sharding.group_mistakes(world_size()):
+        raise ConfigError.of(mistakes)
+    check_dataset_early(config)
+
+
+def check_dataset_early(config: ExperimentConfig) -> None:
+    """Conflicts with a dataset that need not be made first.
+
+    Raises:
+        ConfigError: names all of them.
+        DatasetError: there is no readable dataset.
+    """
     if config.data.synthetic is None or config.data.dir.exists():
         check_against_data(config, world_size())
 

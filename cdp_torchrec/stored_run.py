@@ -71,8 +71,8 @@ def open_run(
 ) -> StoredRun[ConfigT]:
     """Find a checkpoint and read its run's configuration.
 
-    Plan and hardware of the training are dropped: they are of other ranks, and decide nothing but
-    speed.
+    Plan, hardware and sharding group of the training are dropped: they are of other ranks, and
+    decide nothing but speed.
 
     Args:
         path: run directory, for its best checkpoint, or a checkpoint.
@@ -91,7 +91,7 @@ def open_run(
         config_class,
         overrides,
         base=run.checkpoint / CONFIG,
-        unset=["sharding.plan", "sharding.hardware"],
+        unset=["sharding.plan", "sharding.hardware", "sharding.sharding_group_size"],
     )
     if (config.data.dir / "schema.toml").is_file():  # else whoever reads it says what is there
         dataset = read_schema(config.data).digest()

@@ -4,6 +4,7 @@ Everything is written beside its place under a name of its own, brought to the d
 place by one rename. An error leaves nothing behind; what was there before stays.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _MARK = ".partial-"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says when nothing more can be written."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -41,6 +44,9 @@ def whole_file(path: Path) -> Generator[Path]:
         _bring_to_disk(partial)
         partial.replace(path)
         _bring_to_disk(path.parent)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,6 +66,9 @@ def whole_directory(path: Path) -> Generator[Path]:
             _bring_to_disk(inner)
         partial.rename(path)
         _bring_to_disk(path.parent)
+    except OSError as error:
+        _name(error, path)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -104,6 +113,12 @@ def _beside(path: Path) -> Path:
     """A name of its own: processes that share a directory may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}{_MARK}{secrets.token_hex(4)}")
+
+
+def _name(error: OSError, path: Path) -> None:
+    """Let an error say what was not written: a full disk names nothing, or what was copied."""
+    if error.errno in DISK_FULL or (error.errno is not None and error.filename is None):
+        error.filename = str(path)
 
 
 def _bring_to_disk(path: Path) -> None:

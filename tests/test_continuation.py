@@ -179,13 +179,16 @@ def test_the_end_may_move_where_the_decay_has_its_own() -> None:
 
 
 def test_a_plan_stays_with_its_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin("sharding.plan=plan.json", "sharding.hardware=a10")
+    begin("sharding.plan=plan.json", "sharding.hardware=a10", "sharding.sharding_group_size=1")
     assert load_training(RESUME).sharding.plan == Path("plan.json")
+    assert load_training(RESUME).sharding.sharding_group_size == 1
+    assert load_training([*RESUME, "sharding.sharding_group_size=1"]).sharding.plan is None
     chosen = load_training([*RESUME, "sharding.strategy=row_wise"])
     assert (chosen.sharding.plan, chosen.sharding.strategy) == (None, "row_wise")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert load_training(RESUME).sharding.plan is None
     assert load_training(RESUME).sharding.hardware is None
+    assert load_training(RESUME).sharding.sharding_group_size is None
 
 
 def test_a_job_script_begins_where_there_is_no_run_yet() -> None:

@@ -3,6 +3,8 @@
 import importlib.metadata
 import logging
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,18 +13,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from cdp_torchrec import __version__
 from cdp_torchrec.commands import doctor
 from cdp_torchrec.environment import (
-    FBGEMM_VERSION,
-    TORCH_VERSION,
-    TORCHREC_VERSION,
     EnvironmentMismatchError,
     check_environment,
     describe_environment,
     quiet_libraries,
 )
+from cdp_torchrec.known_versions import KNOWN_TRIPLES, Triple, fits_version, minor
 from tests.paths import CONFIGS, LAUNCH, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,12 +58,22 @@ def test_the_installed_libraries_fit_together() -> None:
     check_environment()
 
 
-def test_checked_versions_are_the_pinned_ones() -> None:
+@pytest.mark.parametrize("triple", KNOWN_TRIPLES, ids=lambda triple: triple.series)
+def test_every_known_triple_is_in_the_range_of_the_package(triple: Triple) -> None:
     extras = PROJECT["optional-dependencies"]
-    assert f"torch=={TORCH_VERSION}" in PROJECT["dependencies"]
-    assert f"torchrec=={TORCHREC_VERSION}" in PROJECT["dependencies"]
-    assert extras["cpu"] == [f"fbgemm-gpu-cpu=={FBGEMM_VERSION}"]
-    assert extras["cuda"] == [f"fbgemm-gpu=={FBGEMM_VERSION}"]
+    for fbgemm, extra in (("fbgemm-gpu-cpu", "cpu"), ("fbgemm-gpu", "cuda")):
+        ranges = [Requirement(text) for text in [*PROJECT["dependencies"], *extras[extra]]]
+        for pin in triple.requirements(fbgemm).values():
+            name, version = pin.split("==")
+            [wanted] = [each.specifier for each in ranges if each.name == name]
+            assert version in wanted
+
+
+def test_the_range_of_the_package_ends_with_the_newest_known_triple() -> None:
+    requirements = [Requirement(text) for text in PROJECT["dependencies"]]
+    [torch] = [each.specifier for each in requirements if each.name == "torch"]
+    assert "2.10.0" not in torch
+    assert "2.15.0" not in torch
     assert PROJECT["version"] == __version__
 
 
@@ -77,6 +88,7 @@ def test_the_cpu_and_the_cuda_build_pass_the_check(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"torch": "2.15.0+cpu"}, r"torch: found 2\.15\.0\+cpu, expected 2\.13\.0"),
         ({"torch": "2.12.1+cpu"}, r"torch: found 2\.12\.1\+cpu, expected 2\.13\.0"),
         ({"torchrec": "1.7.0"}, r"torchrec: found 1\.7\.0, expected 1\.8\.0"),
         ({"torchrec": None}, r"torchrec: found none, expected 1\.8\.0"),
@@ -101,10 +113,33 @@ def test_a_mismatch_names_what_is_found_what_is_expected_and_the_repair(
         check_environment()
     assert "make clean install" in str(caught.value)
     assert "torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0" in str(caught.value)
+    assert "  torch 2.11.0  torchrec 1.6.1  fbgemm 1.6.0\n" in str(caught.value)
+
+
+@pytest.mark.parametrize("triple", KNOWN_TRIPLES, ids=lambda triple: triple.series)
+def test_every_known_triple_passes_in_any_of_its_patch_releases(
+    monkeypatch: pytest.MonkeyPatch, triple: Triple
+) -> None:
+    names = {"torch": "torch", "torchrec": "torchrec", "fbgemm": "fbgemm-gpu-cpu"}
+    versions = {names[name]: f"{minor(v)}.7+cpu" for name, v in triple.versions().items()}
+    pretend_installed(monkeypatch, versions)
+    check_environment()
+
+
+def test_the_expected_versions_are_those_of_the_triple_that_most_belongs_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_installed(
+        monkeypatch, {"torch": "2.13.0", "torchrec": "1.6.1", "fbgemm-gpu-cpu": "1.6.0"}
+    )
+    with pytest.raises(EnvironmentMismatchError) as caught:
+        check_environment()
+    assert "- torch: found 2.13.0, expected 2.11.0\n" in str(caught.value)
+    assert "pip install torch==2.11.0 && pip install --no-deps torchrec==1.6.1" in str(caught.value)
 
 
 def test_all_mismatches_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_installed(monkeypatch, {"torch": "2.12.0", "torchrec": "1.7.0"})
+    pretend_installed(monkeypatch, {"torch": "2.10.0", "torchrec": "1.5.0"})
     with pytest.raises(EnvironmentMismatchError) as caught:
         check_environment()
     assert str(caught.value).count("\n  - ") == 3
@@ -131,7 +166,8 @@ def test_quiet_libraries_keeps_the_warning_that_a_lookup_is_not_pipelined(
 
 def test_the_description_holds_every_version_that_a_result_depends_on() -> None:
     description = describe_environment()
-    assert description["versions"]["torchrec"] == TORCHREC_VERSION
+    torchrec = description["versions"]["torchrec"]
+    assert any(fits_version(torchrec, triple.torchrec) for triple in KNOWN_TRIPLES)
     assert sum(name.startswith("fbgemm") for name in description["versions"]) == 1
     assert description["python"] == sys.version.split()[0]
     assert description["num_cpus"] >= 1
@@ -160,6 +196,13 @@ def test_make_installs_the_cuda_build_without_the_cpu_index(tmp_path: Path) -> N
     commands = make("install", "DEVICE=cuda", f"VENV={tmp_path}/v")
     assert "-e '.[cuda,dev]'" in commands
     assert "cpu" not in commands
+
+
+def test_make_installs_the_triple_that_torch_names(tmp_path: Path) -> None:
+    commands = make("install", "DEVICE=cpu", f"VENV={tmp_path}/v", "TORCH=2.11")
+    assert " torch==2.11.0 fbgemm-gpu-cpu==1.6.0 " in commands
+    assert " torchrec==1.6.1\n" in commands
+    assert "2.13" not in commands
 
 
 def test_make_train_is_the_documented_launch_line(tmp_path: Path) -> None:
@@ -248,3 +291,17 @@ def test_every_module_of_a_wheel_is_imported(unpacked: Path, tmp_path: Path) -> 
     file, components = done.stdout.splitlines()
     assert file == str(unpacked / "cdp_torchrec" / "__init__.py")
     assert components == "['cdp_torchrec.distributed.dist']"
+
+
+def test_the_container_recipe_installs_with_make_and_copies_what_is_there() -> None:
+    recipe = (LAUNCH / "Dockerfile").read_text().replace("\\\n", " ")
+    instructions = [line for line in recipe.splitlines() if line and not line.startswith("#")]
+    [installed] = [line for line in instructions if line.startswith("RUN make ")]
+    assignments = dict(word.split("=", 1) for word in shlex.split(installed)[3:])
+    variables = set(re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert shlex.split(installed)[2] == "install" and set(assignments) <= variables
+    given = {line.split()[1].partition("=")[0] for line in instructions if line[:4] == "ARG "}
+    assert {"DEVICE", "TORCH"} <= given
+    copied = [path for line in instructions if line[:5] == "COPY " for path in line.split()[1:-1]]
+    assert len(copied) > 5 and all((ROOT / path).exists() for path in copied)
+    assert {"pyproject.toml", "cdp_torchrec/known_versions.py"} <= {*copied}

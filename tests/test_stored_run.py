@@ -26,6 +26,12 @@ def test_a_run_is_measured_into_its_own_directory() -> None:
     assert place("mine", moved) == Path("mine"), "the same dataset by another name"
 
 
+def test_a_run_with_copies_of_its_tables_is_read_with_one() -> None:
+    begin("sharding.sharding_group_size=1")
+    assert place() == Path("mine")
+    assert open_run(Path("mine"), [], ExperimentConfig).config.sharding.sharding_group_size is None
+
+
 @pytest.mark.parametrize(
     "override", ["data.dir=other", "model.interest.num_inference_steps=2", "seed=9"]
 )

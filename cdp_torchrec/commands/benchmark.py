@@ -8,6 +8,7 @@ What is measured, and where results are written, are keys of the section `benchm
 """
 
 from cdp_torchrec.benchmark.data import command as data
+from cdp_torchrec.benchmark.denoiser import command as denoiser
 from cdp_torchrec.benchmark.endpoint import command as endpoint
 from cdp_torchrec.benchmark.histories import command as history
 from cdp_torchrec.benchmark.latency import command as latency
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "history": history,
     "data": data,
     "prepare": prepare,
+    "denoiser": denoiser,
     "latency": latency,
     "endpoint": endpoint,
 }

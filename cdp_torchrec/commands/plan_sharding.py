@@ -20,7 +20,7 @@ from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.distributed.process_group import run_main
-from cdp_torchrec.experiment_config import check_early
+from cdp_torchrec.experiment_config import check_dataset_early
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.outside_config import OutsideConfig, planned_config, without_flag
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         config = load_config(OutsideConfig, arguments)
     else:
         config = load_config(PlanningExperimentConfig, arguments, default_layers=[QUICKSTART])
-        check_early(config)
+        check_dataset_early(config)
 
     from cdp_torchrec.planning.explore import explore
     from cdp_torchrec.planning.output import write_exploration

@@ -3,22 +3,34 @@
 # B impressions, M bag features, N numbers
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.batch import Batch, DenseInputs
 from cdp_torchrec.data.history_reader import HistoryReader, JaggedCodes
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.id_dropout import with_dropout
 from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
+from cdp_torchrec.data.own_rows import FEW
 from cdp_torchrec.data.request_files import Impressions, ListColumn
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
 from cdp_torchrec.keyed_random import impression_key
 
 _NO_EPOCH = 0
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model reads of some impressions."""
+
+    rows: dict[str, JaggedCodes]
+    """Embedding rows by key of the layout: those of each impression, request or history, without
+    padding."""
+    dense: DenseInputs
 
 
 class BatchAssembler:
@@ -71,20 +83,35 @@ class BatchAssembler:
         Raises:
             DatasetError: an id lies beyond its table, or the history is damaged.
         """
+        inputs = self.read(impressions, epoch=epoch, progress=progress)
+        count = len(impressions.request_index)
+        return Batch(
+            **vars(inputs.dense),
+            sparse=self._jagged(self._layout.pooled_features, inputs.rows),
+            sequence=self._sequence_ids(inputs.rows),
+            labels=self._padded(impressions.candidate["label"].astype(np.float32)),
+            weights=self._padded(np.ones(count, dtype=np.float32)),
+            user_id=self._padded(_per_impression(impressions, "user_id")),
+            request_id=self._padded(_per_impression(impressions, "request_id")),
+            history_length=self._padded(_per_impression(impressions, "history_length")),
+            history_rank=self._padded(impressions.candidate["history_rank"].astype(np.int64)),
+        )
+
+    def read(
+        self, impressions: Impressions, *, epoch: int | None, progress: float = 0.0
+    ) -> ModelInputs:
+        """What a model reads of the same, without labels and what only evaluation needs."""
         count = len(impressions.request_index)
         draw = None if epoch is None else 1 + epoch + (self._seed << 20)
         histories = self._histories.read(impressions, draw=draw)
         bags = self._columns(impressions) | histories.bags
-        rows = self._rows(bags, impressions, histories.pool_index, draw)
         category = np.zeros(count, dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
         domain = None
         if self._layout.domain_key is not None:
             domain = self._padded(_per_impression(impressions, self._layout.domain_key))
-        return Batch(
-            sparse=self._jagged(self._layout.pooled_features, rows),
-            sequence=self._sequence_ids(rows),
+        dense = DenseInputs(
             bag_lengths=self._bag_lengths(bags),
             numbers=self._numbers(impressions),
             request_index=self._padded(impressions.request_index),
@@ -93,22 +120,21 @@ class BatchAssembler:
             recent=self._index(histories.recent, length=self._recent_length),
             stranger=self._index(histories.stranger),
             history_counts=self._padded(histories.counts),
-            labels=self._padded(impressions.candidate["label"].astype(np.float32)),
-            weights=self._padded(np.ones(count, dtype=np.float32)),
             key=self._padded(_keys(impressions, _NO_EPOCH if draw is None else draw)),
             progress=None if epoch is None else torch.full((self._batch_size,), progress),
-            user_id=self._padded(_per_impression(impressions, "user_id")),
-            request_id=self._padded(_per_impression(impressions, "request_id")),
             item_id=self._padded(impressions.candidate["item_id"].astype(np.int64)),
             category_id=self._padded(category),
             domain_id=domain,
-            history_length=self._padded(_per_impression(impressions, "history_length")),
-            history_rank=self._padded(impressions.candidate["history_rank"].astype(np.int64)),
         )
+        return ModelInputs(self._rows(bags, impressions, histories.pool_index, draw), dense)
 
     def _columns(self, impressions: Impressions) -> dict[str, JaggedCodes]:
         """Codes of all features that are columns of the requests."""
         bags = {}
+        once = {
+            "candidate": np.ones(len(impressions.request_index), dtype=np.int64),
+            "request": np.ones(len(impressions.request["request_id"]), dtype=np.int64),
+        }
         for feature in self._layout.features:
             if feature.slot not in ("candidate", "request"):
                 continue
@@ -119,8 +145,7 @@ class BatchAssembler:
                 columns = (
                     impressions.candidate if feature.slot == "candidate" else impressions.request
                 )
-                values = columns[feature.key]
-                lengths = np.ones(len(values), dtype=np.int64)
+                values, lengths = columns[feature.key], once[feature.slot]
             bags[feature.key] = JaggedCodes(values, lengths)
         return bags
 
@@ -132,6 +157,13 @@ class BatchAssembler:
         draw: int | None,
     ) -> dict[str, JaggedCodes]:
         """Embedding rows instead of codes."""
+        if draw is None and sum(len(bag.values) for bag in bags.values()) <= FEW:
+            keys = [feature.key for feature in self._layout.features]
+            found = self._layout.own_rows.rows([bags[key].values for key in keys])
+            return {
+                key: JaggedCodes(own, bags[key].lengths)
+                for key, own in zip(keys, found, strict=True)
+            }
         index, ids = impressions.request_index, impressions.request["request_id"]
         pool = np.zeros(pool_index.max(initial=-1) + 1, dtype=np.int64)
         pool[pool_index] = index

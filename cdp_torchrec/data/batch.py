@@ -16,19 +16,13 @@ from cdp_torchrec.data.sequence_index import SequenceIndex
 
 
 @dataclass
-class Batch(Pipelineable):
-    """B impressions of one rank, B the same on all ranks and steps.
+class DenseInputs:
+    """What the dense part of a model reads of B impressions beside the embeddings.
 
     What belongs to a request is stored once per request and addressed by `request_index`; the
-    gated history once per (request, category), addressed by `pool_index`. Their bags fill the
-    first R and G places of the stride B, the bags behind them are empty.
+    gated history once per (request, category), addressed by `pool_index`.
     """
 
-    sparse: KeyedJaggedTensor
-    """Ids of all pooled lookups, keys in the order of FeatureLayout.pooled_features, stride B."""
-    sequence: KeyedJaggedTensor | None
-    """Ids of the tables that sequences read, keys in the order of FeatureLayout.sequence_features,
-    stride B; None if the model reads no sequence. Here a place of padding holds row 0."""
     bag_lengths: Tensor
     """Float [B, M]: lengths of the bags, to divide the sums by."""
     numbers: Tensor
@@ -47,26 +41,41 @@ class Batch(Pipelineable):
     history_counts: Tensor
     """Float [B, 2 K]: behaviours in the target's category by recency segment, then those on the
     target item itself; [B, 0] if the tower does not see them."""
-    labels: Tensor
-    """Float [B], 0 or 1."""
-    weights: Tensor
-    """Float [B]: 1, or 0 for padding."""
     key: Tensor
     """Int64 [B]: names the impression for keyed noise; in training it differs by epoch."""
     progress: Tensor | None
     """Float [B]: passes over the training data before this step, the same everywhere; it follows
     from the position alone, so a resumed training goes on where it was. None outside of training.
     """
-    user_id: Tensor
-    """Int64 [B] code."""
-    request_id: Tensor
-    """Int64 [B]."""
     item_id: Tensor
     """Int64 [B] code."""
     category_id: Tensor
     """Int64 [B] code; 0 where the log has no category."""
     domain_id: Tensor | None
     """Int64 [B] code of the request's domain, if the model asks for it and the log has one."""
+
+
+@dataclass
+class Batch(DenseInputs, Pipelineable):
+    """B impressions of one rank, B the same on all ranks and steps.
+
+    Bags of requests and of gated histories fill the first R and G places of the stride B, the bags
+    behind them are empty.
+    """
+
+    sparse: KeyedJaggedTensor
+    """Ids of all pooled lookups, keys in the order of FeatureLayout.pooled_features, stride B."""
+    sequence: KeyedJaggedTensor | None
+    """Ids of the tables that sequences read, keys in the order of FeatureLayout.sequence_features,
+    stride B; None if the model reads no sequence. Here a place of padding holds row 0."""
+    labels: Tensor
+    """Float [B], 0 or 1."""
+    weights: Tensor
+    """Float [B]: 1, or 0 for padding."""
+    user_id: Tensor
+    """Int64 [B] code."""
+    request_id: Tensor
+    """Int64 [B]."""
     history_length: Tensor
     """Int64 [B]: behaviours of the user before the request, before any truncation."""
     history_rank: Tensor

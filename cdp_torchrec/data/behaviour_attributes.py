@@ -31,7 +31,8 @@ def standardised(raw: "np.ndarray", *, mean: float, std: float) -> "np.ndarray":
 
     with np.errstate(over="ignore"):
         scaled = (raw - mean) / std
-    return np.nan_to_num(np.clip(scaled, -LARGEST_DEVIATION, LARGEST_DEVIATION))
+    bounded = np.minimum(np.maximum(scaled, -LARGEST_DEVIATION), LARGEST_DEVIATION)
+    return np.where(np.isnan(bounded), 0.0, bounded)
 
 
 class BehaviourAttribute(Config):

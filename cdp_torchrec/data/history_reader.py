@@ -6,7 +6,8 @@ Sums and counts are of the whole gated history, however long; only sequences are
 # B impressions, G gated histories, L behaviours, K recency segments
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,11 @@ from cdp_torchrec.data.sub_sample import draw_part
 from cdp_torchrec.keyed_random import impression_key
 
 _BUCKETS = 1 << 16
+_MOST_PAIRS = 1 << 14
+"""Pairs of an impression and a behaviour up to which all are compared: those of a request."""
 
 
-@dataclass(frozen=True)
-class JaggedCodes:
+class JaggedCodes(NamedTuple):
     """Codes of one key, bag after bag, without empty bags at the end."""
 
     values: np.ndarray
@@ -238,6 +240,17 @@ class _Group:
     whole: "_Group | None" = None
     """The histories whose ends these are."""
 
+    @cached_property
+    def _by_segments(self) -> dict[tuple[int, ...], Slices]:
+        return {}
+
+    def by_recency(self, segments: tuple[int, ...]) -> Slices:
+        """The most recent behaviours in K segments, the last one of all older ones; [K * Q]."""
+        found = self._by_segments
+        if segments not in found:
+            found[segments] = _by_recency(self.slices, segments)
+        return found[segments]
+
     def last(self, count: int) -> "_Group":
         """Only the `count` most recent behaviours of each history."""
         return replace(self, slices=self.slices.last(count), whole=self)
@@ -258,9 +271,15 @@ class _Group:
         return self.items[Slices(part.start + shift, part.stop + shift).rows()]
 
 
+@cache
+def _edges(segments: tuple[int, ...]) -> np.ndarray:
+    """Where each of K segments begins, counted from the most recent behaviour, [K]."""
+    return np.cumsum((0, *segments))
+
+
 def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
     """The most recent behaviours in K segments, the last one of all older ones; [K * Q] slices."""
-    skipped = np.cumsum((0, *segments))[:, None]
+    skipped = _edges(segments)[:, None]
     stop = np.maximum(slices.stop - skipped, slices.start)
     start = np.concatenate([stop[1:], slices.start[None]])  # where the older ones stop
     return Slices(start.ravel(), stop.ravel())
@@ -268,13 +287,13 @@ def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
 
 def _pools(group: _Group, segments: tuple[int, ...]) -> dict[str, JaggedCodes]:
     """Items of each history by recency, to be pooled."""
-    parts = _by_recency(group.slices, segments)
+    parts = group.by_recency(segments)
     items = group.items_of(parts)
     lengths = parts.lengths.reshape(len(segments) + 1, -1)
-    in_segments = np.split(items, np.cumsum(lengths.sum(axis=1))[:-1])
+    ends = lengths.sum(axis=1).cumsum().tolist()
     return {
-        f"{POOL_KEY}_{k}": JaggedCodes(codes, own)
-        for k, (codes, own) in enumerate(zip(in_segments, lengths, strict=True))
+        f"{POOL_KEY}_{k}": JaggedCodes(items[start:stop], own)
+        for k, (start, stop, own) in enumerate(zip([0, *ends[:-1]], ends, lengths, strict=True))
     }
 
 
@@ -296,24 +315,40 @@ def _counts(
 ) -> np.ndarray:
     """Behaviours of each impression's history by segment, then those on its item, [B, 2 K]."""
     num_segments = len(segments) + 1
-    by_segment = _by_recency(group.slices, segments).lengths.reshape(num_segments, -1)
+    by_segment = group.by_recency(segments).lengths.reshape(num_segments, -1)
     lengths = by_segment.T[index].astype(np.float32)
-    wanted, place = np.unique((index << 32) | item_id, return_inverse=True)
-    if not len(wanted):
+    if not len(index):
         return np.concatenate([lengths, lengths], axis=1)
-    rows = group.slices.rows()
+    if len(index) * len(group.items) <= _MOST_PAIRS:
+        owner = np.arange(len(group.slices.start)).repeat(group.slices.lengths)
+        is_match = (group.items == item_id[:, None]) & (owner == index[:, None])
+        found, places = is_match.nonzero()
+        owner, num_found, place = owner[places], len(index), slice(None)
+    else:
+        found, places, owner, num_found, place = _search(group, index, item_id)
+    recency = group.slices.stop[owner] - 1 - group.slices.rows()[places]
+    segment = _edges(segments)[1:].searchsorted(recency, side="right")
+    cell = found * num_segments + segment
+    counts = np.bincount(cell, minlength=num_found * num_segments).reshape(-1, num_segments)
+    return np.concatenate([lengths, counts[place].astype(np.float32)], axis=1)
+
+
+def _search(
+    group: _Group, index: np.ndarray, item_id: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray]:
+    """Behaviours on the items of the impressions that read their history.
+
+    Returns:
+        Number of the pair of history and item of each such behaviour, its place among all
+        behaviours, its history; how many pairs there are, and the pair of each impression.
+    """
+    wanted, place = np.unique((index << 32) | item_id, return_inverse=True)
     # A look into a small table spares nearly all behaviours the search, however long histories are.
-    items = group.items
     is_wanted = np.zeros(_BUCKETS, dtype=bool)
     is_wanted[item_id % _BUCKETS] = True
-    places = np.flatnonzero(is_wanted[items % _BUCKETS])
+    places = np.flatnonzero(is_wanted[group.items % _BUCKETS])
     owner = np.searchsorted(np.cumsum(group.slices.lengths), places, side="right")
-    key = (owner << 32) | items[places]
+    key = (owner << 32) | group.items[places]
     found = np.minimum(np.searchsorted(wanted, key), len(wanted) - 1)
     is_match = wanted[found] == key
-    found, owner, rows = found[is_match], owner[is_match], rows[places[is_match]]
-    recency = group.slices.stop[owner] - 1 - rows
-    segment = np.searchsorted(np.cumsum(segments), recency, side="right")
-    cell = found * num_segments + segment
-    counts = np.bincount(cell, minlength=len(wanted) * num_segments).reshape(-1, num_segments)
-    return np.concatenate([lengths, counts[place].astype(np.float32)], axis=1)
+    return found[is_match], places[is_match], owner[is_match], len(wanted), place

@@ -52,6 +52,20 @@ def open_segments(
     return stores[0] if len(stores) == 1 else SegmentedHistory(stores)
 
 
+def extended(
+    store: "HistoryStore | SegmentedHistory", segment: Segment, history: HistorySchema
+) -> "SegmentedHistory":
+    """A store that is open, and a segment that follows it and has just been written.
+
+    Args:
+        store: all earlier segments.
+        segment: the next one.
+        history: what behaviours consist of.
+    """
+    earlier = store.stores if isinstance(store, SegmentedHistory) else (store,)
+    return SegmentedHistory([*earlier, _open_segment(segment, history, check=False)])
+
+
 def _open_segment(segment: Segment, history: HistorySchema, *, check: bool) -> HistoryStore:
     num_ids = {part: segment.entities[e].num_ids for part, e in history.code_columns.items()}
     sizes = {
@@ -75,11 +89,11 @@ class SegmentedHistory:
 
     def __init__(self, stores: Sequence[HistoryStore]) -> None:
         """Args: the stores; sent to another process, they are mapped anew there."""
-        self._stores = tuple(stores)
+        self.stores = tuple(stores)
 
     def behaviours_of_users(self) -> np.ndarray:
         """How many behaviours each user has, [largest user code + 1]."""
-        of_stores = [store.behaviours_of_users() for store in self._stores]
+        of_stores = [store.behaviours_of_users() for store in self.stores]
         total = np.zeros(max(map(len, of_stores)), dtype=np.int64)
         for counts in of_stores:
             total[: len(counts)] += counts
@@ -87,11 +101,11 @@ class SegmentedHistory:
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> _Answer:
         """As HistoryStore."""
-        return _joined([store.recent(user, before) for store in self._stores])
+        return _joined([store.recent(user, before) for store in self.stores])
 
     def gated(self, user: np.ndarray, category: np.ndarray, before: np.ndarray) -> _Answer:
         """As HistoryStore."""
-        return _joined([store.gated(user, category, before) for store in self._stores])
+        return _joined([store.gated(user, category, before) for store in self.stores])
 
 
 @dataclass

@@ -6,6 +6,8 @@ behaviours in one category. The second is the category gate (paper eq. 2), appli
 history before any truncation.
 """
 
+import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +26,11 @@ from cdp_torchrec.data.history_checks import (
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
 _REMEMBERED = 1 << 20
+_FEW = 8
+"""Queries that are searched one after the other: those of a request."""
+_COLUMNS = 16
+"""A store whose columns are larger than this part of the memory is not meant to be in memory as a
+whole: of it only the pages that somebody asks for are read."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +69,27 @@ class SortedSlices:
     one of these, and most gated histories are. It remembers a bounded number; others are read anew.
     """
 
-    def __init__(self) -> None:
-        self._known = np.zeros((_REMEMBERED, 2), dtype=np.int64)
+    def __init__(self, num_behaviours: int) -> None:
+        """Args: of the files; where there are few, little need be remembered."""
+        self._size = min(num_behaviours + 1, _REMEMBERED)
+        self._known: np.ndarray | None = None
+        """Made when it is needed: days that were appended have many stores, which are seldom
+        read."""
 
     def others(self, slices: Slices) -> Slices:
         """Those that are not among them, and are not the end of one."""
-        start, stop = self._known[slices.stop % _REMEMBERED].T
+        if self._known is None:
+            return slices
+        start, stop = self._known[slices.stop % self._size].T
         unknown = (stop != slices.stop) | (start > slices.start)
         return Slices(slices.start[unknown], slices.stop[unknown])
 
     def add(self, slices: Slices) -> None:
         """Remember them."""
+        if self._known is None:
+            self._known = np.zeros((self._size, 2), dtype=np.int64)
         rows = np.stack([slices.start, slices.stop], axis=1)
-        self._known[slices.stop % _REMEMBERED] = rows
+        self._known[slices.stop % self._size] = rows
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,9 @@ class Behaviours:
 
     def before(self, slices: Slices, before: np.ndarray) -> Slices:
         """The part of each slice that happened strictly before a timestamp, [Q]."""
-        low, high = slices.start.copy(), slices.stop.copy()
+        if len(before) <= _FEW:
+            return Slices(slices.start, self._before_one_by_one(slices, before))
+        low, high = slices.start, slices.stop
         while True:
             searching = low < high
             if not searching.any():
@@ -117,6 +134,12 @@ class Behaviours:
             low = np.where(searching & earlier, middle + 1, low)
             high = np.where(searching & ~earlier, middle, high)
 
+    def _before_one_by_one(self, slices: Slices, before: np.ndarray) -> np.ndarray:
+        """The ends of the same, found sooner where they are few."""
+        queries = zip(slices.start.tolist(), slices.stop.tolist(), before, strict=True)
+        ends = [start + self.timestamp[start:stop].searchsorted(b) for start, stop, b in queries]
+        return np.array(ends, dtype=np.int64)
+
     def check(self, slices: Slices, before: np.ndarray) -> None:
         """Every slice is sorted by time and older than its request.
 
@@ -124,7 +147,20 @@ class Behaviours:
             DatasetError: the files are damaged or were not written by the preparation.
         """
         unknown = slices if self.checked is None else self.checked.others(slices)
-        rows, lengths = unknown.rows(), unknown.lengths
+        if len(unknown.start):
+            self._check_order(unknown)
+            if self.checked is not None:
+                self.checked.add(unknown)
+        # The last one of a sorted slice is the youngest.
+        filled = slices.lengths > 0
+        youngest = slices.stop[filled] - 1
+        late = self.timestamp[youngest] >= before[filled]
+        if late.any():
+            row = int(youngest[np.argmax(late)])
+            raise DatasetError(f"history: behaviour {row} is not older than its request")
+
+    def _check_order(self, slices: Slices) -> None:
+        rows, lengths = slices.rows(), slices.lengths
         falls = np.diff(self.timestamp[rows]) < 0
         falls[np.cumsum(lengths)[lengths > 0][:-1] - 1] = False  # from one slice to the next
         if falls.any():
@@ -133,15 +169,6 @@ class Behaviours:
                 f"history: behaviour {row} is older than the one before it; "
                 "each user's behaviours must be sorted by timestamp"
             )
-        if self.checked is not None:
-            self.checked.add(unknown)
-        # The last one of a sorted slice is the youngest.
-        filled = slices.lengths > 0
-        youngest = slices.stop[filled] - 1
-        late = self.timestamp[youngest] >= before[filled]
-        if late.any():
-            row = int(youngest[np.argmax(late)])
-            raise DatasetError(f"history: behaviour {row} is not older than its request")
 
 
 class BehaviourSource(Protocol):
@@ -293,14 +320,22 @@ def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> 
         category=_load(folder / "category.npy", length) if with_category else None,
         cluster=_load(folder / "cluster.npy", length) if has_clusters else None,
         attributes={a.name: _load(folder / f"{a.file}.npy", length) for a in schema.attributes},
-        checked=SortedSlices(),
+        checked=SortedSlices(length),
     )
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _load(path: Path, length: int | None) -> np.ndarray:
     try:
-        # A plain view of the mapping: numpy's own class makes each access dearer.
-        array = np.load(path, mmap_mode="r").view(np.ndarray)
+        # Of a path that is no string numpy looks up every folder.
+        mapped = np.load(str(path), mmap_mode="r")
+        if mapped.nbytes > _memory() / _COLUMNS:
+            mapped.base.madvise(mmap.MADV_RANDOM)  # else the system reads much around each page
+        array = mapped.view(np.ndarray)  # numpy's own class makes each access dearer
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot read the history store: {error}") from error
     if length is not None and len(array) != length:

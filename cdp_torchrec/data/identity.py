@@ -63,6 +63,16 @@ class DatasetDigest(Config):
             )
         return lines
 
+    def differs_by_days(self, other: "DatasetDigest") -> bool:
+        """Whether the other one may be the same dataset before days that this one has seen."""
+        here, there = self.vocabularies, other.vocabularies
+        return (
+            (self.features, self.history) == (other.features, other.history)
+            and here.keys() == there.keys()
+            and all(there[name].num_ids <= here[name].num_ids for name in here)
+            and any(there[name].num_ids < here[name].num_ids for name in here)
+        )
+
 
 def mismatch(
     found: DatasetDigest, other: DatasetDigest, *, trained: str, dataset: Path, advice: str
@@ -81,6 +91,8 @@ def mismatch(
     lines = found.differences(other, here="the model", there="the dataset")
     if not lines:
         return None
+    if found.differs_by_days(other):
+        advice = f"if the dataset lacks days, append them (prepare_data append); or {advice}"
     head = (
         f"{trained} was trained on another dataset than {dataset} (digest {found.fingerprint}, "
         f"not {other.fingerprint}), so codes or numbers mean something else to it:"

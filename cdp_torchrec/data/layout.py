@@ -12,6 +12,7 @@ from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.id_hash import IdHash
+from cdp_torchrec.data.own_rows import OwnRows
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts, stored_ids
 
@@ -73,9 +74,12 @@ class Table:
             DatasetError: a code is negative or larger than the entity's num_ids.
         """
         codes = codes.astype(np.int64, copy=False)
-        if codes.size and not (0 <= codes.min() and codes.max() <= self.num_ids):
+        if not codes.size:
+            return codes
+        smallest, largest = codes.min(), codes.max()
+        if not (smallest >= 0 and largest <= self.num_ids):
             raise DatasetError(
-                f"entity '{self.entity}': found id code {codes.max()} (smallest {codes.min()}), "
+                f"entity '{self.entity}': found id code {largest} (smallest {smallest}), "
                 f"the schema allows 0 to {self.num_ids}"
             )
         if self.managed_collision is not None:
@@ -83,12 +87,14 @@ class Table:
         if self.hash_bucket_size is not None:
             return self._hashed(codes, self.hash_bucket_size)
         rows = codes + self.num_oov_rows
-        rare = codes > self.num_kept
-        rows[rare] = self.shared_rows(codes[rare])
-        if len(self.later):
-            later, found = self._later_row(codes)
-            rows[found] = later[found]
-        rows[codes == 0] = 0
+        if largest > self.num_kept:
+            rare = codes > self.num_kept
+            rows[rare] = self.shared_rows(codes[rare])
+            if len(self.later):
+                later, found = self._later_row(codes)
+                rows[found] = later[found]
+        if smallest == 0:
+            rows[codes == 0] = 0
         return rows
 
     def _hashed(self, codes: np.ndarray, num_buckets: int) -> np.ndarray:
@@ -177,12 +183,12 @@ class FeatureLayout:
         entity = next(f.table for f in self.features if f.key == self.domain_key)
         return self.tables[entity].num_ids + 1
 
-    @property
+    @cached_property
     def pooled_features(self) -> tuple[SparseFeature, ...]:
         """Features of the tables that only pooled lookups read."""
         return tuple(f for f in self.features if f.table not in self._sequence_tables)
 
-    @property
+    @cached_property
     def sequence_features(self) -> tuple[SparseFeature, ...]:
         """All features of the tables that a sequence reads: one table is in one collection."""
         return tuple(f for f in self.features if f.table in self._sequence_tables)
@@ -199,7 +205,22 @@ class FeatureLayout:
             by_table.setdefault(feature.table, []).append(feature)
         return by_table
 
-    @property
+    @cached_property
+    def single_features(self) -> tuple[SparseFeature, ...]:
+        """Features of exactly one id."""
+        return tuple(f for f in self.features if not (f.is_bag or f.is_sequence))
+
+    @cached_property
+    def behaviour_features(self) -> tuple[SparseFeature, ...]:
+        """Features of which each id keeps an embedding of its own."""
+        return tuple(feature for feature in self.features if feature.is_sequence)
+
+    @cached_property
+    def own_rows(self) -> OwnRows:
+        """Rows of few ids of all features, in their order."""
+        return OwnRows([self.tables[feature.table] for feature in self.features])
+
+    @cached_property
     def bags(self) -> tuple[SparseFeature, ...]:
         """Features whose bags are divided by their lengths, in the order of Batch.bag_lengths."""
         return tuple(feature for feature in self.features if feature.is_bag)

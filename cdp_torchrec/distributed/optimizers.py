@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -51,7 +52,12 @@ class ScheduledOptimizer(CombinedOptimizer):
     """Sparse and dense optimizer with a learning rate schedule each."""
 
     def __init__(
-        self, model: DistributedModelParallel, config: OptimizerConfig, *, max_steps: int
+        self,
+        model: DistributedModelParallel,
+        config: OptimizerConfig,
+        *,
+        max_steps: int,
+        replicas: ProcessGroup | None = None,
     ) -> None:
         """Collect the optimizers of a sharded model.
 
@@ -59,10 +65,11 @@ class ScheduledOptimizer(CombinedOptimizer):
             model: the sharded model.
             config: both optimizers.
             max_steps: steps of the whole training, for the schedules.
+            replicas: ranks that hold the same shards of the tables as this one, if there are any.
         """
         self._config = config
         self._max_steps = max_steps
-        self._sparse = sparse_optimizers(model, config.sparse)
+        self._sparse = sparse_optimizers(model, config.sparse, replicas)
         dense = dict(model.named_parameters())
         dense = {name: p for name, p in dense.items() if not is_table(name)}
         self._dense: KeyedOptimizer = KeyedOptimizerWrapper(
@@ -110,7 +117,9 @@ class ScheduledOptimizer(CombinedOptimizer):
 
 
 def sparse_optimizers(
-    model: DistributedModelParallel, config: SparseOptimizerConfig
+    model: DistributedModelParallel,
+    config: SparseOptimizerConfig,
+    replicas: ProcessGroup | None = None,
 ) -> list[KeyedOptimizer]:
     """The fused optimizer, and one for the tables that expose their gradients."""
     in_state = model.state_dict()
@@ -124,7 +133,9 @@ def sparse_optimizers(
         exposed = {n: t for n, t in exposed.items() if not isinstance(t[1], ShardedTensor)}
     optimizers: list[KeyedOptimizer] = [model.fused_optimizer]
     if exposed and config.kind == "adam":
-        optimizers.append(LazyAdam(exposed, lr=config.lr, betas=config.betas, eps=config.eps))
+        betas, eps = config.betas, config.eps
+        adam = LazyAdam(exposed, lr=config.lr, betas=betas, eps=eps, replicas=replicas)
+        optimizers.append(adam)
     elif exposed:
         optimizers.append(RowWiseAdagrad(exposed, lr=config.lr, eps=config.eps))
     return optimizers

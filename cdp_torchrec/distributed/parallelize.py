@@ -21,6 +21,7 @@ from cdp_torchrec.distributed.plans.file import dump_plan
 from cdp_torchrec.distributed.plans.job import plan_job
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.sharders import sharders
+from cdp_torchrec.distributed.sharding_group import join_sharding_group
 from cdp_torchrec.distributed.unpooled import look_up_one_by_one
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
@@ -75,10 +76,12 @@ def parallelize(
     """
     plan = plan_job(problem)
     plan_json = dump_plan(plan, problem)
+    group = join_sharding_group(problem) if problem.num_replicas > 1 else None
     model = DistributedModelParallel(
         problem.model,
+        env=None if group is None else group.env,
         device=device,
-        plan=plan,
+        plan=plan if group is None else group.place(plan, problem),
         sharders=sharders(problem.sharding),
         data_parallel_wrapper=_data_parallel_wrapper(),
     )
@@ -86,7 +89,8 @@ def parallelize(
     for name, table in model.state_dict().items():
         if is_table(name):
             initialize_table(name, table, std=embedding_init_std, seed=seed)
-    scheduled = ScheduledOptimizer(model, optimizer, max_steps=max_steps)
+    replicas = None if group is None else group.env.replica_pg
+    scheduled = ScheduledOptimizer(model, optimizer, max_steps=max_steps, replicas=replicas)
     reset_evicted_rows(model, scheduled, std=embedding_init_std, seed=seed)
     return Parallelized(model, scheduled, plan, plan_json, problem.sharding.prefetch)
 

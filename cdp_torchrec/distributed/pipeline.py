@@ -48,9 +48,17 @@ class _FencedPrefetch(PrefetchTrainPipelineSparseDist):
 
     def start_sparse_data_dist(self, batch: Any, context: Any) -> None:
         """Receive ids only after the running prefetch."""
+        self._wait_for_prefetch()
+        super().start_sparse_data_dist(batch, context)
+
+    def _start_sparse_data_dist(self, batch: Any) -> None:
+        """Its name in TorchRec 1.6."""
+        self._wait_for_prefetch()
+        super()._start_sparse_data_dist(batch)
+
+    def _wait_for_prefetch(self) -> None:
         if self._data_dist_stream is not None and self._prefetch_stream is not None:
             self._data_dist_stream.wait_stream(self._prefetch_stream)
-        super().start_sparse_data_dist(batch, context)
 
 
 def _forget_last_pipeline(model: nn.Module) -> None:

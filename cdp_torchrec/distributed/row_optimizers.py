@@ -11,6 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.optim.keyed import KeyedOptimizer
@@ -26,6 +27,7 @@ class LazyAdam(KeyedOptimizer):
         lr: float,
         betas: tuple[float, float],
         eps: float,
+        replicas: dist.ProcessGroup | None = None,
     ) -> None:
         """Create zero state.
 
@@ -34,7 +36,12 @@ class LazyAdam(KeyedOptimizer):
             lr: learning rate.
             betas: decay of the first and second moment.
             eps: added to the root of the second moment.
+            replicas: ranks that hold the same parts, whose gradients are averaged.
         """
+        self._replicas = replicas
+        self._sharded = [
+            local for local, table in tables.values() if isinstance(table, ShardedTensor)
+        ]
         self._betas = betas
         self._eps = eps
         self._step = 0
@@ -64,6 +71,8 @@ class LazyAdam(KeyedOptimizer):
     def step(self, closure: Any = None) -> None:  # pyrefly: ignore[bad-override]
         """One update of the rows with a gradient."""
         self._step += 1
+        if self._replicas is not None:
+            self._average_gradients(self._replicas)
         beta1, beta2 = self._betas
         correction = (1 - beta2**self._step) ** 0.5 / (1 - beta1**self._step)
         for group in self.param_groups:
@@ -80,6 +89,14 @@ class LazyAdam(KeyedOptimizer):
                 local.data.index_add_(
                     0, rows, m / v.sqrt().add_(self._eps), alpha=-group["lr"] * correction
                 )
+
+    def _average_gradients(self, replicas: dist.ProcessGroup) -> None:
+        """From the mean of each group of ranks to that of all ranks."""
+        for local in self._sharded:  # those of data-parallel tables are the mean of all ranks
+            if local.grad is None:
+                local.grad = torch.zeros_like(local)  # another replica may have one
+            dist.all_reduce(local.grad, group=replicas)
+            local.grad.div_(replicas.size())
 
 
 class RowWiseAdagrad(KeyedOptimizer):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from cdp_torchrec.diffusion.config import SamplerType
 from cdp_torchrec.diffusion.denoiser import Denoiser
-from cdp_torchrec.diffusion.sampler import denoise, sampling_steps
+from cdp_torchrec.diffusion.fused import Chain
+from cdp_torchrec.diffusion.sampler import sampling_steps
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.cdp import CdpInterest, NoiseLoss
@@ -81,17 +82,16 @@ class TimestepCdp(CdpInterest[Denoiser]):
         return super()._purify(pooled, condition, inputs)
 
     def _sample(self, pooled: PooledHistory, modulation: Tensor, key: Tensor) -> Tensor:
-        time_modulation = self.denoiser.time_modulation(self.grid).unbind()
-
-        def predict_x_0(x_t: Tensor, index: int) -> Tensor:
-            prediction = self._predict(
-                x_t, modulation + time_modulation[index], self.steps[index].timestep
-            )
-            return self.schedule.x_0_from(prediction, x_t, self.steps[index].timestep)
-
+        chain = Chain(
+            denoiser=self.denoiser,
+            schedule=self.schedule,
+            steps=self.steps,
+            modulation=modulation,
+            step_modulation=self.denoiser.time_modulation(self.grid),
+        )
         x_0 = pooled.latent
         ends = [
-            denoise(self._start_state(x_0, one), steps=self.steps, predict_x_0=predict_x_0)
+            chain(self._start_state(x_0, one))
             for one in (key, *(seeded(key, draw) for draw in range(1, self.config.num_noise_draws)))
         ]
         return ends[0] if len(ends) == 1 else torch.stack(ends).mean(dim=0)

@@ -10,7 +10,13 @@ from typing import Any
 
 from cdp_torchrec.distributed.plans.file import read_plan, write_plan
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable
-from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan, PlanCase, PlanOutcome
+from cdp_torchrec.planning.case import (
+    FeasiblePlan,
+    InfeasiblePlan,
+    Lopsided,
+    PlanCase,
+    PlanOutcome,
+)
 from cdp_torchrec.planning.dense import DenseCost, Operation
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 from cdp_torchrec.planning.outside import OutsideWorkload
@@ -18,7 +24,7 @@ from cdp_torchrec.planning.workload import Workload
 from cdp_torchrec.whole_file import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 8
+_FORMAT = 10
 """Counts changes of what the files hold and of how estimates are made."""
 
 
@@ -65,6 +71,7 @@ class ResultCache:
                 "sharding": case.sharding.model_dump(mode="json"),
                 "plan": _file_text(case.sharding.plan),
                 "optimizer": case.optimizer.kind,
+                "replica_sync_steps": case.replica_sync_steps,
             }
         )
         if path.exists():
@@ -101,7 +108,14 @@ class ResultCache:
             unimproved_ms=unimproved_ms,
             improved_ms=improved_ms,
         )
-        return FeasiblePlan(case, estimate, found["dense_ms"], found["all_reduce_ms"])
+        lopsided = found["lopsided"]
+        return FeasiblePlan(
+            case,
+            estimate,
+            found["dense_ms"],
+            found["all_reduce_ms"],
+            lopsided=None if lopsided is None else Lopsided(**lopsided),
+        )
 
 
 def _dump(outcome: PlanOutcome) -> dict[str, Any]:
@@ -111,6 +125,7 @@ def _dump(outcome: PlanOutcome) -> dict[str, Any]:
     return {
         "dense_ms": outcome.dense_ms,
         "all_reduce_ms": outcome.all_reduce_ms,
+        "lopsided": None if outcome.lopsided is None else asdict(outcome.lopsided),
         "tables": {
             table.table.name: [
                 table.sharding_type,

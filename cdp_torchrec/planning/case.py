@@ -11,6 +11,7 @@ from cdp_torchrec.planning.config import PlanningExperimentConfig, Strategy
 from cdp_torchrec.planning.estimate import PlanEstimate
 from cdp_torchrec.planning.fixed_costs import fixed_ms, input_ms
 from cdp_torchrec.planning.outside_config import OutsideConfig, OutsideSparseConfig
+from cdp_torchrec.planning.replicas import ReplicaSync, sync_of
 
 _MILLION = 1_000_000
 
@@ -27,11 +28,28 @@ class PlanCase:
     """Of this strategy."""
     optimizer: SparseOptimizerConfig | OutsideSparseConfig
     """Of the tables."""
+    replica_sync_steps: int | None = None
+    """Steps between two averages of the weights of replicas, if they are averaged."""
+
+    @property
+    def num_replicas(self) -> int:
+        """Copies of the tables."""
+        return self.world_size // (self.sharding.sharding_group_size or self.world_size)
 
     @property
     def name(self) -> str:
         """What tables, figures and plan files call it."""
         return f"{self.hardware_name}-{self.world_size}-{self.strategy}"
+
+
+@dataclass(frozen=True)
+class Lopsided:
+    """Why one rank is far slower, or fuller, than the others are on average."""
+
+    reason: str
+    """Names the rank and the tables."""
+    fixes: Sequence[str]
+    """Settings and what they gain, each of them planned; empty if none gains anything."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +62,23 @@ class FeasiblePlan:
     """Forward, backward and update of the dense part on each rank."""
     all_reduce_ms: float
     """Of the dense gradients."""
+    lopsided: Lopsided | None = None
+    """None if the ranks are even, or the difference does not matter."""
 
     @property
     def fixed_ms(self) -> float:
         """Time of the step, the lookups and the collectives however little there is to do."""
         return fixed_ms(self.estimate.problem, self.estimate.tables)
+
+    @property
+    def replicas(self) -> ReplicaSync | None:
+        """How several copies of the tables are kept alike."""
+        return sync_of(self.estimate, self.case.replica_sync_steps)
+
+    @property
+    def replica_ms(self) -> float:
+        """What that takes in a step."""
+        return self.replicas.step_ms if self.replicas else 0.0
 
     @property
     def input_ms(self) -> float:
@@ -59,7 +89,7 @@ class FeasiblePlan:
     def step_ms(self) -> float:
         """Estimate of a step, without any overlap of its parts."""
         found = self.estimate.embedding_ms + self.dense_ms + self.all_reduce_ms
-        return found + self.fixed_ms + self.input_ms
+        return found + self.fixed_ms + self.input_ms + self.replica_ms
 
     @property
     def step_range_ms(self) -> tuple[float, float]:
@@ -117,7 +147,8 @@ def make_cases(
         hardware: by name.
 
     Raises:
-        ConfigError: a world size is neither part of a node nor whole nodes.
+        ConfigError: a world size is neither part of a node nor whole nodes, or does not fill
+            sharding groups that are.
     """
     problems = [
         f"planning.world_sizes: {size} ranks are no whole nodes of {named.ranks_per_node} "
@@ -125,6 +156,18 @@ def make_cases(
         for name, named in hardware.items()
         for size in config.planning.world_sizes
         if size > named.ranks_per_node and size % named.ranks_per_node
+    ]
+    problems += [
+        mistake
+        for size in config.planning.world_sizes
+        for mistake in config.sharding.group_mistakes(size)
+    ]
+    group = config.sharding.sharding_group_size or 1
+    problems += [
+        f"sharding.sharding_group_size = {group}: is neither a part of a node of "
+        f"{named.ranks_per_node} ({name}) that fills it, nor whole nodes"
+        for name, named in hardware.items()
+        if group % named.ranks_per_node and named.ranks_per_node % group
     ]
     if problems:
         raise ConfigError.of(problems)
@@ -136,6 +179,7 @@ def make_cases(
             strategy=strategy,
             sharding=_sharding(strategy, config.sharding),
             optimizer=config.optimizer.sparse,
+            replica_sync_steps=config.planning.replica_sync_steps,
         )
         for name, named in hardware.items()
         for size in config.planning.world_sizes

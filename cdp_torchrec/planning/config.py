@@ -38,6 +38,11 @@ class PlanningConfig(Config):
     compare: tuple[str, str] | None = None
     """Two plans to compare table by table, such as ["h100-8-planner", "h100-8-row_wise"]; without
     it, the first two that are feasible."""
+    replica_sync_steps: PositiveInt | None = None
+    """With sharding.sharding_group_size and an optimizer that is fused into the backward pass (all
+    on CUDA, rowwise_adagrad on CPUs): steps after which TorchRec's DMPCollection averages weights
+    and optimizer state of the replicas; without it, each. That is another optimizer than that of
+    one copy, so training refuses it."""
     output: Path = Path("plans")
     """Directory of tables, figures and plan files."""
     cache: Path | None = None

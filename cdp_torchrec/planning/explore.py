@@ -1,7 +1,7 @@
 """Plans for all cases of an exploration, those of earlier explorations from their files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
@@ -19,6 +19,7 @@ from cdp_torchrec.planning.dense import DenseCost, count_dense
 from cdp_torchrec.planning.early import check_constraints, check_settings
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.infeasible import find_fixes, find_shortage
+from cdp_torchrec.planning.lopsided import look_for_balance
 from cdp_torchrec.planning.outside import OutsideWorkload, read_outside
 from cdp_torchrec.planning.outside_config import OutsideConfig
 from cdp_torchrec.planning.outside_dense import count_outside
@@ -86,7 +87,7 @@ def _plan(case: PlanCase, workload: Workload | OutsideWorkload, dense: DenseCost
     )
     if result.rank_bytes > found.capacity_bytes:
         return InfeasiblePlan(case, reason=_too_much(result), fixes=())
-    return result
+    return replace(result, lopsided=look_for_balance(result, workload))
 
 
 def _too_much(result: FeasiblePlan) -> list[str]:

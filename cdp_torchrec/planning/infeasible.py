@@ -1,20 +1,20 @@
 """Why a model does not fit, and which changes make it fit: each is planned before it is named."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from torchrec.distributed.planner.types import PartitionByType, ShardingOption
 
-from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.config import TableShardingConfig
 from cdp_torchrec.distributed.plans.hardware import GB
 from cdp_torchrec.distributed.plans.planner import enumerate_options
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.planning.case import PlanCase
+from cdp_torchrec.planning.change import constrained, plan_changed
 from cdp_torchrec.planning.estimate import PlanEstimate
-from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.outside import OutsideWorkload
 from cdp_torchrec.planning.workload import Workload
 
@@ -24,7 +24,6 @@ _WORTH_NAMING = 0.01
 _LARGE = 0.1
 """Share of a rank's free memory."""
 _LARGEST_CLUSTER = 4096
-_FIX_SEARCH_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,7 @@ def find_fixes(
     workload: Workload | OutsideWorkload, case: PlanCase, shortage: Shortage
 ) -> list[str]:
     """Changes with which there is a plan, cheapest first."""
-
-    def fits(changed: PlanCase) -> PlanEstimate | None:
-        sharding = changed.sharding.model_copy(update={"search_seconds": _FIX_SEARCH_SECONDS})
-        try:
-            return estimate(workload.problem(replace(changed, sharding=sharding)))
-        except ConfigError:
-            return None
-
-    return list(_fixes(case, shortage, fits))
+    return list(_fixes(case, shortage, partial(plan_changed, workload)))
 
 
 def _fixes(
@@ -111,7 +102,7 @@ def _fixes(
 ) -> Iterator[str]:
     culprits = shortage.large_tables
     named = ", ".join(culprits)
-    by_rows = _constrained(case, culprits, TableShardingConfig(types=("row_wise",)))
+    by_rows = constrained(case, culprits, TableShardingConfig(types=("row_wise",)))
     if found := fits(by_rows):
         yield (
             f"split {named} by rows (sharding.tables.<entity>.types = ['row_wise']): {_fit(found)}"
@@ -128,7 +119,7 @@ def _fixes(
                 break
     if case.hardware.device == "cuda":
         cached = TableShardingConfig(types=("row_wise",), kernels=("fused_uvm_caching",))
-        if found := fits(_constrained(case, culprits, cached)):
+        if found := fits(constrained(case, culprits, cached)):
             yield (
                 f"{named} in host memory, by rows, with a cache on the GPU "
                 f"(sharding.tables.<entity>.kernels = ['fused_uvm_caching']): {_fit(found)}"
@@ -144,6 +135,8 @@ def _more_ranks(
     case: PlanCase, shortage: Shortage, fits: Callable[[PlanCase], PlanEstimate | None]
 ) -> PlanEstimate | None:
     """The first doubling of the cluster that fits."""
+    if case.sharding.sharding_group_size is not None:
+        return None  # more ranks are more copies
     kinds = {kind for _, kind, _ in shortage.largest}
     if case.sharding.tables:
         size = 2 * case.world_size
@@ -157,16 +150,6 @@ def _more_ranks(
             return found
         size *= 2
     return None
-
-
-def _constrained(
-    case: PlanCase, entities: Sequence[str], constraint: TableShardingConfig
-) -> PlanCase:
-    tables: Mapping[str, TableShardingConfig] = {
-        **case.sharding.tables,
-        **dict.fromkeys(entities, constraint),
-    }
-    return replace(case, sharding=case.sharding.model_copy(update={"tables": tables}))
 
 
 def _spread(option: ShardingOption, used: np.ndarray, per_node: int) -> list[tuple[int, float]]:

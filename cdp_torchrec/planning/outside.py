@@ -76,9 +76,10 @@ class OutsideWorkload:
             sharding=case.sharding,
             optimizer=case.optimizer,
             hardware=case.hardware,
-            world_size=case.world_size,
+            world_size=case.world_size // case.num_replicas,
             batch_size=self.batch_size,
             pooling_factors=self.pooling_factors,
+            num_replicas=case.num_replicas,
         )
 
 

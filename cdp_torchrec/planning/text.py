@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan
+from cdp_torchrec.planning.case import FeasiblePlan, InfeasiblePlan, Lopsided
 from cdp_torchrec.planning.difference import compare_plans, describe_placement
 from cdp_torchrec.planning.estimate import MEMORY_KINDS, TIME_KINDS, PlanEstimate, TableEstimate
 from cdp_torchrec.planning.explore import Exploration
@@ -30,6 +30,9 @@ def render(exploration: Exploration) -> str:
     """All tables of an exploration."""
     blocks = [_header(exploration), _overview(exploration)]
     blocks += [_plan(result, exploration) for result in _shown(exploration)]
+    blocks += [
+        render_imbalance(r.case.name, r.lopsided) for r in exploration.feasible if r.lopsided
+    ]
     blocks += [_problem(result) for result in exploration.infeasible]
     pair = compared(exploration)
     if pair is not None:
@@ -86,7 +89,13 @@ def _overview(exploration: Exploration) -> str:
     has_price = any(r.price_per_million is not None for r in exploration.feasible)
     header = ["plan", "GB/rank", "of", "tables", "dense", "reduce", "fixed", "step", "from", "to"]
     header += ["balance"]
-    header += ["impr/s", "rank-h/M"] + ["price/M"] * has_price + ["h/day"] * bool(day)
+    has_replicas = any(r.replicas for r in exploration.feasible)
+    header += (
+        ["sync"] * has_replicas
+        + ["impr/s", "rank-h/M"]
+        + ["price/M"] * has_price
+        + ["h/day"] * bool(day)
+    )
     rows = [header]
     for result in exploration.outcomes:
         if isinstance(result, InfeasiblePlan):
@@ -105,6 +114,7 @@ def _overview(exploration: Exploration) -> str:
                 f"{result.step_ms:.3g}",
                 *(f"{end:.3g}" for end in result.step_range_ms),
                 f"{result.estimate.time_balance:.2f}",
+                *([f"{result.replica_ms:.3g}"] if has_replicas else []),
                 f"{result.impressions_per_s:,.0f}",
                 f"{result.rank_hours_per_million:.4f}",
                 *([f"{price:.4f}" if price is not None else "-"] if has_price else []),
@@ -139,6 +149,7 @@ def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
     lines = [
         f"{result.case.name}: lowest cost on this hardware",
         *_wrapped(_search(found)),
+        *(line for text in _replicas(result) for line in _wrapped(text)),
         *_wrapped(
             f"rank {fullest} is fullest: {result.rank_bytes / _GB:.2f} of "
             f"{found.capacity_bytes / _GB:.0f} GB ({memory}; dense {found.dense_bytes / _GB:.2f}, "
@@ -150,6 +161,10 @@ def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
     if found.host_memory.any():
         lines += _wrapped(f"host memory, fullest rank: {found.host_memory.max() / _GB:.1f} GB")
     return "\n".join([*lines, _tables(result), render_ranks(result)])
+
+
+def _replicas(result: FeasiblePlan) -> list[str]:
+    return result.replicas.lines() if result.replicas else []
 
 
 def _search(found: PlanEstimate) -> str:
@@ -217,11 +232,26 @@ def _problem(result: InfeasiblePlan) -> str:
     lines = [f"{result.case.name}: no plan"]
     for line in result.reason:
         lines += _wrapped(line)
-    if result.fixes:
-        lines.append("  what helps, each planned:")
-    for fix in result.fixes:
+    return "\n".join([*lines, *_listed("what helps, each planned", result.fixes)])
+
+
+def render_imbalance(name: str, lopsided: Lopsided) -> str:
+    """Which tables make a rank slower or fuller, and what helps, or that nothing does.
+
+    Args:
+        name: of the plan.
+        lopsided: what was found.
+    """
+    helps = _listed("what helps, each planned (with the strategy constraints)", lopsided.fixes)
+    nothing = ["  none of the other ways to shard them that were planned gains enough"]
+    return "\n".join([f"{name}: lopsided", *_wrapped(lopsided.reason), *(helps or nothing)])
+
+
+def _listed(what: str, fixes: Sequence[str]) -> list[str]:
+    lines = [f"  {what}:"] if fixes else []
+    for fix in fixes:
         lines += textwrap.wrap(fix, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
-    return "\n".join(lines)
+    return lines
 
 
 def render_difference(first: FeasiblePlan, second: FeasiblePlan) -> str:

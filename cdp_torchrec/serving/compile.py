@@ -1,6 +1,7 @@
 """Ahead-of-time compilation of the dense part: one graph, no Python at run time."""
 
 import io
+import math
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -11,8 +12,10 @@ from torch import nn
 from torch._inductor import aoti_compile_and_package
 from torch._inductor.ir import ChoiceCaller
 from torch._inductor.select_algorithm import add_preprocessing_fn, clear_preprocessing_fns
+from torch._inductor.virtualized import V
 
 from cdp_torchrec.progress import ProgressBar
+from cdp_torchrec.serving.shared_templates import shared_templates
 
 _INDUCTOR = {
     # Parameters become constants: what depends on them alone, such as the embedding of every
@@ -23,11 +26,18 @@ _INDUCTOR_CPU = _INDUCTOR | {
     # A request is small: one thread each, whatever the machine that compiles has.
     "cpp.threads": 1,
     # Frozen layers would go to oneDNN, whose call takes ten times as long as the product of a layer
-    # that is 16 wide. Autotuning packs the weights for a generated kernel wherever that is faster.
+    # that is 16 wide. With it there are generated kernels on packed weights to choose (_choose).
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP,ATEN",
     "autotune_num_choices_displayed": 0,
+    # That takes twice as long as it saves in an export.
+    "aot_inductor.precompile_headers": False,
 }
+
+_SMALL_PRODUCT = 2_000_000
+"""Multiplications up to which a generated kernel is chosen. With 77 impressions, three requests,
+timing chose it for layers of 64 (.3 M) and 128 (1.3 M), and oneDNN, whose call takes 19 us, but
+which is up to 2.7 times as fast inside, for 192 (2.8 M), 256 and 384."""
 
 
 @torch.no_grad()
@@ -53,15 +63,15 @@ def compile_ranker(
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
     settings = _INDUCTOR_CPU if on_cpu else _INDUCTOR
 
-    with ProgressBar("compile", total=None, unit="tuned products") as bar:
+    with ProgressBar("compile", total=None, unit="products") as bar:
 
         def choose(choices: list[ChoiceCaller]) -> list[ChoiceCaller]:
             bar.advance()
-            return _without_batched_templates(choices)
+            return _choose(choices)
 
         add_preprocessing_fn(choose)
         try:
-            with redirect_stderr(_WithoutStatistics(sys.stderr)):
+            with redirect_stderr(_WithoutStatistics(sys.stderr)), shared_templates():
                 aoti_compile_and_package(
                     program, package_path=str(package), inductor_configs=dict(settings)
                 )
@@ -82,15 +92,22 @@ class _WithoutStatistics(io.TextIOBase):
         return len(text)
 
 
-def _without_batched_templates(choices: list[ChoiceCaller]) -> list[ChoiceCaller]:
-    """Kernels to choose from for a product, without generated ones for batches of matrices.
+def _choose(choices: list[ChoiceCaller]) -> list[ChoiceCaller]:
+    """One kernel for a product: by its size, as timing would, but none is compiled to be timed.
 
-    To time such a kernel, PyTorch 2.13 overwrites the free batch size of the second factor by that
-    of the example, in the program itself (CppGemmTemplate.normalize_shapes): whichever kernel is
-    chosen then computes for no other batch size.
+    Never a generated one for batches of matrices. To make it fit, PyTorch 2.13 overwrites the free
+    batch size of the second factor by that of the example, in the program itself
+    (CppGemmTemplate.normalize_shapes): whichever kernel is chosen then computes for no other one.
     """
-    return [
-        choice
-        for choice in choices
-        if not (choice.info_dict().get("backend") == "CPP" and len(choice.layout.size) == 3)
-    ]
+    generated = [choice for choice in choices if choice.info_dict().get("backend") == "CPP"]
+    others = [choice for choice in choices if choice not in generated]
+    if not generated or not others:
+        return choices
+    is_small = len(generated[0].layout.size) == 2 and _work(generated[0]) < _SMALL_PRODUCT
+    return generated if is_small else others
+
+
+def _work(product: ChoiceCaller) -> int:
+    """Multiplications of a product of two matrices, at the sizes of the example."""
+    sizes = [*product.layout.size, product.input_nodes[0].get_size()[-1]]
+    return math.prod(V.graph.sizevars.optimization_hint(size) for size in sizes)

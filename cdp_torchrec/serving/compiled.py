@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdp_torchrec.known_versions import minor
 from cdp_torchrec.serving.scratch import Scratch
 
 # ELF64: places in its header, in a section's and in a symbol's.
@@ -21,6 +22,8 @@ _SECTIONS, _SECTION = struct.Struct("<Q"), struct.Struct("<4xI16xQQ16xQ")
 _SECTION_SIZE_AND_COUNT = struct.Struct("<HH")
 _DYNAMIC_SYMBOLS = 11
 _UNIQUE, _WEAK = 10, 2
+_LOADS_FOLDERS = minor(torch.__version__) != "2.11"
+"""Whether torch loads an unpacked package, too."""
 
 
 class Compiled:
@@ -64,7 +67,7 @@ def load_compiled(path: Path, *, num_runners: int) -> Compiled:
         [root] = (entry for entry in scratch.path.iterdir() if entry.is_dir())
         for library in root.rglob("*.so"):
             _allow_unloading(library)
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(root), "model", False, num_runners, -1)
+        loader = _loader(root if _LOADS_FOLDERS else _packed(root), num_runners)
     except BaseException:
         scratch.remove()
         raise
@@ -74,6 +77,19 @@ def load_compiled(path: Path, *, num_runners: int) -> Compiled:
     else:
         scratch.remove()
     return Compiled(loader)
+
+
+def _loader(package: Path, num_runners: int) -> Any:
+    return torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, num_runners, -1)
+
+
+def _packed(root: Path) -> Path:
+    """A folder as the archive that it was; torch unpacks it into a folder of its own again."""
+    package = root.with_suffix(".pt2")
+    with zipfile.ZipFile(package, "w") as archive:
+        for file in sorted(path for path in root.rglob("*") if path.is_file()):
+            archive.write(file, file.relative_to(root.parent))
+    return package
 
 
 def _allow_unloading(library: Path) -> None:

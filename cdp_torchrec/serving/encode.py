@@ -4,6 +4,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from cdp_torchrec.serving.encode_attributes import encode_attributes
 from cdp_torchrec.serving.inline_histories import EncodedHistory
 from cdp_torchrec.serving.keys import request_number
 from cdp_torchrec.serving.request import Behaviours, Request, RequestError
-from cdp_torchrec.serving.values import listed, number
+from cdp_torchrec.serving.values import listed, numbers
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
 USER_FEATURE = "user_id"
@@ -145,7 +146,7 @@ class RequestEncoder:
     def _column(self, feature: Feature, values: Iterable[object], field: str) -> np.ndarray:
         if feature.kind != "number":
             return self._codes(feature.entity, values, field)
-        return np.array([number(value, field) for value in values], dtype=np.float64)
+        return numbers(values, field)
 
     def _codes(self, entity: str | None, values: Iterable[object], field: str) -> np.ndarray:
         assert entity is not None
@@ -211,30 +212,30 @@ def _times(values: Iterable[object], before: int) -> np.ndarray:
 
 
 def collate(requests: Sequence[EncodedRequest]) -> Impressions:
-    """All candidates of some requests, one request after the other."""
+    """All candidates of some requests, one request after the other; without labels."""
     counts = [len(r.candidate["item_id"]) for r in requests]
     index = np.repeat(np.arange(len(requests)), counts)
     columns = {
         "request_id": [r.request_id for r in requests],
         "user_id": [r.user for r in requests],
         "timestamp": [r.timestamp for r in requests],
-        # Only evaluation reads these.
-        "history_length": [0] * len(requests),
     }
     columns |= {name: [r.request[name] for r in requests] for name in requests[0].request}
     candidate = {
-        name: np.concatenate([r.candidate[name] for r in requests])
-        for name in requests[0].candidate
+        name: _concatenated([r.candidate[name] for r in requests]) for name in requests[0].candidate
     }
-    nothing = np.zeros(len(index), dtype=np.int64)
     return Impressions(
         request={name: np.array(column) for name, column in columns.items()},
         bags={name: _bag([r.bags[name] for r in requests]) for name in requests[0].bags},
-        candidate=candidate | {"label": nothing, "history_rank": nothing},
+        candidate=candidate,
         request_index=index,
     )
 
 
 def _bag(parts: Sequence[np.ndarray]) -> ListColumn:
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-    return ListColumn(np.concatenate(parts), offsets)
+    lengths = [len(part) for part in parts]
+    return ListColumn(_concatenated(parts), np.array([0, *accumulate(lengths)]))
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

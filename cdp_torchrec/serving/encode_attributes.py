@@ -9,7 +9,7 @@ import numpy as np
 
 from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.serving.request import AttributeValue, RequestError
-from cdp_torchrec.serving.values import listed, number
+from cdp_torchrec.serving.values import listed, numbers
 from cdp_torchrec.serving.vocabulary import Vocabulary
 
 
@@ -57,7 +57,7 @@ def _column(
 ) -> np.ndarray:
     if attribute.entity is None:
         # The store has them so, and rounds them so.
-        return np.array([number(value, field) for value in values], dtype=np.float32)
+        return numbers(values, field).astype(np.float32)
     found = np.zeros((len(values), attribute.max_ids), dtype=np.int64)
     if attribute.kind == "id" and values:
         found[:, 0] = vocabularies[attribute.entity].codes(values, field=field)

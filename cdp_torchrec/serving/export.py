@@ -115,11 +115,11 @@ def make_artifact(
     num_impressions = sum(len(request.candidates["item_id"]) for request in requests)
     with tempfile.TemporaryDirectory() as scratch:
         predictions = Path(scratch, "predictions.parquet")
-        # First: what does not fit together shows itself before the minutes of compiling.
+        # First: what does not fit together shows itself before the half minute of compiling.
         stages.begin(f"score {num_impressions:,} impressions as in training")
         _score_by_trainer(run, device, predictions)
         gc.collect()  # a sharded model is a web of cycles, with its tables in it
-        stages.begin(f"compile the model of {run.checkpoint}; takes minutes")
+        stages.begin(f"compile the model of {run.checkpoint}; takes half a minute")
         manifest = _write(directory, run, requests[:_EXAMPLE_REQUESTS], device)
         predictor = Predictor.load(directory, manifest, history_store=config.data.dir)
         stages.begin(f"score {len(requests):,} requests as in serving, from raw ids")

@@ -82,7 +82,7 @@ class InputBuilder:
         impressions = collate(requests)
         source, owner = self._histories(requests)
         impressions.request[_OWNER] = owner
-        batch = BatchAssembler(
+        inputs = BatchAssembler(
             self._layout,
             source,
             batch_size=len(impressions.request_index) + _PLACES_OF_PADDING,
@@ -90,8 +90,8 @@ class InputBuilder:
             seed=0,
             history_owner=_OWNER,
             blocks="one",
-        ).assemble(impressions, epoch=None)
-        return ranker_inputs(look_up(self._layout, self.tables, batch), batch)
+        ).read(impressions, epoch=None)
+        return ranker_inputs(look_up(self._layout, self.tables, inputs), inputs.dense)
 
     def _histories(self, requests: Sequence[EncodedRequest]) -> tuple[BehaviourSource, np.ndarray]:
         """Where behaviours come from, and what stands for each request's user there."""

@@ -1,70 +1,73 @@
-"""Embedding lookups of a batch in the tables of an artifact: SparseArch without TorchRec."""
+"""Embedding lookups in the tables of an artifact: SparseArch without TorchRec."""
 
 # B places of the batch, L behaviours, D embedding dim
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.layout import FeatureLayout, SparseFeature
-from cdp_torchrec.serving.tables import EmbeddingTables
+from cdp_torchrec.data.assemble import ModelInputs
+from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.serving.tables import EmbeddingTables, Lookup
 
 
-def look_up(layout: FeatureLayout, tables: EmbeddingTables, batch: Batch) -> dict[str, Tensor]:
+def look_up(
+    layout: FeatureLayout, tables: EmbeddingTables, inputs: ModelInputs
+) -> dict[str, Tensor]:
     """Sum of the embeddings of each bag [B, D], and of each behaviour [L, D], by key.
+
+    All rows are read at once. Places behind the last id or bag are 0, and so are behaviours of the
+    sequences that index_sequences adds.
 
     Args:
         layout: tables and keys.
         tables: the embeddings.
-        batch: sequences in one block.
+        inputs: what the model reads, its sequences in one block.
     """
-    found = _rows(layout.pooled_features, tables, batch.sparse)
-    if batch.sequence is not None:
-        found += _rows(layout.sequence_features, tables, batch.sequence)
-    embeddings = _embeddings(tables, found)
-    for slot, index in (("gated", batch.gated), ("recent", batch.recent)):
-        if index is not None:
-            for key in (f.key for f in layout.features if f.slot == slot):
-                # Behaviours of the sequences that index_sequences adds.
-                missing = len(index.item_id) - len(embeddings[key])
-                embeddings[key] = functional.pad(embeddings[key], (0, 0, 0, missing))
+    dense, rows = inputs.dense, inputs.rows
+    num_places = len(dense.key)
+    # A key of single ids has one in each place, so that its sums are its rows.
+    singles, sequences, bags = layout.single_features, layout.behaviour_features, layout.bags
+    behaviours = {
+        slot: len(index.item_id)
+        for slot, index in (("gated", dense.gated), ("recent", dense.recent))
+        if index is not None
+    }
+    lookups = [Lookup(f.table, rows[f.key].values, num_places) for f in singles]
+    lookups += [Lookup(f.table, rows[f.key].values, behaviours[f.slot]) for f in sequences]
+    for table, of_table in groupby(bags, attrgetter("table")):
+        joined = np.concatenate([rows[f.key].values for f in of_table])
+        lookups.append(Lookup(table, joined, len(joined)))
+    found = tables.read(lookups)
+    sizes = [len(singles) * num_places, *(behaviours[f.slot] for f in sequences)]
+    of_singles, *of_sequences, in_bags = found.split([*sizes, len(found) - sum(sizes)])
+    embeddings = {f.key: part for f, part in zip(sequences, of_sequences, strict=True)}
+    for features, parts in (
+        (singles, of_singles.view(len(singles), num_places, -1)),
+        (bags, _sums(in_bags, [rows[f.key].lengths for f in bags], num_places)),
+    ):
+        embeddings |= {f.key: part for f, part in zip(features, parts.unbind(), strict=True)}
     return embeddings
 
 
-class _Lookup(NamedTuple):
-    feature: SparseFeature
-    rows: np.ndarray
-    lengths: Tensor
-    """Rows at each of B places."""
+def _sums(in_bags: Tensor, lengths: Sequence[np.ndarray], num_places: int) -> Tensor:
+    """Sums of the bags of M keys, [M, B, D]; 0 behind the last bag of each.
 
-
-def _rows(
-    features: tuple[SparseFeature, ...], tables: EmbeddingTables, ids: KeyedJaggedTensor
-) -> list[_Lookup]:
-    lengths = ids.lengths().view(len(features), -1)
-    ends = lengths.sum(dim=1).cumsum(dim=0).tolist()
-    values = np.split(ids.values().numpy(), ends[:-1])
-    rows = [tables.rows(f.table, v) for f, v in zip(features, values, strict=True)]
-    return [_Lookup(*found) for found in zip(features, rows, lengths, strict=True)]
-
-
-def _embeddings(tables: EmbeddingTables, lookups: list[_Lookup]) -> dict[str, Tensor]:
-    """By key; all bags are read, and summed, in one go."""
-    bags = [lookup for lookup in lookups if not lookup.feature.is_sequence]
-    sequences = [lookup for lookup in lookups if lookup.feature.is_sequence]
-    found = tables.read([(of.feature.table, of.rows) for of in bags + sequences])
-    lengths = torch.cat([bag.lengths for bag in bags])
-    in_bags, *values = found.split(
-        [sum(len(b.rows) for b in bags), *(len(s.rows) for s in sequences)]
+    Args:
+        in_bags: embeddings of all bags, one after the other.
+        lengths: of the bags of each key.
+        num_places: B.
+    """
+    filled = np.zeros((len(lengths), num_places), dtype=np.int64)
+    for places, own in zip(filled, lengths, strict=True):
+        places[: len(own)] = own
+    starts = filled.cumsum() - filled.reshape(-1)
+    sums = functional.embedding_bag(
+        torch.arange(len(in_bags)), in_bags, torch.from_numpy(starts), mode="sum"
     )
-    sums = torch.segment_reduce(in_bags, "sum", lengths=lengths, initial=0.0)
-    parts = sums.view(len(bags), -1, sums.shape[1])
-    embeddings = {bag.feature.key: part for bag, part in zip(bags, parts, strict=True)}
-    return embeddings | {
-        sequence.feature.key: part for sequence, part in zip(sequences, values, strict=True)
-    }
+    return sums.view(*filled.shape, in_bags.shape[1])

@@ -272,8 +272,9 @@ class Predictor:
     def _score(self, requests: Sequence[EncodedRequest]) -> list[np.ndarray]:
         with torch.inference_mode():
             inputs = self._inputs.build(requests)
-            on_device = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-            probability = self._ranker(on_device).cpu().numpy()
+            if self._device.type != "cpu":
+                inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+            probability = self._ranker(inputs).cpu().numpy()
         ends = np.cumsum([request.num_candidates for request in requests])
         if not np.isfinite(probability[: ends[-1]]).all():
             raise FloatingPointError("the model gave a probability that is not finite")

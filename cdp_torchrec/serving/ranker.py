@@ -9,7 +9,6 @@ their order, so that a C++ server can call it, too.
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.export import Dim
 
+from cdp_torchrec.data.batch import DenseInputs
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.sequence_index import (
     SHORTEST_BLOCK,
@@ -53,25 +53,6 @@ _INDEX_TENSORS = (
     "place",
 )
 _OPTIONAL_INDEX_TENSORS = ("size", "attributes")
-
-
-@dataclass
-class _DenseInputs:
-    """A batch put together from the program's inputs."""
-
-    bag_lengths: Tensor
-    numbers: Tensor
-    request_index: Tensor
-    pool_index: Tensor
-    gated: SequenceIndex | None
-    recent: SequenceIndex | None
-    stranger: None
-    history_counts: Tensor
-    key: Tensor
-    progress: None
-    item_id: Tensor
-    category_id: Tensor
-    domain_id: Tensor | None
 
 
 def ranker_inputs(embeddings: Mapping[str, Tensor], batch: DenseBatch) -> dict[str, Tensor]:
@@ -122,7 +103,7 @@ class RankerProgram(nn.Module):
             for name, tensor in inputs.items()
             if name.startswith(prefix)
         }
-        batch = _DenseInputs(
+        batch = DenseInputs(
             **{name: inputs[name] for name in _TENSORS},
             domain_id=inputs.get("domain_id"),
             gated=_index("gated", inputs),

@@ -5,11 +5,13 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 
 from cdp_torchrec.serving.artifact import TABLES, ArtifactError, Manifest, read_manifest
 from cdp_torchrec.serving.delta import Step, is_delta, read_step
 from cdp_torchrec.serving.scratch import Scratch
 from cdp_torchrec.serving.tables import ROWS
+from cdp_torchrec.whole_file import DISK_FULL
 
 _LINKED = (TABLES, ROWS)
 """Folders whose files, which may be large, are not copied."""
@@ -175,6 +177,8 @@ def _bring(file: Path, private: Path, checksum: str, opened: ExitStack) -> None:
             private.write_bytes(content)
     except OSError as error:
         what = "missing" if isinstance(error, FileNotFoundError) else error.strerror
+        if error.errno in DISK_FULL:
+            what = f"its private copy in {gettempdir()} cannot be written (TMPDIR): {what}"
         raise ArtifactError(f"{file}: {what}") from error
     if digest != checksum:
         raise ArtifactError(f"{file}: altered after the export (checksum)")

@@ -14,7 +14,7 @@ format, uint8 [E, D + 8]: the quantized row, then its scale and its minimum as f
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import numpy as np
@@ -89,7 +89,7 @@ class _Table:
     def gather(self, rows: np.ndarray, *, out: np.ndarray) -> None:
         # "clip": the rows are valid by construction, but those that only `later` has are not here.
         if len(self.shards) == 1:
-            np.take(self.shards[0], rows, axis=0, out=out, mode="clip")
+            self.shards[0].take(rows, axis=0, out=out, mode="clip")
         else:
             shard, row = np.divmod(rows, len(self.shards[0]))
             for number, values in enumerate(self.shards):
@@ -113,6 +113,17 @@ class _Table:
         later = np.concatenate([self.later, values[~known]])
         later[slots[index[known]]] = values[known]
         return replace(self, slots=slots, later=later)
+
+
+class Lookup(NamedTuple):
+    """What is read of one table."""
+
+    entity: str
+    """Of the table."""
+    ids: np.ndarray
+    """Rows, int64; ids whose rows the model has assigned, of a table with managed collision."""
+    num_places: int
+    """Rows of the result, as many as there are ids, or more."""
 
 
 class EmbeddingTables:
@@ -230,18 +241,20 @@ class EmbeddingTables:
         self._tables[entity].gather(rows, out=found)
         return found
 
-    def read(self, lookups: Sequence[tuple[str, np.ndarray]]) -> Tensor:
-        """Rows of several tables one after the other, float32 [P, D].
+    def read(self, lookups: Sequence[Lookup]) -> Tensor:
+        """Rows of several lookups one after the other, float32 [P, D]; 0 where there is none.
 
         Args:
-            lookups: entity and rows, int64, each.
+            lookups: each has its places in the result, the rows the first of them.
         """
-        total = sum(len(rows) for _, rows in lookups)
-        found = np.empty((total, self._width), dtype=_DTYPES[self._storage])
+        total = sum(lookup.num_places for lookup in lookups)
+        # Zeros are 0 in every precision.
+        found = np.zeros((total, self._width), dtype=_DTYPES[self._storage])
         start = 0
-        for entity, rows in lookups:
+        for entity, ids, num_places in lookups:
+            rows = self.rows(entity, ids)
             self._tables[entity].gather(rows, out=found[start : start + len(rows)])
-            start += len(rows)
+            start += num_places
         stored = torch.from_numpy(found)
         if self._storage == "int8":
             return torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(stored)

@@ -1,7 +1,7 @@
 """Values of a request as a client sent them: lists and numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -24,12 +24,21 @@ def listed(values: object, field: str, *, at_most: int) -> Sequence[object]:
     return values
 
 
-def number(value: object, field: str) -> float:
-    """A number; NaN, which is read as the mean, for None.
+def numbers(values: Iterable[object], field: str) -> np.ndarray:
+    """Numbers, float64; NaN, which is read as the mean, for None.
 
     Raises:
-        RequestError: it is none, or no finite one of moderate size.
+        RequestError: one is none, or no finite one of moderate size.
     """
+    values = list(values)
+    if set(map(type, values)) == {float}:
+        found = np.array(values, dtype=np.float64)
+        if (np.abs(found) <= LARGEST_NUMBER).all():
+            return found
+    return np.array([_number(value, field) for value in values], dtype=np.float64)
+
+
+def _number(value: object, field: str) -> float:
     if value is None:
         return math.nan
     if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):

@@ -69,11 +69,12 @@ class Vocabulary:
             codes = list(map(self._codes.get, values))
         except TypeError:  # something that cannot be a key is no id either
             codes = [None] * len(values)
-        found = [
-            self._code(value, field) if code is None else code
-            for value, code in zip(values, codes, strict=True)
-        ]
-        return np.array(found, dtype=np.int64)
+        if None in codes:
+            codes = [
+                self._code(value, field) if code is None else code
+                for value, code in zip(values, codes, strict=True)
+            ]
+        return np.array(codes, dtype=np.int64)
 
     def raw(self, codes: np.ndarray) -> list[str | None]:
         """Raw ids of codes 0..num_ids; None for 0."""

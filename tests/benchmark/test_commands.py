@@ -13,7 +13,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.paths import ROOT
 
-NAMES = ("train", "plans", "history", "data", "prepare", "latency", "endpoint")
+NAMES = ("train", "plans", "history", "data", "prepare", "denoiser", "latency", "endpoint")
 
 
 def test_help_lists_every_benchmark_with_what_it_measures(
@@ -42,7 +42,7 @@ def test_help_on_a_benchmark_explains_its_own_settings_alone(
     [
         (
             ["speed"],
-            "expected one of train, plans, history, data, prepare, latency, endpoint$",
+            "expected one of train, plans, history, data, prepare, denoiser, latency, endpoint$",
         ),
         (["history", 'benchmark.rows=["dim"]'], r"rows: found \['dim'\], expected some of"),
         (["history", 'benchmark.rows=["none"]'], r"rows: found \['none'\], expected some of"),
@@ -51,6 +51,7 @@ def test_help_on_a_benchmark_explains_its_own_settings_alone(
         (["history", "lengths=[4]"], "lengths: unknown key"),
         (["history", "--output", "x"], "'--output' is neither a layer .* without leading dashes"),
         (["history", "benchmark.output=/proc/version/x"], "/proc/version is not a writable dir"),
+        (["denoiser", "benchmark.num_inference_steps=[101]"], "= 101: the chain has 100"),
         (["endpoint"], "name an artifact first"),
         (["endpoint", "benchmark.num_clients=2"], "name an artifact first"),
         (["latency"], "name a run first"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cdp_torchrec.benchmark.data.counted import CountedColumn, Tally
+from cdp_torchrec.data import history_store
 from cdp_torchrec.data.history_store import HistoryStore, Slices
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
@@ -183,6 +184,24 @@ def test_missing_and_truncated_files_are_named(tmp_path: Path, log: np.ndarray) 
     (tmp_path / "by_time" / "item.npy").unlink()
     with pytest.raises(DatasetError, match=r"item\.npy: cannot read the history store"):
         open_store(tmp_path, schema)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says how a file is mapped")
+@pytest.mark.parametrize(("memory", "is_random"), [(1 << 50, False), (1, True)])
+def test_of_a_store_beyond_the_memory_only_pages_that_are_asked_for_are_read(
+    tmp_path: Path,
+    log: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: int,
+    is_random: bool,
+) -> None:
+    monkeypatch.setattr(history_store, "_memory", lambda: memory)
+    opened = open_store(tmp_path, write_store(tmp_path, log))
+    own = f"{tmp_path}/by_category/item.npy\n"  # other tests have theirs open
+    _, _, mapping = Path("/proc/self/smaps").read_text().partition(own)
+    flags = next(line for line in mapping.splitlines() if line.startswith("VmFlags:"))
+    assert (" rr " in flags) == is_random  # read at random
+    assert opened is not None
 
 
 def test_store_without_behaviours_answers_empty_histories(tmp_path: Path) -> None:

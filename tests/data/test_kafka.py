@@ -3,6 +3,7 @@
 The broker is librdkafka's own: it runs inside a producer, and speaks the protocol over TCP.
 """
 
+import ctypes
 import json
 import random
 import shutil
@@ -23,11 +24,13 @@ from cdp_torchrec.data.prepare.arrivals.inbox import entries, follow
 from cdp_torchrec.data.prepare.arrivals.kafka import TopicError, client_settings, land
 from cdp_torchrec.data.prepare.arrivals.landed import OFFSETS, Landed
 from cdp_torchrec.data.prepare.arrivals.messages import Kind
+from cdp_torchrec.data.prepare.workplace import PreparationError
 from cdp_torchrec.data.schema import DatasetError
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAY_MS, DAYS, cut, fill
 from tests.data.staged_log import behaviour, random_log, read_rows, request
 from tests.data.test_append import raw_rows
+from tests.data.test_staging_checks import largest_file
 
 confluent_kafka = pytest.importorskip(
     "confluent_kafka", reason="needs the extra: pip install 'cdp_torchrec[kafka]'"
@@ -158,19 +161,50 @@ def test_a_topic_that_is_gone_and_a_broker_that_is_gone_are_one_message(
         list(land(made / "before", tmp_path, TOPICS, client))
 
 
+def send_a_day(producer: Any) -> None:
+    """A request of a day, and what tells that the day is over."""
+    for topic, rows in (
+        ("shown", [request(900 + day, timestamp=day * DAY_MS) for day in (1, 3)]),
+        ("done", [behaviour(timestamp=3 * DAY_MS)]),
+    ):
+        for row in rows:
+            producer.produce(topic, json.dumps(row).encode(), partition=0)
+    producer.flush(10)
+
+
+def test_a_topic_that_is_deleted_while_it_is_read_is_one_message(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka, "_POLL_S", 0.05)
+    monkeypatch.setattr(kafka, "_LOOK_EVERY_S", 0.1)
+    library = ctypes.CDLL(confluent_kafka.cimpl.__file__)  # Python has no call that deletes
+    library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+    for function in (library.rd_kafka_new, library.rd_kafka_conf_new):
+        function.restype = ctypes.c_void_p
+    library.rd_kafka_mock_cluster_new.restype = ctypes.c_void_p
+    settings = ctypes.c_void_p(library.rd_kafka_conf_new())
+    handle = ctypes.c_void_p(library.rd_kafka_new(0, settings, None, ctypes.c_size_t(0)))
+    cluster = ctypes.c_void_p(library.rd_kafka_mock_cluster_new(handle, 1))
+    brokers = library.rd_kafka_mock_cluster_bootstraps(cluster).decode()
+    producer = confluent_kafka.Producer({"bootstrap.servers": brokers, "log_level": 0})
+    send_a_day(producer)
+    reading = landing(made, tmp_path, producer, idle_timeout_s=None)
+    assert next(reading)[1].requests == 1
+    unknown = confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART
+    library.rd_kafka_mock_topic_set_error(cluster, b"shown", unknown)
+    with pytest.raises(TopicError, match=r"topic 'shown' at .*: Broker: Unknown topic") as gone:
+        next(reading)
+    assert "\n" not in str(gone.value)
+    assert [entry.name for entry in entries(tmp_path)] == ["1970-01-02T00-00-00"]
+
+
 def test_a_broker_that_goes_away_while_it_is_read_is_one_message(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka, "_POLL_S", 0.05)
     monkeypatch.setattr(kafka, "_LOOK_EVERY_S", 0.1)
     broker = new_broker()
-    for topic, rows in (
-        ("shown", [request(900 + day, timestamp=day * DAY_MS) for day in (1, 3)]),
-        ("done", [behaviour(timestamp=3 * DAY_MS)]),
-    ):
-        for row in rows:
-            broker.produce(topic, json.dumps(row).encode(), partition=0)
-    broker.flush(10)
+    send_a_day(broker)
     reading = landing(made, tmp_path, broker, idle_timeout_s=None)
     assert next(reading)[1].requests == 1
     monkeypatch.setattr(kafka, "_REACH_S", 0.3)
@@ -192,6 +226,19 @@ def test_two_that_land_at_once_are_an_error(made: Path, tmp_path: Path, sent: An
     next(at_work)
     with pytest.raises(DatasetError, match="another process lands there"):
         list(landing(made, tmp_path, sent))
+
+
+def test_a_full_disk_is_one_message_and_leaves_what_had_landed(
+    made: Path, tmp_path: Path, sent: Any
+) -> None:
+    with (
+        largest_file(1500),
+        pytest.raises(PreparationError, match=r"goes on: .*too large$") as full,
+    ):
+        list(landing(made, tmp_path, sent))
+    assert str(full.value).startswith(f"{tmp_path} has what has landed")
+    assert list(tmp_path.iterdir()) == []
+    assert next(landing(made, tmp_path, sent))[1].requests > 0
 
 
 def test_settings_of_the_client_are_those_of_librdkafka(made: Path, tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ def test_what_knew_less_of_a_vocabulary_reads_it_and_another_does_not(made: Path
         said = differs(base.model_copy(update={"entities": entities}))
         assert said is not None and "vocabulary item" in said
     assert "stages" not in grown.digest().model_dump()
+    older = mismatch(
+        grown.digest(), base.digest(), trained="run", dataset=made / "before", advice="no"
+    )
+    assert older is not None and "if the dataset lacks days, append them" in older
 
 
 def test_periods_are_in_the_order_of_time_and_exist(made: Path) -> None:

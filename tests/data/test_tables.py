@@ -326,6 +326,11 @@ BAD_FORMATS: dict[str, tuple[CsvFormat, bytes, str]] = {
         b"id,label\n1,\xe9\n",
         "malformed line: 'ascii' codec can't decode byte 0xe9",
     ),
+    "UTF-16 without its mark": (
+        CsvFormat(encoding="utf-16"),
+        b"id,label\n1,2\n",
+        "malformed line: UTF-16 stream does not start with BOM; its encoding is not utf-16, or it",
+    ),
     "control character": (
         CsvFormat(names=("id", "label"), delimiter="::", quote=None),
         b"1::\x1f\n",

@@ -90,7 +90,7 @@ def test_log_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", [clickout(1, 1, "1", "1|2", city="KOLN"), next_day()])
     content = (log / "train.csv").read_bytes()
     (log / "train.csv").write_bytes(content.replace(b"KOLN", b"K\xd6LN"))
-    with pytest.raises(DatasetError, match=r"malformed line: .*Row #2: .*invalid UTF8"):
+    with pytest.raises(DatasetError, match=r"line: .*Row #2: .*invalid UTF8.* is not utf-8"):
         prepare_trivago(log, tmp_path / "data")
 
 

@@ -22,9 +22,12 @@ from cdp_torchrec.distributed.plans.search import choose_plan
 from cdp_torchrec.distributed.plans.sharders import sharders
 from tests.distributed.plans.problems import problem
 from tests.distributed.spawn import run_ranks
+from tests.runs import DEVICES, one_rank_on
 
+CPU = torch.device("cpu")
 ROWS = {"small": 7, "a": 40, "b": 53}
 STEPS = 6
+EPS = 1e-10
 CASES: list[tuple[str, TypeName]] = [
     ("adam", "table_wise"),
     ("adam", "row_wise"),
@@ -70,15 +73,18 @@ def jagged(ids: dict[str, Tensor]) -> KeyedJaggedTensor:
 
 def config_of(kind: str) -> OptimizerConfig:
     return OptimizerConfig(
-        sparse=SparseOptimizerConfig.model_validate({"kind": kind, "lr": 0.05}),
+        # Beside eps 1e-8 it would matter that FBGEMM adds it to the corrected root of the second
+        # moment, torch.optim.SparseAdam to the uncorrected one.
+        sparse=SparseOptimizerConfig.model_validate({"kind": kind, "lr": 0.05, "eps": EPS}),
         dense=DenseOptimizerConfig(lr=0.01),
     )
 
 
-def sharded_tables(kind: str, strategy: TypeName) -> dict[str, Tensor]:
-    """Tables after STEPS steps, each rank with its share of every batch; gathered."""
+def sharded_tables(
+    kind: str, strategy: TypeName, device: torch.device = CPU, *, steps: int = STEPS
+) -> dict[str, Tensor]:
+    """Tables after some steps, each rank with its share of every batch; gathered."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    device = torch.device("cpu")
     torch.manual_seed(0)
     model, config = Linear(), config_of(kind)
     apply_sparse_optimizer(model.embedding_bag_collection, config.sparse, device)
@@ -86,6 +92,7 @@ def sharded_tables(kind: str, strategy: TypeName) -> dict[str, Tensor]:
         problem(
             model,
             world_size=world_size,
+            hardware="cpu" if device == CPU else "h100",
             optimizer=config.sparse,
             strategy=strategy,
             small_table_rows=10,
@@ -95,14 +102,14 @@ def sharded_tables(kind: str, strategy: TypeName) -> dict[str, Tensor]:
     for name, table in sharded.state_dict().items():
         if ".embedding_bags." in name:
             initialize_table(name, table, std=0.1, seed=0)
-    optimizer = ScheduledOptimizer(sharded, config, max_steps=STEPS)
-    for step in range(STEPS):
+    optimizer = ScheduledOptimizer(sharded, config, max_steps=steps)
+    for step in range(steps):
         optimizer.set_learning_rates(step)
         ids, target = batch(step, 8)
         own = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
         optimizer.zero_grad()
-        output = sharded(jagged({name: i[own] for name, i in ids.items()}))
-        (output - target[own]).square().mean().backward()
+        output = sharded(jagged({name: i[own] for name, i in ids.items()}).to(device))
+        (output - target[own].to(device)).square().mean().backward()
         optimizer.step()
     return {name: gather(table) for name, table in sharded.state_dict().items()}
 
@@ -124,13 +131,14 @@ def clipped_gradient_norm() -> float:
 
 def gather(table: Tensor | ShardedTensor) -> Tensor:
     if not isinstance(table, ShardedTensor):
-        return table.detach().clone()
-    whole = torch.zeros(table.size()) if torch.distributed.get_rank() == 0 else None
+        return table.detach().cpu().clone()
+    [device] = {shard.tensor.device for shard in table.local_shards()} or {CPU}
+    whole = torch.zeros(table.size(), device=device) if torch.distributed.get_rank() == 0 else None
     table.gather(dst=0, out=whole)
-    return torch.zeros(0) if whole is None else whole
+    return torch.zeros(0) if whole is None else whole.cpu()
 
 
-def reference_tables(kind: str) -> dict[str, Tensor]:
+def reference_tables(kind: str, *, steps: int = STEPS) -> dict[str, Tensor]:
     """The same training with nn.EmbeddingBag and PyTorch's optimizers."""
     torch.manual_seed(0)
     linear = Linear().linear
@@ -141,9 +149,9 @@ def reference_tables(kind: str) -> dict[str, Tensor]:
         initialize_table(f"x.t_{name}.weight", bag.weight.data, std=0.1, seed=0)
     tables = [bag.weight for bag in bags.values()]
     accumulators = [torch.zeros(len(table)) for table in tables]
-    adam = torch.optim.SparseAdam(tables, lr=0.05) if kind == "adam" else None
+    adam = torch.optim.SparseAdam(tables, lr=0.05, eps=EPS) if kind == "adam" else None
     dense = torch.optim.Adam(linear.parameters(), lr=0.01)
-    for step in range(STEPS):
+    for step in range(steps):
         ids, target = batch(step, 8)
         for parameter in [*tables, *linear.parameters()]:
             parameter.grad = None
@@ -156,7 +164,7 @@ def reference_tables(kind: str) -> dict[str, Tensor]:
         for table, accumulator in zip(tables, accumulators, strict=True):
             assert table.grad is not None
             accumulator += table.grad.square().mean(dim=1)
-            table.data -= 0.05 * table.grad / (accumulator.sqrt() + 1e-8).unsqueeze(1)
+            table.data -= 0.05 * table.grad / (accumulator.sqrt() + EPS).unsqueeze(1)
     prefix = "embedding_bag_collection.embedding_bags"
     return {f"{prefix}.t_{name}.weight": bag.weight for name, bag in bags.items()}
 
@@ -182,6 +190,16 @@ def test_sparse_optimizer_equals_its_reference_under_every_plan(
     trained, _ = two_ranks
     for name, expected in reference_tables(case[0]).items():
         torch.testing.assert_close(trained[case][name], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["adam", "rowwise_adagrad"])
+def test_twenty_steps_of_one_rank_equal_the_reference_within_1e_5(kind: str, device: str) -> None:
+    """On a GPU the optimizer is fused into FBGEMM's backward pass."""
+    with one_rank_on(device) as here:
+        trained = sharded_tables(kind, "row_wise", here, steps=20)
+    for name, expected in reference_tables(kind, steps=20).items():
+        torch.testing.assert_close(trained[name], expected.detach(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.distributed

@@ -16,6 +16,7 @@ from cdp_torchrec.planning.infeasible import find_shortage
 from cdp_torchrec.planning.workload import Workload
 
 PLANNER = 'planning.strategies=["planner"]'
+DYNAMIC = 'sharding.proposers=["greedy", "dynamic_programming"]'
 OWN = 'planning.strategies=["constraints"]'
 
 
@@ -86,6 +87,19 @@ def test_a_wrong_key_is_named(argument: str, message: str, load) -> None:
             r"hour\.kernels: the table is data_parallel",
         ),
         ([OWN, "sharding.plan=nowhere.json"], r"nowhere\.json' cannot be read"),
+        (
+            [OWN, "sharding.plan=plan.json", "sharding.search=torchrec"],
+            r"sharding\.search: nothing is searched",
+        ),
+        ([PLANNER, "sharding.prefetch=true"], r"sharding\.prefetch = true: no plan that is asked"),
+        (
+            [PLANNER, 'planning.hardware=["cpu"]', "sharding.reserved_share=0.5"],
+            r"sharding\.reserved_share: nothing of a host's memory is reserved",
+        ),
+        (
+            [PLANNER, 'planning.hardware=["cpu"]', DYNAMIC],
+            r"sharding\.proposers: dynamic_programming divides the memory of GPUs",
+        ),
     ],
 )
 def test_a_setting_that_would_change_nothing_or_cannot_be_stops_before_any_work(
@@ -116,6 +130,12 @@ def test_margin_and_searches_are_settings(load, workload: Workload) -> None:
     found = estimate(workload.problem(replace(case, sharding=own)))
     assert found.margin_bytes == pytest.approx(12e9)
     assert found.num_proposals < usual.num_proposals
+
+
+def test_a_search_by_the_memory_of_gpus_is_refused_on_cpus(load, workload: Workload) -> None:
+    (case,) = make_cases(load(PLANNER, DYNAMIC), {"cpu": load_hardware("cpu")})
+    with pytest.raises(ConfigError, match="the ranks compute on the CPU"):
+        estimate(workload.problem(case))
 
 
 def test_a_log_that_is_only_a_schema_needs_its_pooling_factors(load, tmp_path: Path) -> None:

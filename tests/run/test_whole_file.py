@@ -1,6 +1,7 @@
 """What is written is whole, or it is not there; what was there stays."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cdp_torchrec.whole_file import (
     write_json,
     write_whole,
 )
+from tests.data.test_staging_checks import largest_file
 
 
 @pytest.mark.parametrize(("content", "bytes_"), [("text", b"text"), (b"\x00\xff", b"\x00\xff")])
@@ -39,6 +41,20 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_with_what_does_not_fit_on_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(8192))
+    with largest_file(4096), pytest.raises(OSError, match=r"large: '[^']*/page\.html'"):
+        write_whole(tmp_path / "page.html", "x" * 8192)
+    with (
+        largest_file(4096),
+        pytest.raises(OSError, match=r"large: '[^']*/copy'"),
+        whole_directory(tmp_path / "copy") as partial,
+    ):
+        shutil.copyfile(source, partial / "file")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_two_writers_of_one_file_do_not_share_what_they_write(tmp_path: Path) -> None:

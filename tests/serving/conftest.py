@@ -74,7 +74,7 @@ def short_run(
 def export_untuned(
     run_dir: Path, output: Path, *settings: str, delta_from: Path | None = None
 ) -> Path:
-    """Its artifact, compiled as fast as can be: without autotuning, which takes minutes."""
+    """Its artifact, compiled as fast as can be: products by a library need no kernels."""
     with one_rank(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(compile, "_INDUCTOR_CPU", _INDUCTOR_FAST)
         run = open_run(run_dir, settings, ExportedConfig)

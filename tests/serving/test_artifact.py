@@ -10,6 +10,7 @@ import torch
 
 from cdp_torchrec.serving.artifact import MANIFEST, ArtifactError, Manifest, write_manifest
 from cdp_torchrec.serving.predictor import Predictor
+from tests.data.test_staging_checks import largest_file
 from tests.other_codes import with_other_codes
 
 FILES = (
@@ -31,6 +32,11 @@ def test_an_altered_or_missing_file_is_named(copied: Path, name: str) -> None:
         Predictor.open(copied)
     (copied / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name}: missing"):
+        Predictor.open(copied)
+
+
+def test_a_full_disk_for_private_copies_is_named(copied: Path) -> None:
+    with largest_file(1000), pytest.raises(ArtifactError, match=r"private copy in .* too large"):
         Predictor.open(copied)
 
 

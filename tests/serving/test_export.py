@@ -21,7 +21,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours
 from cdp_torchrec.serving.weights import load_weights
 from cdp_torchrec.stored_run import open_run
-from tests.runs import losses, one_rank
+from tests.runs import DEVICES, losses, one_rank, one_rank_on
 from tests.serving.conftest import CPU, export_untuned, short_run
 
 
@@ -42,6 +42,19 @@ def test_the_artifact_scores_the_test_split_like_the_trainer(artifact: Path) -> 
     assert parity["num_impressions"] == 2504  # all
     assert parity["max_difference"] < 1e-6
     assert 0.5 < parity["artifact_gauc"] == pytest.approx(parity["trainer_gauc"], abs=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_export_for_a_device_is_compared_with_the_trainer_there(
+    request: pytest.FixtureRequest, trained_run: Path, tmp_path: Path, device: str
+) -> None:
+    if device == "cpu":
+        request.getfixturevalue("compiled_before")
+    with one_rank_on(device) as here:
+        run = open_run(trained_run, ["export.parity_impressions=100"], ExportedConfig)
+        exported = export_run(run, here, output=tmp_path / "artifact")
+    assert read_manifest(exported.directory).device == device
+    assert exported.parity.max_difference < 1e-5
 
 
 def test_an_artifact_needs_neither_run_nor_dataset(artifact: Path) -> None:

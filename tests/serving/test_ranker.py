@@ -87,11 +87,11 @@ class Setting:
         impressions = self.reader.impressions("test").take(0, start, stop)
         if not with_histories:
             impressions.request["timestamp"] = np.zeros_like(impressions.request["timestamp"])
-        batch = assembler.assemble(impressions, epoch=None)
-        embeddings = look_up(self.layout, self.tables, batch)
+        inputs = assembler.read(impressions, epoch=None)
+        embeddings = look_up(self.layout, self.tables, inputs)
         with torch.no_grad():
-            logits = self.arch(embeddings, batch).logits
-        names = ranker_inputs(embeddings, batch) if blocks == "one" else {}
+            logits = self.arch(embeddings, inputs.dense).logits
+        names = ranker_inputs(embeddings, inputs.dense) if blocks == "one" else {}
         return names, torch.sigmoid(logits)[: stop - start]
 
 

@@ -8,7 +8,13 @@ import torch
 
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.config import TableStorage
-from cdp_torchrec.serving.tables import EmbeddingTables, changed_rows, write_rows, write_tables
+from cdp_torchrec.serving.tables import (
+    EmbeddingTables,
+    Lookup,
+    changed_rows,
+    write_rows,
+    write_tables,
+)
 
 SIZES = (40, 40, 57, 91)
 
@@ -39,8 +45,9 @@ def test_rows_of_several_deltas_give_the_tables_of_the_last_day(
         patched = patched.with_rows(tmp_path / f"rows-{day}")
         patched.check({"item": size}, where=tmp_path)
         assert len(changed_rows(patched, full, "item")) == 0
-        some = np.array([size - 1, 0, 7, 7, 39])
-        assert torch.equal(patched.read([("item", some)]), full.read([("item", some)]))
+        some = [Lookup("item", np.array([size - 1, 0, 7, 7, 39]), num_places=7)]
+        assert torch.equal(patched.read(some), full.read(some))
+        assert not full.read(some)[5:].any()
     np.testing.assert_array_equal(first.stored("item", np.arange(40)), before)
 
 

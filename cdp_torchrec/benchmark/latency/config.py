@@ -25,7 +25,7 @@ class LatencySettings(Config):
     the same in each. Empty: all that the run can use."""
     forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("eager", "exported")
     """"eager": PyTorch as it is. "compiled": torch.compile, on a GPU with CUDA graphs.
-    "exported": the program of an artifact (AOTInductor). Compiling takes about a minute for each
+    "exported": the program of an artifact (AOTInductor). Compiling takes half a minute for each
     model, and longer for many steps."""
     num_requests: PositiveInt = 20
     """Requests of the test split that take turns, their candidate lists cut or repeated."""

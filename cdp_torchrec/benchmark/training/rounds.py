@@ -32,8 +32,8 @@ class TrainingSpeed:
     device: str
     """cpu or cuda."""
     global_batch_size: int
-    reading_ms: float
-    """To read and assemble this rank's share of a batch, the median."""
+    reading_ms: Mapping[str, float]
+    """To read and assemble this rank's share of a batch, the median, by name of the row."""
     rounds: Mapping[str, Times]
     """Of `settings.steps` steps, by name."""
     shares: Mapping[str, Mapping[str, float]]
@@ -79,7 +79,7 @@ def measure_training(
         world_size=dist.get_world_size(),
         device=device.type,
         global_batch_size=first.trainer.global_batch_size,
-        reading_ms=reading_ms(of_base.data.train, Timer()),
+        reading_ms={name: reading_ms(e.data.train, Timer()) for name, e in experiments.items()},
         rounds=time_training(contestants, settings, timer),
         shares={c.name: profile_training(c, device, num_steps=settings.steps) for c in contestants},
     )

@@ -24,6 +24,7 @@ from cdp_torchrec.data.days import (
     vocabulary_paths,
 )
 from cdp_torchrec.data.history_segments import open_history
+from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.prepare.database import EngineLimits, first_row, open_database, scalar
 from cdp_torchrec.data.prepare.day_figures import summarise_day
@@ -33,7 +34,7 @@ from cdp_torchrec.data.prepare.request_files import write_requests
 from cdp_torchrec.data.prepare.request_tables import code_requests
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, USER_ENTITY, DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import load_rows
-from cdp_torchrec.data.prepare.vocabulary import extend_vocabularies
+from cdp_torchrec.data.prepare.vocabulary import extend_vocabularies, vocabulary_rows
 from cdp_torchrec.data.prepare.workplace import changing
 from cdp_torchrec.data.schema import DatasetError, Day, Entity, Schema, Split, load_schema
 from cdp_torchrec.data.summary import load_summary
@@ -77,11 +78,12 @@ def append_day(
             bar.note("check")
             bar.advance()
             log = _load(connection, dataset, schema, staging, spec, name)
+            history = open_history(dataset, schema)
             with whole_directory(day_folder(dataset, log.name)) as partial:
-                day = _write(connection, dataset, schema, spec, log, partial, bar)
+                day = _write(connection, dataset, schema, spec, log, history, partial, bar)
                 save_record(partial, day)
                 whole = grown(base, [*schema.days, day])
-                summary = summarise_day(dataset, whole, day, partial, load_summary(dataset, base))
+                summary = summarise_day(history, whole, day, partial, load_summary(dataset, base))
                 summary.save(partial)
                 write_manifest(partial)
     return day
@@ -212,25 +214,20 @@ def _check_new(
     connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, staging: Path
 ) -> None:
     """No request has the id of one that the dataset has."""
-    for path in vocabulary_paths(dataset, schema.days, "request"):
-        with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(columns=["raw"])
-            fields = pa.schema({"raw": pa.string()})
-            connection.register("_stored", pa.RecordBatchReader.from_batches(fields, batches))
-            found = first_row(
-                connection,
-                """
-                SELECT raw FROM _stored SEMI JOIN
-                    (SELECT request_id::VARCHAR AS raw FROM staged_requests) USING (raw)
-                ORDER BY raw LIMIT 1
-                """,
-            )
-            connection.unregister("_stored")
-        if found:
-            raise DatasetError(
-                f"{staging / 'requests'}: request_id {found[0]} is that of another request in "
-                f"{dataset}, it must be unique"
-            )
+    stored = vocabulary_rows(vocabulary_paths(dataset, schema.days, "request"))
+    found = first_row(
+        connection,
+        f"""
+        SELECT raw FROM {stored} SEMI JOIN
+            (SELECT request_id::VARCHAR AS raw FROM staged_requests) USING (raw)
+        ORDER BY raw LIMIT 1
+        """,
+    )
+    if found:
+        raise DatasetError(
+            f"{staging / 'requests'}: request_id {found[0]} is that of another request in "
+            f"{dataset}, it must be unique"
+        )
 
 
 def _write(
@@ -239,6 +236,7 @@ def _write(
     schema: Schema,
     spec: DatasetSpec,
     log: _DayLog,
+    history: BehaviourSource,
     partial: Path,
     bar: ProgressBar,
 ) -> Day:
@@ -252,7 +250,7 @@ def _write(
     num_ids = extend_vocabularies(connection, spec, schema, dataset, partial)
     stage("history")
     code_behaviours(connection, spec)
-    earlier = _join_earlier(connection, dataset, schema)
+    earlier = _join_earlier(connection, dataset, schema, history)
     num_behaviours = scalar(connection, "SELECT count(*) FROM behaviours")
     write_segment(connection, spec, partial / "history", num_ids, earlier)
     stage("requests")
@@ -290,7 +288,10 @@ def _write(
 
 
 def _join_earlier(
-    connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema
+    connection: duckdb.DuckDBPyConnection,
+    dataset: Path,
+    schema: Schema,
+    history: BehaviourSource,
 ) -> EarlierHistories:
     """Let the behaviours of the day, and the view `past`, go on from what the store has."""
     users = _column(
@@ -300,7 +301,7 @@ def _join_earlier(
         WHERE code <= {schema.entities[USER_ENTITY].num_ids} ORDER BY code
         """,
     )
-    earlier = EarlierHistories(open_history(dataset, schema), users)
+    earlier = EarlierHistories(history, users)
     lengths = pa.table({"user_id": users, "length": earlier.lengths})
     connection.register("_lengths", lengths)
     connection.execute("CREATE TABLE earlier_lengths AS FROM _lengths")

@@ -128,9 +128,11 @@ def _reading_csv(path: Path, form: CsvFormat) -> Generator[None]:
         raise DatasetError(f"{path}: the file is cut off: {error}") from error
     except (lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise DatasetError(f"{path}: damaged compressed file: {error}") from error
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+    except (pa.ArrowInvalid, UnicodeError, csv.Error) as error:
         # Arrow counts the header as row 1, so its row is the line.
         text = str(error).replace(form.parsed_delimiter, form.delimiter)
+        if isinstance(error, UnicodeError) or "invalid UTF8" in text:
+            text = f"{text}; its encoding is not {form.encoding}, or it is damaged"
         raise DatasetError(f"{path}: malformed line: {text}") from error
 
 

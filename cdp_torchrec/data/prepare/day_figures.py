@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from cdp_torchrec.data.days import Segment, segments
-from cdp_torchrec.data.history_segments import open_segments
+from cdp_torchrec.data.days import Segment
+from cdp_torchrec.data.history_segments import SegmentedHistory, extended
+from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.plausibility_checks import DAY_MS
 from cdp_torchrec.data.prepare.dataset_files import row_groups
 from cdp_torchrec.data.prepare.split_figures import SplitFigures
@@ -12,12 +13,18 @@ from cdp_torchrec.data.schema import USER_ENTITY, Day, Schema
 from cdp_torchrec.data.summary import Figure, Summary
 
 
-def summarise_day(dataset: Path, schema: Schema, day: Day, folder: Path, base: Summary) -> Summary:
+def summarise_day(
+    earlier: HistoryStore | SegmentedHistory,
+    schema: Schema,
+    day: Day,
+    folder: Path,
+    base: Summary,
+) -> Summary:
     """All figures of a day.
 
     Args:
-        dataset: dataset directory without the day.
-        schema: its schema with the day.
+        earlier: the behaviours before the day.
+        schema: that of the dataset with the day.
         day: what it added.
         folder: where its files are.
         base: figures of the log that the dataset was prepared from.
@@ -25,9 +32,8 @@ def summarise_day(dataset: Path, schema: Schema, day: Day, folder: Path, base: S
     Raises:
         DatasetError: a file is damaged.
     """
-    earlier = segments(dataset, schema.days[:-1])
     own = Segment(folder, day.num_behaviours, day.entities)
-    store = open_segments([*earlier, own], schema.history, check=False)
+    store = extended(earlier, own, schema.history)
     before = {name: entity.num_ids for name, entity in day.entities_before.items()}
     split = SplitFigures(schema, store, before, with_leaks=True)
     for table in row_groups(folder / "requests", split.columns):

@@ -1,11 +1,9 @@
 """Codes: every raw id becomes a number, the most frequent one of the training split first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cdp_torchrec.data.days import vocabulary_paths
 from cdp_torchrec.data.prepare.database import Tables, scalar, sql_path
@@ -71,12 +69,11 @@ def extend_vocabularies(
     num_ids = {}
     for entity in spec.entities():
         connection.execute(f"CREATE TABLE day_{entity} AS {_counted(spec, entity)}")
-        connection.register("_stored", _stored(vocabulary_paths(dataset, schema.days, entity)))
+        stored = vocabulary_rows(vocabulary_paths(dataset, schema.days, entity))
         connection.execute(f"""
             CREATE TABLE known_{entity} AS
-            SELECT s.code, d.raw, d.count FROM _stored s JOIN day_{entity} d USING (raw)
+            SELECT s.code, d.raw, d.count FROM {stored} s JOIN day_{entity} d USING (raw)
         """)
-        connection.unregister("_stored")
         known = schema.entities[entity].num_ids
         connection.execute(f"""
             CREATE TABLE new_{entity} AS
@@ -98,16 +95,10 @@ def extend_vocabularies(
     return num_ids
 
 
-def _stored(paths: Sequence[Path]) -> pa.RecordBatchReader:
-    """Code and raw id of a vocabulary, some rows at a time."""
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for path in paths:
-            with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(columns=["code", "raw"])
-
-    fields = pa.schema({"code": pa.int64(), "raw": pa.string()})
-    return pa.RecordBatchReader.from_batches(fields, batches())
+def vocabulary_rows(paths: Sequence[Path]) -> str:
+    """SQL of the rows of a vocabulary, whose files the engine wrote itself."""
+    files = ", ".join(sql_path(path) for path in paths)
+    return f"read_parquet([{files}], hive_partitioning = false)"
 
 
 def _counted(spec: DatasetSpec, entity: str) -> str:

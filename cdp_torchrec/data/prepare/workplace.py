@@ -81,12 +81,22 @@ def changing(dataset: Path) -> Generator[None]:
 @contextmanager
 def _explained(outcome: str, stopping: str) -> Generator[None]:
     """Say what came of it, and why, if the machine stands in the way or somebody stops it."""
+    with explained(outcome), stopped_by_signals(stopping):
+        yield
+
+
+@contextmanager
+def explained(outcome: str) -> Generator[None]:
+    """Say what came of it, and why, if the machine stands in the way.
+
+    Raises:
+        PreparationError: in place of the error of the engine or of a file.
+    """
     try:
-        with stopped_by_signals(stopping):
-            yield
-    except PreparationError:
-        raise
+        yield
     except (duckdb.Error, OSError) as error:
+        if getattr(error, "user_error", False):  # it has its own words
+            raise
         raise PreparationError(f"{outcome}: {_reason(error)}") from error
 
 

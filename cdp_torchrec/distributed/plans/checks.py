@@ -35,8 +35,9 @@ def find_mismatches(file: PlanFile, problem: PlanProblem) -> list[str]:
     mismatches = []
     if file.world_size != problem.world_size:
         mismatches.append(
-            f"world_size: {file.world_size} in the plan, {problem.world_size} in this job; start "
-            "as many ranks, or plan anew"
+            f"world_size: {file.world_size} in the plan, {problem.world_size} in this job"
+            + (" for each copy of the tables" if problem.num_replicas > 1 else "")
+            + "; start as many ranks, or plan anew"
         )
     by_node = [n for n, entry in file.tables.items() if entry.sharding_type in _NODE_TYPES]
     if by_node and file.local_world_size != problem.local_world_size:

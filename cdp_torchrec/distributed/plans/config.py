@@ -37,7 +37,8 @@ class TableShardingConfig(Config):
     """Share of the rows that the cache of fused_uvm_caching holds; without it, a fifth."""
     column_width: PositiveInt | None = None
     """Columns of one shard of a table split by columns: a multiple of 4 that divides the width
-    of the embedding; without it, half of the embedding."""
+    of the embedding; without it, half of the embedding, or less where the local search finds that
+    faster."""
 
 
 class CommunicationConfig(Config):
@@ -73,6 +74,12 @@ class ShardingConfig(Config):
     hardware: Annotated[str | None, MAY_CHANGE] = None
     """Name of the hardware or path of its .toml, for the planner's estimates; without it, what
     the machine shows of itself."""
+    sharding_group_size: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    """Ranks that hold one copy of the tables (2-D parallelism): it divides the number of ranks, and
+    each further group of neighbours holds a replica. In each step the gradients of the replicas are
+    averaged, so that they stay alike and the losses are those of one copy; that takes adam on
+    CPUs, and sharding types that do not tell nodes apart. Without it, and in a run that goes on
+    with another number of ranks, all ranks share one copy."""
     communication: CommunicationConfig = CommunicationConfig()
     """Precision of embeddings between ranks."""
     prefetch: Annotated[bool, MAY_CHANGE] = False
@@ -81,8 +88,9 @@ class ShardingConfig(Config):
     in the GPU's memory, however small its cache: its time is a lower bound."""
     search: Annotated[Literal["improved", "torchrec"], MAY_CHANGE] = "improved"
     """torchrec: the best plan of the planner's proposers; improved: what a local search makes of
-    it, which moves, splits and re-types tables of the slowest rank, and begins anew from plans of
-    its own. It is taken if its estimate is better by 2 % at least."""
+    it, which moves, splits and re-types tables of the slowest rank, also into columns of a quarter
+    and an eighth of their width, and begins anew from plans of its own. It is taken if its estimate
+    is better by 2 % at least."""
     search_seconds: Annotated[PositiveInt, MAY_CHANGE] = 60
     """Time that the search for a plan may take: half of it TorchRec's proposers, a quarter the
     local search, the rest what estimates all options, which is not bounded."""
@@ -108,3 +116,14 @@ class ShardingConfig(Config):
                 "plan stands alone: it leaves nothing for strategy or tables to decide"
             )
         return self
+
+    def group_mistakes(self, world_size: int) -> list[str]:
+        """Why so many ranks cannot be groups of sharding_group_size; nothing if they can."""
+        size = self.sharding_group_size
+        if size is None or world_size % size == 0:
+            return []
+        divisors = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+        return [
+            f"sharding.sharding_group_size = {size}: expected a divisor of the number of ranks "
+            f"{world_size}: {', '.join(divisors)}"
+        ]

@@ -27,6 +27,9 @@ NO_ROWWISE_ADAGRAD = (
     "can load; use adam, or split by rows"
 )
 """Why tables that are split by columns refuse that optimizer."""
+NODE_TYPES: tuple[TypeName, ...] = ("table_row_wise", "grid_shard")
+"""Types whose collectives go through a node, then between nodes."""
+_NARROWEST = 16
 LANES = 4
 """FBGEMM's rows are multiples of four floats."""
 
@@ -83,7 +86,9 @@ def _types_of_strategy(table: EmbeddingTable, problem: PlanProblem) -> tuple[Typ
         return ("data_parallel",)
     if strategy != "auto":
         return (strategy,)
-    by_rows: tuple[TypeName, ...] = ("table_wise", "row_wise", "table_row_wise")
+    by_rows: tuple[TypeName, ...] = ("table_wise", "row_wise")
+    if problem.num_replicas == 1:
+        by_rows += ("table_row_wise",)
     return by_rows if problem.optimizer.kind == "rowwise_adagrad" else (*by_rows, "column_wise")
 
 
@@ -119,6 +124,16 @@ def _default_width(embedding_dim: int) -> int:
     return next((w for w in widths if embedding_dim % w == 0 and w % LANES == 0), embedding_dim)
 
 
+def narrow_widths(table: EmbeddingTable) -> list[int]:
+    """A quarter and an eighth of the width, as far as lookups of such rows are estimated well.
+
+    The planner's time of a lookup grows for rows of up to 32 columns, and for no shorter ones.
+    """
+    parts = [parts for parts in (4, 8) if table.embedding_dim % (parts * LANES) == 0]
+    widths = [table.embedding_dim // part for part in parts]
+    return [width for width in widths if width >= _NARROWEST]
+
+
 def _unknown(problem: PlanProblem) -> list[str]:
     entities = [table.entity for table in problem.tables]
     return [
@@ -139,6 +154,8 @@ def _conflicts(
     if problem.optimizer.kind == "rowwise_adagrad":
         asked = key if own.types else f"sharding.strategy = '{problem.sharding.strategy}'"
         conflicts += [f"{asked}: {n} {NO_ROWWISE_ADAGRAD}" for n in types if n in COLUMN_TYPES]
+    if problem.num_replicas > 1:
+        conflicts += _conflicts_of_replicas(table, own, types, problem)
     width = own.column_width
     if width is not None and (table.embedding_dim % width or width % LANES):
         conflicts.append(
@@ -161,3 +178,29 @@ def _conflicts(
         table, types=types, kernels=own.kernels or (), world_size=problem.world_size
     )
     return conflicts + [f"{key}: {conflict}" for conflict in of_collision]
+
+
+def _conflicts_of_replicas(
+    table: EmbeddingTable,
+    own: TableShardingConfig,
+    types: tuple[TypeName, ...],
+    problem: PlanProblem,
+) -> list[str]:
+    key = f"sharding.sharding_group_size = {problem.world_size}"
+    asked = (
+        f"sharding.tables.{table.entity}"
+        if own.types
+        else f"sharding.strategy = '{problem.sharding.strategy}'"
+    )
+    conflicts = [
+        f"{asked}: {name} and {key} do not go together: TorchRec makes the groups of ranks within "
+        "and between nodes of all ranks, not of those that share a copy of the tables"
+        for name in types
+        if name in NODE_TYPES
+    ]
+    if table.buckets is not None:
+        conflicts.append(
+            f"data.vocabulary.{table.entity}.managed_collision and {key} do not go together: each "
+            "replica would give rows to the ids that it has seen"
+        )
+    return conflicts

@@ -12,6 +12,7 @@ from cdp_torchrec.distributed.plans.local_search import LocalSearch, placed_opti
 from cdp_torchrec.distributed.plans.planner import (
     LOCAL_SHARE,
     ReproducibleEnumerator,
+    narrower_options,
     reservation_of,
 )
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -38,7 +39,7 @@ def improve(
         return None  # there was no memory for tables, or nothing to enumerate
     storages = [device.storage for device in reserved.devices]
     search = LocalSearch(
-        options,
+        [*options, *narrower_options(problem)],
         np.array([[s.hbm for s in storages], [s.ddr for s in storages]], dtype=float),
         local_world_size=problem.local_world_size,
         group_cost=lambda groups: group_ms(problem.hardware, problem.world_size, groups),

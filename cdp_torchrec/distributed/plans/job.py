@@ -9,7 +9,10 @@ from torchrec.distributed.types import ShardingPlan
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.config import SparseOptimizerConfig
-from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
+from cdp_torchrec.distributed.optimizers import (
+    apply_sparse_optimizer,
+    needs_dense_gradients,
+)
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig, load_hardware
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -39,8 +42,11 @@ def pose_problem(
         pooling_factors: mean number of ids per impression, by key.
 
     Raises:
-        ConfigError: the named hardware is unknown, or computes elsewhere; on all ranks.
+        ConfigError: the named hardware is unknown, or computes elsewhere; the ranks or the
+            optimizer have no replicas of such a size; on all ranks.
     """
+    world_size = dist.get_world_size()
+    num_replicas = count_replicas(sharding, optimizer, device, world_size=world_size)
     apply_sparse_optimizer(task.model.sparse_arch, optimizer, device)
     return PlanProblem(
         model=task,
@@ -49,10 +55,40 @@ def pose_problem(
         hardware=from_rank_zero(
             lambda: _hardware(sharding.hardware, device), purpose="read the hardware"
         ),
-        world_size=dist.get_world_size(),
+        world_size=world_size // num_replicas,
         batch_size=batch_size,
         pooling_factors=pooling_factors,
+        num_replicas=num_replicas,
     )
+
+
+def count_replicas(
+    sharding: ShardingConfig,
+    optimizer: SparseOptimizerConfig,
+    device: torch.device,
+    *,
+    world_size: int,
+) -> int:
+    """Copies of the tables that a job of so many ranks holds.
+
+    Raises:
+        ConfigError: groups of such a size do not fill the ranks, or their gradients cannot be
+            averaged.
+    """
+    size = sharding.sharding_group_size
+    if size is None or size == world_size:
+        return 1
+    if mistakes := sharding.group_mistakes(world_size):
+        raise ConfigError.of(mistakes)
+    if not needs_dense_gradients(optimizer, device):
+        raise ConfigError(
+            f"sharding.sharding_group_size = {size} and optimizer.sparse.kind = '{optimizer.kind}' "
+            f"on {device.type} do not go together: the update is fused into the backward pass, and "
+            "leaves no gradient to average between replicas; averaging their weights, as "
+            "TorchRec's DMPCollection does, is another optimizer. It runs with adam on CPUs; "
+            "launch/plan_sharding.py plans it for all"
+        )
+    return world_size // size
 
 
 def plan_job(problem: PlanProblem) -> ShardingPlan:

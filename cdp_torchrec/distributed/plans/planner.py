@@ -4,7 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -24,8 +24,8 @@ from torchrec.distributed.planner.types import PlannerError, Proposer, ShardingO
 from torchrec.distributed.types import ModuleSharder, PipelineType, ShardingPlan
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distributed.plans.config import ProposerName
-from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.config import ProposerName, ShardingConfig, TableShardingConfig
+from cdp_torchrec.distributed.plans.constraints import narrow_widths, table_constraints
 from cdp_torchrec.distributed.plans.failure import explain_failure
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.quick_search import (
@@ -65,8 +65,10 @@ class ReproducibleEnumerator(EmbeddingEnumerator):
         """Time and memory of all options."""
         for option in sharding_options:
             option.__class__ = QuickOption
+        # The estimators of TorchRec 1.6 take the sharders themselves.
+        sharders = getattr(self, "_sharder_data_map", self._sharder_map)
         for estimator in self._estimators:
-            EstimatorOfDistinctShards(estimator).estimate(sharding_options, self._sharder_data_map)
+            EstimatorOfDistinctShards(estimator).estimate(sharding_options, sharders)
 
     def _filter_sharding_types(
         self, name: str, allowed_sharding_types: list[str], sharder_key: str = ""
@@ -96,12 +98,25 @@ def _is_no_missing_spec(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Sharding spec not found for ")
 
 
+def proposer_mistakes(sharding: ShardingConfig, device: str) -> list[str]:
+    """Why the proposers cannot search for such ranks; nothing if they can."""
+    if device == "cuda" or "dynamic_programming" not in sharding.proposers:
+        return []
+    return [
+        "sharding.proposers: dynamic_programming divides the memory of GPUs, and the ranks compute "
+        "on the CPU; leave it out"
+    ]
+
+
 def make_planner(problem: PlanProblem) -> EmbeddingShardingPlanner:
     """TorchRec's planner with our order of enumeration and reservation of memory.
 
     Raises:
-        ConfigError: names every table that the configuration is wrong for.
+        ConfigError: names every table that the configuration is wrong for, or the proposer that
+            needs a GPU.
     """
+    if mistakes := proposer_mistakes(problem.sharding, problem.device):
+        raise ConfigError.of(mistakes)
     constraints = table_constraints(problem)
     topology = make_topology(problem.hardware, problem.world_size)
     prefetch = problem.sharding.prefetch
@@ -176,6 +191,30 @@ def enumerate_options(problem: PlanProblem) -> EnumeratedOptions:
         raise ConfigError(explain_failure(error, problem, reservation)) from error
     with optimizer_state_sized(model):
         return EnumeratedOptions(planner._enumerator.enumerate(model, every), reservation)
+
+
+def narrower_options(problem: PlanProblem) -> list[ShardingOption]:
+    """Narrower column shards than TorchRec's enumerator has, which knows one width of a table.
+
+    Of tables that may be column_wise and have no width of their own.
+    """
+    constraints = table_constraints(problem)
+    by_number: dict[int, dict[str, TableShardingConfig]] = {}
+    for table in problem.tables:
+        own = problem.sharding.tables.get(table.entity, TableShardingConfig())
+        types = constraints[table.name].sharding_types or ()
+        if "column_wise" not in types or own.column_width is not None:
+            continue
+        for number, width in enumerate(narrow_widths(table)):
+            changes = {"types": ("column_wise",), "column_width": width}
+            by_number.setdefault(number, {})[table.entity] = own.model_copy(update=changes)
+    options = []
+    for tables in by_number.values():
+        sharding = problem.sharding.model_copy(update={"tables": tables})
+        found = enumerate_options(replace(problem, sharding=sharding)).options
+        names = {table.name for table in problem.tables if table.entity in tables}
+        options += [option for option in found if option.name in names]
+    return options
 
 
 def reservation_of(planner: EmbeddingShardingPlanner) -> HeuristicalStorageReservation:

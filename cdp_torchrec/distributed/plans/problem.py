@@ -30,10 +30,13 @@ class PlanProblem:
     hardware: HardwareConfig
     """Of all ranks."""
     world_size: int
+    """Ranks that hold one copy of the tables."""
     batch_size: int
     """Impressions per rank."""
     pooling_factors: Mapping[str, float]
     """Mean number of ids per impression, by key; 1 where unknown."""
+    num_replicas: int = 1
+    """Copies of the tables, each on `world_size` ranks of its own."""
 
     @cached_property
     def tables(self) -> list[EmbeddingTable]:

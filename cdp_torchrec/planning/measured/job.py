@@ -60,6 +60,11 @@ def open_job(config: PlansConfig, device: torch.device) -> MeasuredJob:
     share = Share(dist.get_rank(), dist.get_world_size())
     check_against_data(config, share.world_size)
     data = open_data(config, share=share, global_batch_size=config.trainer.global_batch_size)
+    if config.sharding.sharding_group_size not in (None, share.world_size):
+        raise ConfigError(
+            f"sharding.sharding_group_size = {config.sharding.sharding_group_size}: what is "
+            "measured is one copy of the tables on all ranks; leave it out"
+        )
     if wrong := wrong_rows(data.layout, benchmark.rows, key="benchmark.rows"):
         raise ConfigError.of(wrong)
     data = replace(data, layout=resize_tables(data.layout, benchmark.rows))

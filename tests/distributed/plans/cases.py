@@ -57,6 +57,15 @@ PLANS = {name: [f"sharding.strategy={name}", "sharding.small_table_rows=0"] for 
         'sharding.tables.token={types=["row_wise"]}',
         'sharding.tables.hour={types=["table_wise"]}',
     ],
+    # Two ranks hold one copy of the tables; on four there are two of them.
+    "groups_of_two": [
+        "sharding.sharding_group_size=2",
+        "sharding.small_table_rows=7",
+        'sharding.tables.item={types=["column_wise"],column_width=4}',
+        'sharding.tables.category={types=["row_wise"]}',
+        'sharding.tables.user={types=["row_wise"]}',
+        'sharding.tables.query={types=["table_wise"]}',
+    ],
     # What row-wise Adagrad has of it.
     "mixed_rows": [
         "sharding.small_table_rows=7",
@@ -68,10 +77,12 @@ PLANS = {name: [f"sharding.strategy={name}", "sharding.small_table_rows=0"] for 
         'sharding.tables.hour={types=["table_wise"]}',
     ],
 }
+GROUPED = ("groups_of_two",)
+"""Plans that only so many ranks have."""
 PLANS_OF = {
-    "adam": [name for name in PLANS if name != "mixed_rows"],
+    "adam": [name for name in PLANS if name not in ("mixed_rows", *GROUPED)],
     "rowwise_adagrad": [
-        name for name in PLANS if name not in ("column_wise", "grid_shard", "mixed")
+        name for name in PLANS if name not in ("column_wise", "grid_shard", "mixed", *GROUPED)
     ],
 }
 """By optimizer: row-wise Adagrad is not split by columns."""

@@ -22,24 +22,28 @@ SEQUENCE = {"item": 700}
 
 
 class Tables(nn.Module):
-    """Tables of both collections, named after their features, 16 columns wide."""
+    """Tables of both collections, named after their features."""
 
     def __init__(
-        self, pooled: Mapping[str, int] = POOLED, sequence: Mapping[str, int] = SEQUENCE
+        self,
+        pooled: Mapping[str, int] = POOLED,
+        sequence: Mapping[str, int] = SEQUENCE,
+        *,
+        width: int = 16,
     ) -> None:
         super().__init__()
         meta = torch.device("meta")
-        bags = [EmbeddingBagConfig(**_table(*table)) for table in pooled.items()]
-        singles = [EmbeddingConfig(**_table(*table)) for table in sequence.items()]
+        bags = [EmbeddingBagConfig(**_table(*table, width)) for table in pooled.items()]
+        singles = [EmbeddingConfig(**_table(*table, width)) for table in sequence.items()]
         self.pooled = EmbeddingBagCollection(bags, device=meta)
         self.sequence = EmbeddingCollection(singles, device=meta)
 
 
-def _table(name: str, num_embeddings: int) -> dict[str, Any]:
+def _table(name: str, num_embeddings: int, width: int) -> dict[str, Any]:
     return {
         "name": f"t_{name}",
         "num_embeddings": num_embeddings,
-        "embedding_dim": 16,
+        "embedding_dim": width,
         "feature_names": [name],
     }
 
@@ -68,3 +72,8 @@ def on_nodes_of(problem: PlanProblem, ranks_per_node: int) -> PlanProblem:
     """The same ranks on nodes of another size."""
     hardware = problem.hardware.model_copy(update={"ranks_per_node": ranks_per_node})
     return replace(problem, hardware=hardware)
+
+
+def with_replicas(problem: PlanProblem) -> PlanProblem:
+    """The same on twice as many ranks, half of which hold a second copy of the tables."""
+    return replace(problem, num_replicas=2)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from torchrec.distributed.planner.types import ShardingOption
 
+from cdp_torchrec.distributed.plans.config import TableShardingConfig
 from cdp_torchrec.distributed.plans.fixed_costs import group_ms
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.improve import slowest_ms
 from cdp_torchrec.distributed.plans.local_search import LocalSearch, placed_options
-from cdp_torchrec.distributed.plans.planner import enumerate_options
+from cdp_torchrec.distributed.plans.planner import enumerate_options, narrower_options
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.rank_loads import Choice, make_choice
 from cdp_torchrec.distributed.plans.search import search_plan
@@ -127,6 +128,22 @@ def test_ranks_and_loads_of_a_found_plan_are_those_of_its_shards() -> None:
     np.testing.assert_allclose(free[0] - found.loads.free[0], memory, rtol=1e-9)
     cost = group_ms(posed.hardware, WORLD_SIZE, found.groups())
     assert slowest_ms(plan, posed) == pytest.approx(ms.max() + cost)
+
+
+def test_columns_are_split_in_more_than_two_where_that_is_faster() -> None:
+    # One table with all the work, on the eight ranks that eight shards can share.
+    wide = problem(Tables({"item": 100_000}, {}, width=128), world_size=8, hardware="h100")
+    posed = replace(wide, batch_size=4096, pooling_factors={"item": 100.0})
+    by_columns = replace(
+        posed, sharding=posed.sharding.model_copy(update={"strategy": "column_wise"})
+    )
+    (option,) = search_plan(by_columns).options
+    assert {shard.size[1] for shard in option.shards} == {16}
+    assert sorted(shard.rank or 0 for shard in option.shards) == list(range(8))
+    assert {o.shards[0].size[1] for o in narrower_options(by_columns)} == {32, 16}
+    own = {"item": TableShardingConfig(column_width=64)}
+    fixed = replace(posed, sharding=posed.sharding.model_copy(update={"tables": own}))
+    assert narrower_options(fixed) == []
 
 
 def test_the_search_of_torchrec_alone_can_be_asked_for() -> None:

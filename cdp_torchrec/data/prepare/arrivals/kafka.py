@@ -8,7 +8,7 @@ import logging
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from cdp_torchrec.data.prepare.arrivals.landed import OFFSETS, Landed, newest_la
 from cdp_torchrec.data.prepare.arrivals.landing import Landing, Partition
 from cdp_torchrec.data.prepare.arrivals.messages import Kind, row_formats
 from cdp_torchrec.data.prepare.spec import DatasetSpec
-from cdp_torchrec.data.prepare.workplace import held
+from cdp_torchrec.data.prepare.workplace import explained, held
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
@@ -76,6 +76,7 @@ def land(
     Raises:
         DatasetError: there is no dataset or inbox, another process lands there, or too many
             messages are unusable.
+        PreparationError: the inbox cannot be written.
         TopicError: brokers cannot be reached, a topic is not there, or has lost messages.
     """
     entries(inbox)  # says what is wrong with it
@@ -83,7 +84,10 @@ def land(
     spec = DatasetSpec.of_dataset(schema)
     formats = row_formats(spec, has_probability=has_click_probability(dataset))
     end = last_moment(dataset, schema)
-    with held(inbox, f"{inbox}: another process lands there; wait for its end"):
+    with (
+        held(inbox, f"{inbox}: another process lands there; wait for its end"),
+        explained(f"{inbox} has what has landed, the same line goes on"),
+    ):
         landing = Landing(
             inbox,
             formats,
@@ -92,7 +96,7 @@ def land(
             lateness_ms=int(1000 * lateness_s),
             max_refused=max_refused,
         )
-        with _consumer(client) as consumer:
+        with closing(landing), _consumer(client) as consumer:
             reader = _Reader(consumer, topics, landing, str(client["bootstrap.servers"]))
             idle_since = time.monotonic()
             while True:

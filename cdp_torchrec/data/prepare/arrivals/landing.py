@@ -112,9 +112,12 @@ class Landing:
         self._windows: dict[int, _Window] = {}
         self._in_memory = self._num_parts = self._num_seen = self._num_before = 0
         self._refused: list[dict[str, Any]] = []
-        # What a process that was killed left behind.
-        shutil.rmtree(inbox / _OPEN, ignore_errors=True)
+        self.close()  # what a process that was killed left behind
         remove_leftovers(inbox, "[0-9]*T[0-9]*")
+
+    def close(self) -> None:
+        """Remove the windows that have not landed; their messages are read again."""
+        shutil.rmtree(self._inbox / _OPEN, ignore_errors=True)
 
     @property
     def num_waiting(self) -> int:

@@ -1,0 +1,148 @@
+"""The whole reverse process as one GPU kernel: state and modulation stay on the chip, K steps long.
+
+Eager, each step of each impression goes through the memory of the GPU some ten times and costs some
+ten launches. Here a program takes a block of impressions, loads the weights of the denoiser and the
+condition's modulation once, and writes nothing but the clean latent. It has no gradient, so that
+training keeps the eager chain; `fits` says when it is used instead.
+"""
+
+# B impressions, D latent dim, H hidden width, M modulation width, K sampled steps
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from cdp_torchrec.diffusion.denoiser import ConditionedMlp, Denoiser
+from cdp_torchrec.diffusion.sampler import SamplingStep, denoise
+from cdp_torchrec.diffusion.schedule import NoiseSchedule
+
+MOST_WEIGHTS = 24_576
+"""Floats of all layers, 96 KiB: an A100 has 163 KiB of shared memory for a program, an H100 227."""
+_SMALLEST_DIM = 16
+"""Of a matrix product of tensor cores."""
+_BLOCK = 16
+"""Impressions of a program."""
+_LAYER_NORM_EPS = 1e-5
+"""That of torch.nn.functional.layer_norm."""
+
+
+LinearSteps = tuple[tuple[float, float, float, float, float], ...]
+"""Of each step the factors in x_0 = correction * first + x_t * second, and in
+x_next = x_t * third + x_0 * fourth + (x_0 of the step before) * fifth."""
+
+
+def linear_steps(schedule: NoiseSchedule, steps: tuple[SamplingStep, ...]) -> LinearSteps:
+    """Factors of a chain: all but the denoiser is linear in state and correction.
+
+    Args:
+        schedule: what a prediction means.
+        steps: from `sampling_steps`.
+    """
+    rows = []
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for step in steps:
+
+        def x_0(correction: Tensor, x_t: Tensor, timestep: int = step.timestep) -> float:
+            prediction = correction + schedule.noise_free_prediction(x_t, timestep)
+            return float(schedule.x_0_from(prediction, x_t, timestep))
+
+        rows.append((x_0(one, zero), x_0(zero, one), step.state, step.x_0, step.previous_x_0))
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A reverse process; calling it gives the clean latent [B, D] of start states [B, D]."""
+
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    steps: tuple[SamplingStep, ...]
+    modulation: Tensor
+    """Part that depends on the condition, [B, M]; [M] without a condition."""
+    step_modulation: Tensor
+    """Part that depends on the step, [K, M]."""
+
+    def __call__(self, x_start: Tensor) -> Tensor:
+        """By the kernel where it fits, else step by step."""
+        if self.steps and fits(self.denoiser, x_start):
+            return self.fused(x_start)
+        return self.eager(x_start)
+
+    def eager(self, x_start: Tensor) -> Tensor:
+        """Step by step, with gradients."""
+        by_step = self.step_modulation.unbind()
+
+        def predict_x_0(x_t: Tensor, index: int) -> Tensor:
+            timestep = self.steps[index].timestep
+            correction = self.denoiser(x_t, self.modulation + by_step[index])
+            prediction = correction + self.schedule.noise_free_prediction(x_t, timestep)
+            return self.schedule.x_0_from(prediction, x_t, timestep)
+
+        return denoise(x_start, steps=self.steps, predict_x_0=predict_x_0)
+
+    def fused(self, x_start: Tensor) -> Tensor:
+        """By one kernel, without gradients; the layers must be of a shape that fits."""
+        from cdp_torchrec.diffusion import fused_kernel  # on use: triton is not everywhere
+
+        network, count = self.denoiser.network, len(x_start)
+        layers = _layers(network)
+        factors = linear_steps(self.schedule, self.steps)
+        out = torch.empty_like(x_start, memory_format=torch.contiguous_format)
+        fused_kernel.launch(
+            x_start.contiguous(),
+            self.modulation.expand(count, -1).contiguous(),
+            self.step_modulation.contiguous(),
+            torch.tensor(factors, dtype=torch.float32, device=x_start.device),
+            *_weight_and_bias(layers[0]),
+            *_weight_and_bias(layers[1]),  # of the last one again, where there is no middle one
+            *_weight_and_bias(layers[-1]),
+            out,
+            join=network.condition_join,
+            has_middle=len(layers) == 3,
+            block=_BLOCK,
+            layer_norm_eps=_LAYER_NORM_EPS,
+        )
+        return out
+
+
+def fits(denoiser: Denoiser, x: Tensor) -> bool:
+    """Whether the kernel computes this: on a GPU, without gradients, in float32, small and even.
+
+    Args:
+        denoiser: has one or two hidden layers of a power of two, which fit a program.
+        x: the start state.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and x.is_cuda
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cuda")
+        and find_spec("triton") is not None
+        and fits_shape(denoiser.network)
+    )
+
+
+def fits_shape(network: ConditionedMlp) -> bool:
+    """Whether widths and number of the layers are those of the kernel."""
+    hidden, dim = network.first.weight.shape
+    weights = sum(layer.weight.numel() for layer in _layers(network))
+    return (
+        len(network.middle) <= 1
+        and dim >= _SMALLEST_DIM
+        and all(width & (width - 1) == 0 for width in (dim, hidden))
+        and weights <= MOST_WEIGHTS
+        and network.first.weight.dtype == torch.float32
+    )
+
+
+def _layers(network: ConditionedMlp) -> list[nn.Linear]:
+    middle = [layer for layer in network.middle if isinstance(layer, nn.Linear)]
+    return [network.first, *middle, network.last]
+
+
+def _weight_and_bias(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    # Without a bias the kernel reads any floats in its place, and does not use them.
+    bias = layer.bias if layer.bias is not None else layer.weight
+    return layer.weight.contiguous(), bias.contiguous()
