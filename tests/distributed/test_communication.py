@@ -228,7 +228,9 @@ def test_the_planner_expects_half_the_communication_time_of_half_the_bytes(
 ) -> None:
     def perf(precision: Precision) -> tuple[float, float]:
         communication = CommunicationConfig(forward=precision)
-        perf = option(ShardingConfig(strategy=strategy, communication=communication)).shards[0].perf
+        # The improved search may cut columns narrower for one precision than for the other.
+        config = ShardingConfig(strategy=strategy, communication=communication, search="torchrec")
+        perf = option(config).shards[0].perf
         assert perf is not None
         return perf.fwd_comms, perf.bwd_comms
 
