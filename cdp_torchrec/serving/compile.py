@@ -30,8 +30,6 @@ _INDUCTOR_CPU = _INDUCTOR | {
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP,ATEN",
     "autotune_num_choices_displayed": 0,
-    # That takes twice as long as it saves in an export.
-    "aot_inductor.precompile_headers": False,
 }
 
 _SMALL_PRODUCT = 2_000_000

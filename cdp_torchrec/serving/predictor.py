@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.schema import Feature, Schema, load_schema
@@ -269,12 +270,21 @@ class Predictor:
                 scores.update(zip(places, found, strict=True))
         return [scores[place] for place in range(len(encoded))]
 
-    def _score(self, requests: Sequence[EncodedRequest]) -> list[np.ndarray]:
+    def inputs(self, encoded: Sequence[EncodedRequest]) -> dict[str, Tensor]:
+        """What `rank` reads of requests, all with behaviours of their own or all without."""
         with torch.inference_mode():
-            inputs = self._inputs.build(requests)
-            if self._device.type != "cpu":
-                inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-            probability = self._ranker(inputs).cpu().numpy()
+            inputs = self._inputs.build(encoded)
+            if self._device.type == "cpu":
+                return inputs
+            return {name: tensor.to(self._device) for name, tensor in inputs.items()}
+
+    def rank(self, inputs: Mapping[str, Tensor]) -> np.ndarray:
+        """Click probabilities of all candidates of the requests, and of places of padding."""
+        with torch.inference_mode():
+            return self._ranker(inputs).cpu().numpy()
+
+    def _score(self, requests: Sequence[EncodedRequest]) -> list[np.ndarray]:
+        probability = self.rank(self.inputs(requests))
         ends = np.cumsum([request.num_candidates for request in requests])
         if not np.isfinite(probability[: ends[-1]]).all():
             raise FloatingPointError("the model gave a probability that is not finite")

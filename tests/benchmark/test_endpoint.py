@@ -19,6 +19,7 @@ from cdp_torchrec.benchmark.endpoint.clients import (
     attack,
     malformed_bodies,
 )
+from cdp_torchrec.benchmark.endpoint.one_request import RequestCost
 from cdp_torchrec.benchmark.endpoint.report import (
     EndpointError,
     EndpointLoad,
@@ -174,6 +175,8 @@ LOAD = EndpointLoad(
         Siege("storm", [exchange(21.0, 21.1), exchange(21.2, 21.3)], [3.0, 4.6], 120.4),
     ],
     reload=Reload(start=10.51, stop=12.0, answer="200 {}"),
+    alone=RequestCost(encode=0.1, inputs=0.6, rank=0.2),
+    server_cpu_s=0.0064,
     exit_code=0,
     num_candidates=25.0,
     load_before=0.5,
@@ -189,6 +192,8 @@ def test_figures_are_those_of_known_exchanges() -> None:
         "| candidates per second | 10 |",
         "| latency p50, p99, max (ms) | 25.0, 117.3, 120.0 |",
         "| the same during the reload | 70.0, 119.0, 120.0 |",
+        "| CPU of the server, ms a valid request | 1.60 |",
+        "| without a server: encode, inputs, rank (CPU ms) | 0.100, 0.600, 0.200 |",
         "| reload (s) | 1.5 |",
         "| valid requests | 0 lost, 1 refused, 4 right, 0 wrong |",
         "| answered by version | 2 v1, 2 v2 |",

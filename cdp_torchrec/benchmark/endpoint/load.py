@@ -24,12 +24,13 @@ from cdp_torchrec.benchmark.endpoint.clients import (
     malformed_bodies,
 )
 from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig, EndpointSettings
+from cdp_torchrec.benchmark.endpoint.one_request import measure_requests
 from cdp_torchrec.benchmark.endpoint.report import EndpointError, EndpointLoad, Reload
 from cdp_torchrec.environment import quiet_libraries
 from cdp_torchrec.progress import progress
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import raw_test_requests
-from cdp_torchrec.serving.predictor import Predictor, PredictorMetadata
+from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.protocol import to_infer_request
@@ -37,6 +38,8 @@ from cdp_torchrec.serving.server.run import serve
 
 _NAME = "model"
 _PATIENCE_S = 300.0
+_ALONE = 100
+"""Requests whose steps are timed without a server."""
 
 
 def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> EndpointLoad:
@@ -57,7 +60,9 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
     exported = exported.model_copy(update={"data": data})
     requests = raw_test_requests(exported)[: settings.num_requests]
     before, after = artifact.resolve(), (settings.reload or artifact).resolve()
-    metadata, expected = _expected_scores((before, after), requests, dataset)
+    predictors = [Predictor.open(path, history_store=dataset) for path in (before, after)]
+    metadata, expected = predictors[0].metadata, _expected_scores(predictors, requests)
+    alone = measure_requests(predictors[0], requests[:_ALONE])
     bodies = [json.dumps(to_infer_request(r, metadata)).encode() for r in requests]
 
     places = {"port": _free_port(), "model_name": _NAME, "history_store": dataset}
@@ -76,6 +81,8 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
         process.start()
         try:
             _wait_until_ready(target, process)
+            assert process.pid is not None
+            server_s = _cpu_s(process.pid)
             clients = _Clients(target, settings)
             clients.start(bodies, expected, bad)
             clients.wait_until(0.5)
@@ -84,7 +91,7 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
             reload = _reload(target)
             clients.wait_until(1.0)
             asked, attacked = clients.stop()
-            assert process.pid is not None
+            server_s = _cpu_s(process.pid) - server_s
             sieges = (
                 besiege(
                     target,
@@ -111,6 +118,8 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
         attacked=attacked,
         sieges=sieges,
         reload=reload,
+        alone=alone,
+        server_cpu_s=server_s,
         exit_code=process.exitcode,
         num_candidates=statistics.mean(len(r.candidates["item_id"]) for r in requests),
         load_before=load_before,
@@ -119,18 +128,16 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
 
 
 def _expected_scores(
-    artifacts: Sequence[Path], requests: Sequence[Request], dataset: Path
-) -> tuple[PredictorMetadata, dict[str, list[np.ndarray]]]:
-    """Inputs of the first artifact, and scores of every request by the artifacts' versions."""
-    predictors = [Predictor.open(path, history_store=dataset) for path in artifacts]
-    expected = {
+    predictors: Sequence[Predictor], requests: Sequence[Request]
+) -> dict[str, list[np.ndarray]]:
+    """Scores of every request by the artifacts' versions."""
+    return {
         predictor.metadata.version: [
             predictor.score(request)
             for request in progress(requests, "expected scores", unit="requests")
         ]
         for predictor in predictors
     }
-    return predictors[0].metadata, expected
 
 
 def _serve(artifact: Path, config: ServerConfig) -> None:
@@ -182,6 +189,13 @@ class _Clients:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far."""
+    _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    user, system = fields.split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait_until_ready(target: Target, process: multiprocessing.process.BaseProcess) -> None:

@@ -3,13 +3,14 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from cdp_torchrec.benchmark.endpoint.attacks import Siege
 from cdp_torchrec.benchmark.endpoint.clients import Exchange
+from cdp_torchrec.benchmark.endpoint.one_request import RequestCost
 from cdp_torchrec.text_table import markdown_table
 from cdp_torchrec.timer import Times
 
@@ -39,6 +40,10 @@ class EndpointLoad:
     sieges: Sequence[Siege]
     """None, then each attack."""
     reload: Reload
+    alone: RequestCost
+    """Of a request without the server."""
+    server_cpu_s: float
+    """Processor seconds of the server while it was asked, reload included."""
     exit_code: int | None
     """Of the server after SIGTERM."""
     num_candidates: float
@@ -87,6 +92,10 @@ def as_markdown(load: EndpointLoad) -> str:
         "candidates per second": f"{len(answered) * load.num_candidates / seconds:,.0f}",
         "latency p50, p99, max (ms)": _milliseconds(answered),
         "the same during the reload": _milliseconds(load.answered_during_reload),
+        "CPU of the server, ms a valid request": f"{_server_ms(load):.2f}",
+        "without a server: encode, inputs, rank (CPU ms)": (
+            f"{load.alone.encode:.3f}, {load.alone.inputs:.3f}, {load.alone.rank:.3f}"
+        ),
         "reload (s)": f"{load.reload.stop - load.reload.start:.1f}",
         "valid requests": _counted(load.asked),
         "answered by version": _listed(Counter(e.version for e in answered)),
@@ -135,6 +144,8 @@ def as_json(load: EndpointLoad) -> dict[str, Any]:
         "candidates_per_s": len(answered) * load.num_candidates / load.seconds,
         "latency_ms": _quantiles_ms(answered),
         "latency_during_reload_ms": _quantiles_ms(load.answered_during_reload),
+        "server_cpu_ms": _server_ms(load),
+        "without_server_cpu_ms": asdict(load.alone),
         "reload_s": load.reload.stop - load.reload.start,
         "reload_answer": load.reload.answer,
         "valid_requests": Counter(e.outcome for e in load.asked),
@@ -154,6 +165,10 @@ def as_json(load: EndpointLoad) -> dict[str, Any]:
         "load_average": [load.load_before, load.load_after],
         "num_cores": os.cpu_count(),
     }
+
+
+def _server_ms(load: EndpointLoad) -> float:
+    return 1000 * load.server_cpu_s / max(1, len(load.answered))
 
 
 def _quantiles_ms(exchanges: Sequence[Exchange]) -> dict[str, float] | None:
