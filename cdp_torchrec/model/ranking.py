@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.mlp import MLP
 
 from cdp_torchrec.data.batch import Batch
@@ -26,6 +25,7 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.model.behaviour_attributes import BehaviourAttributes
 from cdp_torchrec.model.config import InteractionConfig, ModelConfig
+from cdp_torchrec.model.cross_net import CrossNet
 from cdp_torchrec.model.sparse_arch import SparseArch
 
 ITEM_KEY = "item_id"
@@ -64,7 +64,7 @@ class InteractionArch(nn.Module):
 
     def __init__(self, in_features: int, config: InteractionConfig) -> None:
         super().__init__()
-        self.cross = LowRankCrossNet(in_features, config.num_cross_layers, config.cross_rank)
+        self.cross = CrossNet(in_features, config.num_cross_layers, config.cross_rank)
         self.deep = MLP(in_features, list(config.deep_layer_sizes))
         self.out_features = in_features + config.deep_layer_sizes[-1]
 
