@@ -1,4 +1,4 @@
-"""TorchRec's low-rank cross layers, without a tensor of full width for every intermediate result."""
+"""TorchRec's low-rank cross layers without a wide tensor for every intermediate result."""
 
 # B impressions, N features
 
