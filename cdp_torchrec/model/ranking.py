@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.mlp import MLP
 
 from cdp_torchrec.data.batch import Batch
@@ -26,6 +25,7 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.model.behaviour_attributes import BehaviourAttributes
 from cdp_torchrec.model.config import InteractionConfig, ModelConfig
+from cdp_torchrec.model.cross_net import CrossNet
 from cdp_torchrec.model.sparse_arch import SparseArch
 
 ITEM_KEY = "item_id"
@@ -64,13 +64,13 @@ class InteractionArch(nn.Module):
 
     def __init__(self, in_features: int, config: InteractionConfig) -> None:
         super().__init__()
-        self.cross = LowRankCrossNet(in_features, config.num_cross_layers, config.cross_rank)
+        self.cross = CrossNet(in_features, config.num_cross_layers, config.cross_rank)
         self.deep = MLP(in_features, list(config.deep_layer_sizes))
         self.out_features = in_features + config.deep_layer_sizes[-1]
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, in_features] -> [B, out_features]."""
-        return torch.cat([self.cross(features), self.deep(features)], dim=1)
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, in_features] -> both results, [B, out_features] if they are put side by side."""
+        return self.cross(features), self.deep(features)
 
 
 class OverArch(nn.Module):
@@ -118,20 +118,22 @@ class RankingArch(nn.Module):
         self._by_role = {
             role: [f for f in first if f.role == role and f.key != ITEM_KEY] for role in _ROLES
         }
-        self._number_columns = {
+        numbers = {
             role: [n for n, f in enumerate(layout.numbers) if f.role == role] for role in _ROLES
         }
+        self._numbers = {role: _columns(found) for role, found in numbers.items()}
         self._tower = [f.key for f in columns if f.key not in config.interaction.exclude]
-        self._tower_numbers = [
+        tower_numbers = [
             n for n, f in enumerate(layout.numbers) if f.name not in config.interaction.exclude
         ]
+        self._tower_numbers = _columns(tower_numbers)
         dim = config.embedding_dim
         self.behaviour_attributes = (
             BehaviourAttributes(layout, embedding_dim=dim, init_std=config.embedding_init_std)
             if layout.attributes and layout.history.has_sequences
             else None
         )
-        width = {r: dim * len(self._by_role[r]) + len(self._number_columns[r]) for r in _ROLES}
+        width = {r: dim * len(self._by_role[r]) + len(numbers[r]) for r in _ROLES}
         self.interest: InterestModule = build_interest(
             config.interest,
             InterestDims(
@@ -148,7 +150,7 @@ class RankingArch(nn.Module):
         )
         num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
         self.interaction = InteractionArch(
-            dim * len(self._tower) + len(self._tower_numbers), config.interaction
+            dim * len(self._tower) + len(tower_numbers), config.interaction
         )
         self.over_arch = OverArch(
             self.interaction.out_features + self.interest.interest_dim + num_counts,
@@ -171,8 +173,8 @@ class RankingArch(nn.Module):
             features = self._features(embeddings, batch)
             interest = self.interest(self._interest_input(features, embeddings, batch))
             tower = [features[k] for k in self._tower] + [batch.numbers[:, self._tower_numbers]]
-            crossed = self.interaction(torch.cat(tower, dim=1))
-            parts = [crossed, interest.interest, batch.history_counts.log1p()]
+            crossed, deep = self.interaction(torch.cat(tower, dim=1))
+            parts = [crossed, deep, interest.interest, batch.history_counts.log1p()]
             logits = self.over_arch(torch.cat(parts, dim=1))
         return RankingOutput(logits.float(), interest)
 
@@ -229,7 +231,7 @@ class RankingArch(nn.Module):
         if not segments:
             return None
         sums = torch.stack([embeddings[key] for key in segments], dim=1)
-        lengths = batch.bag_lengths[:, [self._bag_column[key] for key in segments]]
+        lengths = batch.bag_lengths[:, _columns([self._bag_column[key] for key in segments])]
         return GatedPool(
             sums=sums.index_select(0, index),
             lengths=lengths.index_select(0, index),
@@ -255,7 +257,15 @@ class RankingArch(nn.Module):
 
     def _role(self, role: Role, features: dict[str, Tensor], numbers: Tensor) -> Tensor:
         parts = [features[f.key] for f in self._by_role[role]]
-        return torch.cat([*parts, numbers[:, self._number_columns[role]]], dim=1)
+        return torch.cat([*parts, numbers[:, self._numbers[role]]], dim=1)
+
+
+def _columns(places: list[int]) -> slice | list[int]:
+    """An index of these columns, which copies nothing where they are neighbours."""
+    if not places:
+        return slice(0)
+    neighbours = slice(places[0], places[-1] + 1)
+    return neighbours if places == list(range(neighbours.start, neighbours.stop)) else places
 
 
 class RankingModel(nn.Module):
