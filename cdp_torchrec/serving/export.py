@@ -42,7 +42,7 @@ from cdp_torchrec.serving.parts import (
 )
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.ranker import check_compiler, export_ranker
-from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.serving.signature import check_signing_key
 from cdp_torchrec.serving.tables import write_tables
 from cdp_torchrec.serving.weights import load_weights
@@ -271,11 +271,12 @@ def _golden(
     schema = read_schema(config.data)
     store = open_store(config.data.dir, schema, artifact)
     vocabularies = open_vocabularies(artifact, schema)
-    for request in requests:
-        behaviours = stored_behaviours(
+
+    def behaviours(request: Request) -> Behaviours:
+        return stored_behaviours(
             request, store, schema.history, vocabularies, at_most=config.export.max_history
         )
-        if behaviours.item:
-            break
-    request = replace(request, history=behaviours)
+
+    request = next((r for r in requests if behaviours(r).item), requests[0])
+    request = replace(request, history=behaviours(request))
     return GoldenRequest(request, predictor.score(request))

@@ -88,10 +88,10 @@ def test_the_process_reloads_on_sighup_and_answers_what_it_accepted_before_it_en
         link.symlink_to(other_artifact)
         server.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
+        answer = client.post(INFER, json=body)
+        while answer.json()["model_version"] != other.metadata.version:
+            assert time.monotonic() < deadline
             answer = client.post(INFER, json=body)
-            if answer.json()["model_version"] == other.metadata.version:
-                break
         np.testing.assert_array_equal(probabilities(answer), other.score(requests[0]))
 
         with ThreadPoolExecutor(4) as pool:
