@@ -9,10 +9,11 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as InBackwardRowWiseAdagrad
 
 from cdp_torchrec.distributed.config import OptimizerConfig, SparseOptimizerConfig
+from cdp_torchrec.distributed.fused_adamw import FusedAdamW
 from cdp_torchrec.distributed.row_optimizers import LazyAdam, RowWiseAdagrad
 from cdp_torchrec.model.sparse_arch import is_table
 
@@ -72,25 +73,13 @@ class ScheduledOptimizer(CombinedOptimizer):
         self._sparse = sparse_optimizers(model, config.sparse, replicas)
         dense = dict(model.named_parameters())
         dense = {name: p for name, p in dense.items() if not is_table(name)}
-        self._dense: KeyedOptimizer = KeyedOptimizerWrapper(
+        self._dense = FusedAdamW(
             dense,
-            lambda parameters: torch.optim.AdamW(
-                parameters,
-                lr=0.0,
-                betas=config.dense.betas,
-                eps=config.dense.eps,
-                weight_decay=config.dense.weight_decay,
-                fused=True,
-            ),
+            betas=config.dense.betas,
+            eps=config.dense.eps,
+            weight_decay=config.dense.weight_decay,
         )
-        # Adam creates its state in the first step, but a checkpoint is loaded into existing state:
-        # a step of learning rate 0 creates it, and is then forgotten.
-        self._dense.init_state()
-        self._dense.zero_grad(set_to_none=True)
-        for parameter in dense.values():
-            for value in self._dense.state[parameter].values():
-                value.zero_()
-        clipped = self._dense
+        clipped: KeyedOptimizer = self._dense
         if config.dense.max_gradient_norm is not None:
             clipped = GradientClippingOptimizer(
                 self._dense,

@@ -15,6 +15,7 @@ from cdp_torchrec.distributed.config import (
     ScheduleConfig,
     SparseOptimizerConfig,
 )
+from cdp_torchrec.distributed.fused_adamw import FusedAdamW
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer, apply_sparse_optimizer
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.plans.config import TypeName
@@ -205,6 +206,37 @@ def test_twenty_steps_of_one_rank_equal_the_reference_within_1e_5(kind: str, dev
 @pytest.mark.distributed
 def test_dense_gradients_are_clipped_together(two_ranks: tuple[Tables, float]) -> None:
     assert two_ranks[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_dense_optimizer_is_adamw_bit_for_bit_also_where_a_gradient_is_missing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, 9), (33,), (5,)]
+    ours, theirs = (
+        {f"p{i}": nn.Parameter(torch.ones(shape)) for i, shape in enumerate(shapes)}
+        for _ in range(2)
+    )
+    betas, eps, weight_decay = (0.8, 0.95), 1e-6, 0.1
+    dense = FusedAdamW(ours, betas=betas, eps=eps, weight_decay=weight_decay)
+    reference = torch.optim.AdamW(
+        theirs.values(), betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+    )
+    for step, missing in enumerate(["p1", None, "p2", None]):
+        for optimizer in (dense, reference):
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (step + 1)  # pyrefly: ignore[unsupported-operation]
+        for name, parameter in ours.items():
+            if name != missing:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                theirs[name].grad = parameter.grad.clone()
+        dense.step()
+        reference.step()
+    for name, parameter in ours.items():
+        assert torch.equal(parameter, theirs[name])
+        state = reference.state[theirs[name]]
+        assert dense.state[parameter].keys() == state.keys()
+        assert all(torch.equal(dense.state[parameter][key], state[key]) for key in state)
+    assert [float(dense.state[parameter]["step"]) for parameter in ours.values()] == [4, 3, 3]
 
 
 @pytest.mark.parametrize(
