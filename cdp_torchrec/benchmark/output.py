@@ -1,5 +1,9 @@
-"""What a benchmark leaves: a table for people and all numbers for programs."""
+"""What a benchmark leaves: a table for people and all numbers for programs.
 
+Both say how busy the machine was before the benchmark began.
+"""
+
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +25,12 @@ def check_output(directory: Path | None) -> None:
         raise ConfigError.of([f"benchmark.output = '{directory}': {reason}"])
 
 
-def write_output(
-    directory: Path | None, name: str, *, text: str, numbers: Mapping[str, Any]
-) -> None:
-    """Write NAME.md and NAME.json into a directory, which is made if need be.
+_LOAD = os.getloadavg()[0]
+"""One-minute load average when the command started, so without what it does itself."""
+
+
+def publish(directory: Path | None, name: str, *, text: str, numbers: Mapping[str, Any]) -> None:
+    """Print a table, and write NAME.md and NAME.json into a directory, which is made if need be.
 
     Args:
         directory: value of benchmark.output; None: nothing is written.
@@ -32,7 +38,16 @@ def write_output(
         text: the table.
         numbers: everything that was measured.
     """
-    if directory is None:
-        return
-    write_whole(directory / f"{name}.md", text.rstrip("\n") + "\n")
-    write_json(directory / f"{name}.json", numbers)
+    text = f"{text.rstrip()}\n\n{machine_load(_LOAD, os.cpu_count() or 1)}"
+    if directory is not None:
+        write_whole(directory / f"{name}.md", text + "\n")
+        write_json(directory / f"{name}.json", {**numbers, "load_average_before": _LOAD})
+    print(text)
+
+
+def machine_load(load: float, cores: int) -> str:
+    """How far times can be trusted: a benchmark needs a core that nobody else keeps busy."""
+    line = f"Load average before it began: {load:.1f} on {cores} cores"
+    if load < cores - 0.5:
+        return f"{line}."
+    return f"{line}. THE MACHINE WAS BUSY: trust ratios, not times."

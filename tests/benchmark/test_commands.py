@@ -1,13 +1,14 @@
 """All benchmarks are called alike, and explain settings and mistakes before they start."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, machine_load, publish
 from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -80,13 +81,24 @@ def test_help_and_mistakes_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
-def test_results_are_a_table_and_numbers_of_the_same_name(tmp_path: Path) -> None:
+def test_results_are_a_table_and_numbers_of_the_same_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = tmp_path / "a" / "b"
     check_output(directory)
-    write_output(directory, "train", text="| a |", numbers={"a": 1})
-    assert (directory / "train.md").read_text() == "| a |\n"
-    assert json.loads((directory / "train.json").read_text()) == {"a": 1}
+    publish(directory, "train", text="| a |\n", numbers={"a": 1})
+    table = (directory / "train.md").read_text()
+    assert table == capsys.readouterr().out
+    assert table.startswith("| a |\n\nLoad average before it began: ")
+    numbers = json.loads((directory / "train.json").read_text())
+    assert numbers["a"] == 1
+    assert machine_load(numbers["load_average_before"], os.cpu_count() or 1) in table
     assert len(list(directory.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.0, False), (1.4, False), (1.6, True), (9.0, True)])
+def test_a_machine_without_a_free_core_is_busy(load: float, busy: bool) -> None:
+    assert ("trust ratios" in machine_load(load, cores=2)) == busy
 
 
 def test_without_an_output_nothing_is_written(
@@ -94,5 +106,5 @@ def test_without_an_output_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     check_output(None)
-    write_output(None, "train", text="| a |", numbers={})
+    publish(None, "train", text="| a |", numbers={})
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ the physical limit: reading the same bytes in a row and copying the tensors once
 """
 
 from cdp_torchrec.benchmark.data.config import DataBenchmarkConfig
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.benchmark.rows import SYNTHETIC, row_files
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -47,6 +47,6 @@ def run(arguments: list[str]) -> None:
         measure_length(length, configs, settings)
         for length in progress(lengths, "benchmark", unit="lengths")
     ]
-    text = as_markdown(found, settings)
-    write_output(settings.output, "data", text=text, numbers=as_json(found, settings))
-    print(text)
+    publish(
+        settings.output, "data", text=as_markdown(found, settings), numbers=as_json(found, settings)
+    )

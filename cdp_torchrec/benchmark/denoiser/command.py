@@ -9,7 +9,7 @@ torch.mm, and the smallest traffic at the measured rate of a copy. On a CPU set 
 """
 
 from cdp_torchrec.benchmark.denoiser.config import DenoiserBenchmarkConfig
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.config import load_config
 
 CONFIG = DenoiserBenchmarkConfig
@@ -28,6 +28,4 @@ def run(arguments: list[str]) -> None:
     from cdp_torchrec.distributed.process_group import init_process_group
 
     table = measure_chains(settings, init_process_group())
-    text = as_markdown(table)
-    write_output(settings.output, "denoiser", text=text, numbers=as_json(table))
-    print(text)
+    publish(settings.output, "denoiser", text=as_markdown(table), numbers=as_json(table))

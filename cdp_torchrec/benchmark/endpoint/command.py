@@ -11,7 +11,7 @@ the predictor's, prints throughput and latencies, and fails if an answer is wron
 from pathlib import Path
 
 from cdp_torchrec.benchmark.endpoint.config import EndpointBenchmarkConfig
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.layers import is_layer, is_override
 from cdp_torchrec.serving.artifact import check_is_artifact
@@ -38,7 +38,5 @@ def run(arguments: list[str]) -> None:
     from cdp_torchrec.benchmark.endpoint.report import as_json, as_markdown
 
     load = measure_endpoint(artifact, config)
-    text = as_markdown(load)
-    write_output(config.benchmark.output, "endpoint", text=text, numbers=as_json(load))
-    print(text)
+    publish(config.benchmark.output, "endpoint", text=as_markdown(load), numbers=as_json(load))
     load.check()

@@ -8,7 +8,7 @@ ended when it passes a limit. Prints time, its ratio to `pooled` in the same rou
 """
 
 from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.benchmark.rows import SYNTHETIC, row_files
 from cdp_torchrec.config import load_config
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -39,6 +39,4 @@ def run(arguments: list[str]) -> None:
     pooled = interests[_POOLED]
     assert isinstance(pooled, PooledConfig)
     table = run_history_benchmark({name: interests[name] for name in files}, pooled, settings)
-    text = as_markdown(table)
-    write_output(settings.output, "history", text=text, numbers=as_json(table))
-    print(text)
+    publish(settings.output, "history", text=as_markdown(table), numbers=as_json(table))

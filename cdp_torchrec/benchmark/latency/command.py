@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cdp_torchrec.benchmark.latency.config import LatencyBenchmarkConfig
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.layers import is_override
 from cdp_torchrec.diffusion.config import SamplerType
@@ -47,12 +47,10 @@ def run(arguments: list[str]) -> None:
     from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 
     report = measure_run(cdp_run, init_process_group(cdp_run.config.ranks))
-    text = as_markdown(report)
-    write_output(output, "latency", text=text, numbers=as_json(report))
     if report.qualities:
         with whole_file(output / "frontier.png") as partial:
             draw_frontier(report, partial)
-    print(text)
+    publish(output, "latency", text=as_markdown(report), numbers=as_json(report))
 
 
 def open_cdp_run(path: Path, overrides: Sequence[str]) -> StoredRun[LatencyBenchmarkConfig]:

@@ -8,7 +8,7 @@ process of its own whose CPU time and peak memory are shown, beside what only re
 the same bytes takes.
 """
 
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.benchmark.preparation.config import PreparationBenchmarkConfig
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.whole_file import why_unwritable
@@ -35,6 +35,9 @@ def run(arguments: list[str]) -> None:
 
     sizes = sorted(settings.behaviours)
     found = [measure_size(size, settings) for size in progress(sizes, "benchmark", unit="logs")]
-    text = as_markdown(found, settings)
-    write_output(settings.output, "preparation", text=text, numbers=as_json(found, settings))
-    print(text)
+    publish(
+        settings.output,
+        "preparation",
+        text=as_markdown(found, settings),
+        numbers=as_json(found, settings),
+    )

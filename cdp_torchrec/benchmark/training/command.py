@@ -12,7 +12,7 @@ rounds, the time to read a batch, and shares of a step's time by kind of work.
 Layers and key=value change the run, as for `train`; without a layer it is configs/data/synthetic.
 """
 
-from cdp_torchrec.benchmark.output import check_output, write_output
+from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.benchmark.rows import SYNTHETIC, row_files
 from cdp_torchrec.benchmark.training.config import TrainingBenchmarkConfig
 from cdp_torchrec.config import load_config
@@ -39,9 +39,7 @@ def run(arguments: list[str]) -> None:
 
     speed = measure_training(rows, init_process_group())
     if is_rank_zero():
-        text = as_markdown(speed)
-        write_output(output, "train", text=text, numbers=as_json(speed))
-        print(text)
+        publish(output, "train", text=as_markdown(speed), numbers=as_json(speed))
 
 
 def load_rows(arguments: list[str]) -> dict[str, TrainingBenchmarkConfig]:
