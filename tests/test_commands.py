@@ -73,6 +73,8 @@ def run(line):
     return end, said.getvalue(), sorted({"torch", "torchrec", "fbgemm_gpu"} & set(sys.modules))
 
 lines = json.load(sys.stdin)
+for name in {line.split()[0] for line in lines}:
+    import_module(f"cdp_torchrec.commands.{name}")  # once for all; what it imports, all have
 with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
     print(json.dumps(dict(zip(lines, pool.map(run, lines, chunksize=1)))))
 """
