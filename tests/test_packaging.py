@@ -279,12 +279,19 @@ def test_every_module_of_a_wheel_is_imported(unpacked: Path, tmp_path: Path) -> 
         for path in (ROOT / "cdp_torchrec").rglob("*.py")
         if path.name != "__init__.py"
     }
-    code = (
-        "import sys, importlib, importlib.metadata as m; sys.path.insert(0, sys.argv[1]);"
-        "[importlib.import_module(name) for name in sys.argv[2:]];"
-        "import cdp_torchrec; print(cdp_torchrec.__file__);"
-        "print([e.value for e in m.distribution('cdp_torchrec').entry_points if e.name == 'dist'])"
-    )
+    code = """
+import sys, importlib, importlib.metadata as m
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Of the extra `spark`, and of CUDA builds of torch.
+        assert error.name.split(".")[0] in ("sqlglot", "pyspark", "py4j", "triton"), (name, error)
+import cdp_torchrec
+print(cdp_torchrec.__file__)
+print([e.value for e in m.distribution('cdp_torchrec').entry_points if e.name == 'dist'])
+"""
     command = [sys.executable, "-I", "-c", code, str(unpacked), *sorted(modules)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
