@@ -81,6 +81,7 @@ class Heartbeat:
         self._pause_s = min(limit_s / _FEWEST_PAUSES, _LONGEST_PAUSE_S)
         self._heard: dict[int, str] = {}
         self._left = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._store.set(f"who/{rank}", f"{os.getpid()} {os.getppid()} {platform.node()}")
         self._store.set(f"beat/{rank}", "0")
 
@@ -104,14 +105,22 @@ class Heartbeat:
         who = self._store.multi_get([f"who/{other}" for other in self._others])
         self._who = {o: known.decode().split() for o, known in zip(self._others, who, strict=True)}
         for work in (self._count, self._listen):
-            threading.Thread(target=work, name="heartbeat", daemon=True).start()
+            thread = threading.Thread(target=work, name="heartbeat", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def leave(self) -> None:
-        """Nobody waits for this rank any more, and it waits for nobody."""
+        """Nobody waits for this rank any more, and it waits for nobody.
+
+        Not for a thread in the store's C++ code either, which would abort the process if it came
+        back after the interpreter has ended.
+        """
         if not self._left.is_set():
             self._left.set()
             with contextlib.suppress(RuntimeError):  # the store may have ended
                 self._store.set(f"beat/{self._rank}", _GONE)
+        for thread in self._threads:
+            thread.join()
 
     def _count(self) -> None:
         """Count, and read what the others have counted."""

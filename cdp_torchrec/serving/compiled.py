@@ -47,7 +47,7 @@ class Compiled:
 
 
 def _drop_in_a_thread_that_ends(holder: list[Any]) -> None:
-    threading.Thread(target=holder.clear, name="unloader", daemon=True).start()
+    threading.Thread(target=holder.clear, name="unloader").start()
 
 
 def load_compiled(path: Path, *, num_runners: int) -> Compiled:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -235,3 +236,25 @@ def test_a_rank_that_has_left_is_not_missed() -> None:
     time.sleep(2 * LIMIT_S)
     first.leave()
     assert not lost
+
+
+def test_a_rank_that_has_left_has_no_thread_in_the_store() -> None:
+    """Where the interpreter ends before such a thread comes back, the process is aborted."""
+
+    class SlowStore(HashStore):
+        asked = threading.Event()
+
+        def clone(self) -> "SlowStore":
+            return self
+
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            self.asked.set()
+            time.sleep(0.5)
+            return super().multi_get(keys)
+
+    first, _ = ranks_of(store := SlowStore(), 2, [])
+    first.start()
+    store.asked.clear()
+    assert store.asked.wait(WITHIN_S)
+    first.leave()
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}

@@ -110,14 +110,18 @@ class ServedModel:
 
 
 async def _in_a_thread_that_ends(open_predictor: Callable[[], Predictor]) -> Predictor:
-    """Only then can the compiled model be unloaded (compiled.load_compiled)."""
+    """Only then can the compiled model be unloaded (compiled.load_compiled).
+
+    The process ends after it: cut off in C++ code, it would take the process down.
+    """
     opened: Future[Predictor] = Future()
 
     def run() -> None:
+        opened.set_running_or_notify_cancel()  # whoever waits may leave, it opens all the same
         try:
             opened.set_result(open_predictor())
         except BaseException as error:
             opened.set_exception(error)
 
-    threading.Thread(target=run, name="loader", daemon=True).start()
+    threading.Thread(target=run, name="loader").start()
     return await asyncio.wrap_future(opened)

@@ -1,5 +1,6 @@
 """Another artifact takes over between two requests, or not at all."""
 
+import asyncio
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import pytest
 from cdp_torchrec.serving.artifact import TABLES
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.config import ServerConfig
+from cdp_torchrec.serving.server.metrics import ServerMetrics
+from cdp_torchrec.serving.server.served_model import ServedModel
 
 from .conftest import NAME, Server, probabilities
 
@@ -136,3 +140,30 @@ def test_a_server_applies_a_delta_or_keeps_what_it_serves(
     answer = server.infer(requests[0])
     assert answer.json()["model_version"] == patched.metadata.version
     np.testing.assert_array_equal(probabilities(answer), patched.score(requests[0]))
+
+
+def test_a_server_that_stops_while_it_loads_ends_after_the_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is cut off in C++ code aborts the process."""
+    began, may_end = threading.Event(), threading.Event()
+    failures: list[threading.ExceptHookArgs] = []
+
+    def open_slowly(*_: object, **__: object) -> None:
+        began.set()
+        assert may_end.wait(60)
+
+    async def stop_in_mid_load() -> None:
+        loading = asyncio.create_task(model.load())
+        await asyncio.to_thread(began.wait)
+        loading.cancel()
+
+    monkeypatch.setattr(Predictor, "open", open_slowly)
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    model = ServedModel(tmp_path, ServerConfig(), ServerMetrics())
+    asyncio.run(stop_in_mid_load())
+    [loader] = [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert not loader.daemon
+    may_end.set()
+    loader.join()
+    assert not failures
