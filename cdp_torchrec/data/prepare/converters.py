@@ -12,6 +12,7 @@ from cdp_torchrec.data.prepare.logs.avito import prepare_avito
 from cdp_torchrec.data.prepare.logs.completejourney import BasketSampling, prepare_completejourney
 from cdp_torchrec.data.prepare.logs.diginetica import prepare_diginetica
 from cdp_torchrec.data.prepare.logs.ebnerd import prepare_ebnerd
+from cdp_torchrec.data.prepare.logs.eleme import prepare_eleme
 from cdp_torchrec.data.prepare.logs.jdsearch import prepare_jdsearch
 from cdp_torchrec.data.prepare.logs.kuaisar import prepare_kuaisar
 from cdp_torchrec.data.prepare.logs.mind import prepare_mind
@@ -164,5 +165,23 @@ CONVERTERS = (
         plain, .gz or .xz. Searches of the last day are the test split.""",
         prepare_avito,
         (_test_from("the last day with searches"),),
+    ),
+    Converter(
+        "eleme",
+        "food recommendations with histories of 50",
+        """Ele.me (Tianchi 131047): dishes recommended by a delivery service, with clicks. DIR holds
+        the official D1_0.csv and all others of that form; plain, .gz or .xz. What their times mean
+        is decided by the hours and weekdays beside them. Requests of the last day are the test
+        split.""",
+        prepare_eleme,
+        (
+            _test_from("the last day with requests"),
+            Option(
+                "--timediff-unit",
+                str,
+                "of timediff_list, where the files do not tell it: seconds, minutes, hours or days",
+                metavar="UNIT",
+            ),
+        ),
     ),
 )
