@@ -280,11 +280,13 @@ def test_a_fork_starts_from_the_weights_of_its_parent_and_resumes_bit_identicall
     assert (json.loads(second)["step"], json.loads(second)["changed"]) == (3, {})
 
 
+@pytest.mark.slow
 def test_one_two_and_four_ranks_reach_the_same_losses(other_ranks: list[str], folder: Path) -> None:
     for name in ("one_fresh", "four_fresh"):
         assert losses(folder / name) == pytest.approx(losses(folder / "two"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_are_continued_by_one_and_by_four(other_ranks: list[str], folder: Path) -> None:
     for name in ("one", "four"):
         assert len(losses(folder / name)) == 6
@@ -391,6 +393,7 @@ def test_a_full_disk_leaves_no_half_written_checkpoint(
     assert list((folder / "full" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nothing_falls_out_of_the_pipeline(
     other_ranks: list[str], tiny_dataset: Path, folder: Path
 ) -> None:

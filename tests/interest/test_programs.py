@@ -29,20 +29,13 @@ PROGRAMS = [
     *[v for v in VARIANTS if v[0] in (*ATTENTIVE, "interest/sasrec") and v not in PRESETS],
     ("interest/diffumin", "num_kept=3", "num_inference_steps=2"),
 ]
-EXPORTED: list[Variant] = [
-    ("interest/pooled",),
-    ("interest/din",),
-]
+EXPORTED: list[Variant] = [("interest/pooled",)]
 """Beside CDP and TWIN, which tests/serving exports by default; all others are slow."""
 CAPTURED: list[Variant] = [
     ("interest/cdp_timestep", "num_inference_steps=2"),
-    ("interest/sim_soft", "num_kept=5"),
-    ("interest/twin", "num_kept=5", "kept_by=each_head"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
-    ("interest/hstu",),
 ]
-"""One for each way of computing (a search, a search of each head, a whole sequence ...); all others
-are slow."""
+"""A chain and a whole sequence; all others are slow."""
 
 
 COMPILED: list[Variant] = [
