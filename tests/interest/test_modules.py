@@ -95,15 +95,15 @@ def test_histories_that_are_all_empty_give_finite_gradients(make_module, make_in
 
 @pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
 def test_a_score_does_not_depend_on_the_rest_of_the_batch(make_module, make_inputs, variant):
-    module = make_module(*variant).eval()
-    inputs = make_inputs(num_segments=segments(module), lengths=LENGTHS)
+    module = make_module(*variant).double().eval()
+    inputs = in_float64(make_inputs(num_segments=segments(module), lengths=LENGTHS))
     interest = module(inputs).interest
     assert torch.equal(module(inputs).interest, interest)
     for rows in (torch.arange(12).flip(0), torch.tensor([5]), torch.tensor([7, 2, 0, 3])):
-        alone = module(take(inputs, rows)).interest
-        torch.testing.assert_close(alone, interest[rows], rtol=1e-4, atol=1e-6)
-    longer = module(in_longer_rows(inputs)).interest
-    torch.testing.assert_close(longer, interest, rtol=1e-4, atol=1e-6)
+        alone = module(in_float64(take(inputs, rows))).interest
+        torch.testing.assert_close(alone, interest[rows], rtol=1e-9, atol=1e-12)
+    longer = module(in_float64(in_longer_rows(inputs))).interest
+    torch.testing.assert_close(longer, interest, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(make_module, make_inpu
 def test_training_losses_do_not_depend_on_the_rest_of_the_batch(make_module, make_inputs, variant):
     """Randomness is a function of the impression's key; what takes its negatives from the batch is
     left out."""
-    module = make_module(*variant)
-    inputs = make_inputs(num_segments=segments(module), lengths=LENGTHS)
+    module = make_module(*variant).double()
+    inputs = in_float64(make_inputs(num_segments=segments(module), lengths=LENGTHS))
     rows = torch.tensor([1, 4, 9])
-    losses, alone = auxiliary(module(inputs)), auxiliary(module(take(inputs, rows)))
+    losses, alone = auxiliary(module(inputs)), auxiliary(module(in_float64(take(inputs, rows))))
     for name, loss in losses.items():
-        torch.testing.assert_close(alone[name], loss[rows], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(alone[name], loss[rows], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("preset", ["interest/none", "interest/counts"])
