@@ -29,7 +29,7 @@ from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.runs import losses
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 CPU = torch.device("cpu")
 # Users are pooled, items are read by the sequences of DIN. Intervals of 2 do not divide the 3 steps

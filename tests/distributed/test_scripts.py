@@ -63,6 +63,7 @@ def test_a_finished_run_is_not_overwritten(trained: Path) -> None:
     assert "Traceback" not in ended.said
 
 
+@pytest.mark.slow
 def test_reference_scorers_of_a_dataset_are_measured_by_two_ranks(tiny_dataset: Path) -> None:
     ended = run_command("evaluate", tiny_dataset, world_size=2)
     assert ended.codes == [0, 0]

@@ -80,6 +80,7 @@ def test_losses_and_tables_are_those_of_plain_pytorch(
         assert max(differences(few[optimizer, case], plain)) < TOLERANCE, case
 
 
+@pytest.mark.slow
 def test_a_table_with_fewer_rows_than_its_ranks_need_trains(tiny_dataset: Path) -> None:
     four = Case("row_wise", Layout(4))
     chosen = {"adam": [four], "rowwise_adagrad": [four]}

@@ -145,6 +145,7 @@ def check(found: Pairs, chosen: Chosen) -> None:
         assert continued.loss_difference <= (0 if source == target else TOLERANCE), pair
 
 
+@pytest.mark.slow
 def test_a_checkpoint_continues_under_another_plan(tiny_dataset: Path, tmp_path: Path) -> None:
     check(reshard(tiny_dataset, FEW, tmp_path), FEW)
 

@@ -87,6 +87,7 @@ def benchmark_plans(arguments: list[str]) -> Outcome:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_measured_step_trains_the_table_alike_under_all_plans(tiny_dataset: Path) -> None:
     arguments = settings(tiny_dataset, "sharding.small_table_rows=0")
     (by_optimizer, _) = run_ranks(2, train_item_tables, arguments)
