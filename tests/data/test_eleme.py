@@ -227,6 +227,16 @@ def test_a_unit_that_the_files_do_not_tell_is_refused_or_said(tmp_path: Path) ->
     assert "timediff_list in minutes (hours and weekdays of 300" in log.spec.source
 
 
+def test_a_unit_is_not_said_against_what_the_files_tell(tmp_path: Path) -> None:
+    write_log(tmp_path, Written(unit=60))
+    with pytest.raises(
+        DatasetError, match="--timediff-unit days is not what the files tell: hours"
+    ):
+        read_log(read_eleme, tmp_path, timediff_unit="days")
+    log = read_log(read_eleme, tmp_path, timediff_unit="minutes")
+    assert "timediff_list in minutes (hours and weekdays of 300" in log.spec.source
+
+
 @pytest.mark.slow
 def test_a_few_behaviours_tell_no_unit(tmp_path: Path) -> None:
     rows = log_rows(Written())

@@ -83,7 +83,8 @@ def decide_times(
 
     Raises:
         DatasetError: the requests' own hours and weekdays do not fit their times, no unit fits or
-            several do, the lists are in no order, or `unit` is none of `UNITS`.
+            several do, the lists are in no order, or `unit` is none of `UNITS` or another one than
+            the files tell.
     """
     if unit is not None and unit not in UNITS:
         raise DatasetError(f"{source}: {_OPTION} {unit} is none of {', '.join(UNITS)}")
@@ -151,9 +152,7 @@ def _decide_unit(
     """Unit of the gaps, whether the first of a list has none, and both in words."""
     is_short = scalar(connection, "SELECT count(*) FILTER (len(gaps) < len(items)) FROM sampled")
     readings = [
-        (name, first)
-        for name in ([unit] if unit else UNITS)
-        for first in ([True, False] if is_short else [False])
+        (name, first) for name in UNITS for first in ([True, False] if is_short else [False])
     ]
     # A gap of 0 fits all units.
     rows = connection.execute(f"""
@@ -173,13 +172,20 @@ def _decide_unit(
         f"{name} {100 * share:.1f} %" for name, share in zip(names, shares, strict=True)
     )
     figures = f"hours and weekdays of {total:,} behaviours fit {listed}"
-    if unit is None and (sum(share >= _AGREED for share in shares) != 1 or total < _LEAST):
+    fitting = [place for place, share in enumerate(shares) if share >= _AGREED]
+    is_told = len(fitting) == 1 and total >= _LEAST
+    if unit is None and not is_told:
         raise DatasetError(
             f"{source}: the unit of timediff_list is unknown: {figures}; exactly one must fit "
             f"{_AGREED:.0%} of {_LEAST} or more. If you know it, say it: {_OPTION} seconds, "
             "minutes, hours or days"
         )
-    best = shares.index(max(shares))
+    if is_told and unit not in (None, readings[fitting[0]][0]):
+        raise DatasetError(
+            f"{source}: {_OPTION} {unit} is not what the files tell: {figures}; leave it out"
+        )
+    possible = [place for place, (name, _) in enumerate(readings) if unit in (None, name)]
+    best = max(possible, key=lambda place: shares[place])
     return *readings[best], f"timediff_list in {names[best]} ({figures})"
 
 
