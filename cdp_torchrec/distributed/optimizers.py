@@ -10,6 +10,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+from torchrec.optim.optimizers import Adam as InBackwardAdam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as InBackwardRowWiseAdagrad
 
 from cdp_torchrec.distributed.config import OptimizerConfig, SparseOptimizerConfig
@@ -42,8 +43,10 @@ def apply_sparse_optimizer(
     if needs_dense_gradients(config, device):
         return
     if config.kind == "adam":
-        kwargs = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
-        apply_optimizer_in_backward(torch.optim.Adam, tables.parameters(), kwargs)
+        # FBGEMM's names: torch.optim.Adam, which TorchRec also takes, would want `betas`.
+        beta1, beta2 = config.betas
+        kwargs = {"lr": config.lr, "beta1": beta1, "beta2": beta2, "eps": config.eps}
+        apply_optimizer_in_backward(InBackwardAdam, tables.parameters(), kwargs)
     else:
         kwargs = {"lr": config.lr, "eps": config.eps}
         apply_optimizer_in_backward(InBackwardRowWiseAdagrad, tables.parameters(), kwargs)

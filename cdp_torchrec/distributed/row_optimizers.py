@@ -18,7 +18,11 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 
 class LazyAdam(KeyedOptimizer):
-    """Adam that updates only rows with a gradient, as torch.optim.SparseAdam does."""
+    """Adam (arXiv 1412.6980, algorithm 1) that updates only rows with a gradient.
+
+    As FBGEMM's on a GPU it adds epsilon to the corrected root of the second moment;
+    torch.optim.SparseAdam adds it to the uncorrected one, which is smaller in the first steps.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,7 @@ class LazyAdam(KeyedOptimizer):
             tables: by parameter name: the local part, and the table as the state dict has it.
             lr: learning rate.
             betas: decay of the first and second moment.
-            eps: added to the root of the second moment.
+            eps: added to the corrected root of the second moment.
             replicas: ranks that hold the same parts, whose gradients are averaged.
         """
         self._replicas = replicas
@@ -74,7 +78,8 @@ class LazyAdam(KeyedOptimizer):
         if self._replicas is not None:
             self._average_gradients(self._replicas)
         beta1, beta2 = self._betas
-        correction = (1 - beta2**self._step) ** 0.5 / (1 - beta1**self._step)
+        rate_correction = 1 / (1 - beta1**self._step)
+        root_correction = (1 - beta2**self._step) ** -0.5
         for group in self.param_groups:
             for local in group["params"]:
                 if local.grad is None:
@@ -86,9 +91,8 @@ class LazyAdam(KeyedOptimizer):
                 m = first[rows].lerp_(gradient, 1 - beta1)
                 v = second[rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
                 first[rows], second[rows] = m, v
-                local.data.index_add_(
-                    0, rows, m / v.sqrt().add_(self._eps), alpha=-group["lr"] * correction
-                )
+                root = v.sqrt().mul_(root_correction).add_(self._eps)
+                local.data.index_add_(0, rows, m / root, alpha=-group["lr"] * rate_correction)
 
     def _average_gradients(self, replicas: dist.ProcessGroup) -> None:
         """From the mean of each group of ranks to that of all ranks."""

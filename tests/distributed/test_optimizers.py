@@ -1,9 +1,13 @@
 """Every table gets the sparse optimizer, with the mathematics of its reference."""
 
+import inspect
 import math
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -28,7 +32,7 @@ from tests.runs import DEVICES, one_rank_on
 CPU = torch.device("cpu")
 ROWS = {"small": 7, "a": 40, "b": 53}
 STEPS = 6
-EPS = 1e-10
+EPS = 1e-6
 CASES: list[tuple[str, TypeName]] = [
     ("adam", "table_wise"),
     ("adam", "row_wise"),
@@ -74,8 +78,6 @@ def jagged(ids: dict[str, Tensor]) -> KeyedJaggedTensor:
 
 def config_of(kind: str) -> OptimizerConfig:
     return OptimizerConfig(
-        # Beside eps 1e-8 it would matter that FBGEMM adds it to the corrected root of the second
-        # moment, torch.optim.SparseAdam to the uncorrected one.
         sparse=SparseOptimizerConfig.model_validate({"kind": kind, "lr": 0.05, "eps": EPS}),
         dense=DenseOptimizerConfig(lr=0.01),
     )
@@ -140,17 +142,18 @@ def gather(table: Tensor | ShardedTensor) -> Tensor:
 
 
 def reference_tables(kind: str, *, steps: int = STEPS) -> dict[str, Tensor]:
-    """The same training with nn.EmbeddingBag and PyTorch's optimizers."""
+    """The same training with nn.EmbeddingBag, by the formulas.
+
+    Adam: arXiv 1412.6980, algorithm 1, over the rows that were looked up.
+    """
     torch.manual_seed(0)
     linear = Linear().linear
-    bags = {
-        n: nn.EmbeddingBag(rows, 4, mode="sum", sparse=kind == "adam") for n, rows in ROWS.items()
-    }
+    bags = {n: nn.EmbeddingBag(rows, 4, mode="sum") for n, rows in ROWS.items()}
     for name, bag in bags.items():
         initialize_table(f"x.t_{name}.weight", bag.weight.data, std=0.1, seed=0)
     tables = [bag.weight for bag in bags.values()]
     accumulators = [torch.zeros(len(table)) for table in tables]
-    adam = torch.optim.SparseAdam(tables, lr=0.05, eps=EPS) if kind == "adam" else None
+    moments = [(torch.zeros_like(t.data), torch.zeros_like(t.data)) for t in tables]
     dense = torch.optim.Adam(linear.parameters(), lr=0.01)
     for step in range(steps):
         ids, target = batch(step, 8)
@@ -159,11 +162,17 @@ def reference_tables(kind: str, *, steps: int = STEPS) -> dict[str, Tensor]:
         output = linear(torch.cat([bags[n](i) for n, i in ids.items()], dim=1)).squeeze(1)
         (output - target).square().mean().backward()
         dense.step()
-        if adam is not None:
-            adam.step()
-            continue
-        for table, accumulator in zip(tables, accumulators, strict=True):
+        for name, table, accumulator, (m, v) in zip(
+            bags, tables, accumulators, moments, strict=True
+        ):
             assert table.grad is not None
+            if kind == "adam":
+                rows = ids[name].unique()
+                m[rows] = 0.9 * m[rows] + 0.1 * table.grad[rows]
+                v[rows] = 0.999 * v[rows] + 0.001 * table.grad[rows].square()
+                mean, root = m / (1 - 0.9 ** (step + 1)), (v / (1 - 0.999 ** (step + 1))).sqrt()
+                table.data[rows] -= 0.05 * (mean / (root + EPS))[rows]
+                continue
             accumulator += table.grad.square().mean(dim=1)
             table.data -= 0.05 * table.grad / (accumulator.sqrt() + EPS).unsqueeze(1)
     prefix = "embedding_bag_collection.embedding_bags"
@@ -201,6 +210,19 @@ def test_twenty_steps_of_one_rank_equal_the_reference_within_1e_5(kind: str, dev
         trained = sharded_tables(kind, "row_wise", here, steps=20)
     for name, expected in reference_tables(kind, steps=20).items():
         torch.testing.assert_close(trained[name], expected.detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adam", "rowwise_adagrad"])
+def test_what_a_gpu_fuses_into_the_backward_pass_has_fbgemms_names(kind: str) -> None:
+    model = Linear()
+    apply_sparse_optimizer(
+        model.embedding_bag_collection, config_of(kind).sparse, torch.device("cuda")
+    )
+    known = inspect.signature(SplitTableBatchedEmbeddingBagsCodegen).parameters
+    for parameter in model.embedding_bag_collection.parameters():
+        [arguments] = parameter._optimizer_kwargs  # pyrefly: ignore[missing-attribute]
+        assert set(arguments) - {"lr"} <= set(known)  # TorchRec calls lr FBGEMM's learning_rate
+        assert arguments["lr"] == 0.05 and arguments["eps"] == EPS
 
 
 @pytest.mark.distributed

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cdp_torchrec.benchmark.training.sparse_adam import SparseAdam
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.distributed.parallelize import initialize_table
@@ -117,7 +118,7 @@ def _plain_optimizers(
     rates = experiment.parallelized.optimizer.set_learning_rates(0)
     parameters = list(tables.parameters())
     return [
-        torch.optim.SparseAdam(parameters, lr=rates["sparse"], betas=sparse.betas, eps=sparse.eps)
+        SparseAdam(parameters, lr=rates["sparse"], betas=sparse.betas, eps=sparse.eps)
         if sparse.kind == "adam"
         else torch.optim.Adagrad(parameters, lr=rates["sparse"], eps=sparse.eps),
         torch.optim.AdamW(

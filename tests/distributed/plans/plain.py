@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
+from cdp_torchrec.benchmark.training.sparse_adam import SparseAdam
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.config import OptimizerConfig
@@ -115,7 +116,7 @@ def _plain_step(
         dense, lr=config.dense.lr, eps=config.dense.eps, weight_decay=config.dense.weight_decay
     )
     if config.sparse.kind == "adam":
-        adam = torch.optim.SparseAdam(tables, lr=lr, betas=config.sparse.betas, eps=eps)
+        adam = SparseAdam(tables, lr=lr, betas=config.sparse.betas, eps=eps)
         return lambda: (adam.step(), rest.step())
     means = [torch.zeros(len(table)) for table in tables]
 
