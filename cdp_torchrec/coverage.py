@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from cdp_torchrec.data.dataset import Dataset
@@ -12,6 +11,7 @@ from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout, Table
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.requests import ImpressionOrder
+from cdp_torchrec.metrics.ranks import Ranks
 
 CHUNK = 65536
 """Impressions that are read at once."""
@@ -54,8 +54,7 @@ def measure_coverage(data: Dataset) -> Coverage:
         history = impressions.request["history_length"][impressions.request_index]
         rows = [_with_own_row(impressions, f.key, layout.tables[f.table]) for f in features]
         counts += np.array([len(gated), *(int(x.sum()) for x in (history > 0, gated > 0, *rows))])
-    summed = torch.from_numpy(counts)
-    dist.all_reduce(summed)
+    summed = Ranks().sum(counts)
     shares = (summed[1:] / summed[0]).tolist()
     return Coverage(
         with_history=shares[0],

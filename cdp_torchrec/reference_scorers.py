@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 
 from cdp_torchrec.coverage import own_chunks
 from cdp_torchrec.data.config import DataConfig
@@ -30,6 +29,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
 from cdp_torchrec.ideal_scorer import IDEAL, IdealScorer, ideal_scorer
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
+from cdp_torchrec.metrics.ranks import Ranks
 from cdp_torchrec.progress import progress
 
 TRUTH = "bayes"
@@ -117,11 +117,9 @@ class ReferenceScorers:
                 table[0] += np.bincount(codes, clicks, minlength=sizes[name])
                 table[1] += np.bincount(codes, minlength=sizes[name])
         overall = schema.splits["train"].click_rate
-        rates = {}
+        ranks, rates = Ranks(), {}
         for name, table in counts.items():
-            summed = torch.from_numpy(table)
-            dist.all_reduce(summed)
-            clicks, shown = summed.numpy()
+            clicks, shown = ranks.sum(table)
             rates[name] = (clicks + _PRIOR_IMPRESSIONS * overall) / (shown + _PRIOR_IMPRESSIONS)
         return rates
 
