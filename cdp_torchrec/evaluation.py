@@ -13,6 +13,7 @@ from cdp_torchrec.data.loader import EvaluationBatches
 from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.optimizers import ScheduledOptimizer
 from cdp_torchrec.distributed.process_group import is_rank_zero
+from cdp_torchrec.distributed.step_counts import kept_step_counts
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
 from cdp_torchrec.predictions import PredictionFile, PredictionWriter
 from cdp_torchrec.progress import progress
@@ -61,7 +62,7 @@ def evaluate(
     pending: list[Batch] = []
     source = _remembering(settings.loader.load(batches, list(range(len(batches)))), pending)
     writer = PredictionWriter(settings.predictions) if settings.predictions else None
-    with torch.no_grad():
+    with torch.no_grad(), kept_step_counts(model):
         for _ in progress(
             range(len(batches)), settings.description, unit="batches", active=is_rank_zero()
         ):
