@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSha
 from torchrec.modules.embedding_configs import DATA_TYPE_NUM_BITS
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingCollection
+from torchrec.modules.mc_modules import ManagedCollisionModule
 
 from cdp_torchrec.distributed.plans.format import ShardEntry
 from cdp_torchrec.model.sparse_arch import is_table
@@ -51,7 +53,9 @@ def find_tables(model: nn.Module) -> list[EmbeddingTable]:
         if isinstance(module, BaseManagedCollisionEmbeddingCollection):
             # Plans name the module that maps the ids, not the tables inside it.
             inner[module._embedding_module] = path
-            buckets |= module._managed_collision_collection.table_to_number_buckets()
+            managed = module._managed_collision_collection._managed_collision_modules
+            for table, collisions in managed.items():
+                buckets[table] = cast(ManagedCollisionModule, collisions).buckets()
         if isinstance(module, EmbeddingBagCollection):
             configs = module.embedding_bag_configs()
         elif isinstance(module, EmbeddingCollection):
