@@ -197,6 +197,12 @@ def test_shares_of_a_step_sum_to_one_and_name_its_work(make_experiment: MakeExpe
         ("fbgemm::split_embedding_codegen_lookup_adagrad_function", "embedding lookup"),
         ("Optimizer.step#AdamW.step", "optimizer"),
         ("aten::relu", OTHER),
+        ("sm80_xmma_gemm_f32f32_f32f32_f32_nn_n_tilesize32x32x8_stage3", "matrix products"),
+        ("void cutlass::Kernel2<cutlass_80_simt_sgemm_64x64_8x5_nt_align1>", "matrix products"),
+        ("split_embedding_codegen_forward_unweighted_kernel", "embedding lookup"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<", "optimizer"),
+        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "communication"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add", OTHER),
     ],
 )
 def test_an_operation_is_of_one_kind(operation: str, kind: str) -> None:

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from cdp_torchrec.benchmark.training.contestants import Contestant
@@ -13,8 +14,8 @@ OTHER = "other tensor work"
 KINDS = {
     "communication": r"c10d|gloo|nccl|all_?(to|2)_?all|splits_dist|wait|barrier",
     "embedding lookup": r"fbgemm|embedding|lookup|permute|jagged",
-    "matrix products": r"mm$|addmm|bmm|linear|mkldnn",
-    "optimizer": r"^Optimizer|_foreach|_fused_adam|addcdiv|addcmul|lerp",
+    "matrix products": r"mm$|addmm|bmm|linear|mkldnn|gemm|cutlass",
+    "optimizer": r"^Optimizer|_foreach|fused_?adam|addcdiv|addcmul|lerp|multi_tensor",
 }
 """Operations of each kind, by a pattern of their names; the first that is found counts."""
 
@@ -41,8 +42,11 @@ def profile_training(
         synchronize(device)
     shares: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
-        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        shares[kind_of(event.key)] += own
+        if device.type == "cpu":
+            shares[kind_of(event.key)] += event.self_cpu_time_total
+        # An operator has the time of its kernels, too, and so has a range around them.
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            shares[kind_of(event.key)] += event.self_device_time_total
     total = sum(shares.values())
     return {kind: share / total for kind, share in sorted(shares.items(), key=lambda s: -s[1])}
 

@@ -1,6 +1,8 @@
 """The plan of a job: what its ranks are, and one plan for all of them."""
 
+import logging
 import os
+import re
 from collections.abc import Mapping
 
 import torch
@@ -14,11 +16,19 @@ from cdp_torchrec.distributed.optimizers import (
     needs_dense_gradients,
 )
 from cdp_torchrec.distributed.plans.config import ShardingConfig
-from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig, load_hardware
+from cdp_torchrec.distributed.plans.hardware import (
+    GB,
+    HardwareConfig,
+    hardware_names,
+    load_hardware,
+)
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.search import choose_plan
+from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.model.train_task import TrainTask
+
+logger = logging.getLogger(__name__)
 
 
 def pose_problem(
@@ -122,5 +132,26 @@ def _local_hardware(device: torch.device, ranks_here: int) -> HardwareConfig:
     found = {"name": "local", "ranks_per_node": ranks_here, "host_memory_gb": host}
     if device.type == "cpu":
         return load_hardware("cpu").model_copy(update=found)
-    found["device_memory_gb"] = torch.cuda.get_device_properties(device).total_memory / GB
-    return load_hardware("a100-80").model_copy(update=found)
+    memory = torch.cuda.get_device_properties(device).total_memory / GB
+    named = nearest_gpu(torch.cuda.get_device_name(device), memory)
+    return named.model_copy(update={**found, "device_memory_gb": memory})
+
+
+def nearest_gpu(name: str, memory_gb: float) -> HardwareConfig:
+    """The named hardware of a GPU; of an unknown one the A100, with a warning.
+
+    Args:
+        name: as CUDA says it, such as "NVIDIA H100 80GB HBM3".
+        memory_gb: by which those of one model differ.
+    """
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    known = [load_hardware(each) for each in hardware_names() if each.split("-")[0] in words]
+    if known:
+        return min(known, key=lambda each: abs(each.memory_gb - memory_gb))
+    if is_rank_zero():
+        logger.warning(
+            "%s is unknown: plans are estimated with the bandwidths of an A100. Measure its own by "
+            "`benchmark plans`, and name them by sharding.hardware.",
+            name,
+        )
+    return load_hardware("a100-80")
