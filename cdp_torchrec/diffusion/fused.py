@@ -10,6 +10,7 @@ training keeps the eager chain; `fits` says when it is used instead.
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +23,21 @@ MOST_WEIGHTS = 24_576
 """Floats of all layers, 96 KiB: an A100 has 163 KiB of shared memory for a program, an H100 227."""
 _SMALLEST_DIM = 16
 """Of a matrix product of tensor cores."""
-_BLOCK = 16
-"""Impressions of a program."""
-_LAYER_NORM_EPS = 1e-5
-"""That of torch.nn.functional.layer_norm."""
 
 
-LinearSteps = tuple[tuple[float, float, float, float, float], ...]
-"""Of each step the factors in x_0 = correction * first + x_t * second, and in
-x_next = x_t * third + x_0 * fourth + (x_0 of the step before) * fifth."""
+def linear_steps(schedule: NoiseSchedule, steps: tuple[SamplingStep, ...]) -> Tensor:
+    """Factors of a chain, float32 [K, 5]: all but the denoiser is linear in state and correction.
 
-
-def linear_steps(schedule: NoiseSchedule, steps: tuple[SamplingStep, ...]) -> LinearSteps:
-    """Factors of a chain: all but the denoiser is linear in state and correction.
+    Those in x_0 = correction * first + x_t * second, and in
+    x_next = x_t * third + x_0 * fourth + (x_0 of the step before) * fifth.
 
     Args:
         schedule: what a prediction means.
         steps: from `sampling_steps`.
     """
     rows = []
-    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    # Floats do as well as tensors, and are numbers under a meta device, too.
+    one, zero = cast(Tensor, 1.0), cast(Tensor, 0.0)
     for step in steps:
 
         def x_0(correction: Tensor, x_t: Tensor, timestep: int = step.timestep) -> float:
@@ -49,7 +45,7 @@ def linear_steps(schedule: NoiseSchedule, steps: tuple[SamplingStep, ...]) -> Li
             return float(schedule.x_0_from(prediction, x_t, timestep))
 
         rows.append((x_0(one, zero), x_0(zero, one), step.state, step.x_0, step.previous_x_0))
-    return tuple(rows)
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 5)
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,8 @@ class Chain:
     denoiser: Denoiser
     schedule: NoiseSchedule
     steps: tuple[SamplingStep, ...]
+    factors: Tensor
+    """The same steps on the device, from `linear_steps`."""
     modulation: Tensor
     """Part that depends on the condition, [B, M]; [M] without a condition."""
     step_modulation: Tensor
@@ -86,25 +84,21 @@ class Chain:
         """By one kernel, without gradients; the layers must be of a shape that fits."""
         from cdp_torchrec.diffusion import fused_kernel  # on use: triton is not everywhere
 
-        network, count = self.denoiser.network, len(x_start)
+        network = self.denoiser.network
         layers = _layers(network)
-        factors = linear_steps(self.schedule, self.steps)
-        out = torch.empty_like(x_start, memory_format=torch.contiguous_format)
-        fused_kernel.launch(
+        in_graph = torch.compiler.is_compiling()
+        launch = fused_kernel.launch_in_graph if in_graph else fused_kernel.launch
+        return launch(
             x_start.contiguous(),
-            self.modulation.expand(count, -1).contiguous(),
+            self.modulation.expand(x_start.shape[0], -1).contiguous(),
             self.step_modulation.contiguous(),
-            torch.tensor(factors, dtype=torch.float32, device=x_start.device),
+            self.factors,
             *_weight_and_bias(layers[0]),
             *_weight_and_bias(layers[1]),  # of the last one again, where there is no middle one
             *_weight_and_bias(layers[-1]),
-            out,
             join=network.condition_join,
             has_middle=len(layers) == 3,
-            block=_BLOCK,
-            layer_norm_eps=_LAYER_NORM_EPS,
         )
-        return out
 
 
 def fits(denoiser: Denoiser, x: Tensor) -> bool:
@@ -115,8 +109,7 @@ def fits(denoiser: Denoiser, x: Tensor) -> bool:
         x: the start state.
     """
     return (
-        not torch.compiler.is_compiling()
-        and x.is_cuda
+        x.is_cuda
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cuda")
         and find_spec("triton") is not None

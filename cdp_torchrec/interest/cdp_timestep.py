@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cdp_torchrec.diffusion.config import SamplerType
 from cdp_torchrec.diffusion.denoiser import Denoiser
-from cdp_torchrec.diffusion.fused import Chain
+from cdp_torchrec.diffusion.fused import Chain, linear_steps
 from cdp_torchrec.diffusion.sampler import sampling_steps
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.base import InterestDims, InterestInput
@@ -28,6 +28,8 @@ class TimestepCdp(CdpInterest[Denoiser]):
 
     grid: Tensor
     """Timesteps of the denoiser's calls in serving, int64 [K]."""
+    factors: Tensor
+    """Of those calls, as `linear_steps` gives them."""
 
     def __init__(self, config: CdpConfig, dims: InterestDims) -> None:
         super().__init__(config, dims)
@@ -55,6 +57,8 @@ class TimestepCdp(CdpInterest[Denoiser]):
         grid = torch.tensor([step.timestep for step in self.steps], dtype=torch.int64)
         device = self.schedule.alphas_cumprod.device
         self.register_buffer("grid", grid.to(device), persistent=False)
+        factors = linear_steps(self.schedule, self.steps)
+        self.register_buffer("factors", factors.to(device), persistent=False)
 
     def set_sampling(self, *, sampler: SamplerType, num_inference_steps: int) -> None:
         """As of every CDP."""
@@ -86,6 +90,7 @@ class TimestepCdp(CdpInterest[Denoiser]):
             denoiser=self.denoiser,
             schedule=self.schedule,
             steps=self.steps,
+            factors=self.factors,
             modulation=modulation,
             step_modulation=self.denoiser.time_modulation(self.grid),
         )

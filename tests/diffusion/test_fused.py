@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdp_torchrec.diffusion.config import DenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.diffusion.denoiser import ConditionedMlp, Denoiser
-from cdp_torchrec.diffusion.fused import Chain, fits_shape
+from cdp_torchrec.diffusion.fused import Chain, fits_shape, linear_steps
 from cdp_torchrec.diffusion.sampler import sampling_steps
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from tests.paths import ROOT
@@ -41,6 +41,7 @@ def chains(join: str, prediction: str, *, hidden_layers: int, device: str) -> tu
         denoiser=denoiser,
         schedule=schedule,
         steps=steps,
+        factors=linear_steps(schedule, steps).to(device),
         modulation=denoiser.modulation(condition),
         step_modulation=denoiser.time_modulation(grid),
     )

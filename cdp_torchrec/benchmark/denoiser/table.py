@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from cdp_torchrec.benchmark.denoiser.config import DenoiserSettings
-from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_rate
+from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, product_rate
 from cdp_torchrec.diffusion.config import NoiseScheduleConfig
 from cdp_torchrec.diffusion.denoiser import Denoiser
-from cdp_torchrec.diffusion.fused import Chain, fits
+from cdp_torchrec.diffusion.fused import Chain, fits, linear_steps
 from cdp_torchrec.diffusion.sampler import sampling_steps
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.progress import progress
 from cdp_torchrec.text_table import markdown_table
 from cdp_torchrec.timer import Timer, alternate, device_timer, times
 
-_COPIED = 2**26
-"""Bytes of the copy that the bandwidth is taken of: more than the caches hold."""
+_COPIED = {"cpu": 2**26, "cuda": 2**31}
+"""Bytes of the copy that the bandwidth is taken of: many times what the caches hold."""
 _TRIALS = 10
 _WARM_UP = 5
 
@@ -32,7 +32,7 @@ class Ceilings:
     """What the device can do at most, measured."""
 
     gflops: float
-    """Of torch.mm in float32, in 1e9 operations per second."""
+    """Of torch.mm as exact as float32, in 1e9 operations per second."""
     gb_per_s: float
     """Bytes read and written by a copy."""
 
@@ -48,7 +48,7 @@ class Row:
     bound_by: str
     """What the floor is made of: operations or bytes."""
     us: dict[str, float]
-    """Median of each form: eager, and on a GPU graph and, where it fits, fused."""
+    """Median of each form: eager, and on a GPU fused, where it fits, and both as CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def measure_chains(settings: DenoiserSettings, device: torch.device) -> Denoiser
     denoiser = Denoiser(
         settings.denoiser, dim=settings.dim, condition_dim=settings.dim, num_train_timesteps=100
     ).to(device)
-    gflops = matrix_rate(denoiser, max(settings.candidates), device, timer).large
-    ceilings = Ceilings(gflops, _copy_rate(device, timer))
+    ceilings = Ceilings(product_rate(device, timer), _copy_rate(device, timer))
     sizes = [*product(settings.candidates, settings.num_inference_steps)]
     rows = [
         _measure(denoiser, size, steps, settings, ceilings, timer)
@@ -92,10 +91,10 @@ def _measure(
     x, condition = torch.randn(2, num_candidates, settings.dim, generator=generator).to(device)
     chain = _chain(denoiser, condition, num_steps, settings)
     contestants: dict[str, Callable[[Tensor], Tensor]] = {"eager": chain.eager}
-    if x.is_cuda:
-        contestants["graph"] = _graphed(chain.eager, x)
     if fits(denoiser, x):
         contestants["fused"] = chain.fused
+    if x.is_cuda:
+        contestants |= {f"{name} graph": _graphed(form, x) for name, form in contestants.items()}
     found = times(
         alternate(
             {name: _timed(form, x, timer) for name, form in contestants.items()},
@@ -128,6 +127,7 @@ def _chain(
         denoiser=denoiser,
         schedule=schedule.to(condition.device),
         steps=steps,
+        factors=linear_steps(schedule, steps).to(condition.device),
         modulation=denoiser.modulation(condition),
         step_modulation=denoiser.time_modulation(grid),
     )
@@ -157,10 +157,11 @@ def _graphed(form: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], 
 
 
 def _copy_rate(device: torch.device, timer: Timer) -> float:
-    source = torch.empty(_COPIED, dtype=torch.uint8, device=device)
+    copied = _COPIED[device.type]
+    source = torch.empty(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = 1e-3 * min(timer.ms(lambda: target.copy_(source)) for _ in range(_TRIALS))
-    return 2 * _COPIED / seconds / 1e9
+    return 2 * copied / seconds / 1e9
 
 
 def as_markdown(table: DenoiserTable) -> str:

@@ -146,7 +146,7 @@ def _rates(report: LatencyReport) -> str:
     rate = report.rate
     lines = [
         f"torch.mm: {rate.same_shapes:.1f} GFLOP/s at the shapes of the denoiser, "
-        f"{rate.large:.1f} GFLOP/s at 1024 x 1024 x 1024.",
+        f"{rate.large:.1f} GFLOP/s in large ones.",
     ]
     loop = report.loop_rate()
     if loop is not None:
