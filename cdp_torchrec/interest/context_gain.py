@@ -29,7 +29,8 @@ class ContextGain(nn.Module):
 
     def forward(self, inputs: InterestInput) -> Tensor:
         """The factors, [B, D]."""
-        return 1.0 + self.mlp(torch.cat([getattr(inputs, role) for role in self.roles], dim=1))
+        # Not 1.0: torch 2.11 cannot compile a float that is added to a linear layer (on a CPU).
+        return 1 + self.mlp(torch.cat([getattr(inputs, role) for role in self.roles], dim=1))
 
     @torch.no_grad()
     def monitors(self, gain: Tensor) -> dict[str, Tensor]:
