@@ -19,8 +19,6 @@ from cdp_torchrec.diffusion.denoiser import ConditionedMlp, Denoiser
 from cdp_torchrec.diffusion.sampler import SamplingStep, denoise
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 
-MOST_WEIGHTS = 24_576
-"""Floats of all layers, 96 KiB: an A100 has 163 KiB of shared memory for a program, an H100 227."""
 _SMALLEST_DIM = 16
 """Of a matrix product of tensor cores."""
 
@@ -112,22 +110,38 @@ def fits(denoiser: Denoiser, x: Tensor) -> bool:
         x.is_cuda
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cuda")
-        and find_spec("triton") is not None
-        and fits_shape(denoiser.network)
+        and fits_program(denoiser.network, shared_bytes=_shared_bytes(x.device))
     )
 
 
-def fits_shape(network: ConditionedMlp) -> bool:
-    """Whether widths and number of the layers are those of the kernel."""
+def fits_program(network: ConditionedMlp, *, shared_bytes: int) -> bool:
+    """Whether the layers are those of the kernel.
+
+    Args:
+        network: the layers.
+        shared_bytes: shared memory that a program may take. 99 KiB on an A10 or L40S hold widths of
+            16 and 64, 163 KiB on an A100 those and one layer of 32 and 128, 227 KiB on an H100 two.
+    """
     hidden, dim = network.first.weight.shape
     weights = sum(layer.weight.numel() for layer in _layers(network))
+    # As Triton 3.6 compiles it for any of them: each weight in two parts, and parts of a block.
+    needed = 8 * weights + (280 if network.condition_join == "film" else 256) * hidden + 32 * dim
     return (
         len(network.middle) <= 1
         and dim >= _SMALLEST_DIM
         and all(width & (width - 1) == 0 for width in (dim, hidden))
-        and weights <= MOST_WEIGHTS
+        and needed <= shared_bytes
         and network.first.weight.dtype == torch.float32
     )
+
+
+@torch.compiler.assume_constant_result
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may take on a GPU; none without Triton."""
+    if find_spec("triton") is None:
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 0)
 
 
 def _layers(network: ConditionedMlp) -> list[nn.Linear]:

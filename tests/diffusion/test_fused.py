@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdp_torchrec.diffusion.config import DenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.diffusion.denoiser import ConditionedMlp, Denoiser
-from cdp_torchrec.diffusion.fused import Chain, fits_shape, linear_steps
+from cdp_torchrec.diffusion.fused import Chain, fits_program, linear_steps
 from cdp_torchrec.diffusion.sampler import sampling_steps
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from tests.paths import ROOT
@@ -57,22 +57,31 @@ def check_kernel(device: str) -> None:
         torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-4, msg=f"{join} {prediction}")
 
 
+A10, A100, H100 = 99 * 2**10, 163 * 2**10, 227 * 2**10
+
+
 @pytest.mark.parametrize(
-    ("dim", "multiple", "layers", "fit"),
+    ("dim", "layers", "join", "shared_bytes", "fit"),
     [
-        (16, 4, 2, True),
-        (32, 4, 2, True),
-        (64, 4, 2, False),  # 65,536 weights in the middle alone
-        (8, 4, 2, False),  # below the smallest product of tensor cores
-        (24, 4, 1, False),  # no power of two
-        (16, 4, 3, False),  # two layers in the middle
+        (16, 2, "add", A10, True),
+        (16, 2, "film", A10, True),
+        (32, 2, "add", A100, False),
+        (32, 1, "add", A100, True),
+        (32, 2, "add", H100, True),
+        (32, 2, "film", H100, False),  # one KiB too much
+        (64, 2, "add", H100, False),  # 65,536 weights in the middle alone
+        (8, 2, "add", H100, False),  # below the smallest product of tensor cores
+        (24, 1, "add", H100, False),  # no power of two
+        (16, 3, "add", H100, False),  # two layers in the middle
+        (16, 1, "add", 0, False),  # no Triton
     ],
 )
 def test_the_kernel_is_for_small_networks_of_powers_of_two(
-    dim: int, multiple: int, layers: int, fit: bool
+    dim: int, layers: int, join: str, shared_bytes: int, fit: bool
 ) -> None:
-    config = DenoiserConfig(hidden_multiple=multiple, num_hidden_layers=layers)
-    assert fits_shape(ConditionedMlp(config, dim=dim, condition_dim=0)) == fit
+    config = DenoiserConfig.model_validate({"num_hidden_layers": layers, "condition_join": join})
+    network = ConditionedMlp(config, dim=dim, condition_dim=0)
+    assert fits_program(network, shared_bytes=shared_bytes) == fit
 
 
 @pytest.mark.slow
