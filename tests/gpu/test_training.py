@@ -104,10 +104,11 @@ def test_what_only_a_gpu_has_reaches_the_losses_of_the_cpu(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("sparse", [ADAM, ADAGRAD], ids=["adam", "rowwise_adagrad"])
 def test_a_run_is_continued_and_repeated_under_its_own_plan_to_the_same_losses(
-    trained: Train, tmp_path: Path, device: str
+    trained: Train, tmp_path: Path, sparse: tuple[str, ...], device: str
 ) -> None:
-    whole = trained(device, tmp_path / "whole", *ADAGRAD)
+    whole = trained(device, tmp_path / "whole", *sparse)
     # Sums on a GPU come in any order.
     tolerance = 0.0 if device == "cpu" else 1e-5
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
@@ -115,8 +116,8 @@ def test_a_run_is_continued_and_repeated_under_its_own_plan_to_the_same_losses(
     lines = (tmp_path / "half" / "metrics.jsonl").read_text().splitlines(keepends=True)
     at_ten = next(i for i, line in enumerate(lines) if '"step": 11' in line)
     (tmp_path / "half" / "metrics.jsonl").write_text("".join(lines[:at_ten]))
-    continued = trained(device, tmp_path / "half", *ADAGRAD, "run.resume=true")
+    continued = trained(device, tmp_path / "half", *sparse, "run.resume=true")
     assert continued == pytest.approx(whole, abs=tolerance)
     plan = f"sharding.plan={tmp_path / 'whole' / 'plan.json'}"
-    planned = trained(device, tmp_path / "planned", *ADAGRAD, plan)
+    planned = trained(device, tmp_path / "planned", *sparse, plan)
     assert planned == pytest.approx(whole, abs=tolerance)
