@@ -21,9 +21,13 @@ from cdp_torchrec.data.strangers import draw_strangers
 from cdp_torchrec.data.sub_sample import draw_part
 from cdp_torchrec.keyed_random import impression_key
 
+_CODE_BITS = 32
+_CODE_MASK = (1 << _CODE_BITS) - 1
 _BUCKETS = 1 << 16
 _MOST_PAIRS = 1 << 14
 """Pairs of an impression and a behaviour up to which all are compared: those of a request."""
+_FEW = 256
+"""Keys up to which Python's set finds the distinct ones sooner than numpy: those of a request."""
 
 
 class JaggedCodes(NamedTuple):
@@ -125,9 +129,8 @@ class HistoryReader:
         category = np.zeros(len(request), dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
-        span = int(category.max(initial=0)) + 1
-        groups, index = np.unique(request * span + category, return_inverse=True)
-        request, category = np.divmod(groups, span)
+        groups, index = _distinct((request << _CODE_BITS) | category)
+        request, category = groups >> _CODE_BITS, groups & _CODE_MASK
         before = impressions.request["timestamp"][request]
         behaviours, slices = self._store.gated(
             impressions.request[self._owner][request], category, before
@@ -271,6 +274,14 @@ class _Group:
         return self.items[Slices(part.start + shift, part.stop + shift).rows()]
 
 
+def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ones of some keys, rising, and the place of each key among them, int64."""
+    if len(keys) > _FEW:
+        return np.unique(keys, return_inverse=True)
+    distinct = np.array(sorted(set(keys.tolist())), dtype=np.int64)
+    return distinct, distinct.searchsorted(keys)
+
+
 @cache
 def _edges(segments: tuple[int, ...]) -> np.ndarray:
     """Where each of K segments begins, counted from the most recent behaviour, [K]."""
@@ -342,13 +353,13 @@ def _search(
         Number of the pair of history and item of each such behaviour, its place among all
         behaviours, its history; how many pairs there are, and the pair of each impression.
     """
-    wanted, place = np.unique((index << 32) | item_id, return_inverse=True)
+    wanted, place = _distinct((index << _CODE_BITS) | item_id)
     # A look into a small table spares nearly all behaviours the search, however long histories are.
     is_wanted = np.zeros(_BUCKETS, dtype=bool)
     is_wanted[item_id % _BUCKETS] = True
     places = np.flatnonzero(is_wanted[group.items % _BUCKETS])
     owner = np.searchsorted(np.cumsum(group.slices.lengths), places, side="right")
-    key = (owner << 32) | group.items[places]
+    key = (owner << _CODE_BITS) | group.items[places]
     found = np.minimum(np.searchsorted(wanted, key), len(wanted) - 1)
     is_match = wanted[found] == key
     return found[is_match], places[is_match], owner[is_match], len(wanted), place
