@@ -267,11 +267,11 @@ class _Group:
 
     def items_of(self, part: Slices) -> np.ndarray:
         """Items of K parts of each history, [K * Q] slices."""
-        lengths = self.slices.lengths
-        if np.array_equal(part.lengths, lengths):
+        if np.array_equal(part.lengths, self.slices.lengths):
             return self.items
-        shift = np.resize(np.cumsum(lengths) - lengths - self.slices.start, len(part.start))
-        return self.items[Slices(part.start + shift, part.stop + shift).rows()]
+        shift = self.slices.ends - self.slices.stop
+        edges = (edge.reshape(-1, len(shift)) + shift for edge in (part.start, part.stop))
+        return self.items[Slices(*(edge.ravel() for edge in edges)).rows()]
 
 
 def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -337,7 +337,7 @@ def _counts(
         owner, num_found, place = owner[places], len(index), slice(None)
     else:
         found, places, owner, num_found, place = _search(group, index, item_id)
-    recency = group.slices.stop[owner] - 1 - group.slices.rows()[places]
+    recency = group.slices.ends[owner] - 1 - places
     segment = _edges(segments)[1:].searchsorted(recency, side="right")
     cell = found * num_segments + segment
     counts = np.bincount(cell, minlength=num_found * num_segments).reshape(-1, num_segments)
@@ -358,7 +358,7 @@ def _search(
     is_wanted = np.zeros(_BUCKETS, dtype=bool)
     is_wanted[item_id % _BUCKETS] = True
     places = np.flatnonzero(is_wanted[group.items % _BUCKETS])
-    owner = np.searchsorted(np.cumsum(group.slices.lengths), places, side="right")
+    owner = group.slices.ends.searchsorted(places, side="right")
     key = (owner << _CODE_BITS) | group.items[places]
     found = np.minimum(np.searchsorted(wanted, key), len(wanted) - 1)
     is_match = wanted[found] == key
