@@ -140,7 +140,7 @@ class BatchAssembler:
                 continue
             if feature.is_bag:
                 bag = impressions.bags[feature.key]
-                values, lengths = bag.values, np.diff(bag.offsets)
+                values, lengths = bag.values, bag.lengths
             else:
                 columns = (
                     impressions.candidate if feature.slot == "candidate" else impressions.request
