@@ -315,8 +315,7 @@ def _part(group: _Group, request_id: np.ndarray, draw: int | None) -> JaggedCode
         nothing = np.zeros(0, dtype=np.int64)
         return JaggedCodes(nothing, nothing)
     request = request_id[group.request].astype(np.int64)
-    with np.errstate(over="ignore"):
-        key = impression_key(request, group.category, draw)
+    key = impression_key(request, group.category, draw)
     rows, lengths = draw_part(group.slices, key)
     return JaggedCodes(np.asarray(group.behaviours.item[rows]), lengths)
 
