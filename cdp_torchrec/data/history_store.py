@@ -309,7 +309,7 @@ def _slices(offsets: np.ndarray, place: np.ndarray, found: np.ndarray) -> Slices
     if not found.any():  # there may be no offsets but the first
         nothing = np.zeros(len(place), dtype=np.int64)
         return Slices(nothing, nothing)
-    return Slices(np.where(found, offsets[place], 0), np.where(found, offsets[place + 1], 0))
+    return Slices(offsets[place] * found, offsets[place + 1] * found)
 
 
 def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> Behaviours:
