@@ -83,6 +83,6 @@ def _with_own_row(impressions: Impressions, key: str, table: Table) -> np.ndarra
     if key in impressions.request:
         return table.has_own_row(impressions.request[key])[impressions.request_index]
     bag = impressions.bags[key]
-    bag_of = np.repeat(np.arange(len(bag.offsets) - 1), np.diff(bag.offsets))
+    bag_of = np.repeat(np.arange(len(bag.offsets) - 1), bag.lengths)
     found = np.bincount(bag_of[table.has_own_row(bag.values)], minlength=len(bag.offsets) - 1) > 0
     return found[impressions.request_index]

@@ -140,7 +140,7 @@ class BatchAssembler:
                 continue
             if feature.is_bag:
                 bag = impressions.bags[feature.key]
-                values, lengths = bag.values, np.diff(bag.offsets)
+                values, lengths = bag.values, bag.lengths
             else:
                 columns = (
                     impressions.candidate if feature.slot == "candidate" else impressions.request
@@ -255,8 +255,7 @@ def _keys(impressions: Impressions, draw: int) -> np.ndarray:
     """Name of each impression: its request and item; in training also seed and epoch."""
     request = _per_impression(impressions, "request_id")
     item = impressions.candidate["item_id"].astype(np.int64)
-    with np.errstate(over="ignore"):
-        return impression_key(request, item, draw)
+    return impression_key(request, item, draw)
 
 
 def _per_impression(

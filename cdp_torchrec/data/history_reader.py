@@ -21,9 +21,13 @@ from cdp_torchrec.data.strangers import draw_strangers
 from cdp_torchrec.data.sub_sample import draw_part
 from cdp_torchrec.keyed_random import impression_key
 
+_CODE_BITS = 32
+_CODE_MASK = (1 << _CODE_BITS) - 1
 _BUCKETS = 1 << 16
 _MOST_PAIRS = 1 << 14
 """Pairs of an impression and a behaviour up to which all are compared: those of a request."""
+_FEW = 256
+"""Keys up to which Python's set finds the distinct ones sooner than numpy: those of a request."""
 
 
 class JaggedCodes(NamedTuple):
@@ -125,9 +129,8 @@ class HistoryReader:
         category = np.zeros(len(request), dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
-        span = int(category.max(initial=0)) + 1
-        groups, index = np.unique(request * span + category, return_inverse=True)
-        request, category = np.divmod(groups, span)
+        groups, index = _distinct((request << _CODE_BITS) | category)
+        request, category = groups >> _CODE_BITS, groups & _CODE_MASK
         before = impressions.request["timestamp"][request]
         behaviours, slices = self._store.gated(
             impressions.request[self._owner][request], category, before
@@ -264,11 +267,19 @@ class _Group:
 
     def items_of(self, part: Slices) -> np.ndarray:
         """Items of K parts of each history, [K * Q] slices."""
-        lengths = self.slices.lengths
-        if np.array_equal(part.lengths, lengths):
+        if np.array_equal(part.lengths, self.slices.lengths):
             return self.items
-        shift = np.resize(np.cumsum(lengths) - lengths - self.slices.start, len(part.start))
-        return self.items[Slices(part.start + shift, part.stop + shift).rows()]
+        shift = self.slices.ends - self.slices.stop
+        edges = (edge.reshape(-1, len(shift)) + shift for edge in (part.start, part.stop))
+        return self.items[Slices(*(edge.ravel() for edge in edges)).rows()]
+
+
+def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ones of some keys, rising, and the place of each key among them, int64."""
+    if len(keys) > _FEW:
+        return np.unique(keys, return_inverse=True)
+    distinct = np.array(sorted(set(keys.tolist())), dtype=np.int64)
+    return distinct, distinct.searchsorted(keys)
 
 
 @cache
@@ -304,8 +315,7 @@ def _part(group: _Group, request_id: np.ndarray, draw: int | None) -> JaggedCode
         nothing = np.zeros(0, dtype=np.int64)
         return JaggedCodes(nothing, nothing)
     request = request_id[group.request].astype(np.int64)
-    with np.errstate(over="ignore"):
-        key = impression_key(request, group.category, draw)
+    key = impression_key(request, group.category, draw)
     rows, lengths = draw_part(group.slices, key)
     return JaggedCodes(np.asarray(group.behaviours.item[rows]), lengths)
 
@@ -326,7 +336,7 @@ def _counts(
         owner, num_found, place = owner[places], len(index), slice(None)
     else:
         found, places, owner, num_found, place = _search(group, index, item_id)
-    recency = group.slices.stop[owner] - 1 - group.slices.rows()[places]
+    recency = group.slices.ends[owner] - 1 - places
     segment = _edges(segments)[1:].searchsorted(recency, side="right")
     cell = found * num_segments + segment
     counts = np.bincount(cell, minlength=num_found * num_segments).reshape(-1, num_segments)
@@ -342,13 +352,13 @@ def _search(
         Number of the pair of history and item of each such behaviour, its place among all
         behaviours, its history; how many pairs there are, and the pair of each impression.
     """
-    wanted, place = np.unique((index << 32) | item_id, return_inverse=True)
+    wanted, place = _distinct((index << _CODE_BITS) | item_id)
     # A look into a small table spares nearly all behaviours the search, however long histories are.
     is_wanted = np.zeros(_BUCKETS, dtype=bool)
     is_wanted[item_id % _BUCKETS] = True
     places = np.flatnonzero(is_wanted[group.items % _BUCKETS])
-    owner = np.searchsorted(np.cumsum(group.slices.lengths), places, side="right")
-    key = (owner << 32) | group.items[places]
+    owner = group.slices.ends.searchsorted(places, side="right")
+    key = (owner << _CODE_BITS) | group.items[places]
     found = np.minimum(np.searchsorted(wanted, key), len(wanted) - 1)
     is_match = wanted[found] == key
     return found[is_match], places[is_match], owner[is_match], len(wanted), place

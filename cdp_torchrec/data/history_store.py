@@ -45,16 +45,19 @@ class Slices:
         """Rows in each slice."""
         return self.stop - self.start
 
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where each slice ends in `rows`."""
+        return self.lengths.cumsum()
+
     def rows(self) -> np.ndarray:
         """All rows of all slices, one slice after the other; not to be written to."""
         return self._rows
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        lengths = self.lengths
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        return np.arange(total) + np.repeat(self.start - (ends - lengths), lengths)
+        total = int(self.ends[-1]) if len(self.ends) else 0
+        return np.arange(total) + (self.stop - self.ends).repeat(self.lengths)
 
     def last(self, count: int, *, skip: int = 0) -> "Slices":
         """The `count` last rows of each slice, after leaving out the `skip` very last."""
@@ -162,7 +165,7 @@ class Behaviours:
     def _check_order(self, slices: Slices) -> None:
         rows, lengths = slices.rows(), slices.lengths
         falls = np.diff(self.timestamp[rows]) < 0
-        falls[np.cumsum(lengths)[lengths > 0][:-1] - 1] = False  # from one slice to the next
+        falls[slices.ends[lengths > 0][:-1] - 1] = False  # from one slice to the next
         if falls.any():
             row = int(rows[np.argmax(falls) + 1])
             raise DatasetError(
@@ -306,7 +309,7 @@ def _slices(offsets: np.ndarray, place: np.ndarray, found: np.ndarray) -> Slices
     if not found.any():  # there may be no offsets but the first
         nothing = np.zeros(len(place), dtype=np.int64)
         return Slices(nothing, nothing)
-    return Slices(np.where(found, offsets[place], 0), np.where(found, offsets[place + 1], 0))
+    return Slices(offsets[place] * found, offsets[place + 1] * found)
 
 
 def _behaviours(folder: Path, schema: HistorySchema, *, with_category: bool) -> Behaviours:

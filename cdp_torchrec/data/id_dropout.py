@@ -34,8 +34,7 @@ def with_dropout(table: Table, codes: np.ndarray, request: np.ndarray, *, draw: 
     if not table.dropout or not len(rows):
         return rows
     codes = codes.astype(np.int64, copy=False)
-    with np.errstate(over="ignore"):
-        key = torch.from_numpy(impression_key(request.astype(np.int64), codes, draw))
+    key = torch.from_numpy(impression_key(request.astype(np.int64), codes, draw))
     # Entities differ: the third item and the third user of a request have nothing in common.
     key = seeded(key, zlib.crc32(table.entity.encode()))
     is_dropped = keyed_uniform(key, Stream.ID_DROPOUT).numpy() < table.dropout

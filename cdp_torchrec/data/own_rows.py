@@ -38,9 +38,8 @@ class OwnRows:
         joined = np.concatenate(codes, dtype=np.int64)
         key = self._keys.repeat(lengths)
         rows = (joined + self._shift[key]) * (joined > 0)
-        bounds = list(pairwise(accumulate(lengths, initial=0)))
-        found = [rows[start:stop] for start, stop in bounds]
+        found = [rows[start:stop] for start, stop in pairwise(accumulate(lengths, initial=0))]
         is_other = (joined < 0) | (joined > self._most[key])
-        for number in np.flatnonzero(np.bincount(key[is_other], minlength=len(codes))).tolist():
+        for number in sorted(set(key[is_other].tolist())):
             found[number] = self._tables[number].rows(codes[number])
         return found

@@ -22,9 +22,14 @@ class ListColumn:
     values: np.ndarray
     offsets: np.ndarray
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Values of each row."""
+        return self.offsets[1:] - self.offsets[:-1]
+
     def take(self, rows: np.ndarray) -> "ListColumn":
         """The bags of some rows, in their order."""
-        lengths = np.diff(self.offsets)[rows]
+        lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
         return ListColumn(self.values[places], offsets)
@@ -61,7 +66,7 @@ def concatenate(parts: Sequence[Impressions]) -> Impressions:
 
 
 def _concatenate_bags(bags: Sequence[ListColumn]) -> ListColumn:
-    lengths = np.concatenate([np.diff(bag.offsets) for bag in bags])
+    lengths = np.concatenate([bag.lengths for bag in bags])
     values = np.concatenate([bag.values for bag in bags])
     return ListColumn(values, np.concatenate([[0], np.cumsum(lengths)]))
 

@@ -39,8 +39,7 @@ def draw_strangers(
     request_id = request_id.astype(np.int64)
     stranger = np.zeros_like(request_id)
     for attempt in range(_ATTEMPTS if num_users else 0):
-        with np.errstate(over="ignore"):
-            key = impression_key(request_id, np.full_like(request_id, attempt), draw)
+        key = impression_key(request_id, np.full_like(request_id, attempt), draw)
         drawn = keyed_timesteps(torch.from_numpy(key), num_users, Stream.STRANGER).numpy()
         _, slices = store.recent(drawn, before)
         is_met = (stranger == 0) & (drawn != user) & (slices.lengths > 0)

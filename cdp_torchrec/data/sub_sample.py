@@ -26,10 +26,9 @@ def draw_part(slices: Slices, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = _uniform(key, Stream.PART_SIZE)
     kept = np.minimum(np.exp(size * np.log1p(lengths)).astype(np.int64), lengths)
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    place = np.arange(len(rows)) - np.repeat(slices.ends - lengths, lengths)
     # Histories keep their order, and the behaviours of each come in a random one.
-    with np.errstate(over="ignore"):
-        behaviour = impression_key(key[owner], place, 0)
+    behaviour = impression_key(key[owner], place, 0)
     shuffled = np.argsort(owner + _uniform(behaviour, Stream.PART_MEMBER), kind="stable")
     return rows[shuffled[place < kept[owner]]], kept
 

@@ -1,8 +1,7 @@
 """Embedding lookups in the tables of an artifact: SparseArch without TorchRec."""
 
-# B places of the batch, L behaviours, D embedding dim
+# B places of the batch, L behaviours, D embedding dim, M keys of bags
 
-from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 
@@ -45,29 +44,27 @@ def look_up(
         lookups.append(Lookup(table, joined, len(joined)))
     found = tables.read(lookups)
     sizes = [len(singles) * num_places, *(behaviours[f.slot] for f in sequences)]
-    of_singles, *of_sequences, in_bags = found.split([*sizes, len(found) - sum(sizes)])
+    of_singles, *of_sequences, in_bags = found.split_with_sizes([*sizes, len(found) - sum(sizes)])
     embeddings = {f.key: part for f, part in zip(sequences, of_sequences, strict=True)}
     for features, parts in (
         (singles, of_singles.view(len(singles), num_places, -1)),
-        (bags, _sums(in_bags, [rows[f.key].lengths for f in bags], num_places)),
+        (bags, _sums(in_bags, dense.bag_lengths)),
     ):
         embeddings |= {f.key: part for f, part in zip(features, parts.unbind(), strict=True)}
     return embeddings
 
 
-def _sums(in_bags: Tensor, lengths: Sequence[np.ndarray], num_places: int) -> Tensor:
+def _sums(in_bags: Tensor, lengths: Tensor) -> Tensor:
     """Sums of the bags of M keys, [M, B, D]; 0 behind the last bag of each.
 
     Args:
         in_bags: embeddings of all bags, one after the other.
-        lengths: of the bags of each key.
-        num_places: B.
+        lengths: of the bags, float [B, M].
     """
-    filled = np.zeros((len(lengths), num_places), dtype=np.int64)
-    for places, own in zip(filled, lengths, strict=True):
-        places[: len(own)] = own
-    starts = filled.cumsum() - filled.reshape(-1)
+    of_keys = lengths.numpy().T.astype(np.int64, order="C")
+    starts = of_keys.cumsum() - of_keys.reshape(-1)
+    places = np.arange(len(in_bags))  # torch's own take twice as long
     sums = functional.embedding_bag(
-        torch.arange(len(in_bags)), in_bags, torch.from_numpy(starts), mode="sum"
+        torch.from_numpy(places), in_bags, torch.from_numpy(starts), mode="sum"
     )
-    return sums.view(*filled.shape, in_bags.shape[1])
+    return sums.view(*of_keys.shape, in_bags.shape[1])

@@ -51,6 +51,7 @@ def test_a_batch_is_the_same_both_ways(tiny_dataset: Path, monkeypatch: pytest.M
     short = [assembler.read(part, epoch=None) for part in parts]
     for module, name in (
         (history_store, "_FEW"),
+        (history_reader, "_FEW"),
         (history_reader, "_MOST_PAIRS"),
         (assemble, "FEW"),
     ):
@@ -62,6 +63,7 @@ def test_a_batch_is_the_same_both_ways(tiny_dataset: Path, monkeypatch: pytest.M
         for key, (values, lengths) in one.rows.items():
             np.testing.assert_array_equal(values, other.rows[key].values)
             np.testing.assert_array_equal(lengths, other.rows[key].lengths)
+        assert torch.equal(one.dense.pool_index, other.dense.pool_index)
         assert torch.equal(one.dense.history_counts, other.dense.history_counts)
         counted += float(one.dense.history_counts[:, 3:].sum())
     assert counted > 0

@@ -86,7 +86,7 @@ class InlineHistories:
         columns = tuple(
             np.concatenate([bag.values for bag in bags]) for bags in zip(*parts, strict=True)
         )
-        lengths = np.concatenate([np.diff(bags[0].offsets) for bags in parts])
+        lengths = np.concatenate([bags[0].lengths for bags in parts])
         ends = np.cumsum(lengths)
         return columns, Slices(ends - lengths, ends)
 
