@@ -107,52 +107,20 @@ def _denoise(
     tl.store(out + row.to(tl.int64) * D + d[None, :], x, mask=inside)
 
 
-def launch(
-    x_start: Tensor,
-    modulation: Tensor,
-    step_modulation: Tensor,
-    coefficients: Tensor,
-    first_weight: Tensor,
-    first_bias: Tensor,
-    middle_weight: Tensor,
-    middle_bias: Tensor,
-    last_weight: Tensor,
-    last_bias: Tensor,
-    join: str,
-    has_middle: bool,
-    *,
-    kernel: Any = _denoise,
-) -> Tensor:
+def launch(*tensors: Tensor, join: str, has_middle: bool, kernel: Any = _denoise) -> Tensor:
     """Clean latent [B, D] of start states.
 
     Args:
-        x_start: contiguous, as all tensors here, on one device, [B, D].
-        modulation: part that depends on the condition, [B, M].
-        step_modulation: part that depends on the step, [K, M].
-        coefficients: from `linear_steps`, [K, 5].
-        first_weight: [H, D].
-        first_bias: [H]; any floats with `join` "add", which has none.
-        middle_weight: [H, H]; any floats without a second hidden layer.
-        middle_bias: [H]; as its weight.
-        last_weight: [D, H].
-        last_bias: [D].
+        tensors: contiguous, on one device, as `launch_in_graph` names them and in its order.
         join: how the modulation enters, as `DenoiserConfig.condition_join`.
         has_middle: whether there are two hidden layers.
         kernel: `_denoise`, or what a graph holds in its place.
     """
+    x_start, modulation, step_modulation, _, first_weight, *_ = tensors
     count, dim = x_start.shape
     out = torch.empty_like(x_start)
     kernel[(triton.cdiv(count, _BLOCK),)](
-        x_start,
-        modulation,
-        step_modulation,
-        coefficients,
-        first_weight,
-        first_bias,
-        middle_weight,
-        middle_bias,
-        last_weight,
-        last_bias,
+        *tensors,
         out,
         count,
         NUM_STEPS=step_modulation.shape[0],
@@ -185,7 +153,22 @@ def launch_in_graph(
     join: str,
     has_middle: bool,
 ) -> Tensor:
-    """The same for torch.compile and torch.export, which keep it as one kernel."""
+    """`launch` for torch.compile and torch.export, which keep it as one kernel.
+
+    Args:
+        x_start: [B, D].
+        modulation: part that depends on the condition, [B, M].
+        step_modulation: part that depends on the step, [K, M].
+        coefficients: from `linear_steps`, [K, 5].
+        first_weight: [H, D].
+        first_bias: [H]; any floats with `join` "add", which has none.
+        middle_weight: [H, H]; any floats without a second hidden layer.
+        middle_bias: [H]; as its weight.
+        last_weight: [D, H].
+        last_bias: [D].
+        join: as of `launch`.
+        has_middle: as of `launch`.
+    """
     return launch(
         x_start,
         modulation,
@@ -197,7 +180,7 @@ def launch_in_graph(
         middle_bias,
         last_weight,
         last_bias,
-        join,
-        has_middle,
+        join=join,
+        has_middle=has_middle,
         kernel=wrap_triton(_denoise),
     )
