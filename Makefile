@@ -45,7 +45,9 @@ train: $(STAMP)  ## train the quickstart on 4 ranks
 test: $(STAMP)  ## run the tests
 	$(PYTEST)
 
+# One of them runs the GPU's kernel in Triton's interpreter; a CUDA build of torch brings its Triton.
 long: $(STAMP)  ## run the tests that take minutes, and no others
+	@$(PIP) install 'triton>=3.6'
 	$(PYTEST) -m slow --durations 10
 
 check: $(STAMP)  ## run all tests in all combinations
