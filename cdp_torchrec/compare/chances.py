@@ -222,16 +222,16 @@ def chances_markdown(table: Table) -> str:
         first = table.searched_dataset(dataset)
         shown = f"As on {first}." if first != dataset else _markdown(chances, spent)
         unfinished = sum(row.unfinished for row in spent.values())
-        cost = f"{unfinished} cells to run"
+        cost = f"{unfinished} unfinished cells in the whole table"
         if (expected := _expected_cpu_s(spent)) is not None:
             total += expected
             cost += f", about {expected:,.0f} CPU s"
         parts.append(f"### Chances on {dataset}\n\n{shown}\n\n{cost}.")
     if total:
         parts.append(
-            f"All cells to run: about {total:,.0f} CPU s, by what finished cells of the same row "
-            "and dataset took, or those of all rows where it has none; datasets without a finished "
-            "cell are not in it."
+            f"All unfinished cells: about {total:,.0f} CPU s, by what finished cells of the same "
+            "row and dataset took, or those of all rows where it has none; datasets without a "
+            "finished cell are not in it."
         )
     return "\n\n".join(parts)
 

@@ -70,8 +70,8 @@ def test_seconds_of_the_search_and_of_all_cells_are_added_up(
     update_chances(table)
     text = squeezed(chances_markdown(table))
     assert "| optimizer.dense.lr | 2 | 3 | 30 | 90 |" in text
-    assert "5 cells to run, about 150 CPU s." in text
-    assert "All cells to run: about 150 CPU s" in text
+    assert "5 unfinished cells in the whole table, about 150 CPU s." in text
+    assert "All unfinished cells: about 150 CPU s" in text
     assert json.loads((table.run_dir / "chances.json").read_text()).keys() == {"tiny"}
 
 
@@ -85,4 +85,5 @@ def test_only_the_first_world_of_a_group_pays_for_the_search(
     assert (second.search_cpu_s, second.finished, second.unfinished) == (0.0, 0, 2)
     assert find_spent(table, "tiny", "pooled").unfinished == 1
     update_chances(table)
-    assert "### Chances on second\n\nAs on tiny.\n\n4 cells to run." in chances_markdown(table)
+    text = chances_markdown(table)
+    assert "### Chances on second\n\nAs on tiny.\n\n4 unfinished cells in the whole table." in text
