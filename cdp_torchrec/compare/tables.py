@@ -19,7 +19,7 @@ _MOST_SHOWN = 20
 
 
 def markdown(summaries: Sequence[Summary], *, table: Table, made_by: Mapping[str, Any]) -> str:
-    """One table for each group and dataset, how to read them, and the caption.
+    """One table for each group and dataset that was begun, how to read them, and the caption.
 
     Args:
         summaries: the groups and datasets.
@@ -27,7 +27,14 @@ def markdown(summaries: Sequence[Summary], *, table: Table, made_by: Mapping[str
         made_by: from `provenance`.
     """
     config = table.config
-    parts = [_summary(summary, reference=config.reference) for summary in summaries]
+    begun = [summary for summary in summaries if summary.rows or summary.failed]
+    parts = [_summary(summary, reference=config.reference) for summary in begun]
+    if waiting := [
+        f"{summary.name} ({len(summary.missing)} cells)"
+        for summary in summaries
+        if summary not in begun
+    ]:
+        parts.append(f"Not begun: {', '.join(waiting)}.")
     worlds = (
         " In a group of worlds the interval is over the worlds, each with users and seeds of its "
         "own."

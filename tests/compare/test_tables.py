@@ -191,6 +191,21 @@ def test_a_partial_table_names_the_missing_cells_and_the_seeds_it_has(
     assert (table.run_dir / "gauc.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_a_dataset_that_was_not_begun_cells_are_counted(
+    make_table: MakeTable, make_result: MakeResult
+) -> None:
+    table = make_table('datasets.second=["data.toml"]')
+    for cell in table.tuning_cells("tiny", "pooled"):
+        finish(cell, make_result(gauc=0.7, validation=0.7))
+    text = squeezed(write_table(table))
+    assert "Not begun: second (4 cells)." in text
+    assert "second/" not in text
+    write_failure(table.tuning_cells("second", "none")[0].directory, "no disk", "")
+    text = squeezed(write_table(table))
+    assert "## second\n\nNo finished row." in text
+    assert ": no disk\n" in text
+
+
 def test_untrained_scorers_close_the_gap_to_bayes(
     make_table: MakeTable, make_result: MakeResult
 ) -> None:
