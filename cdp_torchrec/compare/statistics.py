@@ -85,7 +85,7 @@ class Difference:
     num_runs: int
     """Pairs of runs."""
     p_value: float
-    """Of no difference, two-sided."""
+    """Of no difference, two-sided; NaN where nothing tells how far another seed would be."""
     p_holm: float | None = None
     """Corrected for the number of rows; None: not one of a family."""
 
@@ -129,7 +129,8 @@ def difference(
     Args:
         row: a metric of one row.
         other: the same metric of another row, its replicates from the same user draws.
-        noise: of all trained rows; None: the two rows alone tell it.
+        noise: of all trained rows; None: the two rows alone tell it. A single pair of runs does
+            not: its interval is over users alone.
         confidence: probability mass of the interval.
     """
     seeds = {w: sorted(set(v) & set(other.values.get(w, {}))) for w, v in row.values.items()}
@@ -148,11 +149,12 @@ def difference(
         draws = [row.replicates[world][s] - other.replicates[world][s] for s in seeds[world]]
         spread += _Variance.of_draws(np.mean(draws, axis=0))
     mean = float(np.mean(means))
+    over_users_alone = num_runs == 1 and (noise is None or noise.over != "seeds")
     return Difference(
         mean,
         *spread.interval(mean, confidence),
         num_runs=num_runs,
-        p_value=spread.p_value(mean),
+        p_value=math.nan if over_users_alone else spread.p_value(mean),
     )
 
 

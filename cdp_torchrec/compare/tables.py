@@ -45,8 +45,9 @@ def markdown(summaries: Sequence[Summary], *, table: Table, made_by: Mapping[str
         "Mean +/- standard deviation over seeds. Brackets: "
         f"{CONFIDENCE:.0%} interval of the paired difference in GAUC over test users and seeds, by "
         f"this row alone.{worlds} p: of no difference to {config.reference}, corrected for the "
-        "number of trained rows after Holm; * below 5 %. The grid point of each row is the best "
-        "on validation at the first seed"
+        "number of trained rows after Holm; * below 5 %. Where all rows have one seed, nothing "
+        "tells how far another would be: intervals are over users alone, and there is no p. The "
+        "grid point of each row is the best on validation at the first seed"
         + (", on the first world of a group. " if config.groups else ". ")
         + "Parameters are those of one model; training time is without validations; CPU seconds "
         "are those of a cell with its validations and test; speed is the median; latency is the "

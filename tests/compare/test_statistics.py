@@ -66,6 +66,13 @@ def test_one_seed_leaves_the_noise_of_the_users() -> None:
     assert found is not None
     width = stats.t.ppf(0.975, K - 1) * users.std(ddof=1)
     assert (found.low, found.high) == pytest.approx((0.02 - width, 0.02 + width))
+    # Which says nothing of another seed: neither does a p-value, however far users are from zero.
+    assert math.isnan(found.p_value) and not found.is_significant
+    noise = Noise("seeds", mean_square=0.03**2, degrees=4)
+    with_others = difference(of_seeds([0.02], users), ZERO, noise=noise, confidence=0.95)
+    assert with_others is not None
+    assert with_others.p_value > 0.05
+    assert with_others.high - with_others.low > 4 * width
 
 
 def test_seed_and_user_variances_add_up_with_degrees_after_satterthwaite() -> None:
@@ -237,9 +244,8 @@ def test_the_paired_interval_agrees_with_a_bootstrap_of_users_written_out() -> N
 
 def test_a_difference_is_significant_if_zero_is_refuted() -> None:
     spread = np.random.default_rng(6).normal(0.0, 0.1, 1000)
-    zero = measured({0: 0.0}, {0: np.zeros(1000)})
     for mean, expected in ((0.3, True), (-0.3, True), (0.05, False)):
-        row = measured({0: mean}, {0: mean + spread})
+        row, zero = of_seeds([mean, mean], spread), of_seeds([0.0, 0.0], np.zeros(1000))
         found = difference(row, zero, noise=None, confidence=0.95)
         assert found is not None
         assert found.is_significant is expected
