@@ -37,7 +37,7 @@ TRIPLE = $(shell $(PYTHON) cdp_torchrec/known_versions.py $(TORCH) $(DEVICE))
 pinned = $(filter $(1)==%,$(TRIPLE))
 
 .DEFAULT_GOAL := help
-.PHONY: train test long check chaos lint install clean help
+.PHONY: train test long check chaos triton lint install clean help
 
 train: $(STAMP)  ## train the quickstart on 4 ranks
 	$(BIN)/torchx run dist.ddp -j 1x4 launch/train.py
@@ -45,16 +45,18 @@ train: $(STAMP)  ## train the quickstart on 4 ranks
 test: $(STAMP)  ## run the tests
 	$(PYTEST)
 
-# One of them runs the GPU's kernel in Triton's interpreter; a CUDA build of torch brings its Triton.
-long: $(STAMP)  ## run the tests that take minutes, and no others
-	@$(PIP) install 'triton>=3.6'
+long: triton  ## run the tests that take minutes, and no others
 	$(PYTEST) -m slow --durations 10
 
-check: $(STAMP)  ## run all tests in all combinations
+check: triton  ## run all tests in all combinations
 	CDP_WHOLE_MATRIX=1 $(PYTEST) -m '$(if $(filter cpu,$(DEVICE)),not gpu)'
 
 chaos: $(STAMP)  ## do 300 random faults to trainings, data, artifacts and a server
 	$(BIN)/python -m tests.chaos --faults $(FAULTS) --seed $(SEED)
+
+# One slow test runs the GPU's kernel in Triton's interpreter. A CUDA build of torch brings its Triton.
+triton: $(STAMP)
+	@$(PIP) install 'triton>=3.6'
 
 lint: $(STAMP)  ## check style, format and types
 	$(BIN)/ruff check .
