@@ -107,6 +107,8 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedM
         await serving
         raise
     await serving
+    # Bindings such as Triton's report whatever is left at the end of the process as a leak.
+    gc.unfreeze()
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -106,7 +106,7 @@ def test_the_process_reloads_on_sighup_and_answers_what_it_accepted_before_it_en
                 )
     output, _ = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 0, output
-    assert output.rstrip().endswith("stopped")
+    assert output.rstrip().endswith("stopped"), output
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port)).close()
 
