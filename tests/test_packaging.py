@@ -221,6 +221,15 @@ def test_make_check_leaves_out_what_the_machine_cannot_run_and_nothing_else(
     assert command.endswith(f" -m '{left_out}'")
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_links_of_the_checkout_lead_into_it() -> None:
+    command = ["git", "-c", "safe.directory=*", "ls-files", "--stage"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    links = [line.split("\t")[1] for line in listed.splitlines() if line.startswith("120000")]
+    assert links
+    assert all((ROOT / link).resolve(strict=True).is_relative_to(ROOT) for link in links)
+
+
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a wheel installs, built from the checkout's files."""
