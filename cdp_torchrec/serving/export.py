@@ -41,7 +41,7 @@ from cdp_torchrec.serving.parts import (
     open_vocabularies,
 )
 from cdp_torchrec.serving.predictor import Predictor
-from cdp_torchrec.serving.ranker import check_compiler, export_ranker
+from cdp_torchrec.serving.ranker_export import check_compiler, export_ranker
 from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.serving.signature import check_signing_key
 from cdp_torchrec.serving.tables import write_tables

@@ -14,7 +14,7 @@ from cdp_torchrec.serving.encode import EncodedRequest, collate
 from cdp_torchrec.serving.encode_attributes import encode_attributes
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories
 from cdp_torchrec.serving.lookup import look_up
-from cdp_torchrec.serving.ranker import ranker_inputs
+from cdp_torchrec.serving.ranker_inputs import ranker_inputs
 from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import LARGEST_CODE
 

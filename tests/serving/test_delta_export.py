@@ -17,7 +17,7 @@ from cdp_torchrec.serving.artifact import read_manifest
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.export import raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
-from cdp_torchrec.serving.ranker import RankerProgram
+from cdp_torchrec.serving.ranker_export import RankerProgram
 from tests.conftest import MakeOnce
 from tests.data.test_append import fill
 from tests.run.test_grown_tables import CPU, FIRST_DAY, SECOND_DAY, configured

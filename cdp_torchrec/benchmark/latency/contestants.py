@@ -14,7 +14,8 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, NoneConfig, PooledConfig
 from cdp_torchrec.interest.config.gated import GatedHistoryConfig
 from cdp_torchrec.model.ranking import RankingArch
-from cdp_torchrec.serving.ranker import Ranker, RankerProgram, export_ranker
+from cdp_torchrec.serving.ranker import Ranker
+from cdp_torchrec.serving.ranker_export import RankerProgram, export_ranker
 
 BASE = "none"
 """The model that added milliseconds are counted from: the same tower without interest."""

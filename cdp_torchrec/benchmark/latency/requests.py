@@ -12,7 +12,7 @@ from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.serving.ranker import ranker_inputs
+from cdp_torchrec.serving.ranker_inputs import ranker_inputs
 
 # As an artifact's ranker gets them: index_sequences needs two places to put all sequences in one
 # block.
