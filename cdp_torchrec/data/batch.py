@@ -1,7 +1,6 @@
 """The batch that travels from the reader through the train pipeline into the model."""
 
-# B impressions, R <= B requests, G <= B gated histories, K recency segments, M bag features,
-# N numbers
+# B impressions, R <= B requests, G <= B gated histories
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -12,47 +11,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
-
-
-@dataclass
-class DenseInputs:
-    """What the dense part of a model reads of B impressions beside the embeddings.
-
-    What belongs to a request is stored once per request and addressed by `request_index`; the
-    gated history once per (request, category), addressed by `pool_index`.
-    """
-
-    bag_lengths: Tensor
-    """Float [B, M]: lengths of the bags, to divide the sums by."""
-    numbers: Tensor
-    """Float [B, N]: standardised numbers of each impression."""
-    request_index: Tensor
-    """Int64 [B] in [0, R)."""
-    pool_index: Tensor
-    """Int64 [B] in [0, G): gated history of the impression in the pooled lookup."""
-    gated: SequenceIndex | None
-    """The gated histories as sequences, if the model reads them."""
-    recent: SequenceIndex | None
-    """The recent behaviours of each request, if the model reads them."""
-    stranger: SequenceIndex | None
-    """Recent behaviours of another user for each request, if the model reads them; None outside of
-    training."""
-    history_counts: Tensor
-    """Float [B, 2 K]: behaviours in the target's category by recency segment, then those on the
-    target item itself; [B, 0] if the tower does not see them."""
-    key: Tensor
-    """Int64 [B]: names the impression for keyed noise; in training it differs by epoch."""
-    progress: Tensor | None
-    """Float [B]: passes over the training data before this step, the same everywhere; it follows
-    from the position alone, so a resumed training goes on where it was. None outside of training.
-    """
-    item_id: Tensor
-    """Int64 [B] code."""
-    category_id: Tensor
-    """Int64 [B] code; 0 where the log has no category."""
-    domain_id: Tensor | None
-    """Int64 [B] code of the request's domain, if the model asks for it and the log has one."""
+from cdp_torchrec.data.model_inputs import DenseInputs
 
 
 @dataclass

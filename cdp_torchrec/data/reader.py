@@ -15,6 +15,7 @@ from cdp_torchrec.data.history_segments import SegmentedHistory, open_history
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.manifest import check_at_open, read_manifest
+from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import Schema
@@ -135,10 +136,10 @@ class DatasetReader:
         together = self._config.shuffled_together
         return ImpressionOrder(files, seed=seed, shuffled_together=together)
 
-    def assembler(
+    def inputs(
         self, layout: FeatureLayout, *, batch_size: int, seed: int, blocks: Blocks = "by_length"
-    ) -> BatchAssembler:
-        """What makes batches of impressions and their histories.
+    ) -> InputAssembler:
+        """What turns impressions and their histories into what a model reads.
 
         Args:
             layout: from `layout`.
@@ -146,7 +147,7 @@ class DatasetReader:
             seed: seed of the training noise.
             blocks: how sequences are grouped.
         """
-        return BatchAssembler(
+        return InputAssembler(
             layout,
             self.store,
             batch_size=batch_size,
@@ -154,3 +155,7 @@ class DatasetReader:
             seed=seed,
             blocks=blocks,
         )
+
+    def assembler(self, layout: FeatureLayout, *, batch_size: int, seed: int) -> BatchAssembler:
+        """What makes batches of the same; arguments as of `inputs`."""
+        return BatchAssembler(self.inputs(layout, batch_size=batch_size, seed=seed))

@@ -4,7 +4,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torchrec.modules.mlp import MLP
 
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.layout import FeatureLayout, Slot
+from cdp_torchrec.data.model_inputs import DenseInputs
 from cdp_torchrec.data.schema import Role
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest import build_interest
@@ -30,24 +30,6 @@ from cdp_torchrec.model.sparse_arch import SparseArch
 
 ITEM_KEY = "item_id"
 _ROLES: tuple[Role, ...] = ("user", "query", "item", "context", "scene")
-
-
-class DenseBatch(Protocol):
-    """What the dense part reads of a batch; shapes as in Batch."""
-
-    bag_lengths: Tensor
-    numbers: Tensor
-    request_index: Tensor
-    pool_index: Tensor
-    gated: SequenceIndex | None
-    recent: SequenceIndex | None
-    stranger: SequenceIndex | None
-    history_counts: Tensor
-    key: Tensor
-    progress: Tensor | None
-    item_id: Tensor
-    category_id: Tensor
-    domain_id: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -162,7 +144,7 @@ class RankingArch(nn.Module):
     def _attribute_dim(self) -> int:
         return 0 if self.behaviour_attributes is None else self.behaviour_attributes.out_features
 
-    def forward(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> RankingOutput:
+    def forward(self, embeddings: dict[str, Tensor], batch: DenseInputs) -> RankingOutput:
         """Logits and interest of B impressions.
 
         Args:
@@ -178,12 +160,12 @@ class RankingArch(nn.Module):
             logits = self.over_arch(torch.cat(parts, dim=1))
         return RankingOutput(logits.float(), interest)
 
-    def interest_input(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> InterestInput:
+    def interest_input(self, embeddings: dict[str, Tensor], batch: DenseInputs) -> InterestInput:
         """What the interest module sees of B impressions; arguments as in forward."""
         return self._interest_input(self._features(embeddings, batch), embeddings, batch)
 
     def _interest_input(
-        self, features: dict[str, Tensor], embeddings: dict[str, Tensor], batch: DenseBatch
+        self, features: dict[str, Tensor], embeddings: dict[str, Tensor], batch: DenseInputs
     ) -> InterestInput:
         by_role = {r: self._role(r, features, batch.numbers) for r in _ROLES}
         return InterestInput(
@@ -208,7 +190,7 @@ class RankingArch(nn.Module):
             stranger=self._behaviours("stranger", embeddings, batch.stranger),
         )
 
-    def _features(self, embeddings: dict[str, Tensor], batch: DenseBatch) -> dict[str, Tensor]:
+    def _features(self, embeddings: dict[str, Tensor], batch: DenseInputs) -> dict[str, Tensor]:
         """Embeddings of all features but the history for each impression, [B, D] by key."""
         features = {f.key: embeddings[f.key] for f in self._columns}
         for feature in self._columns:
@@ -225,7 +207,7 @@ class RankingArch(nn.Module):
         return features
 
     def _pool(
-        self, slot: Slot, embeddings: dict[str, Tensor], batch: DenseBatch, index: Tensor
+        self, slot: Slot, embeddings: dict[str, Tensor], batch: DenseInputs, index: Tensor
     ) -> GatedPool | None:
         segments = [f.key for f in self._layout.features if f.slot == slot]
         if not segments:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import EncodedRequest, collate
 from cdp_torchrec.serving.encode_attributes import encode_attributes
@@ -82,7 +82,7 @@ class InputBuilder:
         impressions = collate(requests)
         source, owner = self._histories(requests)
         impressions.request[_OWNER] = owner
-        inputs = BatchAssembler(
+        inputs = InputAssembler(
             self._layout,
             source,
             batch_size=len(impressions.request_index) + _PLACES_OF_PADDING,
@@ -90,7 +90,7 @@ class InputBuilder:
             seed=0,
             history_owner=_OWNER,
             blocks="one",
-        ).read(impressions, epoch=None)
+        ).assemble(impressions, epoch=None)
         return ranker_inputs(look_up(self._layout, self.tables, inputs), inputs.dense)
 
     def _histories(self, requests: Sequence[EncodedRequest]) -> tuple[BehaviourSource, np.ndarray]:

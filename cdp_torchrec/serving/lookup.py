@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.assemble import ModelInputs
 from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.model_inputs import ModelInputs
 from cdp_torchrec.serving.tables import EmbeddingTables, Lookup
 
 

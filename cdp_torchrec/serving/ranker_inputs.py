@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from cdp_torchrec.data.batch import DenseInputs
+from cdp_torchrec.data.model_inputs import DenseInputs
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
-from cdp_torchrec.model.ranking import DenseBatch
 
 _TENSORS = (
     "bag_lengths",
@@ -37,7 +36,7 @@ OPTIONAL_INDEX_TENSORS = ("size", "attributes")
 """Of a sequence, where the log and the module have them."""
 
 
-def ranker_inputs(embeddings: Mapping[str, Tensor], batch: DenseBatch) -> dict[str, Tensor]:
+def ranker_inputs(embeddings: Mapping[str, Tensor], batch: DenseInputs) -> dict[str, Tensor]:
     """The program's inputs by name, in their order.
 
     Args:

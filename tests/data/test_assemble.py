@@ -17,6 +17,7 @@ from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import WHOLE_KEY, Table, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
+from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import DatasetError, load_schema
@@ -25,15 +26,15 @@ SEGMENTS = (1, 3)
 MAX_LENGTH = 6
 
 
-def make_assembler(
+def make_inputs(
     dataset: Path,
     *,
     batch_size: int,
     vocabulary: dict[str, VocabularyConfig] | None = None,
     history: HistoryLookup | None = None,
-) -> BatchAssembler:
+) -> InputAssembler:
     schema = load_schema(dataset)
-    return BatchAssembler(
+    return InputAssembler(
         build_layout(
             dataset,
             schema,
@@ -50,6 +51,17 @@ def make_assembler(
         max_history_length=MAX_LENGTH,
         seed=0,
     )
+
+
+def make_assembler(
+    dataset: Path,
+    *,
+    batch_size: int,
+    vocabulary: dict[str, VocabularyConfig] | None = None,
+    history: HistoryLookup | None = None,
+) -> BatchAssembler:
+    inputs = make_inputs(dataset, batch_size=batch_size, vocabulary=vocabulary, history=history)
+    return BatchAssembler(inputs)
 
 
 def make_order(dataset: Path, seed: int | None = None) -> ImpressionOrder:
@@ -154,10 +166,11 @@ def test_history_never_reaches_the_request_or_later(tiny_dataset: Path) -> None:
     """Behaviours at and after the request change nothing (the request's own click among them)."""
     order = make_order(tiny_dataset)
     impressions = order.take(0, 0, 64)
-    assembler = make_assembler(tiny_dataset, batch_size=64)
+    inputs = make_inputs(tiny_dataset, batch_size=64)
+    assembler = BatchAssembler(inputs)
     batch = assembler.assemble(impressions, epoch=None)
     moments = impressions.request["timestamp"][impressions.request_index]
-    store = assembler._histories._store
+    store = inputs._histories._store
     assert isinstance(store, HistoryStore)
     behaviours = store.by_category
     late = behaviours.timestamp >= moments.max()

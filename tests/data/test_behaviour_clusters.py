@@ -18,6 +18,7 @@ from cdp_torchrec.data.behaviour_clusters import (
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import Behaviours, HistoryStore, Slices
+from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.prepare import history_files
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError
@@ -99,7 +100,7 @@ def test_a_request_reads_the_clusters_of_the_past_alone(tiny_dataset: Path):
     layout = reader.layout(CLUSTERED, history_counts=False)
     longest = 6
     assembler = BatchAssembler(
-        layout, reader.store, batch_size=64, max_history_length=longest, seed=0
+        InputAssembler(layout, reader.store, batch_size=64, max_history_length=longest, seed=0)
     )
     index = assembler.assemble(impressions, epoch=None).recent
     assert index is not None and index.size is not None

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from cdp_torchrec.data import assemble, history_reader, history_store
+from cdp_torchrec.data import history_reader, history_store, model_inputs
 from cdp_torchrec.data.config import ManagedCollisionConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.layout import Table
 from cdp_torchrec.data.own_rows import OwnRows
 from cdp_torchrec.data.schema import DatasetError
-from tests.data.test_assemble import make_assembler, make_order
+from tests.data.test_assemble import make_inputs, make_order
 
 PLAIN = Table("plain", num_oov_rows=3, num_kept=40, num_ids=60)
 TABLES = {
@@ -44,21 +44,21 @@ def test_a_code_beyond_its_table_is_named_there_too(code: int) -> None:
 
 def test_a_batch_is_the_same_both_ways(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lookup = HistoryLookup(pool_segments=(1, 3), gated=True, recent=True)
-    assembler = make_assembler(tiny_dataset, batch_size=32, history=lookup)
+    inputs = make_inputs(tiny_dataset, batch_size=32, history=lookup)
     order = make_order(tiny_dataset)
     monkeypatch.setattr(history_store, "_FEW", 64)
     parts = [order.take(0, start, start + 30) for start in range(0, 600, 30)]
-    short = [assembler.read(part, epoch=None) for part in parts]
+    short = [inputs.assemble(part, epoch=None) for part in parts]
     for module, name in (
         (history_store, "_FEW"),
         (history_reader, "_FEW"),
         (history_reader, "_MOST_PAIRS"),
-        (assemble, "FEW"),
+        (model_inputs, "FEW"),
     ):
         monkeypatch.setattr(module, name, -1)
     counted = 0.0
     for part, one in zip(parts, short, strict=True):
-        other = assembler.read(part, epoch=None)
+        other = inputs.assemble(part, epoch=None)
         assert one.rows.keys() == other.rows.keys()
         for key, (values, lengths) in one.rows.items():
             np.testing.assert_array_equal(values, other.rows[key].values)

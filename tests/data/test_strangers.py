@@ -11,7 +11,7 @@ from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.loader import Share, TrainBatches
 from cdp_torchrec.data.strangers import draw_strangers
-from tests.data.test_assemble import make_assembler, make_order, raw_history
+from tests.data.test_assemble import make_assembler, make_inputs, make_order, raw_history
 
 LOOKUP = HistoryLookup(recent=True, recent_length=5, stranger=True)
 
@@ -86,12 +86,12 @@ def test_every_epoch_draws_anew_and_evaluation_nobody(tiny_dataset: Path) -> Non
 
 
 def test_where_nobody_else_has_a_past_there_is_no_stranger(tiny_dataset: Path) -> None:
-    assembler = make_assembler(tiny_dataset, batch_size=64, history=LOOKUP)
-    store = assembler._histories._store
+    inputs = make_inputs(tiny_dataset, batch_size=64, history=LOOKUP)
+    store = inputs._histories._store
     assert isinstance(store, HistoryStore)
     user, nothing = np.array([1, 2]), np.zeros(2, dtype=np.int64)
     settings = {"request_id": np.array([5, 6]), "draw": 1}
-    num_users = assembler._layout.num_users
+    num_users = inputs.layout.num_users
     early = draw_strangers(store, user=user, before=nothing, num_users=num_users, **settings)
     late = draw_strangers(store, user=user, before=nothing + 2**62, num_users=1, **settings)
     assert early.tolist() == [0, 0]

@@ -13,6 +13,7 @@ from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history_store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
+from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import load_schema
@@ -92,11 +93,13 @@ class Setting:
 
     def batch(self, start: int, stop: int, *, size: int = BATCH_SIZE) -> Batch:
         assembler = BatchAssembler(
-            self.layout,
-            self.store,
-            batch_size=size,
-            max_history_length=100,
-            seed=0,
+            InputAssembler(
+                self.layout,
+                self.store,
+                batch_size=size,
+                max_history_length=100,
+                seed=0,
+            )
         )
         # Whatever training does by and by is in full course.
         return assembler.assemble(self.order.take(0, start, stop), epoch=0, progress=10.0)

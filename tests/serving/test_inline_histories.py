@@ -11,6 +11,7 @@ from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories
 
@@ -29,12 +30,14 @@ def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence
     sources = ((reader.store, "user_id"), (InlineHistories(histories), "owner"))
     stored, inline = (
         BatchAssembler(
-            reader.layout(lookup, history_counts=True),
-            source,
-            batch_size=40,
-            max_history_length=4,
-            seed=0,
-            history_owner=owner,
+            InputAssembler(
+                reader.layout(lookup, history_counts=True),
+                source,
+                batch_size=40,
+                max_history_length=4,
+                seed=0,
+                history_owner=owner,
+            )
         ).assemble(impressions, epoch=None)
         for source, owner in sources
     )

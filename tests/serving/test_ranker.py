@@ -82,13 +82,13 @@ class Setting:
         self, start: int, stop: int, *, blocks: Blocks, with_histories: bool = True
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs of the program (if in one block), and probabilities of some impressions."""
-        assembler = self.reader.assembler(
+        assembler = self.reader.inputs(
             self.layout, batch_size=stop - start + 2, seed=0, blocks=blocks
         )
         impressions = self.reader.impressions("test").take(0, start, stop)
         if not with_histories:
             impressions.request["timestamp"] = np.zeros_like(impressions.request["timestamp"])
-        inputs = assembler.read(impressions, epoch=None)
+        inputs = assembler.assemble(impressions, epoch=None)
         embeddings = look_up(self.layout, self.tables, inputs)
         with torch.no_grad():
             logits = self.arch(embeddings, inputs.dense).logits

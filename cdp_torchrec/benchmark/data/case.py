@@ -19,6 +19,7 @@ from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.loader import Share, TrainBatches
+from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.packed import pack
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.workers import BatchLoader
@@ -129,12 +130,14 @@ class ReadingCase:
         """
         order = self.reader.impressions("train")
         assembler = BatchAssembler(
-            self.layout,
-            source,
-            batch_size=self._batch_size,
-            max_history_length=self._config.history.max_length,
-            seed=0,
-            history_owner=owner,
+            InputAssembler(
+                self.layout,
+                source,
+                batch_size=self._batch_size,
+                max_history_length=self._config.history.max_length,
+                seed=0,
+                history_owner=owner,
+            )
         )
         for start in range(0, order.num_impressions, self._batch_size):
             stop = min(start + self._batch_size, order.num_impressions)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.model_inputs import DenseInputs
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.requests import ImpressionOrder
@@ -51,28 +51,27 @@ class LatencyRequests:
 
     def inputs(self, num_candidates: int) -> list[dict[str, Tensor]]:
         """Inputs of RankerProgram for each request, its candidates repeated or cut to a number."""
-        assembler = self._reader.assembler(
+        assembler = self._reader.inputs(
             self.layout, batch_size=num_candidates + _PLACES_OF_PADDING, seed=0, blocks="one"
         )
         found = []
         for number, run in enumerate(self._runs):
-            batch = assembler.assemble(_resized(run, num_candidates), epoch=None)
-            embeddings = self._embeddings(batch, seed=number)
-            inputs = ranker_inputs(embeddings, batch)
+            dense = assembler.assemble(_resized(run, num_candidates), epoch=None).dense
+            inputs = ranker_inputs(self._embeddings(dense, seed=number), dense)
             found.append({name: tensor.to(self._device) for name, tensor in inputs.items()})
         return found
 
-    def _embeddings(self, batch: Batch, *, seed: int) -> dict[str, Tensor]:
+    def _embeddings(self, dense: DenseInputs, *, seed: int) -> dict[str, Tensor]:
         """Random ones: the time does not depend on their values."""
         generator = torch.Generator().manual_seed(seed)
         behaviours = {
             slot: len(index.item_id)
-            for slot, index in (("gated", batch.gated), ("recent", batch.recent))
+            for slot, index in (("gated", dense.gated), ("recent", dense.recent))
             if index is not None
         }
         return {
             f.key: 0.05
-            * torch.randn(behaviours.get(f.slot, len(batch.key)), self._dim, generator=generator)
+            * torch.randn(behaviours.get(f.slot, len(dense.key)), self._dim, generator=generator)
             for f in self.layout.features
         }
 
