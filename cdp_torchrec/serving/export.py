@@ -44,7 +44,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.ranker_export import check_compiler, export_ranker
 from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.serving.signature import check_signing_key
-from cdp_torchrec.serving.tables import write_tables
+from cdp_torchrec.serving.table_export import write_tables
 from cdp_torchrec.serving.weights import load_weights
 from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable

@@ -25,7 +25,7 @@ _PLACES_OF_PADDING = 2
 
 
 class InputBuilder:
-    """Assembles batches as training does, and looks their embeddings up."""
+    """Assembles what the model reads as training does, and looks the embeddings up."""
 
     def __init__(
         self,

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,45 +25,10 @@ from cdp_torchrec.serving.config import TableStorage
 from cdp_torchrec.serving.row_owners import RowOwners
 
 ROWS = "rows"
-_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.uint8}
+STORED_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.uint8}
+"""Of the files, by precision."""
 _COMPARED = 1 << 16
 """Rows that are compared at a time."""
-
-
-def write_tables(
-    directory: Path,
-    tables: Mapping[str, Tensor],
-    *,
-    owners: Mapping[str, Tensor],
-    storage: TableStorage,
-    num_shards: int,
-) -> None:
-    """Write the tables.
-
-    Args:
-        directory: made here.
-        tables: float32 [E, D] by entity.
-        owners: id that owns each row, int64 [E], of tables with managed collision.
-        storage: precision of the files.
-        num_shards: files of each table; a table with fewer rows has one file per row.
-    """
-    directory.mkdir()
-    for entity, table in tables.items():
-        rows = _stored(table, storage)
-        count = min(num_shards, len(rows))
-        size = -(-len(rows) // count)
-        shards = [rows[start : start + size] for start in range(0, len(rows), size)]
-        for number, shard in enumerate(shards):
-            np.save(directory / f"{entity}-{number:05d}-of-{len(shards):05d}.npy", shard)
-    for entity, of_rows in owners.items():
-        np.save(directory / f"{entity}-owners.npy", of_rows.numpy())
-
-
-def _stored(table: Tensor, storage: TableStorage) -> np.ndarray:
-    table = table.contiguous()
-    if storage == "int8":
-        return torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(table).numpy()
-    return table.numpy().astype(_DTYPES[storage])
 
 
 @dataclass(frozen=True)
@@ -178,7 +142,7 @@ class EmbeddingTables:
             if not path.exists():
                 continue
             index, values = _mapped(path, entity), _mapped(folder / f"{entity}-values.npy", entity)
-            expected = ((len(index), self._width), _DTYPES[self._storage])
+            expected = ((len(index), self._width), STORED_DTYPES[self._storage])
             if (values.shape, values.dtype.type) != expected or not _continues(index, table):
                 raise ArtifactError(
                     f"{path}: the delta's rows of table '{entity}' do not continue its "
@@ -203,7 +167,7 @@ class EmbeddingTables:
         """
         for entity, rows in num_embeddings.items():
             table = self._tables[entity]
-            expected = (rows, self._width, _DTYPES[self._storage])
+            expected = (rows, self._width, STORED_DTYPES[self._storage])
             found = {(table.num_embeddings, s.shape[-1], s.dtype.type) for s in table.shards}
             if found != {expected}:
                 raise ArtifactError(
@@ -237,7 +201,7 @@ class EmbeddingTables:
             entity: of the table.
             rows: int64 [P].
         """
-        found = np.empty((len(rows), self._width), dtype=_DTYPES[self._storage])
+        found = np.empty((len(rows), self._width), dtype=STORED_DTYPES[self._storage])
         self._tables[entity].gather(rows, out=found)
         return found
 
@@ -249,7 +213,7 @@ class EmbeddingTables:
         """
         total = sum(lookup.num_places for lookup in lookups)
         # Zeros are 0 in every precision.
-        found = np.zeros((total, self._width), dtype=_DTYPES[self._storage])
+        found = np.zeros((total, self._width), dtype=STORED_DTYPES[self._storage])
         start = 0
         for entity, ids, num_places in lookups:
             rows = self.rows(entity, ids)
@@ -257,8 +221,17 @@ class EmbeddingTables:
             start += num_places
         stored = torch.from_numpy(found)
         if self._storage == "int8":
-            return torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(stored)
+            return _dequantized(stored)
         return stored.float()
+
+
+def _dequantized(rows: Tensor) -> Tensor:
+    """Float32 [P, D] of rows in the fused format, [P, D + 8].
+
+    FBGEMM's own operator gives the same, and would be all that serving needs of FBGEMM.
+    """
+    scale, minimum = rows[:, -8:].contiguous().view(torch.float32).split(1, dim=1)
+    return torch.addcmul(minimum, rows[:, :-8].float(), scale)
 
 
 def changed_rows(old: EmbeddingTables, new: EmbeddingTables, entity: str) -> np.ndarray:

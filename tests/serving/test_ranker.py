@@ -15,7 +15,8 @@ from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.lookup import look_up
 from cdp_torchrec.serving.ranker_export import RankerProgram, free_sizes
 from cdp_torchrec.serving.ranker_inputs import ranker_inputs
-from cdp_torchrec.serving.tables import EmbeddingTables, write_tables
+from cdp_torchrec.serving.table_export import write_tables
+from cdp_torchrec.serving.tables import EmbeddingTables
 from tests.paths import CONFIGS
 from tests.whole_matrix import WHOLE_MATRIX
 

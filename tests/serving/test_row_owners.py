@@ -7,7 +7,8 @@ import torch
 
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule, row_owners
 from cdp_torchrec.serving.row_owners import RowOwners
-from cdp_torchrec.serving.tables import EmbeddingTables, changed_rows, write_rows, write_tables
+from cdp_torchrec.serving.table_export import write_tables
+from cdp_torchrec.serving.tables import EmbeddingTables, changed_rows, write_rows
 from tests.model.test_managed_collision import BUCKETS, features, make_module, random_steps, rows
 
 IDS = np.arange(200)

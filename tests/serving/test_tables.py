@@ -8,13 +8,8 @@ import torch
 
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.config import TableStorage
-from cdp_torchrec.serving.tables import (
-    EmbeddingTables,
-    Lookup,
-    changed_rows,
-    write_rows,
-    write_tables,
-)
+from cdp_torchrec.serving.table_export import write_tables
+from cdp_torchrec.serving.tables import EmbeddingTables, Lookup, changed_rows, write_rows
 
 SIZES = (40, 40, 57, 91)
 
@@ -49,6 +44,19 @@ def test_rows_of_several_deltas_give_the_tables_of_the_last_day(
         assert torch.equal(patched.read(some), full.read(some))
         assert not full.read(some)[5:].any()
     np.testing.assert_array_equal(first.stored("item", np.arange(40)), before)
+
+
+def test_quantized_rows_are_read_as_fbgemm_reads_them(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(500, 4, generator=generator) * torch.logspace(-3, 6, 500).unsqueeze(1)
+    values[7] = 3.0  # no spread
+    tables, rows = stored(tmp_path / "tables", values, "int8"), np.arange(500)
+    quantized = torch.from_numpy(tables.stored("item", rows))
+    expected = torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(quantized)
+    found = tables.read([Lookup("item", rows, num_places=500)])
+    spread = (values.amax(dim=1) - values.amin(dim=1)).unsqueeze(1)
+    assert ((found - expected).abs() <= 1e-6 * spread).all()
+    assert ((found - values).abs() <= spread / 255).all()
 
 
 def test_rows_differ_in_bits_not_in_value(tmp_path: Path) -> None:
