@@ -62,7 +62,8 @@ def check_unchanged(config: ExperimentConfig, run_dir: Path) -> None:
     They decide, not config.toml beside them, which anybody may have edited.
 
     Raises:
-        ConfigError: a key differs that makes it another run; names all of them, and the way out.
+        ConfigError: a key differs that makes it another run; names all of them, and the way out;
+            the dataset is said to have moved to where there is none.
         CheckpointError: another release wrote the checkpoints.
     """
     newest = newest_checkpoint(run_dir)
@@ -76,6 +77,12 @@ def check_unchanged(config: ExperimentConfig, run_dir: Path) -> None:
                 f"run.fork_from={run_dir} run.dir=NEW",
             ]
         )
+    if newest is None or config.data.dir.exists() or config.data.dir == newest.config.data.dir:
+        return  # where it has not moved, a simulated log is made anew, and is the same
+    raise ConfigError(
+        f"data.dir = {config.data.dir}: there is nothing; a run that goes on needs the dataset "
+        f"that it was begun with, which was {newest.config.data.dir}"
+    )
 
 
 def flattered(parent: ExperimentConfig, config: ExperimentConfig) -> Iterator[str]:

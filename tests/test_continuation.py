@@ -106,9 +106,17 @@ def test_layers_that_change_the_kind_on_their_way_are_no_change() -> None:
 )
 def test_what_decides_no_result_may_change(setting: str) -> None:
     begun = begin()
+    Path("moved").mkdir()
     resumed = load_training([*RESUME, setting])
     assert without_run(resumed) != without_run(begun)
     assert without_run(resumed) == without_run(load_training([*LINE, setting]))
+
+
+def test_a_dataset_that_moved_to_nowhere_is_not_made_anew() -> None:
+    begin()
+    with pytest.raises(ConfigError, match=r"data\.dir = typo: there is nothing; .* was data/quick"):
+        load_training([*RESUME, "data.dir=typo"])
+    assert load_training(RESUME).data.dir == Path("data/quickstart")
 
 
 @pytest.mark.parametrize(

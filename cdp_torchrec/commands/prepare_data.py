@@ -86,7 +86,13 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["generic"] and asks_help(arguments):
         print(help_text(f"{GENERIC_USAGE}\n\n{GENERIC}", MappingConfig, arguments))
         return
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, behind = parser.parse_known_args(arguments)
+    if behind:
+        # key=value may go last, as everywhere; argparse takes it only beside the other settings.
+        if not hasattr(options, "settings") or not all("=" in a.lstrip("-=") for a in behind):
+            parser.error(f"unrecognized arguments: {' '.join(behind)}")
+        options.settings += behind
     options.run(options)
 
 

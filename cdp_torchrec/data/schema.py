@@ -28,6 +28,8 @@ USER_ENTITY = "user"
 
 LARGEST_NUMBER = float.fromhex("0x1.fffffep+127")  # of float32
 """Numbers beyond it, in a log or in a request, are refused."""
+EARLIEST_DATE_MS = 631_152_000_000
+"""Start of 1990. A log with real dates that has an earlier one has another unit, or none."""
 LATEST_TIMESTAMP_MS = 7_258_118_400_000
 """The year 2200: a later moment was not given in milliseconds."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from cdp_torchrec.data.request_files import Impressions, ListColumn
 from cdp_torchrec.data.schema import (
+    EARLIEST_DATE_MS,
     LATEST_TIMESTAMP_MS,
     USER_ENTITY,
     Feature,
@@ -188,7 +189,7 @@ class RequestEncoder:
         assert item is not None
         return EncodedHistory(
             item,
-            _times(times, before),
+            _times(times, before, earliest=min(self._first_ms, EARLIEST_DATE_MS)),
             category=columns["category"],
             action=columns["action"],
             attributes=encode_attributes(
@@ -201,11 +202,13 @@ class RequestEncoder:
         )
 
 
-def _times(values: Iterable[object], before: int) -> np.ndarray:
+def _times(values: Iterable[object], before: int, *, earliest: int) -> np.ndarray:
     field = "history.timestamp_ms"
     for value in values:
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
-            raise RequestError(field, "milliseconds since the epoch are a positive integer")
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < earliest:
+            raise RequestError(
+                field, f"expected milliseconds since the epoch, from {earliest} on, found {value!r}"
+            )
         if value >= before:
             raise RequestError(field, f"a behaviour is not before the request ({before})")
     return np.array(values, dtype=np.int64)

@@ -181,3 +181,104 @@ def test_what_cannot_be_drafted_is_an_error_and_nothing_is_overwritten(tmp_path:
         drafted(path)
     with pytest.raises(DatasetError, match=r"log.csv exists; remove it or choose another name"):
         main(["draft", str(path), "--output", str(path)])
+
+
+def impressions(**columns: list[str]) -> str:
+    """A log of 400 impressions, four a request, in CSV; further columns take turns."""
+    lines = [",".join(["user_id", "item_id", "ts", "request_id", *columns])]
+    for row in range(400):
+        request = row // 4
+        own = [f"u{request % 30}", f"i{row % 37}", str(START + 500 * request), f"r{request}"]
+        more = [values[row % len(values)] for values in columns.values()]
+        lines.append(",".join([*own, *more]))
+    return "\n".join(lines) + "\n"
+
+
+def drafted_text(folder: Path, **columns: list[str]) -> str:
+    file = folder / "log.csv"
+    file.write_text(impressions(**columns))
+    return draft_mapping([file], mapping="m.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "clicks"),
+    [
+        (["False", "True", "False", "False", "False"], ["True"]),
+        (["no", "no", "yes"], ["yes"]),
+        (["N", "N", "Y"], ["Y"]),
+        (["FALSE", "true", "false"], ["true"]),
+    ],
+)
+def test_clicks_in_words_are_labels(tmp_path: Path, values: list[str], clicks: list[str]) -> None:
+    found = tomllib.loads(drafted_text(tmp_path, clicked=values))
+    assert found["log"]["rows"] == "impression"
+    assert found["log"]["label"] == {"column": "clicked", "one_of": clicks}
+
+
+def test_a_label_that_cannot_be_read_is_pointed_at(tmp_path: Path) -> None:
+    text = drafted_text(tmp_path, clicked=["shown", "taken", "shown"])
+    assert "# READ THIS: 'clicked' is called a label" in text
+    assert tomllib.loads(text)["log"]["rows"] == "action"
+
+
+def test_words_are_the_name_of_one_category_and_ids_are_several(tmp_path: Path) -> None:
+    names = ["Women Shoes", "Women Coats", "Men Shoes", "Kids Toys", "Kids Coats"]
+    text = drafted_text(
+        tmp_path, clicked=["0", "0", "1"], category=names, genre=["a|b", "a|c", "d", "d|e", "a"]
+    )
+    found = tomllib.loads(text)["features"]
+    assert "separator" not in found["category_id"]
+    assert found["genre"]["separator"] == "|"
+    assert "bags are of level request only; 5 values become 2" in text
+    rows = [f"N{n} N{n + 1}" for n in range(11)]
+    assert (
+        tomllib.loads(drafted_text(tmp_path, clicked=["0", "1"], parts=rows))["features"]["parts"][
+            "separator"
+        ]
+        == " "
+    )
+
+
+def test_numbers_that_are_written_oddly_are_no_ids(tmp_path: Path) -> None:
+    prices, clicked = [str(n * 37 % 199 + 0.5) for n in range(198)], ["0", "0", "1"]
+    found = tomllib.loads(drafted_text(tmp_path, clicked=clicked, price=[*prices, "n/a"]))
+    assert found["features"]["price"]["kind"] == "number"
+    assert found["tables"]["log"]["missing"] == ["n/a"]
+    text = drafted_text(tmp_path, clicked=clicked, price=[*prices, "ask"])
+    assert "'price' is left out: numbers but for 2 of 400 rows, such as 'ask'" in text
+    commas = [f'"{n},5"' for n in range(199)]
+    text = drafted_text(tmp_path, clicked=clicked, price=commas)
+    assert "'price' is left out: its numbers may have a decimal comma" in text
+    assert "features" not in tomllib.loads(text)
+
+
+def test_names_with_spaces_and_hyphens_are_recognised_and_ids_of_requests_are_no_features(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "\u00f6 d" / "log.csv"
+    file.parent.mkdir()
+    header, rest = impressions(clicked=["0", "0", "1"], trace=["x"]).split("\n", 1)
+    rows = [line.split(",") for line in rest.splitlines()]
+    rest = "\n".join(",".join([*row[:-1], f"t{row[3]}"]) for row in rows)
+    names = header.replace("user_id", "User ID").replace("request_id", "Page-ID")
+    file.write_text(f"{names}\n{rest}\n")
+    text = draft_mapping([file], mapping="my map.toml")
+    found = tomllib.loads(text)
+    assert found["log"]["user"] == "User ID"
+    assert found["log"]["request"] == ["Page-ID"]
+    assert "'trace' is left out: each request has its own" in text
+    assert f"generic 'my map.toml' --input '{file.parent}'" in text
+
+
+def test_times_with_and_without_a_z_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "logs" / "log.csv"
+    file.parent.mkdir()
+    header, rest = impressions(clicked=["0", "0", "1"]).split("\n", 1)
+    rows = [line.split(",") for line in rest.splitlines()]
+    zones = ("Z", "+02:00", "-05:00")
+    for row in rows:
+        moment = datetime.fromtimestamp(int(row[2]), UTC)
+        row[2] = f"{moment:%Y-%m-%dT%H:%M:%S}{zones[int(row[3][1:]) % 3]}"
+    file.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    schema = load_schema(prepared(tmp_path, file))
+    assert schema.splits["train"].requests + schema.splits["test"].requests == 100

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.schema import EARLIEST_DATE_MS
 
-_EARLIEST_MS = round(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * 1000
 _LATEST_MS = round(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1000
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PER_MS = {"timestamp": 1, "ms": 1, "us": 1000, "ns": 1_000_000}
@@ -33,7 +33,11 @@ class Clock:
             assert self.format is not None
             text = self.format.replace("'", "''")
             offset = 0 if "%z" in self.format or "%Z" in self.format else self.offset_ms
-            return f"(epoch_ms(try_strptime({self.sql}, '{text}')::TIMESTAMP) - {offset})"
+            # %z reads +00:00, but not the Z that ISO 8601 has for it.
+            zoned = (
+                f"regexp_replace({self.sql}, 'Z$', '+00:00')" if "%z" in self.format else self.sql
+            )
+            return f"(epoch_ms(try_strptime({zoned}, '{text}')::TIMESTAMP) - {offset})"
         # By digits: what is divided as a floating point number is off by some milliseconds.
         whole = f"try_cast(split_part({self.sql}, '.', 1) AS HUGEINT)"
         if self.unit == "s":
@@ -54,7 +58,7 @@ class Clock:
     @property
     def is_impossible(self) -> str:
         """SQL: the time lies before 1990 or after 2099."""
-        return f"NOT ({self.milliseconds} BETWEEN {_EARLIEST_MS} AND {_LATEST_MS - 1})"
+        return f"NOT ({self.milliseconds} BETWEEN {EARLIEST_DATE_MS} AND {_LATEST_MS - 1})"
 
     def impossible(self, value: str) -> str:
         """What is wrong with a time outside of these years: another unit, perhaps."""
@@ -63,7 +67,7 @@ class Clock:
         text = f"'{self.column}' is no time from 1990 to 2099 in {_NAMES[self.unit]}: {value}"
         for unit, name in _NAMES.items():
             milliseconds = _milliseconds(int(value.partition(".")[0]), unit)
-            if unit != self.unit and _EARLIEST_MS <= milliseconds < _LATEST_MS:
+            if unit != self.unit and EARLIEST_DATE_MS <= milliseconds < _LATEST_MS:
                 return f"{text}; in {name} (unit = '{unit}') it is {utc(milliseconds)}"
         return text
 

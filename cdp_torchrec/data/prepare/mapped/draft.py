@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,9 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
     guess_category,
     guess_role,
+    is_nearly_number,
     is_number,
+    unread_labels,
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, sniff
@@ -58,11 +61,13 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     rest = [file for file in others if file not in [a.file for a in attributes]]
     behaviours = {table_name(f): found for f in rest if (found := find_behaviours(f))}
     name = table_name(log.file)
+    command = ["cdp_torchrec", "prepare_data", "generic", mapping]
+    command += ["--input", str(folder), "--output", f"data/{name}"]
     lines = [
         f"# A draft, made by looking at the first rows of {len(files)} file(s). A comment says why "
         "each guess",
         "# was made: read them all. Then",
-        f"#   cdp_torchrec prepare_data generic {mapping} --input {folder} --output data/{name}",
+        f"#   {shlex.join(command)}",
         "",
         f"name = {toml_value(name)}",
         f"source = {toml_value(log.file.path.name)} # where the log came from, in your words",
@@ -118,7 +123,7 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
         names.add(name)
         of_candidate = column in candidate or (table is not None and table.by == "item")
         written = _feature(name, column, table, log, of_candidate=of_candidate)
-        if reason := doubts.get(column.name) if table is None else None:
+        if reason := is_nearly_number(column) if table else doubts.get(column.name):
             lines += ["", *_comment([f"{column.name!r} is left out: {reason}"])]
             lines += [f"# {line}" for line in written]
         elif column.num_distinct <= 1:
@@ -139,7 +144,7 @@ def _feature(
     of_candidate: bool,
 ) -> list[str]:
     is_element = table is None and of_candidate and log.rows == "request"
-    separator = None if is_element else column.separator()
+    separator = None if is_element else _separator(column, of_candidate=of_candidate)
     several = (column.is_list or separator is not None) and not is_element
     values = sorted(elements(column, log.separator) - {None}) if is_element else column.there
     plain = SniffedColumn(column.name, values)
@@ -156,6 +161,9 @@ def _feature(
     ]
     if several and of_candidate:
         lines[-1] += " # the first of several: bags are of level request only"
+        if separator:
+            kept = len({value.partition(separator)[0] for value in column.there})
+            lines[-1] += f"; {column.num_distinct:,} values become {kept:,}"
     if table:
         lines.append(f"table = {toml_value(table.name)}")
     if name != column.name:
@@ -163,6 +171,15 @@ def _feature(
     if separator:
         lines.append(f"separator = {toml_value(separator)}")
     return lines
+
+
+def _separator(column: SniffedColumn, *, of_candidate: bool) -> str | None:
+    """What stands between several ids; not what stands in the name of one, as in Women Shoes."""
+    separator = column.separator()
+    if separator not in (" ", "_") or not of_candidate:
+        return separator
+    parts = {part for value in column.there for part in value.split(separator)}
+    return separator if all(re.search(r"\d", part) for part in parts) else None
 
 
 def _hour(log: GuessedLog, names: set[str]) -> list[str]:
@@ -217,10 +234,16 @@ def _log(log: GuessedLog) -> list[str]:
         "request": "the items of a row are a list",
         "action": "nothing says what was shown and not clicked: negatives are drawn",
     }
-    lines = [
-        "",
-        "[log]",
-        f"table = {toml_value(table_name(log.file))}",
+    lines = ["", "[log]", f"table = {toml_value(table_name(log.file))}"]
+    if log.rows == "action":
+        lines += _comment(
+            f"READ THIS: {c.name!r} is called a label, and is neither numbers nor yes and no: "
+            f"{_described(c)}. Is each row a candidate that was shown? Then write rows = "
+            '"impression" and [log.label] with one_of.'
+            for c in unread_labels(log.file)
+            if log.action is None or c is not log.action.column
+        )
+    lines += [
         f"rows = {toml_value(log.rows)} # {why[log.rows]}",
         f"user = {_guessed(log.user)}",
         f"item = {_guessed(log.item)}",
@@ -336,7 +359,7 @@ def _described(column: SniffedColumn) -> str:
     return f"{column.num_distinct:,} values, such as {shown}"
 
 
-def _comment(texts: Sequence[str]) -> list[str]:
+def _comment(texts: Iterable[str]) -> list[str]:
     return [f"# {text}" for text in texts]
 
 

@@ -20,7 +20,9 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     guess_request_of_lists,
     guess_time,
     guess_user,
+    is_click,
     is_constant,
+    is_nearly_number,
     known_later,
     leaks,
 )
@@ -28,6 +30,7 @@ from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, Sniffe
 from cdp_torchrec.data.schema import DatasetError
 
 _ALIKE = 0.3
+_MANY = 20
 
 
 @dataclass
@@ -77,8 +80,10 @@ def find_log(files: Sequence[SniffedFile]) -> GuessedLog:
         missing.append(f"{file.path}: no {lacking} among {list(file.columns)[:20]}")
     if not found:
         raise DatasetError(
-            f"no file looks like a log with user, item and time: {missing[0]}; a mapping can be "
-            "written by hand as well, `prepare_data generic --help` says how"
+            f"no file looks like a log with user, item and time: {missing[0]}. Names such as "
+            "user_id, uid, customer, item_id, product, article, sku and values that are moments "
+            "are recognised; a mapping can be written by hand as well, `prepare_data generic "
+            "--help` says how"
         )
     return max(found, key=lambda log: (log.rows != "action", log.file.num_rows))
 
@@ -196,6 +201,9 @@ def doubts_of(
     """Columns of the log that should be no features, each with the reason."""
     doubts = {c.name: why for c in columns if (why := known_later(c))}
     doubts |= {c.name: "it is a moment" for c in columns if c.moment()}
+    doubts |= {c.name: why for c in columns if (why := is_nearly_number(c))}
+    if log.rows != "action":
+        doubts |= {c.name: "each request has its own" for c in columns if _is_of_one(log, c, rows)}
     if log.rows == "action":
         at_random = "a log of actions: it belongs to the action, not to what was shown"
         doubts |= {c.name: at_random for c in columns if not is_of_candidate(log, c, rows)}
@@ -204,15 +212,21 @@ def doubts_of(
         for number, group in enumerate(rows):
             request[group] = number
         guess, rule = log.label
-        above = float(rule.split()[-1]) if rule.startswith("above") else None
-        clicked = [
-            value is not None and (value == "true" if above is None else float(value) > above)
-            for value in guess.column.values
-        ]
+        clicked = [is_click(value, rule) for value in guess.column.values]
         plain = [c for c in columns if not c.is_list and c.name not in doubts]
         for name, auc in leaks(plain, np.array(clicked), request).items():
             doubts[name] = f"alone it tells the clicks of the sample with AUC {auc:.3f}"
     return doubts
+
+
+def _is_of_one(log: GuessedLog, column: SniffedColumn, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether a column of the requests has another id in nearly every one of them."""
+    if column.is_list or column.is_number or column.separator():
+        return False
+    num_requests = len(rows) if log.rows == "impression" else log.file.num_rows
+    if is_of_candidate(log, column, rows):
+        return False
+    return num_requests > _MANY and column.num_distinct > 0.9 * num_requests
 
 
 def table_name(file: SniffedFile) -> str:

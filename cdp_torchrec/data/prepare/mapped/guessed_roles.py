@@ -1,11 +1,13 @@
 """Which column of a log is its user, its item, its time ...: guesses by names and values."""
 
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cdp_torchrec.config.keys import toml_value
 from cdp_torchrec.data.prepare.leaks import LeakMeter
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, groups
 from cdp_torchrec.data.schema import Role
@@ -17,11 +19,13 @@ _ITEM = (
 )
 _TIME = r"time|date|(^|_)ts$|_at$|when"
 _LABEL = r"^(is_?)?(click|clicked|clk|label|labels|target|clicks|click_cnt|click_count)$"
+_YES, _NO = {"true", "t", "yes", "y"}, {"false", "f", "no", "n"}
 _CLICKED = r"click|clk"
 _RATING = r"^(rating|score|stars)s?$"
 _ACTION = r"behaviou?r|action|event|btag|^type$"
 _REQUEST = r"(request|impression|search|query|session|page|serve|list|batch|pv)_?(view)?_?(id)?$"
 _CATEGORY = r"categor|(^|_)cat(e)?(_?id)?($|_)|genre|^tags?$|topic|section|department"
+_IDS = rf"ids?$|_(code|no)s?$|{_CATEGORY}"
 _LATER = (
     r"play|dwell|read_time|stay|(^|_)(is_)?(like|follow|share|comment|forward|hate|favou?r)|purchas"
     r"|^next_|conver|(^|_)(buy|pay|order)|revenue|nonclk|long_view|scroll|watch"
@@ -35,6 +39,7 @@ _ROLES: tuple[tuple[str, Role], ...] = (
 )
 _LEAK = 0.95
 _FEW = 100
+_NEARLY = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,12 @@ class Guess:
 
 def by_name(file: SniffedFile, pattern: str) -> list[SniffedColumn]:
     """Columns whose name fits, in the order of the file."""
-    return [c for name, c in file.columns.items() if re.search(pattern, name.strip().lower())]
+    return [c for name, c in file.columns.items() if re.search(pattern, _plain(name))]
+
+
+def _plain(name: str) -> str:
+    """A name as the patterns have it: "User ID" and "user-id" as "user_id"."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def guess_user(file: SniffedFile) -> Guess | None:
@@ -90,8 +100,11 @@ def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
     for column in by_name(file, _LABEL):
         if column.is_number:
             return Guess(column, "by its name"), "above = 0"
-        if {str(value) for value in column.there} == {"true", "false"}:
-            return Guess(column, "by its name"), 'one_of = ["true"]'
+        values = {str(value) for value in column.there}
+        yes = {value for value in values if value.strip().lower() in _YES}
+        no = {value for value in values if value.strip().lower() in _NO}
+        if yes and no and yes | no == values:
+            return Guess(column, "by its name"), f"one_of = {toml_value(sorted(yes))}"
     for column in by_name(file, _RATING):
         if column.is_number:
             return Guess(column, "by its name; 4 and more count as a click"), "above = 3"
@@ -102,6 +115,19 @@ def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
                 above = "above = 0" if max(values) == 1 else "above = 3"
                 return Guess(column, f"few numbers, up to {max(values):g}"), above
     return None
+
+
+def is_click(value: str | None, rule: str) -> bool:
+    """Whether a text is a click by a rule of `guess_label`."""
+    wanted = tomllib.loads(rule)
+    if value is None:
+        return False
+    return value in wanted["one_of"] if "one_of" in wanted else float(value) > wanted["above"]
+
+
+def unread_labels(file: SniffedFile) -> list[SniffedColumn]:
+    """Columns that are called a label, of a file in which `guess_label` finds none."""
+    return by_name(file, _LABEL)
 
 
 def guess_clicked(file: SniffedFile) -> Guess | None:
@@ -134,7 +160,7 @@ def guess_request_of_lists(file: SniffedFile) -> tuple[SniffedColumn, ...]:
 def guess_category(columns: Sequence[SniffedColumn]) -> SniffedColumn | None:
     """The attribute of items that is the gate."""
     several = [column for column in columns if column.num_distinct > 1]
-    named = [c for c in several if re.search(_CATEGORY, c.name.strip().lower())]
+    named = [c for c in several if re.search(_CATEGORY, _plain(c.name))]
     # Of columns without names, the one behind user and item.
     return next(iter(named or [c for c in several if is_unnamed(c) and not is_number(c)]), None)
 
@@ -156,6 +182,25 @@ def is_number(column: SniffedColumn) -> bool:
     return not column.is_integer or (column.num_distinct > _FEW and not is_unnamed(column))
 
 
+def is_nearly_number(column: SniffedColumn) -> str | None:
+    """Why a column would be a quantity, but for how a few of its values are written."""
+    if column.is_list or is_number(column) or re.search(_IDS, _plain(column.name)):
+        return None
+    if column.has_decimal_commas:
+        return "its numbers may have a decimal comma: write a point, or it is cut at the comma"
+    numbers = column.numbers
+    odd = len(column.there) - len(numbers)
+    if odd > (1 - _NEARLY) * len(column.there):
+        return None
+    if not is_number(SniffedColumn(column.name, numbers)):
+        return None
+    known = set(numbers)
+    first = next(value for value in column.there if value not in known)
+    return (
+        f"numbers but for {odd} of {len(column.there)} rows, such as {first!r}: say so in missing"
+    )
+
+
 def is_unnamed(column: SniffedColumn) -> bool:
     """Whether the file does not say what a column is called."""
     return re.fullmatch("column_[0-9]+", column.name) is not None
@@ -163,7 +208,7 @@ def is_unnamed(column: SniffedColumn) -> bool:
 
 def known_later(column: SniffedColumn) -> str | None:
     """Why a column of the log may not be known when the candidates are shown."""
-    if re.search(_LATER, column.name.strip().lower()):
+    if re.search(_LATER, _plain(column.name)):
         return "by its name it is known after the display only"
     return None
 

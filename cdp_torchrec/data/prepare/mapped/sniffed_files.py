@@ -25,9 +25,12 @@ SAMPLE_ROWS = 50_000
 _HEAD_BYTES = 1 << 18
 _HEAD_LINES = 200
 _DELIMITERS = ("\t", ",", ";", "::", "|", " ")
-_MISSING = ("NULL", " NULL", "null", "NA", "N/A", "NaN", "nan", "None", "\\N")
+_MISSING = (
+    *("NULL", " NULL", "null", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "None", "\\N"),
+)
 _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]*[.]?[0-9]+([eE][-+]?[0-9]+)?")
+_COMMA_NUMBER = re.compile(r"-?[0-9]+(,[0-9]+)?")
 _LIST_SEPARATORS = ("|", ";", ",", " ", "_")
 _LIST_PART = re.compile(r"[\w.:-]*")
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
@@ -79,6 +82,16 @@ class SniffedColumn:
     def is_number(self) -> bool:
         """Whether all values are numbers."""
         return self._all(_NUMBER)
+
+    @property
+    def numbers(self) -> list[str]:
+        """The values that are numbers."""
+        return [value for value in self.there if _NUMBER.fullmatch(value)]
+
+    @property
+    def has_decimal_commas(self) -> bool:
+        """Whether its values can be numbers with a decimal comma; pairs of ids can be, too."""
+        return self._all(_COMMA_NUMBER) and any("," in value for value in self.there)
 
     @property
     def num_distinct(self) -> int:
