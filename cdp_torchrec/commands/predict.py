@@ -44,6 +44,14 @@ def main(arguments: list[str]) -> None:
             print(f"not read: {', '.join(predicted.unread)}")
         if predicted.without_histories:
             print("every history was empty: name a dataset with history_store=DIR")
+        for what, shares in (
+            ("not given", predicted.missing),
+            ("never seen in training", predicted.unknown),
+        ):
+            if shares:
+                print(f"{what}: {', '.join(f'{n} {share:.1%}' for n, share in shares.items())}")
+        if predicted.unknown.get("item_id") == 1.0:
+            print("WARNING: the model knows none of these items: codes, or ids of another dataset?")
         print(
             f"{config.output}: {predicted.num_candidates:,} candidates of "
             f"{predicted.num_requests:,} requests"

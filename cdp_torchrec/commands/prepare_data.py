@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     options, behind = parser.parse_known_args(arguments)
     if behind:
         # key=value may go last, as everywhere; argparse takes it only beside the other settings.
-        if not hasattr(options, "settings") or not all("=" in a.lstrip("-=") for a in behind):
+        if not hasattr(options, "settings") or not all("=" in argument for argument in behind):
             parser.error(f"unrecognized arguments: {' '.join(behind)}")
         options.settings += behind
     options.run(options)

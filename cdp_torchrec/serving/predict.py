@@ -1,6 +1,7 @@
 """Probabilities for a file of requests from an exported artifact, on any number of ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,17 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
+from cdp_torchrec.data.schema import Feature
 from cdp_torchrec.progress import ProgressBar
+from cdp_torchrec.serving.encode import EncodedRequest
 from cdp_torchrec.serving.predict_config import PredictConfig
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request, RequestError
 from cdp_torchrec.serving.request_file import Chunk, RequestFileError, RequestFiles
 from cdp_torchrec.whole_file import remove_leftovers, whole_file
+
+_Gaps = tuple[Counter[str], Counter[str]]
+"""Values that are missing, and ids that are unknown, by feature."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,10 @@ class Predicted:
     """Columns of the file that had no effect."""
     without_histories: bool
     """Neither the file nor a store knows any behaviour."""
+    missing: Mapping[str, float]
+    """Share of the values that are not there, by feature; features without are left out."""
+    unknown: Mapping[str, float]
+    """The same of ids that training never saw, lists of ids left out."""
 
 
 def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predicted:
@@ -57,7 +67,7 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
         remove_leftovers(config.output.parent, config.output.name)
     dist.barrier()
     parts = [_part(config.output, other) for other in range(world_size)]
-    counted = [0]
+    counted, gaps = [0], (Counter[str](), Counter[str]())
     with _removed_at_the_end(parts[rank]):
         with ProgressBar(
             "predict",
@@ -65,17 +75,30 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
             unit="requests",
             active=rank == 0,
         ) as bar:
-            _write_part(parts[rank], predictor, files, bar, rank, world_size, config.batch_size)
-        dist.barrier()
+            _write_part(
+                parts[rank], predictor, files, bar, rank, world_size, config.batch_size, gaps
+            )
+        of_ranks = [gaps] * world_size
+        dist.all_gather_object(of_ranks, gaps)
         if rank == 0:
             with whole_file(config.output) as whole:
                 counted[0] = _join(parts, whole)
         dist.broadcast_object_list(counted)
+    missing, unknown = (
+        _shares(
+            sum(of_kind, Counter[str]()),
+            predictor.metadata.features,
+            {"candidate": counted[0], "request": files.num_requests},
+        )
+        for of_kind in zip(*of_ranks, strict=True)
+    )
     return Predicted(
         num_requests=files.num_requests,
         num_candidates=counted[0],
         unread=files.unread,
         without_histories=not (files.brings_histories or predictor.metadata.has_history_store),
+        missing=missing,
+        unknown=unknown,
     )
 
 
@@ -87,12 +110,13 @@ def _write_part(
     rank: int,
     world_size: int,
     batch_size: int,
+    gaps: _Gaps,
 ) -> None:
     """This rank's chunks, each a row group; no file without any."""
     writer: pq.ParquetWriter | None = None
     try:
         for chunk in files.chunks(rank, world_size):
-            scores = _scores(predictor, chunk, files.requests(chunk), batch_size)
+            scores = _scores(predictor, chunk, files.requests(chunk), batch_size, gaps)
             table = files.written(chunk, scores)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table, row_group_size=len(table))
@@ -103,24 +127,44 @@ def _write_part(
 
 
 def _scores(
-    predictor: Predictor, chunk: Chunk, requests: Sequence[Request], batch_size: int
+    predictor: Predictor,
+    chunk: Chunk,
+    requests: Sequence[Request],
+    batch_size: int,
+    gaps: _Gaps,
 ) -> np.ndarray:
+    """Scores of the candidates of a chunk, whose gaps are counted."""
     scores: list[np.ndarray] = []
+    encoded: list[EncodedRequest] = []
     for row, request in enumerate(requests):
         try:
-            predictor.check(request)
+            encoded.append(predictor.encode(request))
         except RequestError as error:
             raise RequestFileError(f"{chunk.where(row)}: {error}") from error
-    for together in _batches(requests, batch_size):
-        scores += predictor.score_many(together)
+        found = predictor.gaps(encoded[-1])
+        for total, own in zip(gaps, (found.missing, found.unknown), strict=True):
+            total.update(own)
+    for together in _batches(encoded, batch_size):
+        scores += predictor.score_encoded(together)
     return np.concatenate(scores)
 
 
-def _batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
-    waiting: list[Request] = []
+def _shares(
+    counts: Counter[str], features: Mapping[str, Feature], sizes: Mapping[str, int]
+) -> dict[str, float]:
+    """Counts as shares of the values of each feature, the largest first."""
+    return {
+        name: count / sizes[features[name].level]
+        for name, count in counts.most_common()
+        if features[name].kind != "ids"
+    }
+
+
+def _batches(requests: Sequence[EncodedRequest], batch_size: int) -> Iterator[list[EncodedRequest]]:
+    waiting: list[EncodedRequest] = []
     for request in requests:
         waiting.append(request)
-        if sum(len(r.candidates["item_id"]) for r in waiting) >= batch_size:
+        if sum(r.num_candidates for r in waiting) >= batch_size:
             yield waiting
             waiting = []
     if waiting:

@@ -315,6 +315,15 @@ def test_every_key_of_a_mapping_is_explained(capsys: pytest.CaptureFixture[str])
     assert "log.time.utc_offset" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("behind", [["more"], ["name=x", "more"]])
+def test_what_is_no_setting_is_refused_behind_the_options(
+    behind: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["generic", "mapping.toml", "--input", "logs", "--output", "data", *behind])
+    assert "unrecognized arguments: " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_prepares_a_dataset_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -323,6 +332,7 @@ def test_the_command_prepares_a_dataset_and_says_how_to_go_on(
     mapping = tmp_path / "mapping.toml"
     mapping.write_text(IMPRESSIONS)
     folders = ["--input", str(tmp_path / "logs"), "--output", str(tmp_path / "data")]
-    main(["generic", str(mapping), "name=renamed", *folders])
-    assert load_schema(tmp_path / "data").name == "renamed"
+    main(["generic", str(mapping), "source=mine", *folders, "name=renamed"])
+    schema = load_schema(tmp_path / "data")
+    assert (schema.name, schema.source) == ("renamed", "mine")
     assert f"{tmp_path / 'data'} is ready" in capsys.readouterr().out

@@ -202,7 +202,33 @@ def test_the_command_says_what_it_did_not_read(
     assert lines[0] == "not read: label, shelf"
     assert lines[1].startswith("every history was empty")
     count = sum(len(row["item_id"]) for row in rows)
-    assert lines[2] == f"{output}: {count:,} candidates of 60 requests"
+    assert lines[-1] == f"{output}: {count:,} candidates of 60 requests"
+
+
+def test_what_requests_leave_out_and_training_never_saw_is_said(
+    artifact: Path,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    alone: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changed = [
+        {name: value for name, value in row.items() if name != "hour"}
+        | {"item_id": [str(place) for place in range(len(row["item_id"]))]}
+        | {"user_id": "nobody" if number % 3 else row["user_id"]}
+        for number, row in enumerate(rows)
+    ]
+    file, output = write(tmp_path / "new.parquet", changed), tmp_path / "scores.parquet"
+    found = predict_file(artifact, file, PredictConfig(output=output))
+    assert found.missing["hour"] == 1.0
+    assert found.unknown["item_id"] == 1.0
+    assert found.unknown["user_id"] >= 2 / 3
+    with mock.patch("cdp_torchrec.commands.predict.init_process_group"):
+        main([str(artifact), str(file), f"output={output}"])
+    said = capsys.readouterr().out
+    assert "not given: hour 100.0%" in said
+    assert "never seen in training: item_id 100.0%, user_id " in said
+    assert "WARNING: the model knows none of these items" in said
 
 
 def test_its_help_explains_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,7 @@ BAD = {
     "request id of the wrong type": (field(request_id=1.5), "request_id"),
     "huge request id": (field(request_id=2**64), "request_id"),
     "younger history": (history(timestamp_ms=[1_999_999_999_999]), "history.timestamp_ms"),
+    "history in seconds": (history(timestamp_ms=[1_737_500_000]), "history.timestamp_ms"),
     "history in floats": (history(timestamp_ms=[1.0]), "history.timestamp_ms"),
     "history of two lengths": (history(item=["a", "b"]), "history.item"),
     "history without categories": (history(category=None), "history.category"),
