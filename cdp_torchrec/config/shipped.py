@@ -42,6 +42,8 @@ def similar_layers(path: Path) -> str:
     for layers in (map(str, sorted(path.parent.glob("*.toml"))), shipped):
         if close := _close(path.stem, layers):
             return f" (did you mean {_listed(close)}?)"
+    if path.is_absolute():
+        return ""  # a file of one's own was meant
     return f" (layers that come with the package: {', '.join(_folders(shipped))})"
 
 

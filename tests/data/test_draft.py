@@ -282,3 +282,12 @@ def test_times_with_and_without_a_z_are_read(tmp_path: Path) -> None:
     file.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
     schema = load_schema(prepared(tmp_path, file))
     assert schema.splits["train"].requests + schema.splits["test"].requests == 100
+
+
+def test_a_line_with_other_cells_is_named(tmp_path: Path) -> None:
+    lines = impressions(clicked=["0", "1"]).splitlines()
+    lines[102] = lines[102].rpartition(",")[0]
+    file = tmp_path / "log.csv"
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DatasetError, match=r"line 103 has 4 cells, the first one 5, .* ','"):
+        draft_mapping([file], mapping="m.toml")

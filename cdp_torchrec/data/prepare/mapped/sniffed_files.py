@@ -24,6 +24,7 @@ SAMPLE_ROWS = 50_000
 
 _HEAD_BYTES = 1 << 18
 _HEAD_LINES = 200
+_FEW_LINES = 0.1
 _DELIMITERS = ("\t", ",", ";", "::", "|", " ")
 _MISSING = (
     *("NULL", " NULL", "null", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "None", "\\N"),
@@ -220,6 +221,7 @@ def _sniff_format(path: Path) -> CsvFormat:
     lines = lines[: min(_HEAD_LINES, len(lines) - (len(head) == _HEAD_BYTES))]
     quote = '"' if re.search(r'(^|[,;\t|])"[^"\n]*"([,;\t|]|$)', text, re.MULTILINE) else None
     quote = quote or (None if '"' in text else '"')
+    ragged = ""
     for delimiter in _DELIMITERS:
         form = CsvFormat(delimiter, None, None if len(delimiter) > 1 else quote, encoding)
         try:
@@ -229,9 +231,24 @@ def _sniff_format(path: Path) -> CsvFormat:
         if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
             names = None if _is_header(rows) else _names(rows)
             return CsvFormat(delimiter, names, form.quote, encoding)
+        ragged = ragged or _odd_line(rows, delimiter)
+    if ragged:
+        raise DatasetError(f"{path}: {ragged}")
     raise DatasetError(
         f"{path}: no delimiter out of {list(_DELIMITERS)} cuts all lines into as many cells; "
-        f"it begins with {lines[0][:80]!r}"
+        f"a line break inside of a cell cannot be read; it begins with {lines[0][:80]!r}"
+    )
+
+
+def _odd_line(rows: Sequence[Sequence[str]], delimiter: str) -> str:
+    """What is wrong with the first line that has not as many cells as nearly all; "" if many."""
+    width = len(rows[0])
+    odd = [number for number, row in enumerate(rows, start=1) if len(row) != width]
+    if width == 1 or len(odd) > _FEW_LINES * len(rows):
+        return ""
+    return (
+        f"line {odd[0]} has {len(rows[odd[0] - 1])} cells, the first one {width}, with the "
+        f"delimiter {delimiter!r}; a line break inside of a cell cannot be read"
     )
 
 
