@@ -77,6 +77,8 @@ class RequestEncoder:
         gate = schema.gate_feature()
         self.required = ("item_id",) if gate is None else ("item_id", gate)
         self._first_ms = schema.splits["train"].first_timestamp
+        # Behaviours are older than the first request, but not in a log of real dates by decades.
+        self._earliest_ms = EARLIEST_DATE_MS if self._first_ms >= EARLIEST_DATE_MS else 0
 
     def encode(self, request: Request) -> EncodedRequest:
         """Codes of one request.
@@ -189,7 +191,7 @@ class RequestEncoder:
         assert item is not None
         return EncodedHistory(
             item,
-            _times(times, before, earliest=min(self._first_ms, EARLIEST_DATE_MS)),
+            _times(times, before, earliest=self._earliest_ms),
             category=columns["category"],
             action=columns["action"],
             attributes=encode_attributes(
