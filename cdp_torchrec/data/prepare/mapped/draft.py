@@ -28,8 +28,8 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
     guess_category,
     guess_role,
-    is_nearly_number,
     is_number,
+    oddly_written,
     unread_labels,
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
@@ -123,7 +123,7 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
         names.add(name)
         of_candidate = column in candidate or (table is not None and table.by == "item")
         written = _feature(name, column, table, log, of_candidate=of_candidate)
-        if reason := is_nearly_number(column) if table else doubts.get(column.name):
+        if reason := oddly_written(column) if table else doubts.get(column.name):
             lines += ["", *_comment([f"{column.name!r} is left out: {reason}"])]
             lines += [f"# {line}" for line in written]
         elif column.num_distinct <= 1:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
+    clicks,
     guess_action,
     guess_clicked,
     guess_item,
@@ -20,11 +21,10 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     guess_request_of_lists,
     guess_time,
     guess_user,
-    is_click,
     is_constant,
-    is_nearly_number,
     known_later,
     leaks,
+    oddly_written,
 )
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, groups
 from cdp_torchrec.data.schema import DatasetError
@@ -201,7 +201,7 @@ def doubts_of(
     """Columns of the log that should be no features, each with the reason."""
     doubts = {c.name: why for c in columns if (why := known_later(c))}
     doubts |= {c.name: "it is a moment" for c in columns if c.moment()}
-    doubts |= {c.name: why for c in columns if (why := is_nearly_number(c))}
+    doubts |= {c.name: why for c in columns if (why := oddly_written(c))}
     if log.rows != "action":
         doubts |= {c.name: "each request has its own" for c in columns if _is_of_one(log, c, rows)}
     if log.rows == "action":
@@ -212,9 +212,8 @@ def doubts_of(
         for number, group in enumerate(rows):
             request[group] = number
         guess, rule = log.label
-        clicked = [is_click(value, rule) for value in guess.column.values]
         plain = [c for c in columns if not c.is_list and c.name not in doubts]
-        for name, auc in leaks(plain, np.array(clicked), request).items():
+        for name, auc in leaks(plain, clicks(guess.column, rule), request).items():
             doubts[name] = f"alone it tells the clicks of the sample with AUC {auc:.3f}"
     return doubts
 

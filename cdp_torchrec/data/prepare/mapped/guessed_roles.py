@@ -117,12 +117,12 @@ def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
     return None
 
 
-def is_click(value: str | None, rule: str) -> bool:
-    """Whether a text is a click by a rule of `guess_label`."""
+def clicks(label: SniffedColumn, rule: str) -> np.ndarray:
+    """Which rows are clicks by a rule of `guess_label`, bool [n]."""
     wanted = tomllib.loads(rule)
-    if value is None:
-        return False
-    return value in wanted["one_of"] if "one_of" in wanted else float(value) > wanted["above"]
+    if "one_of" in wanted:
+        return np.array([value in wanted["one_of"] for value in label.values])
+    return np.array([v is not None and float(v) > wanted["above"] for v in label.values])
 
 
 def unread_labels(file: SniffedFile) -> list[SniffedColumn]:
@@ -182,7 +182,7 @@ def is_number(column: SniffedColumn) -> bool:
     return not column.is_integer or (column.num_distinct > _FEW and not is_unnamed(column))
 
 
-def is_nearly_number(column: SniffedColumn) -> str | None:
+def oddly_written(column: SniffedColumn) -> str | None:
     """Why a column would be a quantity, but for how a few of its values are written."""
     if column.is_list or is_number(column) or re.search(_IDS, _plain(column.name)):
         return None

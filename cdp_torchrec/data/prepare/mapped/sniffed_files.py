@@ -27,7 +27,18 @@ _HEAD_LINES = 200
 _FEW_LINES = 0.1
 _DELIMITERS = ("\t", ",", ";", "::", "|", " ")
 _MISSING = (
-    *("NULL", " NULL", "null", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "None", "\\N"),
+    "NULL",
+    " NULL",
+    "null",
+    "NA",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "<NA>",
+    "NaN",
+    "nan",
+    "None",
+    r"\N",
 )
 _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]*[.]?[0-9]+([eE][-+]?[0-9]+)?")
