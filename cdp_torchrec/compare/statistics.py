@@ -10,13 +10,20 @@ run by run (same test users, same seed, same world) and averaged; its variance i
                                          holds all three)
 
 with s^2 the variance of the difference over the seeds (or worlds). Three of them say little about
-s^2, so all trained rows lend a hand: 2 m, with m the mean square of what is left of rows x seeds
-(or worlds) when the mean of each row and of each seed is taken out, is s^2 wherever rows are
-equally uncertain, with (R - 1)(S - 1) degrees of freedom. The larger of it and of the difference's
-own s^2 is taken, so that a row that is less certain than the others does not borrow their
-certainty. Intervals and p-values are those of Student's t with Satterthwaite's degrees of freedom;
-p-values over the rows of a table are corrected after Holm, which bounds the probability of any
-false one among them.
+s^2, so all trained rows lend a hand. What is left of rows x seeds (or worlds) when the mean of each
+row and of each seed is taken out has a variance v_r in each row, and these tell how large the
+variance of a row is and how much it differs from row to row: 2 v_0 is what a difference is expected
+to have, d_0 how many degrees of freedom that expectation is worth. A difference with d degrees of
+its own has the moderated variance (Smyth 2004, Statistical Applications in Genetics and Molecular
+Biology 3.1.3, section 4)
+
+    (d_0 2 v_0 + d s^2) / (d_0 + d)    with d_0 + d degrees, at most (R - 1)(S - 1)
+
+or its own s^2 if that is larger, so that a row that is less certain than the others does not borrow
+their certainty. Where rows are told to differ v_0 is near a geometric mean, which one erratic row
+moves little. Intervals and p-values are those of Student's t with Satterthwaite's degrees of
+freedom; p-values over the rows of a table are corrected after Holm, which bounds the probability of
+any false one among them.
 """
 
 # R rows, S seeds, W worlds, K replicates of the user bootstrap
@@ -28,7 +35,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.optimize import root_scalar
+from scipy.special import digamma, polygamma, stdtr, stdtrit
 
 _LEVEL = 0.05
 _Block = TypeVar("_Block", str, int)
@@ -70,9 +78,20 @@ class Noise:
     """How much rows vary from block to block beyond what moves all of them alike."""
 
     over: Literal["seeds", "worlds"]
-    mean_square: float
-    """Of the interaction of rows and blocks, per row."""
+    variance: float
+    """2 v_0, of the difference of two rows."""
+    weight: float
+    """d_0, in degrees of freedom: infinite where rows differ no more than chance has it."""
     degrees: int
+    """Of all rows together."""
+
+    def moderate(self, own: float, degrees: int) -> "_Variance":
+        """A difference's own variance, of so many degrees of freedom, with what is expected."""
+        if math.isinf(self.weight):
+            return _Variance(max(own, self.variance), self.degrees)
+        both = self.weight + degrees
+        moderated = (self.weight * self.variance + degrees * own) / both
+        return _Variance(max(own, moderated), min(both, self.degrees))
 
 
 @dataclass(frozen=True)
@@ -116,9 +135,11 @@ def common_noise(rows: Sequence[Measured]) -> Noise | None:
     if len(blocks) < 2 or len(table) < 2:
         return None
     left = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+    num_rows, degrees = len(table), len(blocks) - 1
+    of_rows = (left**2).sum(1) / degrees * num_rows / (num_rows - 1)
+    variance, weight = _expected_variance(of_rows[of_rows > 0.0], degrees)
     over = "worlds" if len(worlds) > 1 else "seeds"
-    return Noise(over, float((left**2).sum() / degrees), degrees)
+    return Noise(over, 2 * variance, weight, (num_rows - 1) * degrees)
 
 
 def difference(
@@ -194,6 +215,10 @@ class _Variance:
         uncertain = self.value**2 / self.degrees + other.value**2 / other.degrees
         return _Variance(value, value**2 / uncertain if uncertain > 0 else math.inf)
 
+    def __truediv__(self, count: int) -> "_Variance":
+        """Of the mean of so many."""
+        return _Variance(self.value / count, self.degrees)
+
     def interval(self, mean: float, confidence: float) -> tuple[float, float]:
         """Around the mean."""
         if self.value == 0.0:
@@ -217,8 +242,29 @@ def _block_variance(values: Sequence[float], noise: Noise | None) -> _Variance:
     count = len(values)
     own = float(np.var(values, ddof=1)) if count > 1 else 0.0
     if noise is not None:
-        return _Variance(max(own, 2 * noise.mean_square) / count, noise.degrees)
+        return noise.moderate(own, count - 1) / count
     return _Variance(own / count, count - 1 if count > 1 else math.inf)
+
+
+def _expected_variance(found: NDArray[np.float64], degrees: int) -> tuple[float, float]:
+    """v_0 and d_0 of variances that are v_0 d_0 / chi^2(d_0) in truth (Smyth 2004, section 6.2).
+
+    Args:
+        found: estimates of the variances, each of `degrees` degrees of freedom.
+        degrees: at least one.
+    """
+    if not len(found):
+        return 0.0, math.inf
+    logarithms = np.log(found) - digamma(degrees / 2) + math.log(degrees / 2)
+    # Trigamma of half of d_0: how far apart they are, less what estimates of equal ones would be.
+    apart = float(np.var(logarithms, ddof=1)) if len(found) > 2 else 0.0
+    spread = apart - float(polygamma(1, degrees / 2))
+    if spread <= 0.0:
+        return float(found.mean()), math.inf
+    # 1 / x < trigamma(x) < 1 / x + 1 / x^2 brackets the root.
+    above = (1 + math.sqrt(1 + 4 * spread)) / (2 * spread)
+    half = root_scalar(lambda x: polygamma(1, x) - spread, bracket=(1 / spread, above)).root
+    return math.exp(logarithms.mean() + digamma(half) - math.log(half)), 2 * half
 
 
 def _shared(sets: Sequence[set[_Block]]) -> list[_Block]:

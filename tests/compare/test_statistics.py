@@ -68,7 +68,7 @@ def test_one_seed_leaves_the_noise_of_the_users() -> None:
     assert (found.low, found.high) == pytest.approx((0.02 - width, 0.02 + width))
     # Which says nothing of another seed: neither does a p-value, however far users are from zero.
     assert math.isnan(found.p_value) and not found.is_significant
-    noise = Noise("seeds", mean_square=0.03**2, degrees=4)
+    noise = Noise("seeds", variance=2 * 0.03**2, weight=math.inf, degrees=4)
     with_others = difference(of_seeds([0.02], users), ZERO, noise=noise, confidence=0.95)
     assert with_others is not None
     assert with_others.p_value > 0.05
@@ -88,30 +88,72 @@ def test_seed_and_user_variances_add_up_with_degrees_after_satterthwaite() -> No
     assert found.p_value == pytest.approx(2 * stats.t.sf(0.03 / math.sqrt(variance), degrees))
 
 
-def test_the_common_noise_is_the_interaction_of_a_two_way_analysis_of_variance() -> None:
-    table = np.random.default_rng(4).normal(size=(4, 3))
-    table += np.arange(4)[:, None] + 10 * np.arange(3)  # rows and seeds move all alike
-    found = common_noise([of_seeds(list(row)) for row in table])
-    left = table - table.mean(1)[:, None] - table.mean(0) + table.mean()
-    assert found is not None
-    assert found.degrees == 6
-    assert found.mean_square == pytest.approx((left**2).sum() / 6)
-    # Two rows: their paired t-test.
-    pair = common_noise([of_seeds(list(row)) for row in table[:2]])
-    assert pair is not None
-    assert 2 * pair.mean_square == pytest.approx(np.var(table[0] - table[1], ddof=1))
+def test_the_common_noise_of_two_rows_is_that_of_their_paired_t_test() -> None:
+    table = np.random.default_rng(4).normal(size=(2, 3))
+    table += np.arange(2)[:, None] + 10 * np.arange(3)  # rows and seeds move all alike
+    row, other = (of_seeds(list(values)) for values in table)
+    noise = common_noise([row, other])
+    assert noise is not None
+    assert (noise.weight, noise.degrees) == (math.inf, 2)
+    shared, alone = (
+        difference(row, other, noise=given, confidence=0.95) for given in (noise, None)
+    )
+    assert shared is not None and alone is not None
+    assert shared.p_value == pytest.approx(alone.p_value)
+    assert shared.high - shared.low == pytest.approx(alone.high - alone.low)
     assert common_noise([of_seeds([0.1, 0.2])]) is None
     assert common_noise([of_seeds([0.1]), of_seeds([0.2])]) is None
 
 
-def test_a_difference_takes_the_larger_of_its_own_and_the_common_noise() -> None:
-    row = of_seeds([0.01, 0.02, 0.03])
-    for mean_square, expected in ((0.0, 1e-4), (5e-4, 1e-3)):
-        noise = Noise("seeds", mean_square, degrees=8)
+@pytest.mark.parametrize("weight", [3.0, 12.0, math.inf])
+def test_the_common_noise_finds_how_variances_of_rows_are_distributed(weight: float) -> None:
+    """Rows whose variances are .04 d_0 / chi^2(d_0): Smyth's model, with d_0 and v_0 known."""
+    random = np.random.default_rng(7)
+    rows = 4000
+    equal = math.isinf(weight)
+    variances = 0.04 * (np.ones(rows) if equal else weight / random.chisquare(weight, rows))
+    table = random.normal(size=(rows, 5)) * np.sqrt(variances)[:, None] + random.normal(size=5)
+    noise = common_noise([of_seeds(list(row), np.zeros(1)) for row in table])
+    assert noise is not None
+    assert noise.variance == pytest.approx(0.08, rel=0.05)
+    assert noise.degrees == 3999 * 4
+    assert noise.weight > 100 if equal else noise.weight == pytest.approx(weight, rel=0.1)
+
+
+def test_a_difference_has_the_larger_of_its_own_and_the_moderated_variance() -> None:
+    row = of_seeds([0.01, 0.02, 0.03])  # s^2 = 1e-4, two degrees of freedom
+    for variance, weight, expected, degrees in (
+        (1e-3, math.inf, 1e-3, 8),
+        (1e-3, 2.0, (1e-3 + 1e-4) / 2, 4),
+        (1e-3, 20.0, (20e-3 + 2e-4) / 22, 8),
+        (1e-6, 2.0, 1e-4, 4),
+    ):
+        noise = Noise("seeds", variance, weight, degrees=8)
         found = difference(row, ZERO, noise=noise, confidence=0.95)
         assert found is not None
-        width = stats.t.ppf(0.975, 8) * math.sqrt(expected / 3)
+        width = stats.t.ppf(0.975, degrees) * math.sqrt(expected / 3)
         assert found.high - found.mean == pytest.approx(width)
+
+
+def test_rows_that_are_all_alike_have_no_noise() -> None:
+    noise = common_noise([of_seeds([0.1, 0.3, 0.2])] * 4)
+    assert noise is not None
+    assert (noise.variance, noise.weight) == pytest.approx((0.0, math.inf), abs=1e-30)
+
+
+def test_one_erratic_row_does_not_hide_the_differences_of_the_others() -> None:
+    random = np.random.default_rng(8)
+    tables, worlds, shown = 200, 8, 0
+    for _ in range(tables):
+        values = random.normal(0.0, 0.001, (7, worlds)) + random.normal(0.8, 0.02, worlds)
+        values[0] += 0.002
+        values[-1] += random.normal(0.0, 0.01, worlds)
+        rows = [of_worlds([[value] for value in row]) for row in values]
+        noise = common_noise(rows)
+        pair = difference(rows[1], rows[0], noise=noise, confidence=0.95)
+        assert pair is not None
+        shown += pair.p_value < 0.05
+    assert shown / tables > 0.85  # a paired t-test alone shows 93 %
 
 
 def test_worlds_are_samples_whatever_happens_inside_them() -> None:

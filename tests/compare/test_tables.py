@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.output import write_table
@@ -18,6 +17,7 @@ from cdp_torchrec.compare.results import (
     write_failure,
     write_result,
 )
+from cdp_torchrec.compare.statistics import Measured, common_noise, difference
 from cdp_torchrec.compare.summary import summarize
 from cdp_torchrec.config import ConfigError
 from tests.compare.conftest import ORIGIN, MakeResult, MakeTable, finish
@@ -145,16 +145,24 @@ def test_the_worlds_of_a_group_are_the_samples_of_its_table(
         finish(table.tuning_cells("tiny", model)[0], make_result(gauc=0.9, validation=0.1))
     rows = {row.name: row for row in summarize(table, "worlds").rows}
     pairs = {name: row.to_reference["gauc"] for name, row in rows.items() if name != "pooled"}
-    # Holm's correction over all three rows; their interaction with the worlds has 3 * 2 degrees.
-    levels = np.array([[0.7 + gain for gain in gains.get(m, [0.0] * 3)] for m in rows])
-    left = levels - levels.mean(1)[:, None] - levels.mean(0) + levels.mean()
-    common = 2 * (left**2).sum() / 6
+    # A world is a sample: the mean over its seeds.
+    samples = {
+        name: Measured(
+            {world: {0: 0.7 + gain} for world, gain in zip(worlds, of_row, strict=True)},
+            {world: {0: np.zeros(2)} for world in worlds},
+        )
+        for name, of_row in {**gains, "pooled": [0.0] * 3}.items()
+    }
+    noise = common_noise(list(samples.values()))
     expected = {}
     for name, pair in pairs.items():
-        variance = max(common, np.var(gains[name], ddof=1)) / 3
-        assert pair.mean == pytest.approx(np.mean(gains[name]))
-        assert pair.num_runs == 6
-        expected[name] = 2 * stats.t.sf(abs(pair.mean) / np.sqrt(variance), 6)
+        sample = difference(samples[name], samples["pooled"], noise=noise, confidence=0.95)
+        assert sample is not None
+        assert (pair.num_runs, sample.num_runs) == (6, 3)
+        assert (pair.mean, pair.low, pair.high) == pytest.approx(
+            (sample.mean, sample.low, sample.high)
+        )
+        expected[name] = sample.p_value
         assert pair.p_value == pytest.approx(expected[name])
     order = sorted(expected, key=lambda name: expected[name])
     assert order[0] == "none"
