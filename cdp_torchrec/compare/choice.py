@@ -16,15 +16,16 @@ def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:
     """The grid point with the best validation metric at the first seed; of equals, the first.
 
     Failed cells do not take part. None while a cell has neither finished nor failed, or if all
-    have failed.
+    have failed; but a search of one trial is over before it is run.
     """
     scores: dict[GridPoint, float] = {}
-    for cell in table.tuning_cells(dataset, model):
+    trials = table.tuning_cells(dataset, model)
+    for cell in trials:
         result = read_result(cell.file)
         if result is not None:
             scores[cell.point] = _goodness(cell, result)
         elif read_failure(cell.directory) is None:
-            return None
+            return cell.point if len(trials) == 1 else None
     return max(scores, key=lambda point: scores[point], default=None)
 
 

@@ -71,7 +71,10 @@ def run_table(
     total = sum(1 for _ in _turns(table))
     with ProgressBar("compare", total=total, unit="cells", active=is_rank_zero(), keep=True) as bar:
         for cell in _schedule(table):
-            if cell is None or _on_all_ranks(lambda cell=cell: _is_finished(cell)):
+            if isinstance(cell, str):
+                bar.say(cell)
+                bar.skip()
+            elif _on_all_ranks(lambda cell=cell: _is_finished(cell)):
                 bar.skip()
             else:
                 bar.note(cell.name)
@@ -82,10 +85,10 @@ def run_table(
     return failures
 
 
-def _schedule(table: Table) -> Iterator[Cell | None]:
+def _schedule(table: Table) -> Iterator[Cell | str]:
     """The selected cells, seed by seed, so that an interrupted table has all rows.
 
-    None stands for a cell that cannot be run because the search of its grid point has failed, or
+    A text stands for a cell that cannot be run because the search of its grid point has failed, or
     is not over. The choice is made when the cell's turn comes.
     """
     for dataset in table.selected_datasets:
@@ -96,7 +99,14 @@ def _schedule(table: Table) -> Iterator[Cell | None]:
             continue
         dataset, model, seed = turn
         point = _on_all_ranks(lambda chosen=(table, dataset, model): best_point(*chosen))
-        yield None if point is None else table.cell(dataset, model, point, seed)
+        if point is not None:
+            yield table.cell(dataset, model, point, seed)
+            continue
+        searched = table.searched_dataset(dataset)
+        yield (
+            f"not run: {dataset}/{model}, seed {seed}: its trials on {searched}, which choose the "
+            f"grid point, have failed or are not finished"
+        )
 
 
 def _turns(table: Table) -> Iterator[Cell | tuple[str, str, int]]:

@@ -198,6 +198,30 @@ def test_a_failing_cell_is_listed_and_does_not_stop_the_others(
     assert "| broken |" not in text
 
 
+def test_a_world_waits_for_a_search_on_the_first_one_and_says_so(
+    make_table: MakeTable, one_rank: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worlds = (
+        'datasets.second=["data.toml"]',
+        'groups.worlds=["tiny", "second"]',
+        'select.datasets=["second"]',
+        'select.models=["none"]',
+        "seeds=[0]",
+    )
+    searched = make_table(*worlds)
+    assert run_table(searched, CPU) == {}
+    assert (
+        "not run: second/none, seed 0: its trials on tiny, which choose the grid point, have "
+        "failed or are not finished"
+    ) in capsys.readouterr().out
+    assert not [*searched.run_dir.glob("cells/second/none/**/*.json")]
+    # One trial leaves nothing to choose.
+    single = make_table(*worlds, 'grid={"optimizer.dense.lr"=[0.001]}')
+    assert run_table(single, CPU) == {}
+    assert "not run" not in capsys.readouterr().out
+    assert [path.stem for path in single.run_dir.glob("cells/second/none/**/*.json")] == ["seed-0"]
+
+
 def on_two_ranks(path: str, run_dir: str) -> tuple[dict[str, str], list[float]]:
     one_point = 'grid={"optimizer.dense.lr"=[0.001]}'
     table = load_table([*arguments(Path(path), Path(run_dir)), "seeds=[0]", one_point])
