@@ -29,7 +29,7 @@ any false one among them.
 # R rows, S seeds, W worlds, K replicates of the user bootstrap
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -118,27 +118,35 @@ def common_noise(rows: Sequence[Measured]) -> Noise | None:
     """What all trained rows together tell of the noise; None with fewer than two rows or blocks.
 
     Args:
-        rows: of one metric; those that lack a block which the others have are left out.
+        rows: of one metric. In an unfinished table not all have the same blocks: taken are the
+            blocks of that row, and all rows which have them, that tell most.
     """
-    worlds = _shared([set(row.values) for row in rows if len(row.values) > 1])
-    if len(worlds) > 1:
-        rows = [row for row in rows if set(worlds) <= row.values.keys()]
-        seeds = {w: _shared([set(row.values[w]) for row in rows]) for w in worlds}
-        by_block = [
-            {w: float(np.mean([row.values[w][s] for s in seeds[w]])) for w in worlds if seeds[w]}
-            for row in rows
-        ]
+    if len(rows) < 2:
+        return None
+    over_worlds = any(len(row.values) > 1 for row in rows)
+    if over_worlds:
+        worlds = _most_telling([row.values.keys() for row in rows])
+        rows = [row for row in rows if worlds <= row.values.keys()]
+        seeds = {w: _shared([row.values[w].keys() for row in rows]) for w in worlds}
+        table = np.array(
+            [
+                [np.mean([row.values[w][s] for s in seeds[w]]) for w in sorted(worlds) if seeds[w]]
+                for row in rows
+            ]
+        )
     else:
-        by_block = [dict(next(iter(row.values.values()), {})) for row in rows]
-    blocks = _shared([set(row) for row in by_block if len(row) > 1])
-    table = np.array([[row[b] for b in blocks] for row in by_block if set(blocks) <= row.keys()])
-    if len(blocks) < 2 or len(table) < 2:
+        by_seed = [next(iter(row.values.values()), {}) for row in rows]
+        blocks = _most_telling([of_row.keys() for of_row in by_seed])
+        table = np.array(
+            [[row[b] for b in sorted(blocks)] for row in by_seed if blocks <= row.keys()]
+        )
+    if min(table.shape) < 2:
         return None
     left = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    num_rows, degrees = len(table), len(blocks) - 1
+    num_rows, degrees = table.shape[0], table.shape[1] - 1
     of_rows = (left**2).sum(1) / degrees * num_rows / (num_rows - 1)
     variance, weight = _expected_variance(of_rows[of_rows > 0.0], degrees)
-    over = "worlds" if len(worlds) > 1 else "seeds"
+    over = "worlds" if over_worlds else "seeds"
     return Noise(over, 2 * variance, weight, (num_rows - 1) * degrees)
 
 
@@ -267,5 +275,14 @@ def _expected_variance(found: NDArray[np.float64], degrees: int) -> tuple[float,
     return math.exp(logarithms.mean() + digamma(half) - math.log(half)), 2 * half
 
 
-def _shared(sets: Sequence[set[_Block]]) -> list[_Block]:
-    return sorted(set.intersection(*sets)) if sets else []
+def _most_telling(of_rows: Sequence[Set[_Block]]) -> Set[_Block]:
+    """The blocks of one row that leave the most degrees of freedom to the rows which have them."""
+
+    def degrees(blocks: Set[_Block]) -> int:
+        return (sum(blocks <= of_row for of_row in of_rows) - 1) * (len(blocks) - 1)
+
+    return max(of_rows, key=degrees)
+
+
+def _shared(sets: Sequence[Set[_Block]]) -> list[_Block]:
+    return sorted(set(sets[0]).intersection(*sets[1:]))

@@ -105,6 +105,18 @@ def test_the_common_noise_of_two_rows_is_that_of_their_paired_t_test() -> None:
     assert common_noise([of_seeds([0.1]), of_seeds([0.2])]) is None
 
 
+def test_a_row_that_has_begun_leaves_the_noise_to_the_finished_ones() -> None:
+    random = np.random.default_rng(9)
+    table = random.normal(size=(4, 8))
+    finished = [of_worlds([[value] for value in row]) for row in table]
+    begun = of_worlds([[5.0], [-5.0]])
+    of_one_world = of_worlds([[0.3]])
+    assert common_noise([begun, *finished, of_one_world]) == common_noise(finished)
+    seeds = [of_seeds(list(row), np.zeros(1)) for row in table]
+    begun = of_seeds([5.0, -5.0], np.zeros(1))
+    assert common_noise([begun, *seeds]) == common_noise(seeds)
+
+
 @pytest.mark.parametrize("weight", [3.0, 12.0, math.inf])
 def test_the_common_noise_finds_how_variances_of_rows_are_distributed(weight: float) -> None:
     """Rows whose variances are .04 d_0 / chi^2(d_0): Smyth's model, with d_0 and v_0 known."""
