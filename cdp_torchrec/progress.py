@@ -35,12 +35,12 @@ def stamped(line: str) -> str:
 
 
 def date_logs(*, active: bool) -> None:
-    """Let warnings look like all other lines, and let one rank speak for all.
+    """Let warnings be dated as all other lines and say what they are, and one rank speak for all.
 
     Args:
         active: whether this process speaks; others only say what went wrong.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt=_DATE)
+    logging.basicConfig(format="%(asctime)s %(levelname)s: %(message)s", datefmt=_DATE)
     if not active:
         logging.getLogger("cdp_torchrec").setLevel(logging.ERROR)
 

@@ -124,7 +124,10 @@ logging.getLogger("cdp_torchrec.interest.qin").error("broken")
 """
 
 
-@pytest.mark.parametrize(("rank", "words"), [("0", ["no query", "broken"]), ("1", ["broken"])])
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [("0", ["WARNING: no query", "ERROR: broken"]), ("1", ["ERROR: broken"])],
+)
 def test_one_rank_says_dated_what_all_ranks_notice(rank: str, words: list[str]) -> None:
     command = [sys.executable, "-c", SPEAK, rank]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
