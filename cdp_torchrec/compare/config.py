@@ -109,6 +109,14 @@ class CompareConfig(Config):
     select: SelectConfig = SelectConfig()
     """Which cells are run now."""
 
+    @property
+    def rows_with_history(self) -> tuple[str, ...]:
+        """The rows that tell of each other's noise.
+
+        What the one without history lacks is worth more in one world than in another.
+        """
+        return tuple(name for name in self.models if name != self.without_history)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         conflicts = [*self._bad_names(), *self._unknown_names()]

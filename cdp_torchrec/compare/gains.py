@@ -50,7 +50,7 @@ def _panels(config: CompareConfig, summaries: Mapping[str, Summary]) -> Iterator
             base: [
                 Point(place, f"{place:g}", gain)
                 for name, place in sorted(places.items(), key=lambda item: item[1])
-                if (gain := _gain(summaries[name], config.reference, base)) is not None
+                if (gain := _gain(config, summaries[name], config.reference, base)) is not None
             ]
             for base in gains.over
         }
@@ -60,14 +60,14 @@ def _panels(config: CompareConfig, summaries: Mapping[str, Summary]) -> Iterator
         yield Panel(
             f"{config.reference} on {name}",
             "behaviours of the user before the request",
-            {base: list(_by_activity(summary, config.reference, base)) for base in gains.over},
+            {base: list(_by_activity(config, summary, base)) for base in gains.over},
         )
         for axis, places in gains.rows.items():
             curves = {
                 base: [
                     Point(place, f"{place:g}", gain)
                     for row, place in sorted(places.items(), key=lambda item: item[1])
-                    if (gain := _gain(summary, row, base)) is not None
+                    if (gain := _gain(config, summary, row, base)) is not None
                 ]
                 for base in gains.over
             }
@@ -84,19 +84,19 @@ def _drawn(config: CompareConfig) -> tuple[str, ...]:
     return tuple(name for name in names if name not in on_dials | in_groups)
 
 
-def _gain(summary: Summary, row: str, base: str) -> Difference | None:
+def _gain(config: CompareConfig, summary: Summary, row: str, base: str) -> Difference | None:
     measured = {found.name: found.measured["gauc"] for found in _trained(summary)}
-    return _difference(measured, row, base)
+    return _difference(config, measured, row, base)
 
 
-def _by_activity(summary: Summary, row: str, base: str) -> Iterator[Point]:
+def _by_activity(config: CompareConfig, summary: Summary, base: str) -> Iterator[Point]:
     rows = _trained(summary)
     labels = dict.fromkeys(
         label for found in rows for result in found.results for label in result.strata
     )
     for place, label in enumerate(labels):
         measured = {found.name: _in_stratum(found, label) for found in rows}
-        gain = _difference(measured, row, base)
+        gain = _difference(config, measured, config.reference, base)
         if gain is not None:
             yield Point(place, label, gain)
 
@@ -122,9 +122,11 @@ def _in_stratum(row: Row, label: str) -> Measured:
     )
 
 
-def _difference(measured: Mapping[str, Measured], row: str, base: str) -> Difference | None:
+def _difference(
+    config: CompareConfig, measured: Mapping[str, Measured], row: str, base: str
+) -> Difference | None:
     if row == base or row not in measured or base not in measured:
         return None
-    noise = common_noise(list(measured.values()))
+    noise = common_noise([measured[name] for name in config.rows_with_history if name in measured])
     found = difference(measured[row], measured[base], noise=noise, confidence=CONFIDENCE)
     return None if found is None or math.isnan(found.mean) else found

@@ -10,12 +10,12 @@ run by run (same test users, same seed, same world) and averaged; its variance i
                                          holds all three)
 
 with s^2 the variance of the difference over the seeds (or worlds). Three of them say little about
-s^2, so all trained rows lend a hand. What is left of rows x seeds (or worlds) when the mean of each
-row and of each seed is taken out has a variance v_r in each row, and these tell how large the
-variance of a row is and how much it differs from row to row: 2 v_0 is what a difference is expected
-to have, d_0 how many degrees of freedom that expectation is worth. A difference with d degrees of
-its own has the moderated variance (Smyth 2004, Statistical Applications in Genetics and Molecular
-Biology 3.1.3, section 4)
+s^2, so all trained rows that read the history lend a hand. What is left of rows x seeds (or worlds)
+when the mean of each row and of each seed is taken out has a variance v_r in each row, and these
+tell how large the variance of a row is and how much it differs from row to row: 2 v_0 is what a
+difference is expected to have, d_0 how many degrees of freedom that expectation is worth. A
+difference with d degrees of its own has the moderated variance (Smyth 2004, Statistical
+Applications in Genetics and Molecular Biology 3.1.3, section 4)
 
     (d_0 2 v_0 + d s^2) / (d_0 + d)    with d_0 + d degrees, at most (R - 1)(S - 1)
 
@@ -115,7 +115,7 @@ class Difference:
 
 
 def common_noise(rows: Sequence[Measured]) -> Noise | None:
-    """What all trained rows together tell of the noise; None with fewer than two rows or blocks.
+    """What some rows together tell of the noise; None with fewer than two rows or blocks.
 
     Args:
         rows: of one metric. In an unfinished table not all have the same blocks: taken are the

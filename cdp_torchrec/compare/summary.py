@@ -99,7 +99,9 @@ def summarize(table: Table, name: str) -> Summary:
         _check_test_split(world, {row: of_row.get(world, {}) for row, of_row in runs.items()})
     measured = {row: _measured(of_row) for row, of_row in runs.items() if of_row}
     noises = {
-        metric: common_noise([measured[m][metric] for m in table.config.models if m in measured])
+        metric: common_noise(
+            [measured[m][metric] for m in table.config.rows_with_history if m in measured]
+        )
         for metric in METRICS
     }
     to_reference = _corrected(
