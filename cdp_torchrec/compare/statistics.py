@@ -119,7 +119,8 @@ def common_noise(rows: Sequence[Measured]) -> Noise | None:
 
     Args:
         rows: of one metric. In an unfinished table not all have the same blocks: taken are the
-            blocks of that row, and all rows which have them, that tell most.
+            blocks of that row, and all rows which have them, that tell most. A row whose metric is
+            undefined in one of them tells nothing.
     """
     if len(rows) < 2:
         return None
@@ -140,6 +141,7 @@ def common_noise(rows: Sequence[Measured]) -> Noise | None:
         table = np.array(
             [[row[b] for b in sorted(blocks)] for row in by_seed if blocks <= row.keys()]
         )
+    table = table[~np.isnan(table).any(axis=1)]
     if min(table.shape) < 2:
         return None
     left = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()

@@ -115,6 +115,9 @@ def test_a_row_that_has_begun_leaves_the_noise_to_the_finished_ones() -> None:
     seeds = [of_seeds(list(row), np.zeros(1)) for row in table]
     begun = of_seeds([5.0, -5.0], np.zeros(1))
     assert common_noise([begun, *seeds]) == common_noise(seeds)
+    undefined = of_seeds([math.nan] + [0.5] * 7, np.zeros(1))
+    assert common_noise([undefined, *seeds]) == common_noise(seeds)
+    assert common_noise([undefined, undefined]) is None
 
 
 @pytest.mark.parametrize("weight", [3.0, 12.0, math.inf])
