@@ -105,7 +105,7 @@ def _schedule(table: Table) -> Iterator[Cell | str]:
         searched = table.searched_dataset(dataset)
         yield (
             f"not run: {dataset}/{model}, seed {seed}: its trials on {searched}, which choose the "
-            f"grid point, have failed or are not finished"
+            "grid point, have failed or are not finished"
         )
 
 
