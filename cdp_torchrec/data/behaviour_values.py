@@ -8,6 +8,7 @@ import numpy as np
 
 from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.column import Column
+from cdp_torchrec.data.dayparts import dayparts_of
 
 
 def attribute_codes(
@@ -29,12 +30,25 @@ def attribute_codes(
 
 
 def attribute_matrix(
-    attributes: Sequence[BehaviourAttribute], columns: Mapping[str, Column], rows: np.ndarray
+    attributes: Sequence[BehaviourAttribute],
+    columns: Mapping[str, Column],
+    rows: np.ndarray,
+    *,
+    timestamp: Column,
+    dayparts: int,
 ) -> np.ndarray | None:
-    """Standardised numbers, then 1 for each id of an attribute of several and 0 for none, [L, A].
+    """Standardised numbers, 1 for each id of an attribute of several and 0 for none, 1 for the part
+    of the day and 0 for the others, [L, A].
+
+    Args:
+        attributes: of the behaviours.
+        columns: their values in the store, by name.
+        rows: of the behaviours, [L].
+        timestamp: of the behaviours in the store, milliseconds since the epoch.
+        dayparts: parts of a day; 1: the time of day is left out.
 
     Returns:
-        None where the behaviours have neither. Arguments as in `attribute_codes`.
+        None where there is nothing of it.
     """
     numbers = [
         a.standardise(np.asarray(columns[a.name][rows], dtype=np.float64))[:, None]
@@ -43,4 +57,7 @@ def attribute_matrix(
     ]
     filled = [np.asarray(columns[a.name][rows]) > 0 for a in attributes if a.kind == "ids"]
     parts = [*numbers, *filled]
+    if dayparts > 1:
+        part = dayparts_of(np.asarray(timestamp[rows]), dayparts)
+        parts.append(part[:, None] == np.arange(dayparts))
     return np.concatenate(parts, axis=1).astype(np.float32) if parts else None

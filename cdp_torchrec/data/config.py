@@ -110,6 +110,10 @@ class HistoryConfig(Config):
     """Behaviours of a sequence: the most recent ones of the user, and apart from them the most
     recent ones in the target item's category. Pooled sums and counts read all behaviours in the
     category, however many. The paper's users have 2000 behaviours on average."""
+    dayparts: Annotated[int, Field(ge=1, le=24)] = 1
+    """Equal parts of the day, from midnight UTC, by which behaviours are told apart: what people
+    look for at noon is not what they look for at night. Pooled modules see each part's sum, modules
+    that read sequences the part of each behaviour. 1: the time of day is not read."""
     count_segments: tuple[PositiveInt, ...] = ()
     """Sizes of the most recent segments of the gated history in which the tower learns its counts
     (model.interaction.history_counts); a last segment holds all older behaviours."""

@@ -13,8 +13,15 @@ import numpy as np
 
 from cdp_torchrec.data.behaviour_clusters import clusters_before
 from cdp_torchrec.data.behaviour_values import attribute_codes, attribute_matrix
+from cdp_torchrec.data.dayparts import split_by_daypart
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
-from cdp_torchrec.data.layout import PART_KEY, POOL_KEY, WHOLE_KEY, FeatureLayout
+from cdp_torchrec.data.layout import (
+    DAYPART_KEY,
+    PART_KEY,
+    POOL_KEY,
+    WHOLE_KEY,
+    FeatureLayout,
+)
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.sequence_index import SequenceColumns
 from cdp_torchrec.data.strangers import draw_strangers
@@ -99,9 +106,12 @@ class HistoryReader:
             if segments is not None:
                 counts = _counts(group, segments, index, impressions.candidate["item_id"])
             if lookup.pool_segments is not None:
-                bags |= _pools(group, lookup.pool_segments)
+                bags |= _by_recency(group, lookup.pool_segments)
+                if self._layout.dayparts > 1:
+                    bags |= _by_daypart(group, self._layout.dayparts)
             if lookup.part:
-                bags[PART_KEY] = _part(group, impressions.request["request_id"], draw)
+                request_id = impressions.request["request_id"]
+                bags |= _part(group, request_id, draw, dayparts=self._layout.dayparts)
             if lookup.gated:
                 gated = self._sequence("gated", group.last(self._max_length), index, bags)
         if lookup.whole:
@@ -200,7 +210,14 @@ class HistoryReader:
         )
 
     def _attributes(self, group: "_Group", rows: np.ndarray) -> np.ndarray | None:
-        return attribute_matrix(self._layout.attributes, group.behaviours.attributes, rows)
+        behaviours = group.behaviours
+        return attribute_matrix(
+            self._layout.attributes,
+            behaviours.attributes,
+            rows,
+            timestamp=behaviours.timestamp,
+            dayparts=self._layout.dayparts,
+        )
 
     def _add_codes(
         self,
@@ -251,7 +268,7 @@ class _Group:
         """The most recent behaviours in K segments, the last one of all older ones; [K * Q]."""
         found = self._by_segments
         if segments not in found:
-            found[segments] = _by_recency(self.slices, segments)
+            found[segments] = _segments_of(self.slices, segments)
         return found[segments]
 
     def last(self, count: int) -> "_Group":
@@ -288,7 +305,7 @@ def _edges(segments: tuple[int, ...]) -> np.ndarray:
     return np.cumsum((0, *segments))
 
 
-def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
+def _segments_of(slices: Slices, segments: tuple[int, ...]) -> Slices:
     """The most recent behaviours in K segments, the last one of all older ones; [K * Q] slices."""
     skipped = _edges(segments)[:, None]
     stop = np.maximum(slices.stop - skipped, slices.start)
@@ -296,28 +313,45 @@ def _by_recency(slices: Slices, segments: tuple[int, ...]) -> Slices:
     return Slices(start.ravel(), stop.ravel())
 
 
-def _pools(group: _Group, segments: tuple[int, ...]) -> dict[str, JaggedCodes]:
-    """Items of each history by recency, to be pooled."""
-    parts = group.by_recency(segments)
-    items = group.items_of(parts)
-    lengths = parts.lengths.reshape(len(segments) + 1, -1)
+def _pooled(key: str, items: np.ndarray, lengths: np.ndarray) -> dict[str, JaggedCodes]:
+    """Items to be pooled, of all histories in segment 0, in segment 1 ...; lengths [K, Q]."""
     ends = lengths.sum(axis=1).cumsum().tolist()
     return {
-        f"{POOL_KEY}_{k}": JaggedCodes(items[start:stop], own)
+        f"{key}_{k}": JaggedCodes(items[start:stop], own)
         for k, (start, stop, own) in enumerate(zip([0, *ends[:-1]], ends, lengths, strict=True))
     }
 
 
-def _part(group: _Group, request_id: np.ndarray, draw: int | None) -> JaggedCodes:
-    """A random part of each gated history, the same wherever the request is read."""
+def _by_recency(group: _Group, segments: tuple[int, ...]) -> dict[str, JaggedCodes]:
+    """Items of each history by recency, to be pooled."""
+    parts = group.by_recency(segments)
+    items = group.items_of(parts)
+    return _pooled(POOL_KEY, items, parts.lengths.reshape(len(segments) + 1, -1))
+
+
+def _by_daypart(group: _Group, dayparts: int) -> dict[str, JaggedCodes]:
+    """Items of each history by the time of day, to be pooled."""
+    timestamp = np.asarray(group.behaviours.timestamp[group.slices.rows()])
+    split = split_by_daypart(group.items, group.slices.lengths, timestamp, dayparts)
+    return _pooled(DAYPART_KEY, *split)
+
+
+def _part(
+    group: _Group, request_id: np.ndarray, draw: int | None, *, dayparts: int
+) -> dict[str, JaggedCodes]:
+    """A random part of each gated history, the same wherever the request is read, by daypart."""
     assert group.category is not None
     if draw is None:
         nothing = np.zeros(0, dtype=np.int64)
-        return JaggedCodes(nothing, nothing)
+        return _pooled(PART_KEY, nothing, np.zeros((dayparts, 0), dtype=np.int64))
     request = request_id[group.request].astype(np.int64)
     key = impression_key(request, group.category, draw)
     rows, lengths = draw_part(group.slices, key)
-    return JaggedCodes(np.asarray(group.behaviours.item[rows]), lengths)
+    items = np.asarray(group.behaviours.item[rows])
+    if dayparts == 1:
+        return _pooled(PART_KEY, items, lengths[None])
+    timestamp = np.asarray(group.behaviours.timestamp[rows])
+    return _pooled(PART_KEY, *split_by_daypart(items, lengths, timestamp, dayparts))
 
 
 def _counts(

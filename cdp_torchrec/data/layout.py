@@ -16,9 +16,12 @@ from cdp_torchrec.data.own_rows import OwnRows
 from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
 from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts, stored_ids
 
-Slot = Literal["candidate", "request", "pool", "part", "whole", "gated", "recent", "stranger"]
+Slot = Literal[
+    "candidate", "request", "pool", "daypart", "part", "whole", "gated", "recent", "stranger"
+]
 
 POOL_KEY = "history_item_id"
+DAYPART_KEY = f"{POOL_KEY}_daypart"
 PART_KEY = f"{POOL_KEY}_part"
 WHOLE_KEY = f"{POOL_KEY}_whole"
 
@@ -137,8 +140,9 @@ class SparseFeature:
     role: Role | Literal["history"]
     slot: Slot
     """Whose ids stand at place b of this key: those of impression b, of request b, or of history b,
-    pooled, a random part of it pooled, all behaviours of request b pooled, as a sequence gated by
-    category, as the sequence of all recent behaviours, or of those of another user."""
+    pooled, the same by the time of day, a random part of it pooled, all behaviours of request b
+    pooled, as a sequence gated by category, as the sequence of all recent behaviours, or of those
+    of another user."""
     is_bag: bool
     """Zero or more ids whose mean is taken, instead of exactly one id or a sequence."""
 
@@ -167,6 +171,8 @@ class FeatureLayout:
     not."""
     num_users: int
     """Largest user code that the history store has behaviours of."""
+    dayparts: int = 1
+    """Equal parts of the day by which behaviours are told apart."""
     attributes: tuple[BehaviourAttribute, ...] = ()
     """What modules that read sequences see of a behaviour beside item, category and action."""
 
@@ -233,6 +239,7 @@ def build_layout(
     vocabulary: Mapping[str, VocabularyConfig],
     history: HistoryLookup,
     count_segments: tuple[int, ...] | None,
+    dayparts: int = 1,
 ) -> FeatureLayout:
     """Tables and keys of a dataset for a model that reads the history in some forms.
 
@@ -251,6 +258,7 @@ def build_layout(
         lambda entity: _table(dataset, schema, entity, vocabulary.get(entity, VocabularyConfig())),
         history=history,
         count_segments=count_segments,
+        dayparts=dayparts,
     )
 
 
@@ -260,6 +268,7 @@ def declare_layout(
     *,
     history: HistoryLookup,
     count_segments: tuple[int, ...] | None,
+    dayparts: int = 1,
 ) -> FeatureLayout:
     """Tables and keys of a schema, whatever decides on the rows of a table.
 
@@ -268,6 +277,7 @@ def declare_layout(
         make_table: table of an entity.
         history: forms of the history that the model reads.
         count_segments: as in FeatureLayout.
+        dayparts: as in FeatureLayout.
     """
     features = [
         SparseFeature(
@@ -281,12 +291,11 @@ def declare_layout(
         if feature.entity is not None
     ]
     item = schema.history.item_entity
-    features += [
-        _pooled_feature(f"{POOL_KEY}_{segment}", item, slot="pool")
-        for segment in range(history.num_pool_segments)
-    ]
+    features += _pooled_features(POOL_KEY, history.num_pool_segments, item, slot="pool")
+    if history.pool_segments is not None and dayparts > 1:
+        features += _pooled_features(DAYPART_KEY, dayparts, item, slot="daypart")
     if history.part:
-        features.append(_pooled_feature(PART_KEY, item, slot="part"))
+        features += _pooled_features(PART_KEY, dayparts, item, slot="part")
     if history.whole:
         features.append(_pooled_feature(WHOLE_KEY, item, slot="whole"))
     if history.gated:
@@ -305,8 +314,13 @@ def declare_layout(
         domain_key=schema.domain_feature() if history.domain else None,
         count_segments=count_segments,
         num_users=schema.history.num_users,
+        dayparts=dayparts,
         attributes=schema.history.attributes,
     )
+
+
+def _pooled_features(key: str, count: int, entity: str, *, slot: Slot) -> list[SparseFeature]:
+    return [_pooled_feature(f"{key}_{number}", entity, slot=slot) for number in range(count)]
 
 
 def _pooled_feature(key: str, entity: str, *, slot: Slot) -> SparseFeature:

@@ -189,7 +189,9 @@ class InputAssembler:
         index, ids = impressions.request_index, impressions.request["request_id"]
         pool = np.zeros(pool_index.max(initial=-1) + 1, dtype=np.int64)
         pool[pool_index] = index
-        owners = {"candidate": ids[index]} | dict.fromkeys(("pool", "part", "gated"), ids[pool])
+        owners = {"candidate": ids[index]} | dict.fromkeys(
+            ("pool", "daypart", "part", "gated"), ids[pool]
+        )
         rows: dict[str, JaggedCodes] = {}
         for name, features in self.layout.features_of_tables.items():
             of_table, table = [bags[feature.key] for feature in features], self.layout.tables[name]

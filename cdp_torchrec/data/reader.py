@@ -96,6 +96,7 @@ class DatasetReader:
             vocabulary=self._config.vocabulary,
             history=history,
             count_segments=self._config.history.count_segments if history_counts else None,
+            dayparts=self._config.history.dayparts,
         )
 
     def impressions(

@@ -78,8 +78,9 @@ class SequenceIndex:
     """Behaviours that each one stands for, float [L], where it is a cluster of them (TWIN-V2): then
     age is their mean. None where it is one behaviour."""
     attributes: Tensor | None = None
-    """Numbers of each behaviour, standardised, then 1 for each of its several ids and 0 where it
-    has fewer (data/behaviour_values.py), float [L, A]; None where the log has neither."""
+    """Numbers of each behaviour, standardised, 1 for each of its several ids and 0 where it has
+    fewer, 1 for its part of the day (data/behaviour_values.py), float [L, A]; None where there is
+    nothing of it."""
 
 
 @dataclass(frozen=True)

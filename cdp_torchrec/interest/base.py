@@ -12,12 +12,13 @@ recent      the history whatever the category, up to its most recent data.histor
 stranger    another user's recent history, drawn by key for each request, in training
 sequence    gated or recent behaviours one by one (`BehaviourSequence`)
 pool        gated behaviours summed up (`GatedPool`), in segments by recency
+daypart     the same, in segments by the time of day
 part        a random part of the gated behaviours summed up, in training
 whole       all behaviours summed up, whatever the category
 block       sequences of similar length, padded, that a module computes on together
 """
 
-# B impressions, D embedding dim, K recency segments of a gated history
+# B impressions, D embedding dim, K segments of a gated history
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -30,9 +31,10 @@ from cdp_torchrec.interest.sequence import BehaviourSequence
 
 @dataclass(frozen=True)
 class GatedPool:
-    """Category-gated history, summed per recency segment (paper eqs. 2-3 before the division).
+    """Category-gated history, summed per segment (paper eqs. 2-3 before the division).
 
-    Segment 0 holds the most recent behaviours. With one segment, sums / lengths is eq. 3.
+    By recency, segment 0 holds the most recent behaviours. With one segment, sums / lengths is
+    eq. 3.
     """
 
     sums: Tensor
@@ -71,10 +73,13 @@ class InterestInput:
     """Code of the request's domain, int64 [B], if the module asks for it and the log has one. Read
     by ADS, whose weights differ by domain."""
     pool: GatedPool | None = None
-    """The category-gated history pooled, if the module asks for it."""
+    """The category-gated history pooled by recency, if the module asks for it."""
+    daypart: GatedPool | None = None
+    """The same pooled by the time of day, in InterestDims.dayparts segments, where behaviours are
+    told apart by it."""
     part: GatedPool | None = None
-    """A random part of the gated history pooled, m of its n behaviours in one segment, if the
-    module asks for it; None outside of training."""
+    """A random part of the gated history pooled by the time of day (in one segment, where that is
+    not read), m of its n behaviours, if the module asks for it; None outside of training."""
     whole: GatedPool | None = None
     """The whole history pooled, whatever the category, in one segment, if the module asks for it.
     """
@@ -104,6 +109,8 @@ class InterestDims:
     """Action type and attributes of a behaviour."""
     domains: int = 0
     """No width: codes that a domain may have; 0 without domains."""
+    dayparts: int = 1
+    """No width: parts of the day by which behaviours are told apart."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cdp_torchrec.diffusion.evidence import EvidenceDenoiser
 from cdp_torchrec.interest.base import InterestInput
 from cdp_torchrec.interest.cdp import CdpInterest, NoiseLoss
-from cdp_torchrec.interest.pooling import PooledHistory, normalise
+from cdp_torchrec.interest.pooling import PooledHistory
 
 
 class EvidenceCdp(CdpInterest[EvidenceDenoiser]):
@@ -33,11 +33,9 @@ class EvidenceCdp(CdpInterest[EvidenceDenoiser]):
 
         The latents are detached: the loss would be smallest if all behaviours were the same.
         """
-        part = inputs.part
-        assert part is not None
-        whole, count = pooled.latent.detach(), part.lengths.sum(dim=1)
-        mean = part.sums.sum(dim=1) / count.clamp(min=1.0).unsqueeze(1)
-        x = normalise(mean.detach(), self.config.latent_norm)
+        assert inputs.part is not None
+        part, count = self.pooling.of_part(inputs.part)
+        x, whole = part.detach(), pooled.latent.detach()
         useful = ((count > 0) & (count < pooled.count)).to(x.dtype)
         error = self.denoiser.predict(x, count, modulation) - whole
         identity = (x - whole).square().mean(dim=1) * useful if self.reports else None

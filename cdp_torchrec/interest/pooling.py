@@ -3,7 +3,7 @@
 Shared by `pooled`, `condition_mlp` and `cdp`, so that a comparison of them compares nothing else.
 """
 
-# B impressions, D embedding dim, K recency segments (0 is the most recent)
+# B impressions, D embedding dim, K recency segments (0 is the most recent), P dayparts
 
 from dataclasses import dataclass
 
@@ -43,11 +43,13 @@ class HistoryPooling(nn.Module):
     def __init__(self, config: GatedHistoryConfig, dims: InterestDims) -> None:
         super().__init__()
         self.latent_norm: LatentNorm = config.latent_norm
-        self.attention = self.mean = None
+        self.attention = self.mean = self.shift = None
         if config.pooling == "attention":
             self.attention = AttentivePooling(config.attention, dims)
         else:
             self.mean = SegmentMean(config.num_segments)
+            if dims.dayparts > 1:
+                self.shift = DaypartShift(dims)
         # Eq. 3 is 0 / 0 without behaviours (ambiguity a14).
         self.null_latent = nn.Parameter(nn.init.normal_(torch.empty(dims.item), std=0.02))
 
@@ -58,9 +60,24 @@ class HistoryPooling(nn.Module):
         else:
             assert self.mean is not None and inputs.pool is not None
             mean, count = self.mean(inputs.pool), inputs.pool.lengths.sum(dim=1)
+            if self.shift is not None:
+                assert inputs.daypart is not None
+                mean = mean + self.shift(inputs.daypart)
         present = count.unsqueeze(1) > 0
         latent = normalise(mean, self.latent_norm).where(present, self.null_latent)
         return PooledHistory(latent=latent, mean=mean, count=count)
+
+    def of_part(self, part: GatedPool) -> tuple[Tensor, Tensor]:
+        """Latent of a part of the behaviours whatever their recency [B, D], and their number [B].
+
+        Args:
+            part: InterestInput.part.
+        """
+        count = part.lengths.sum(dim=1)
+        mean = part.sums.sum(dim=1) / count.clamp(min=1.0).unsqueeze(1)
+        if self.shift is not None:
+            mean = mean + self.shift(part)
+        return normalise(mean, self.latent_norm), count
 
     @torch.no_grad()
     def monitors(self, pooled: PooledHistory) -> dict[str, Tensor]:
@@ -90,6 +107,25 @@ class SegmentMean(nn.Module):
             sums, lengths = sums * weights.unsqueeze(1), lengths * weights
         total = lengths.sum(dim=1, keepdim=True)
         return sums.sum(dim=1) / total.where(total > 0, 1.0)
+
+
+class DaypartShift(nn.Module):
+    """What the time of day at which behaviours happened adds to their mean, 0 at the start.
+
+    sum_p (W_p s_p + n_p b_p) / n, of the sum s_p of n_p behaviours in part p of the day. Where the
+    hour says what people look for, a behaviour tells more of the tastes that count in its hour
+    (W_p), and what it owes to the hour is taken off (b_p). Ours.
+    """
+
+    def __init__(self, dims: InterestDims) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dims.dayparts, dims.item, dims.item))
+        self.bias = nn.Parameter(torch.zeros(dims.dayparts, dims.item))
+
+    def forward(self, pool: GatedPool) -> Tensor:
+        """The shift of P segments by the time of day, [B, D]; zeros without a behaviour."""
+        shift = pool.sums.flatten(1) @ self.weight.flatten(0, 1) + pool.lengths @ self.bias
+        return shift / pool.lengths.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 class Emission(nn.Module):

@@ -112,7 +112,7 @@ class RankingArch(nn.Module):
         dim = config.embedding_dim
         self.behaviour_attributes = (
             BehaviourAttributes(layout, embedding_dim=dim, init_std=config.embedding_init_std)
-            if layout.attributes and layout.history.has_sequences
+            if (layout.attributes or layout.dayparts > 1) and layout.history.has_sequences
             else None
         )
         width = {r: dim * len(self._by_role[r]) + len(numbers[r]) for r in _ROLES}
@@ -128,6 +128,7 @@ class RankingArch(nn.Module):
                 category=dim if layout.category_key else 0,
                 action=(dim if layout.has_actions else 0) + self._attribute_dim,
                 domains=layout.num_domains,
+                dayparts=layout.dayparts,
             ),
         )
         num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
@@ -181,6 +182,7 @@ class RankingArch(nn.Module):
             category_id=batch.category_id,
             domain_id=batch.domain_id,
             pool=self._pool("pool", embeddings, batch, batch.pool_index),
+            daypart=self._pool("daypart", embeddings, batch, batch.pool_index),
             part=(
                 self._pool("part", embeddings, batch, batch.pool_index) if self.training else None
             ),

@@ -37,7 +37,7 @@ from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.table_rows import resize_tables, wrong_rows
 
 _HISTORY_KEY = re.compile(
-    rf"{POOL_KEY}_(\d+|part|whole)|(gated|recent)_(item|category|action|attribute_\w+)"
+    rf"{POOL_KEY}_((daypart_|part_)?\d+|whole)|(gated|recent)_(item|category|action|attribute_\w+)"
 )
 
 
@@ -136,6 +136,7 @@ def _layout(
         lambda entity: _declared_table(config, reader.schema, entity),
         history=history,
         count_segments=config.data.history.count_segments if counts else None,
+        dayparts=config.data.history.dayparts,
     )
 
 

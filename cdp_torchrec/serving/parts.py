@@ -31,6 +31,7 @@ def open_layout(artifact: Path, config: ExportedConfig) -> FeatureLayout:
         count_segments=(
             config.data.history.count_segments if config.model.interaction.history_counts else None
         ),
+        dayparts=config.data.history.dayparts,
     )
 
 

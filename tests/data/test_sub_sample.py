@@ -35,7 +35,7 @@ def assembler(dataset: Path, batch_size: int) -> BatchAssembler:
 
 def parts_of(batch: Batch) -> dict[tuple[int, int], tuple[list[int], list[int]]]:
     """Part and whole of each gated history, by request and category."""
-    part, whole = bags_of(batch, PART_KEY), bags_of(batch, WHOLE_KEY)
+    part, whole = bags_of(batch, f"{PART_KEY}_0"), bags_of(batch, WHOLE_KEY)
     found = {}
     for place in batch.weights.nonzero().flatten().tolist():
         group = int(batch.pool_index[place])
