@@ -37,8 +37,10 @@ def attribute_matrix(
     timestamp: Column,
     dayparts: int,
 ) -> np.ndarray | None:
-    """Standardised numbers, 1 for each id of an attribute of several and 0 for none, 1 for the part
-    of the day and 0 for the others, [L, A].
+    """What a model reads of some behaviours beside codes, [L, A].
+
+    Standardised numbers, then 1 for each id of an attribute of several and 0 for none, then 1 for
+    the part of the day and 0 for the others.
 
     Args:
         attributes: of the behaviours.

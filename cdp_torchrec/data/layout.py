@@ -182,6 +182,13 @@ class FeatureLayout:
         return any(f.key == f"{f.slot}_action" for f in self.features if f.is_sequence)
 
     @property
+    def num_behaviour_values(self) -> int:
+        """Columns of SequenceIndex.attributes; 0 where there is nothing of it."""
+        of_attributes = {"number": 1, "id": 0}
+        count = sum(of_attributes.get(a.kind, a.max_ids) for a in self.attributes)
+        return count + (self.dayparts if self.dayparts > 1 else 0)
+
+    @property
     def num_domains(self) -> int:
         """Codes that a domain may have, with that of a missing one; 0 without domains."""
         if self.domain_key is None:

@@ -181,7 +181,7 @@ def _sequences(workload: Workload, key: str, request: Tensor) -> SequenceIndex:
     """One history for each request, all of the mean length."""
     num_requests = int(request[-1]) + 1
     length = math.ceil(workload.pooling_factors[key] * len(request) / num_requests)
-    count = length * num_requests
+    count, width = length * num_requests, workload.layout.num_behaviour_values
     columns = SequenceColumns(
         item_id=np.ones(count, np.int64),
         category_id=np.ones(count, np.int64),
@@ -189,6 +189,7 @@ def _sequences(workload: Workload, key: str, request: Tensor) -> SequenceIndex:
         lengths=np.full(num_requests, length),
         sequence=request.numpy(),
         size=np.ones(count) if workload.layout.history.clustered else None,
+        attributes=np.ones((count, width)) if width else None,
     )
     return index_sequences(columns, batch_size=len(request))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdp_torchrec.data.config import DataConfig, VocabularyConfig
+from cdp_torchrec.data.config import DataConfig, HistoryConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_grown_schema
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_segments import open_history
@@ -191,6 +191,20 @@ def test_a_vector_of_an_attribute_is_the_mean_of_its_ids(made: Path) -> None:
     assert torch.equal(found[:, 4:], shop)
     found.sum().backward()
     assert module.numbers.grad is not None and module.numbers.grad.abs().sum() > 0
+
+
+def test_the_part_of_the_day_is_a_vector_behind_the_others(made: Path) -> None:
+    layout, batch = batch_of(made / "whole", history=HistoryConfig(dayparts=4))
+    module = BehaviourAttributes(layout, embedding_dim=2, init_std=0.1)
+    assert module.out_features == 8 and module.dayparts is not None
+    values = batch.recent.attributes
+    assert values.shape[1] == layout.num_behaviour_values == 8
+    count = len(values)
+    names = [*(f"tags_{k}" for k in range(3)), "shop"]
+    embeddings = {f"recent_attribute_{name}": torch.zeros(count, 2) for name in names}
+    part = values[:, 4:].argmax(dim=1)
+    assert len(part.unique()) > 1
+    assert torch.equal(module(embeddings, "recent", values)[:, 6:], module.dayparts[part])
 
 
 def test_behaviours_that_a_request_brings_are_those_of_the_store(made: Path) -> None:

@@ -1,6 +1,6 @@
 """The random part of a gated history that training offers, and nothing else."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import Slices
-from cdp_torchrec.data.layout import PART_KEY, POOL_KEY
+from cdp_torchrec.data.layout import DAYPART_KEY, PART_KEY, POOL_KEY
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.sub_sample import draw_part
 from tests.data.test_assemble import bags_of, make_assembler, make_order
@@ -100,6 +100,20 @@ def test_a_training_batch_offers_a_part_of_each_gated_history(tiny_dataset: Path
         # Items repeat in a history, so a part may hold one as often as the history does.
         assert all(part.count(item) <= whole.count(item) for item in part)
     assert sum(0 < len(part) < len(whole) for part, whole in found.values()) > 30
+
+
+def test_a_part_is_the_same_when_it_is_told_apart_by_the_time_of_day(tiny_dataset: Path) -> None:
+    impressions = make_order(tiny_dataset).take(0, 0, 256)
+    whole = assembler(tiny_dataset, 256).assemble(impressions, epoch=0)
+    split = make_assembler(tiny_dataset, batch_size=256, history=LOOKUP, dayparts=4)
+    batch = split.assemble(impressions, epoch=0)
+    bags = [bags_of(batch, f"{PART_KEY}_{part}") for part in range(4)]
+    all_of_day = [bags_of(batch, f"{DAYPART_KEY}_{part}") for part in range(4)]
+    assert sum(bool(bag) for part in bags[1:] for bag in part) > 30
+    for group, expected in enumerate(bags_of(whole, f"{PART_KEY}_0")):
+        assert sorted(row for part in bags for row in part[group]) == sorted(expected)
+        for part, of_day in zip(bags, all_of_day, strict=True):
+            assert not Counter(part[group]) - Counter(of_day[group])
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

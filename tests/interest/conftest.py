@@ -124,13 +124,35 @@ def make_sequence(
 
 
 def make_part(
-    pooled: torch.Tensor, width: int, *, seed: int, requires_grad: bool = False
+    pooled: torch.Tensor,
+    width: int,
+    *,
+    seed: int,
+    num_segments: int = 1,
+    requires_grad: bool = False,
 ) -> GatedPool:
     """Random sums of 0 to n behaviours, for histories with these lengths of segments, [B, K]."""
     generator = torch.Generator().manual_seed(seed)
     whole = pooled.sum(dim=1, keepdim=True)
     lengths = (torch.rand(len(pooled), 1, generator=generator) * (whole + 1)).floor()
-    sums = torch.randn(len(pooled), 1, width, generator=generator) * 0.1 * lengths.unsqueeze(2)
+    return make_segments(
+        lengths, width, num_segments, generator=generator, requires_grad=requires_grad
+    )
+
+
+def make_segments(
+    lengths: torch.Tensor,
+    width: int,
+    num_segments: int,
+    *,
+    generator: torch.Generator,
+    requires_grad: bool = False,
+) -> GatedPool:
+    """Random sums of histories of these lengths, [B, 1], whose behaviours fall anywhere."""
+    share = torch.rand(len(lengths), num_segments, generator=generator)
+    edges = (share.cumsum(1) / share.sum(1, keepdim=True) * lengths).round()
+    lengths = edges.diff(dim=1, prepend=torch.zeros(len(edges), 1))
+    sums = torch.randn(*lengths.shape, width, generator=generator) * 0.1 * lengths.unsqueeze(2)
     return GatedPool(sums=sums.requires_grad_(requires_grad), lengths=lengths)
 
 
@@ -189,7 +211,20 @@ def make_inputs() -> MakeInputs:
             progress=torch.full((batch,), 10.0),
             domain_id=request % max(dims.domains, 1),
             pool=GatedPool(sums=sums.requires_grad_(requires_grad), lengths=pooled),
-            part=make_part(pooled, dims.item, seed=seed + 3, requires_grad=requires_grad),
+            daypart=make_segments(
+                pooled.sum(dim=1, keepdim=True),
+                dims.item,
+                dims.dayparts,
+                generator=torch.Generator().manual_seed(seed + 6),
+                requires_grad=requires_grad,
+            ),
+            part=make_part(
+                pooled,
+                dims.item,
+                seed=seed + 3,
+                num_segments=dims.dayparts,
+                requires_grad=requires_grad,
+            ),
             whole=make_whole(pooled, dims.item, seed=seed + 4, requires_grad=requires_grad),
             gated=make_sequence(dims, batch, lengths, seed=seed + 1, requires_grad=requires_grad),
             recent=make_sequence(dims, batch, lengths, seed=seed + 2, requires_grad=requires_grad),

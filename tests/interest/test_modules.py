@@ -13,6 +13,12 @@ from tests.interest.variants import PRESETS, VARIANTS, WITH_HISTORY, auxiliary, 
 
 LENGTHS = [0, 3, 12, 40]
 COMPLETE: tuple[str, ...] = ()
+READ_BY_DAYPART = [
+    v
+    for v in VARIANTS
+    if v[0] in [f"interest/{name}" for name in ("pooled", "cdp", "cdp_paper")]
+    or (v[0] == "interest/condition_mlp" and "pooling=mean" in v)
+]
 BARE = ("user", "query", "context", "scene", "category", "action", "domains")
 LACKING = [
     ("user",),
@@ -46,7 +52,17 @@ CASES = [
 def test_output_is_as_declared_and_gradients_reach_every_parameter(
     make_module, make_inputs, dims, variant, lacking
 ):
-    dims = replace(dims, **dict.fromkeys(lacking, 0))
+    check_contract(make_module, make_inputs, replace(dims, **dict.fromkeys(lacking, 0)), variant)
+
+
+@pytest.mark.parametrize("variant", READ_BY_DAYPART, ids="+".join)
+def test_a_pooled_history_by_the_time_of_day_keeps_the_contract(
+    make_module, make_inputs, dims, variant
+):
+    check_contract(make_module, make_inputs, replace(dims, dayparts=3), variant)
+
+
+def check_contract(make_module, make_inputs, dims, variant):
     module = make_module(*variant, dims=dims).double()
     inputs = in_float64(make_inputs(dims, num_segments=segments(module), lengths=LENGTHS))
     output = module(inputs)

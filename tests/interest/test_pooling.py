@@ -1,5 +1,7 @@
 """Pooled history: eq. 3, its empty case, and what is emitted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -12,6 +14,12 @@ DIMS = InterestDims(user=0, query=0, item=3, item_attributes=0, context=0, scene
 
 def pooling(**settings) -> HistoryPooling:
     return HistoryPooling(PooledConfig(kind="pooled", **settings), DIMS)
+
+
+def by_daypart(pool: GatedPool) -> HistoryPooling:
+    """A pooling in one segment by recency, which tells parts of the day apart."""
+    dims = replace(DIMS, dayparts=pool.lengths.shape[1])
+    return HistoryPooling(PooledConfig(kind="pooled"), dims)
 
 
 def gated_pool(segments: list[list[torch.Tensor]]) -> InterestInput:
@@ -66,6 +74,40 @@ def test_a_heavier_segment_pulls_the_mean_towards_itself():
     pooled = module(gated_pool([BEHAVIOURS[:1], BEHAVIOURS[1:3]]))
     expected = (3 * BEHAVIOURS[0] + BEHAVIOURS[1] + BEHAVIOURS[2]) / 5
     torch.testing.assert_close(pooled.latent[0], expected)
+
+
+def test_the_time_of_day_adds_a_map_of_each_part_to_the_mean():
+    inputs = gated_pool([BEHAVIOURS])
+    by_time = gated_pool([BEHAVIOURS[:1], [], BEHAVIOURS[1:]]).pool
+    assert by_time is not None and inputs.pool is not None
+    module = by_daypart(by_time)
+    inputs = replace(inputs, daypart=by_time)
+    mean = torch.stack(BEHAVIOURS).mean(dim=0)
+    torch.testing.assert_close(module(inputs).latent[0], mean)  # eq. 3 at the start
+    assert module.shift is not None
+    weight, bias = torch.randn(3, 3, 3), torch.randn(3, 3)
+    with torch.no_grad():
+        module.shift.weight.copy_(weight)
+        module.shift.bias.copy_(bias)
+    mapped = [BEHAVIOURS[0] @ weight[0] + bias[0]]
+    mapped += [behaviour @ weight[2] + bias[2] for behaviour in BEHAVIOURS[1:]]
+    expected = mean + torch.stack(mapped).mean(dim=0)
+    torch.testing.assert_close(module(inputs).latent[0], expected)
+    # A part that is all of the behaviours is the same latent.
+    latent, count = module.of_part(by_time)
+    torch.testing.assert_close(latent[0], expected)
+    assert count.tolist() == [6.0]
+
+
+def test_an_empty_history_has_no_time_of_day():
+    empty = GatedPool(sums=torch.zeros(1, 4, 3, requires_grad=True), lengths=torch.zeros(1, 4))
+    module = by_daypart(empty)
+    pooled = module(replace(pool(torch.zeros(1, 1, 3), torch.zeros(1, 1)), daypart=empty))
+    assert torch.equal(pooled.latent[0], module.null_latent)
+    pooled.latent.square().sum().backward()
+    assert module.shift is not None
+    for parameter in (module.shift.weight, module.shift.bias, empty.sums):
+        assert parameter.grad is not None and not parameter.grad.any()
 
 
 @pytest.mark.parametrize("latent_norm", ["none", "layernorm", "l2"])

@@ -34,7 +34,8 @@ LONGER_THAN_KEPT = [
     ("twin_v2", "model.interest.num_kept=5"),
     ("twin", "model.interest.num_kept=10", "model.interest.kept_by=each_head"),
 ]
-VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT]
+BY_DAYPART = [(preset, "data.history.dayparts=3") for preset in ("din", "pooled", "twin_v2")]
+VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT, *BY_DAYPART]
 ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] == "twin"]
 """One that chooses what it keeps; the artifact of the other tests is that of CDP."""
 EXPORTED = VARIANTS
