@@ -130,7 +130,8 @@ class OperationCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not func.is_view:
+        # "prim" is a question, such as which device a tensor is on.
+        if not func.is_view and func.namespace != "prim":
             flops = flop_registry.get(func._overloadpacket)
             tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
             self.operations.append(

@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.planning import dense as dense_module
 from cdp_torchrec.planning import explore as explore_module
 from cdp_torchrec.planning.case import FeasiblePlan
-from cdp_torchrec.planning.dense import count_dense
+from cdp_torchrec.planning.dense import OperationCounter, count_dense
 from cdp_torchrec.planning.difference import compare_plans, describe_ranks
 from cdp_torchrec.planning.explore import explore
 from cdp_torchrec.planning.output import write_exploration
 from cdp_torchrec.planning.rank_text import render_rank_changes, render_ranks
 from cdp_torchrec.planning.text import render
-from cdp_torchrec.planning.workload import Workload
+from cdp_torchrec.planning.workload import Workload, read_workload
+from tests.paths import CONFIGS
 
 TWO = ('planning.strategies=["planner","row_wise"]', "planning.batch_size=256")
 
@@ -151,6 +154,28 @@ def test_the_dense_part_grows_with_the_batch(workload: Workload) -> None:
     assert large.flops == pytest.approx(2 * small.flops, rel=0.02)
     assert large.num_parameters == small.num_parameters
     assert len(large.operations) == len(small.operations)
+
+
+def test_a_question_to_a_tensor_is_no_kernel() -> None:
+    with FakeTensorMode(), OperationCounter() as counter:
+        x = torch.empty(4, 8)
+        assert x.device.type == "cpu"
+        (x.view(8, 4) @ x.new_ones(4, 2)).relu()
+    # The empty tensor, the ones, the product and its positive part.
+    assert [operation.flops for operation in counter.operations] == [0, 0, 2 * 8 * 4 * 2, 0]
+
+
+def test_behaviours_have_their_attributes(load) -> None:
+    lookups = [f"{key}=40" for key in ("recent_item", "recent_category", "recent_action")]
+    din = str(CONFIGS / "interest" / "din.toml")
+    settings = [din, *(f"planning.pooling_factors.{lookup}" for lookup in lookups)]
+    settings += ["planning.batch_size=64", "model.interest.attention.layer_sizes=[4]"]
+    plain, told = (
+        count_dense(read_workload(load(*settings, f"data.history.dayparts={parts}")))
+        for parts in (1, 6)
+    )
+    # A vector of width 16 for each part of the day, and the 16 more that the unit reads of it.
+    assert told.num_parameters == plain.num_parameters + 6 * 16 + 16 * 4
 
 
 @pytest.mark.slow
