@@ -27,6 +27,7 @@ from cdp_torchrec.interest.base import (
     InterestOutput,
 )
 from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
+from cdp_torchrec.interest.eager import is_eager_on_cpu
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.sequence import BehaviourSequence, masked_softmax, present
 
@@ -79,7 +80,7 @@ class DinAttention(nn.Module):
 
         def attend(block: CandidateBlock, targets: Tensor, behaviours: Tensor) -> Tensor:
             kept = present(block, features.shape[0])
-            if torch.compiler.is_compiling() or targets.device.type != "cpu":
+            if not is_eager_on_cpu(targets):
                 return self._weighted_sum(targets, behaviours, kept)
             num_rows = _rows_at_once(targets, behaviours)
             rows = zip(*(x.split(num_rows) for x in (targets, behaviours, kept)), strict=True)

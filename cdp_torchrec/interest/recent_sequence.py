@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.interest.eager import is_eager_on_cpu
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
@@ -60,7 +61,7 @@ def only_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
     """
     kept = keep_recent(sequence, length)
     index = kept.index
-    if torch.compiler.is_compiling() or index.age.device.type != "cpu":
+    if not is_eager_on_cpu(kept.item):
         return kept
     shown = recency(index) < length
     place = functional.pad(shown, (0, 1), value=True).cumsum(0) - 1

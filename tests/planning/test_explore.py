@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.planning import dense as dense_module
 from cdp_torchrec.planning import explore as explore_module
 from cdp_torchrec.planning.case import FeasiblePlan
+from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.dense import OperationCounter, count_dense
 from cdp_torchrec.planning.difference import compare_plans, describe_ranks
 from cdp_torchrec.planning.explore import explore
@@ -22,6 +23,9 @@ from cdp_torchrec.planning.text import render
 from cdp_torchrec.planning.workload import Workload, read_workload
 from tests.paths import CONFIGS
 
+PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
+CUT = ("din", "eta", "sim_hard", "sim_soft")
+"""On a CPU they cut sequences by what they find, or go piece by piece."""
 TWO = ('planning.strategies=["planner","row_wise"]', "planning.batch_size=256")
 
 
@@ -176,6 +180,20 @@ def test_behaviours_have_their_attributes(load) -> None:
     )
     # A vector of width 16 for each part of the day, and the 16 more that the unit reads of it.
     assert told.num_parameters == plain.num_parameters + 6 * 16 + 16 * 4
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [p if p in CUT else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS],
+)
+def test_every_module_can_be_counted(tiny_dataset: Path, preset: str) -> None:
+    layers = [str(CONFIGS / "interest" / f"{preset}.toml"), f"data.dir={tiny_dataset}"]
+    if preset == "none":
+        layers.append("model.interaction.history_counts=false")
+    cost = count_dense(read_workload(load_config(PlanningExperimentConfig, layers)))
+    assert cost.flops > 0
+    # Work in pieces for a processor's cache would be tens of thousands.
+    assert 50 < len(cost.operations) < 5000
 
 
 @pytest.mark.slow
