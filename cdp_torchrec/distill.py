@@ -29,6 +29,7 @@ from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.saved import holds_run, is_restarted
 from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.whole_file import write_json
 
@@ -90,6 +91,11 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
             f"to 2 or more, at most {interest.max_inference_steps}"
         )
     student_dir = config.distill.dir or _beside(run.directory)
+    if holds_run(student_dir) and not is_restarted(student_dir):
+        raise ConfigError(
+            f"distill.dir = '{student_dir}' holds another run, and a student begins anew: choose "
+            "another directory"
+        )
     teacher_config = _with_steps(config, teacher_steps)
     student_config = _with_steps(config, 1, run=RunConfig(dir=student_dir))
     with open_run_directory(student_config.run) as run_dir:

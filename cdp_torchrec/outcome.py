@@ -142,6 +142,12 @@ def idle_settings(config: ExperimentConfig, *, has_validation: bool) -> Iterator
             f"trainer.patience = {config.trainer.patience} had no effect: "
             f"data.validation_fraction = {config.data.validation_fraction} holds out no request."
         )
+    dayparts, interest = config.data.history.dayparts, config.model.interest
+    if dayparts > 1 and not interest.history.reads_time_of_day:
+        yield (
+            f"data.history.dayparts = {dayparts} had no effect: model.interest.kind = "
+            f"{interest.kind} reads no behaviour by its time."
+        )
 
 
 def _starter_hint(config: ExperimentConfig) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cdp_torchrec.commands.distill import main
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.diffusion.config import DenoiserConfig
 from cdp_torchrec.distill import distill_run, train_student
@@ -121,6 +122,22 @@ def test_other_steps_are_refused_where_the_configuration_does_not_allow_them(
 ) -> None:
     with pytest.raises(ValueError, match="more than the 100 timesteps"):
         teacher.set_sampling(sampler="ddim", num_inference_steps=101)
+
+
+def test_a_directory_in_use_is_refused_by_its_own_key(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    interest = CdpConfig(kind="cdp", num_inference_steps=4)
+    config = {"config.distill": DistillConfig(dir=tmp_path), "config.model.interest": interest}
+    run = mock.Mock(**config)
+    with pytest.raises(ConfigError, match=r"distill\.dir = '.*' holds another run"):
+        distill_run(run, torch.device("cpu"))
+    run.load.assert_not_called()
+
+
+@pytest.mark.parametrize("argument", ["run.dir=elsewhere", "run.resume=true"])
+def test_settings_of_the_teachers_run_are_refused(argument: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{argument}: the student .* distill\.dir"):
+        main([str(tmp_path), argument])
 
 
 def test_a_teacher_of_one_call_is_refused_before_anything_is_made() -> None:

@@ -120,6 +120,16 @@ def test_what_nobody_reads_may_be_empty(
     assert list(blind_spots(replace(COVERED, **change), config)) == []
 
 
+def test_parts_of_the_day_that_nobody_reads_are_called_idle(tmp_path: Path) -> None:
+    settings = ["data.history.dayparts=6"]
+    words = "data.history.dayparts = 6 had no effect: model.interest.kind = none reads"
+    (found,) = idle_settings(config_of(tmp_path, *settings, interest="none"), has_validation=True)
+    assert found.startswith(words)
+    for interest in ("pooled", "din", "cdp"):
+        config = config_of(tmp_path, *settings, interest=interest)
+        assert not list(idle_settings(config, has_validation=True))
+
+
 def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
     config = config_of(tmp_path, "trainer.patience=2", "data.validation_fraction=0")
     words = "trainer.patience = 2 had no effect: data.validation_fraction = 0.0 holds out no"

@@ -28,6 +28,12 @@ def main(arguments: list[str]) -> None:
     if not arguments or is_override(arguments[0]):
         raise ConfigError("expected: cdp_torchrec distill RUN [key=value ...], RUN a run directory")
 
+    for argument in arguments[1:]:
+        if argument.startswith("run."):
+            raise ConfigError(
+                f"{argument}: the student is a run of its own, which begins anew; its directory is "
+                "distill.dir"
+            )
     run = open_run(Path(arguments[0]), arguments[1:], DistillExperimentConfig)
     check_early(run.config)
 

@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> None:
     if is_rank_zero():
         if predicted.unread:
             print(f"not read: {', '.join(predicted.unread)}")
+        if not predicted.reads_histories and config.history_store is not None:
+            print("history_store has no effect: the model reads no behaviours")
         if predicted.without_histories:
             print("every history was empty: name a dataset with history_store=DIR")
         for what, shares in (

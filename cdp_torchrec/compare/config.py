@@ -26,9 +26,9 @@ class SelectConfig(Config):
     Several processes with disjoint selections may share the work on one run_dir.
     """
 
-    datasets: tuple[str, ...] | None = None
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Datasets to run; without it, all."""
-    models: tuple[str, ...] | None = None
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Rows to run; without it, all."""
 
 

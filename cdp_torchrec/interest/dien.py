@@ -126,7 +126,8 @@ class _Recurrence(nn.Module):
             attention: [W, C, N]; None is the plain GRU, for which C is 1.
         """
         # The share of the candidate state in the new one is offset + scale * u.
-        offset, scale = self._update_share(mask.unsqueeze(1), attention)
+        share = self._update_share(mask.unsqueeze(1), attention)
+        offset, scale = (part.to(inputs.dtype) for part in share)
         state = inputs.new_zeros(*scale.shape[:2], self.hidden)
         states = []
         gates, candidates = inputs.unsqueeze(2).split([2 * self.hidden, self.hidden], dim=3)

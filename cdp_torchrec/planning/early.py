@@ -30,8 +30,12 @@ def check_settings(
     """
     sharding, plain = config.sharding, ShardingConfig()
     problems = []
+    for key in ("output", "cache"):
+        folder = getattr(config.planning, key)
+        if folder is not None and folder.exists() and not folder.is_dir():
+            problems.append(f"planning.{key} = '{folder}' is a file: name a directory")
     if _OWN not in config.planning.strategies:
-        problems = [
+        problems += [
             f"sharding.{key}: none of planning.strategies = {list(config.planning.strategies)} "
             f"reads it; add '{_OWN}', or leave it out"
             for key in ("strategy", "tables", "plan")

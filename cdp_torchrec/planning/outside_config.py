@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.config import Config, ConfigConflicts, ConfigError
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import is_layer, is_override, read_layers
 from cdp_torchrec.distributed.plans.config import ShardingConfig
@@ -125,13 +125,19 @@ class OutsideConfig(Config):
 
 
 def without_flag(arguments: Sequence[str]) -> list[str]:
-    """The arguments with --from-torchrec NAME as the key that it stands for."""
+    """The arguments with --from-torchrec NAME as the key that it stands for.
+
+    Raises:
+        ConfigError: the name is missing.
+    """
     words: list[str] = []
     for word in arguments:
         if words and words[-1] == _FLAG:
             words[-1] = f"from_torchrec={word}"
         else:
             words.append(word.replace(f"{_FLAG}=", "from_torchrec=", 1))
+    if words and words[-1] == _FLAG:
+        raise ConfigError(f"{_FLAG}: expected module:function behind it, such as my_ranker:make")
     return words
 
 

@@ -15,6 +15,16 @@ from cdp_torchrec.run.metadata import SafeReader
 from cdp_torchrec.run.records import CheckpointError, CheckpointRecord
 from cdp_torchrec.run.saved import CONFIG
 
+_DECIDES_STATE = (
+    "model.",
+    "data.vocabulary.",
+    "data.exclude_features",
+    "data.history.dayparts",
+    "data.history.count_segments",
+    "optimizer.sparse.kind",
+)
+"""Settings on which it depends which parameters and states there are, or beginnings of them."""
+
 
 def check_fit(
     checkpoint: Path,
@@ -37,7 +47,7 @@ def check_fit(
         CheckpointError: it is of another model or of another release; names every difference.
         DamagedCheckpointError: the index of its tensors cannot be read.
     """
-    different = _config_differences(checkpoint, config_toml)
+    different = config_differences(checkpoint, config_toml)
     # Which ids have which rows is decided by their counts and by data.vocabulary alone.
     may_grow = may_grow and not any(key.startswith("data.vocabulary.") for key in different)
     problems = _key_problems(checkpoint, state, may_grow=may_grow)
@@ -84,11 +94,13 @@ def _has_grown(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
     return len(before) == len(now) > 0 and before[0] < now[0] and before[1:] == now[1:]
 
 
-_DECIDES_STATE = ("model.", "data.vocabulary.", "optimizer.sparse.kind")
+def config_differences(checkpoint: Path, config_toml: str) -> list[str]:
+    """Settings that decide which parameters there are, and differ from the checkpoint's.
 
-
-def _config_differences(checkpoint: Path, config_toml: str) -> list[str]:
-    """Keys that decide which parameters and states there are, and differ from the checkpoint's."""
+    Args:
+        checkpoint: its directory.
+        config_toml: this run's configuration.
+    """
     theirs = dotted(tomllib.loads((checkpoint / CONFIG).read_text()))
     ours = dotted(tomllib.loads(config_toml))
     return [

@@ -33,8 +33,10 @@ class Predicted:
     num_candidates: int
     unread: Sequence[str]
     """Columns of the file that had no effect."""
+    reads_histories: bool
+    """Whether scores depend on behaviours."""
     without_histories: bool
-    """Neither the file nor a store knows any behaviour."""
+    """They do, but neither the file nor a store knows any behaviour."""
     missing: Mapping[str, float]
     """Share of the values that are not there, by feature; features without are left out."""
     unknown: Mapping[str, float]
@@ -96,7 +98,9 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
         num_requests=files.num_requests,
         num_candidates=counted[0],
         unread=files.unread,
-        without_histories=not (files.brings_histories or predictor.metadata.has_history_store),
+        reads_histories=predictor.metadata.reads_history,
+        without_histories=predictor.metadata.reads_history
+        and not (files.brings_histories or predictor.metadata.has_history_store),
         missing=missing,
         unknown=unknown,
     )

@@ -77,7 +77,11 @@ class RequestFiles:
             file, names = self._table.paths[0], self._table.names
             raise RequestFileError(f"keep: {file} has no column {missing}; it has {names}")
         self.num_requests = sum(self._table.num_rows)
-        self.unread = [name for name in self._table.names if name not in columns]
+        ignored: set[str] = set()
+        if not metadata.reads_history:
+            of_attributes = (f"history_{a.name}" for a in metadata.history_attributes)
+            ignored = {*_HISTORY, *of_attributes} - {*keep}
+        self.unread = [n for n in self._table.names if n not in columns or n in ignored]
         """Columns that have no effect."""
         self.brings_histories = "history_item" in columns
 

@@ -216,9 +216,10 @@ def test_first_losses_are_the_golden_ones(tiny_dataset: Path, preset: str) -> No
     assert first_losses(tiny_dataset, preset) == pytest.approx(golden[preset], abs=2e-6)
 
 
-def test_bfloat16_changes_scores_little(tiny_dataset: Path) -> None:
-    exact = Setting(tiny_dataset, "cdp_timestep")
-    mixed = Setting(tiny_dataset, "cdp_timestep", "model.precision=bfloat16")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_bfloat16_changes_scores_little(tiny_dataset: Path, preset: str) -> None:
+    exact = Setting(tiny_dataset, preset)
+    mixed = Setting(tiny_dataset, preset, "model.precision=bfloat16")
     mixed.model.load_state_dict(exact.model.state_dict())
     batch = exact.batch(0, 64)
     loss, output = exact.model(batch)
@@ -226,6 +227,7 @@ def test_bfloat16_changes_scores_little(tiny_dataset: Path) -> None:
     assert mixed_output.logits.dtype == torch.float32
     assert not torch.equal(mixed_output.logits, output.logits)
     torch.testing.assert_close(mixed_loss, loss, rtol=0.02, atol=0.02)
+    mixed_loss.backward()
 
 
 def test_a_batch_moves_and_keeps_its_fields(tiny_dataset: Path) -> None:

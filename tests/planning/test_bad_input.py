@@ -63,6 +63,14 @@ def test_a_wrong_key_is_named(argument: str, message: str, load) -> None:
         explore(load(argument))
 
 
+@pytest.mark.parametrize("key", ["output", "cache"])
+def test_a_file_is_no_directory_of_plans(key: str, load, tmp_path: Path) -> None:
+    (tmp_path / "plans").touch()
+    settings = [PLANNER] + [f"planning.cache={tmp_path / 'plans'}"] * (key == "cache")
+    with pytest.raises(ConfigError, match=rf"planning\.{key} = '.*plans' is a file"):
+        explore(load(*settings))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

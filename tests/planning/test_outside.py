@@ -178,6 +178,8 @@ def test_one_command_plans_a_model_from_outside(
         )
     )
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--from-torchrec: expected module:function behind it"):
+        main(["planning.world_sizes=[2]", "--from-torchrec"])
     main(["--from-torchrec", "own_ranker:make", "planning.world_sizes=[2]"])
     text = capsys.readouterr().out
     assert text.startswith("own_ranker:make: 2 tables, 2,400 sparse parameters")

@@ -1,6 +1,7 @@
 """A file of requests is scored as the predictor scores them, on any number of ranks, or not."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +17,7 @@ from cdp_torchrec.serving.predict import predict_file
 from cdp_torchrec.serving.predict_config import PredictConfig
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Behaviours, Request
-from cdp_torchrec.serving.request_file import RequestFileError
+from cdp_torchrec.serving.request_file import RequestFileError, RequestFiles
 from tests.distributed.spawn import run_ranks
 from tests.serving.conftest import one_rank
 
@@ -203,6 +204,18 @@ def test_the_command_says_what_it_did_not_read(
     assert lines[1].startswith("every history was empty")
     count = sum(len(row["item_id"]) for row in rows)
     assert lines[-1] == f"{output}: {count:,} candidates of 60 requests"
+
+
+def test_behaviours_that_no_model_reads_are_named_as_not_read(
+    artifact: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    brought = [row | {"history_item": [], "history_timestamp": []} for row in rows]
+    file = write(tmp_path / "new.parquet", brought)
+    metadata = Predictor.open(artifact).metadata
+    for reads_history, unread in ((True, []), (False, ["history_item", "history_timestamp"])):
+        told = replace(metadata, reads_history=reads_history)
+        found = RequestFiles(file, told, keep=["campaign"]).unread
+        assert sorted(found) == [*unread, "label", "shelf"]
 
 
 def test_what_requests_leave_out_and_training_never_saw_is_said(
