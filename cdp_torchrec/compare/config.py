@@ -26,10 +26,10 @@ class SelectConfig(Config):
     Several processes with disjoint selections may share the work on one run_dir.
     """
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Datasets to run; without it, all."""
-    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Rows to run; without it, all."""
+    datasets: tuple[str, ...] | None = None
+    """Datasets to run; without it, all; []: none, to show what is finished."""
+    models: tuple[str, ...] | None = None
+    """Rows to run; without it, all; []: none."""
 
 
 class SearchConfig(Config):

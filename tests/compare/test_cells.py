@@ -60,8 +60,6 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
     [
         ("reference=cdp", "reference = 'cdp': there is no row 'cdp' in models"),
         ('select.models=["nome"]', "there is no row 'nome' in models, only none, pooled"),
-        ("select.models=[]", "at least 1"),
-        ("select.datasets=[]", "at least 1"),
         ('select.datasets=["huge"]', "there is no 'huge' in datasets, only tiny"),
         ('models.untrained=["data.toml"]', "is the directory of the untrained scorers"),
         ('models={"a/b"=[]}', "use letters, digits"),
