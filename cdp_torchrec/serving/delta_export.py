@@ -24,6 +24,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.release import Release, find_release, opened
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.tables import ROWS, changed_rows, write_rows
+from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.text_table import aligned_table
 from cdp_torchrec.whole_file import whole_directory
@@ -95,7 +96,7 @@ def export_delta(
     release = find_release(base)
     _check_alike(base, release, config, read_schema(config.data))
     stages = Stages("export", total=6)
-    with whole_directory(directory) as partial:
+    with stopped_by_signals("nothing was exported"), whole_directory(directory) as partial:
         full = partial / _FULL
         full.mkdir()
         made = make_artifact(full, run, device, stages)

@@ -46,6 +46,7 @@ from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.serving.signature import check_signing_key
 from cdp_torchrec.serving.table_export import write_tables
 from cdp_torchrec.serving.weights import load_weights
+from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable
 
@@ -91,7 +92,7 @@ def export_run(
     directory = output or run.directory / "export"
     check_export(run.config, directory)
     stages = Stages("export", total=5)
-    with whole_directory(directory) as partial:
+    with stopped_by_signals("nothing was exported"), whole_directory(directory) as partial:
         made = make_artifact(partial, run, device, stages)
     return Exported(directory, made.manifest, made.parity)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,21 @@ def test_an_export_for_a_device_is_compared_with_the_trainer_there(
         exported = export_run(run, here, output=tmp_path / "artifact")
     assert read_manifest(exported.directory).device == device
     assert exported.parity.max_difference < 1e-5
+
+
+def test_a_signal_leaves_nothing_of_an_export(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(directory: Path, *_: object) -> None:
+        (directory / "file").touch()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(export, "make_artifact", stopped)
+    run = open_run(trained_run, [], ExportedConfig)
+    with one_rank(), pytest.raises(SystemExit) as caught:
+        export_run(run, CPU, output=tmp_path / "artifact")
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_artifact_needs_neither_run_nor_dataset(artifact: Path) -> None:

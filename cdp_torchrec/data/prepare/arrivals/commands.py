@@ -46,7 +46,7 @@ def follow(options: argparse.Namespace) -> None:
 
     from cdp_torchrec.data.prepare.arrivals import inbox
     from cdp_torchrec.data.prepare.database import EngineLimits
-    from cdp_torchrec.data.prepare.workplace import stopped_by_signals
+    from cdp_torchrec.stopped_by_signals import stopped_by_signals
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     with stopped_by_signals(f"{dataset} has what was appended; the same line goes on"):
@@ -110,7 +110,7 @@ def kafka(options: argparse.Namespace) -> None:
         raise ConfigError(f"--requests and --behaviours: {options.requests} cannot be both")
 
     from cdp_torchrec.data.prepare.arrivals.kafka import client_settings, land
-    from cdp_torchrec.data.prepare.workplace import stopped_by_signals
+    from cdp_torchrec.stopped_by_signals import stopped_by_signals
 
     inbox: Path = options.inbox
     landing = land(
