@@ -77,6 +77,11 @@ class BehaviourAttribute(Config):
         return tuple(f"{self.file}_{place}" for place in range(self.max_ids))
 
     @property
+    def num_values(self) -> int:
+        """Columns that it has in SequenceIndex.attributes."""
+        return {"id": 0, "ids": self.max_ids, "number": 1}[self.kind]
+
+    @property
     def meaning(self) -> str:
         """What a model takes its values for, in words that are equal where the meaning is."""
         what = f"ids of {self.entity}, at most {self.max_ids}"

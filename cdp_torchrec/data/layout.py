@@ -184,9 +184,8 @@ class FeatureLayout:
     @property
     def num_behaviour_values(self) -> int:
         """Columns of SequenceIndex.attributes; 0 where there is nothing of it."""
-        of_attributes = {"number": 1, "id": 0}
-        count = sum(of_attributes.get(a.kind, a.max_ids) for a in self.attributes)
-        return count + (self.dayparts if self.dayparts > 1 else 0)
+        of_attributes = sum(attribute.num_values for attribute in self.attributes)
+        return of_attributes + (self.dayparts if self.dayparts > 1 else 0)
 
     @property
     def num_domains(self) -> int:

@@ -77,7 +77,7 @@ def make_inputs(
         category_id=torch.from_numpy(category[request]),
         domain_id=torch.from_numpy(request % dims.domains) if lookup.domain else None,
         pool=pool(lookup.num_pool_segments),
-        part=pool(dims.dayparts if lookup.part else 0),
+        part=pool(int(lookup.part)),
         whole=pool(int(lookup.whole)),
         gated=sequence(length) if lookup.gated else None,
         recent=sequence(lookup.recent_length or length) if lookup.recent else None,
