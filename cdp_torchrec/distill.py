@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cdp_torchrec.config import Config, ConfigError
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
@@ -25,6 +25,7 @@ from cdp_torchrec.experiment import Experiment, evaluate_test, make_checkpointer
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
 from cdp_torchrec.metrics import MetricReport
+from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
@@ -83,7 +84,7 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
     """
     config = run.config
-    interest = _distillable(config.model.interest)
+    interest = _distillable(config.model)
     teacher_steps = config.distill.teacher_steps or interest.num_inference_steps
     if teacher_steps == 1:
         raise ConfigError(
@@ -111,7 +112,7 @@ def _distill_into(
     teacher_steps: int,
 ) -> Distilled:
     config = run.config
-    interest = _distillable(config.model.interest)
+    interest = _distillable(config.model)
     device, parallelized = experiment.device, experiment.parallelized
     student_experiment = Experiment(
         student_config,
@@ -235,12 +236,12 @@ def _inputs(
         placed = batch.to(device)
         with torch.no_grad():
             embeddings = ranking.sparse_arch(placed.sparse, placed.sequence)
-            inputs = ranking.ranking_arch.interest_input(embeddings, placed)
+            inputs = ranking.ranking_arch.sets[0].interest_input(embeddings, placed)
         yield inputs
 
 
 def _interest(experiment: Experiment) -> CdpInterest:
-    interest = experiment.model.ranking_arch.interest
+    interest = experiment.model.ranking_arch.sets[0].interest
     assert isinstance(interest, CdpInterest)
     return interest
 
@@ -254,10 +255,16 @@ def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad /= world_size()
 
 
-def _distillable(interest: Config) -> CdpConfig:
+def _distillable(model: ModelConfig) -> CdpConfig:
+    interest = model.interest
+    if model.num_embedding_sets > 1:
+        raise ConfigError(
+            f"model.num_embedding_sets = {model.num_embedding_sets}: only a run of one set has one "
+            "reverse process to distill"
+        )
     if not isinstance(interest, CdpConfig):
         raise ConfigError(
-            f"model.interest.kind = '{getattr(interest, 'kind', None)}': only a run of 'cdp' has a "
+            f"model.interest.kind = '{interest.kind}': only a run of 'cdp' has a "
             "reverse process to distill"
         )
     if interest.train_path == "unrolled" or interest.num_inference_steps == 0:

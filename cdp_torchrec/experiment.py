@@ -24,7 +24,7 @@ from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
 from cdp_torchrec.metrics import MetricReport
-from cdp_torchrec.model.ranking import RankingModel
+from cdp_torchrec.model.ranking_model import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.predictions import PredictionFile
@@ -209,7 +209,8 @@ def plan_problem(config: ExperimentConfig, data: Dataset, device: torch.device) 
         ConfigError: the named hardware is unknown, or not what the ranks compute on.
     """
     model = RankingModel(data.layout, config.model)
-    model.ranking_arch.over_arch.start_at(data.schema.splits["train"].click_rate)
+    for one in model.ranking_arch.sets:
+        one.over_arch.start_at(data.schema.splits["train"].click_rate)
     return pose_problem(
         TrainTask(model),
         config.sharding,

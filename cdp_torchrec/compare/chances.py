@@ -18,6 +18,7 @@ from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest.base import InterestInput
+from cdp_torchrec.model.embedding_sets import build_ranking_arch
 from cdp_torchrec.model.ranking import ITEM_KEY, RankingArch
 from cdp_torchrec.text_table import markdown_table
 from cdp_torchrec.whole_file import write_json
@@ -86,8 +87,8 @@ def _of_row(table: Table, dataset: str, model: str) -> Chances:
         config.model.interest.history, history_counts=config.model.interaction.history_counts
     )
     with torch.random.fork_rng(devices=[]):
-        arch = RankingArch(layout, config.model)
-    parts = _parts_read(arch, layout, config, _probe(reader, layout))
+        arch = build_ranking_arch(layout, config.model)
+    parts = _parts_read(arch.sets[0], layout, config, _probe(reader, layout))
     roles = {_PARTS[part] for part in parts if part != "item"}
     rows = sum(of_entity.num_embeddings for of_entity in layout.tables.values())
     return Chances(
@@ -104,7 +105,9 @@ def _of_row(table: Table, dataset: str, model: str) -> Chances:
         dense_parameters=sum(p.numel() for p in arch.parameters()),
         sparse_parameters=rows * config.model.embedding_dim,
         auxiliary_losses={
-            name: weight for name, weight in arch.interest.loss_weights.items() if weight > 0.0
+            name: weight
+            for name, weight in arch.sets[0].interest.loss_weights.items()
+            if weight > 0.0
         },
         searched=(*table.config.grid, *table.config.grid_of.get(model, {})),
         trials=len(table.points(model)),
@@ -139,7 +142,8 @@ def _parts_read(
     """Parts of the input that the module looks at and that have a width, in their order."""
     if arch.interest.interest_dim == 0:
         return ()
-    embeddings = dict(_no_embeddings(layout, batch, config.model.embedding_dim))
+    width = config.model.embedding_dim // config.model.num_embedding_sets
+    embeddings = dict(_no_embeddings(layout, batch, width))
     inputs = arch.interest_input(embeddings, batch)
     watched = _Watched(inputs)
     arch.interest(cast(InterestInput, watched))

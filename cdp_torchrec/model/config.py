@@ -1,8 +1,8 @@
 """Settings of the ranking model."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import MAY_CHANGE, Config
 from cdp_torchrec.interest.config import InterestConfig
@@ -31,6 +31,10 @@ class ModelConfig(Config):
 
     embedding_dim: PositiveInt = 16
     """Width of every embedding table."""
+    num_embedding_sets: PositiveInt = 1
+    """Sets that the columns of the tables are divided into. Each has an interest module and a
+    tower of its own, and the logit is the mean of theirs (multi-embedding, arXiv 2310.04400): S
+    times the dense work, for less that is due to the chance of one training."""
     embedding_init_std: PositiveFloat = 0.05
     """Standard deviation of the initial embeddings, the same under every sharding plan."""
     interest: InterestConfig
@@ -43,3 +47,12 @@ class ModelConfig(Config):
     """Arithmetic of the dense part; parameters and losses stay float32."""
     compile: Annotated[bool, MAY_CHANGE] = False
     """Compile the dense part with torch.compile."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.embedding_dim % self.num_embedding_sets:
+            raise ValueError(
+                f"embedding_dim = {self.embedding_dim} must be a multiple of num_embedding_sets = "
+                f"{self.num_embedding_sets}, which divide the columns of every table"
+            )
+        return self

@@ -1,15 +1,15 @@
-"""The ranking model of Figure 1a: lookups, interest module, cross and deep layers, final MLP."""
+"""The dense part of Figure 1a: interest module, cross and deep layers, final MLP."""
 
 # B impressions, D embedding dim
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.mlp import MLP
 
-from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.layout import FeatureLayout, Slot
 from cdp_torchrec.data.model_inputs import DenseInputs
 from cdp_torchrec.data.schema import Role
@@ -26,7 +26,6 @@ from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.model.behaviour_attributes import BehaviourAttributes
 from cdp_torchrec.model.config import InteractionConfig, ModelConfig
 from cdp_torchrec.model.cross_net import CrossNet
-from cdp_torchrec.model.sparse_arch import SparseArch
 
 ITEM_KEY = "item_id"
 _ROLES: tuple[Role, ...] = ("user", "query", "item", "context", "scene")
@@ -39,6 +38,9 @@ class RankingOutput:
     logits: Tensor
     """[B]"""
     interest: InterestOutput
+    """Of the first set, where there are several."""
+    sets: tuple["RankingOutput", ...] = ()
+    """What each of several sets of embeddings gave; see EmbeddingSets."""
 
 
 class InteractionArch(nn.Module):
@@ -140,6 +142,11 @@ class RankingArch(nn.Module):
             config.over_arch_layer_sizes,
         )
         self._autocast = config.precision == "bfloat16"
+
+    @property
+    def sets(self) -> Sequence["RankingArch"]:
+        """The only one, itself; see EmbeddingSets."""
+        return (self,)
 
     @property
     def _attribute_dim(self) -> int:
@@ -250,28 +257,3 @@ def _columns(places: list[int]) -> slice | list[int]:
         return slice(0)
     neighbours = slice(places[0], places[-1] + 1)
     return neighbours if places == list(range(neighbours.start, neighbours.stop)) else places
-
-
-class RankingModel(nn.Module):
-    """Lookups, then the dense part.
-
-    `forward` is traced by the train pipeline, so it holds no Python control flow on data.
-    """
-
-    def __init__(self, layout: FeatureLayout, config: ModelConfig) -> None:
-        """Declare the model; tables are on the meta device until they are sharded.
-
-        Args:
-            layout: tables and keys of the dataset.
-            config: the model's configuration.
-        """
-        super().__init__()
-        self.sparse_arch = SparseArch(layout, embedding_dim=config.embedding_dim)
-        self.ranking_arch = RankingArch(layout, config)
-        self.is_compiled = config.compile
-        if self.is_compiled:
-            self.ranking_arch.compile()
-
-    def forward(self, batch: Batch) -> RankingOutput:
-        """Logits and interest of a batch."""
-        return self.ranking_arch(self.sparse_arch(batch.sparse, batch.sequence), batch)

@@ -2,14 +2,16 @@
 
 # B impressions
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.model.ranking import RankingModel, RankingOutput
+from cdp_torchrec.model.ranking import RankingOutput
+from cdp_torchrec.model.ranking_model import RankingModel
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class TrainOutput:
     losses: Mapping[str, Tensor]
     """Scalars: `loss` (the sum that is minimised), `bce_loss`, and each auxiliary loss."""
     monitors: Mapping[str, Tensor]
-    """Scalars of the interest module."""
+    """Scalars of the interest module, of the first one if there are several."""
 
 
 class TrainLoss(nn.Module):
@@ -41,23 +43,34 @@ class TrainLoss(nn.Module):
         """Total loss, and everything worth logging.
 
         Args:
-            output: what the model computed.
+            output: what the model computed; of several sets of embeddings, each has its own losses,
+                and all of them count the same.
             labels: float [B].
             weights: float [B], 0 for padding.
         """
-        losses = {"bce_loss": (weights * _click_loss(output.logits, labels)).mean()}
+        of_sets = [_losses(one, labels, weights) for one in output.sets or (output,)]
+        losses = {name: _mean([found[name] for found in of_sets]) for name in of_sets[0]}
         total = losses["bce_loss"]
-        auxiliary = dict(output.interest.losses)
-        for name, logits in output.interest.click_logits.items():
-            auxiliary[name] = _click_loss(logits, labels)
-        for name, values in auxiliary.items():
-            losses[name] = (weights * values).mean()
-            total = total + self._loss_weights[name] * losses[name]
+        for name, loss in losses.items():
+            if name != "bce_loss":
+                total = total + self._loss_weights[name] * loss
         return total, TrainOutput(
             logits=output.logits.detach(),
             losses={"loss": total.detach()} | {n: v.detach() for n, v in losses.items()},
             monitors=output.interest.monitors,
         )
+
+
+def _losses(output: RankingOutput, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    auxiliary = dict(output.interest.losses)
+    for name, logits in output.interest.click_logits.items():
+        auxiliary[name] = _click_loss(logits, labels)
+    losses = {"bce_loss": _click_loss(output.logits, labels)} | auxiliary
+    return {name: (weights * values).mean() for name, values in losses.items()}
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values)).mean()
 
 
 def _click_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -70,12 +83,13 @@ class TrainTask(nn.Module):
     def __init__(self, model: RankingModel) -> None:
         super().__init__()
         self.model = model
-        self.loss = TrainLoss(model.ranking_arch.interest.loss_weights)
+        self.loss = TrainLoss(model.ranking_arch.sets[0].interest.loss_weights)
 
     def monitor(self, wanted: bool) -> None:
         """Compute the monitors of the interest module from now on, or leave them out."""
         # A compiled program has them as a part; without them it would be another one to compile.
-        self.model.ranking_arch.interest.monitored = wanted or self.model.is_compiled
+        for one in self.model.ranking_arch.sets:
+            one.interest.monitored = wanted or self.model.is_compiled
 
     def forward(self, batch: Batch) -> tuple[Tensor, TrainOutput]:
         """Loss to minimise and the batch's results."""

@@ -23,7 +23,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.sequence_index import SequenceColumns, SequenceIndex, index_sequences
 from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
-from cdp_torchrec.model.ranking import RankingModel
+from cdp_torchrec.model.ranking_model import RankingModel
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.workload import Workload

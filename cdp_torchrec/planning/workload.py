@@ -30,7 +30,7 @@ from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable, find_tables
 from cdp_torchrec.experiment import open_data
 from cdp_torchrec.model.config import ModelConfig
-from cdp_torchrec.model.ranking import RankingModel
+from cdp_torchrec.model.ranking_model import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.config import PlanningExperimentConfig

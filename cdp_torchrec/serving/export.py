@@ -19,7 +19,7 @@ from cdp_torchrec.data.schema import Entity, Schema
 from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
-from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.model.embedding_sets import build_ranking_arch
 from cdp_torchrec.progress import Stages
 from cdp_torchrec.serving.artifact import (
     GOLDEN,
@@ -203,7 +203,7 @@ def _write(
         storage=config.export.tables,
         num_shards=config.export.table_shards,
     )
-    arch = RankingArch(layout, config.model)
+    arch = build_ranking_arch(layout, config.model)
     arch.load_state_dict(weights.dense)
     encoder = open_encoder(partial, schema, config)
     builder = open_inputs(partial, schema, config, history_store=config.data.dir)

@@ -16,6 +16,7 @@ from torch.export import Dim
 
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.sequence_index import SHORTEST_BLOCK
+from cdp_torchrec.model.embedding_sets import EmbeddingSets
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.compile import compile_ranker
@@ -25,7 +26,7 @@ from cdp_torchrec.serving.ranker_inputs import OPTIONAL_INDEX_TENSORS, SLOTS, fr
 class RankerProgram(nn.Module):
     """Click probabilities from the tensors that `ranker_inputs` names."""
 
-    def __init__(self, arch: RankingArch, names: Sequence[str]) -> None:
+    def __init__(self, arch: RankingArch | EmbeddingSets, names: Sequence[str]) -> None:
         """Args: the trained dense part, and the names of the inputs."""
         super().__init__()
         self.arch = arch
@@ -39,7 +40,7 @@ class RankerProgram(nn.Module):
 
 
 def export_ranker(
-    arch: RankingArch,
+    arch: RankingArch | EmbeddingSets,
     layout: FeatureLayout,
     inputs: Mapping[str, Tensor],
     package: Path,

@@ -83,7 +83,7 @@ def run_dir(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory, one_ra
 @pytest.fixture(scope="module")
 def contestants(run_dir: Path) -> dict[str, Contestant]:
     run = open_cdp_run(run_dir, SETTINGS)
-    arch = run.load(CPU).model.ranking_arch
+    arch = run.load(CPU).model.ranking_arch.sets[0]
     found = make_contestants(run.config, run.config.benchmark, arch, CPU)
     return {contestant.name: contestant for contestant in found}
 

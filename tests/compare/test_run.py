@@ -19,7 +19,7 @@ from cdp_torchrec.compare.run import run_table
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import open_data, train
-from cdp_torchrec.model.ranking import RankingModel
+from cdp_torchrec.model.ranking_model import RankingModel
 from cdp_torchrec.run import writer
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.monitor import Monitor

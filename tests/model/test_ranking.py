@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.config import load_config
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history_store import HistoryStore
@@ -19,7 +19,8 @@ from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.model.ranking import OverArch, RankingArch
+from cdp_torchrec.model.embedding_sets import build_ranking_arch
+from cdp_torchrec.model.ranking import OverArch
 from cdp_torchrec.model.train_task import TrainLoss
 from tests.gradients import idle_parameters, in_float64
 from tests.paths import CONFIGS, GOLDEN
@@ -40,13 +41,13 @@ class PlainModel(nn.Module):
                 for name, table in layout.tables.items()
             }
         )
-        self.ranking_arch = RankingArch(layout, config.model)
-        self.loss = TrainLoss(self.ranking_arch.interest.loss_weights)
+        self.ranking_arch = build_ranking_arch(layout, config.model)
+        self.loss = TrainLoss(self.ranking_arch.sets[0].interest.loss_weights)
 
     def table(self, entity: str) -> Tensor:
         return self.tables.get_parameter(f"{entity}.weight")
 
-    def output(self, batch: Batch):
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         embeddings: dict[str, Tensor] = {}
         for feature in self.layout.pooled_features:
             bag = batch.sparse[feature.key]
@@ -55,7 +56,10 @@ class PlainModel(nn.Module):
             assert batch.sequence is not None and not feature.is_bag
             table = self.tables.get_parameter(f"{feature.table}.weight")
             embeddings[feature.key] = table[batch.sequence[feature.key].values()]
-        return self.ranking_arch(embeddings, batch)
+        return embeddings
+
+    def output(self, batch: Batch):
+        return self.ranking_arch(self.embeddings(batch), batch)
 
     def forward(self, batch: Batch):
         return self.loss(self.output(batch), batch.labels, batch.weights)
@@ -214,6 +218,63 @@ def test_first_losses_are_the_golden_ones(tiny_dataset: Path, preset: str) -> No
     """Losses of three steps, replaced by what `first_losses` gives when a change is meant."""
     golden = json.loads((GOLDEN / "losses.json").read_text())
     assert first_losses(tiny_dataset, preset) == pytest.approx(golden[preset], abs=2e-6)
+
+
+SETS = "model.num_embedding_sets=2"
+COLUMNS = slice(0, 4), slice(4, 8)
+
+
+@pytest.mark.parametrize("preset", ["cdp", "din", "sim_soft"])
+def test_sets_of_embeddings_are_models_of_their_own(tiny_dataset: Path, preset: str) -> None:
+    """The logit is the mean of theirs, the losses are the means of theirs, and a set learns from
+    its own columns alone."""
+    setting = Setting(tiny_dataset, preset, SETS)
+    model, batch = setting.model, setting.batch(0, 64)
+    sets = model.ranking_arch.sets
+    assert len(sets) == 2
+    embeddings = model.embeddings(batch)
+    outputs = [
+        arch(
+            {key: values[:, 4 * place : 4 * place + 4] for key, values in embeddings.items()}, batch
+        )
+        for place, arch in enumerate(sets)
+    ]
+    found = model.output(batch)
+    assert not torch.equal(outputs[0].logits, outputs[1].logits)
+    torch.testing.assert_close(found.logits, (outputs[0].logits + outputs[1].logits) / 2)
+    alone = [model.loss(output, batch.labels, batch.weights)[1].losses for output in outputs]
+    total, together = model.loss(found, batch.labels, batch.weights)
+    assert set(together.losses) == set(alone[0]) >= {"loss", "bce_loss"}
+    for name, loss in together.losses.items():
+        torch.testing.assert_close(loss, (alone[0][name] + alone[1][name]) / 2)
+    gradients = torch.autograd.grad(total, [*sets[0].parameters()], retain_graph=True)
+    own, _ = model.loss(outputs[0], batch.labels, batch.weights)
+    expected = torch.autograd.grad(own / 2, [*sets[0].parameters()])
+    torch.testing.assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_set_learns(tiny_dataset: Path, preset: str) -> None:
+    """What the first loss does not reach in one set, such as what is behind a gate that starts
+    closed, it does not reach in the other."""
+    setting = Setting(tiny_dataset, preset, SETS)
+    model = setting.model.double()
+    loss, _ = model(in_float64(setting.batch(0, 64)))
+    idle = {name.removeprefix("ranking_arch.") for name in idle_parameters(model, loss)}
+    first, second = (
+        {n.removeprefix(f"_archs.{place}.") for n in idle if n.startswith(f"_archs.{place}.")}
+        for place in range(2)
+    )
+    assert first == second
+    item = model.table("item").grad
+    assert item is not None and all(item[:, part].any() for part in COLUMNS)
+
+
+def test_sets_that_do_not_divide_the_columns_are_an_error(tiny_dataset: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"embedding_dim = 8 must be a multiple of num_embedd.* = 3"
+    ):
+        Setting(tiny_dataset, "pooled", "model.num_embedding_sets=3")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.sequence_index import Blocks
-from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.model.embedding_sets import build_ranking_arch
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.lookup import look_up
 from cdp_torchrec.serving.ranker_export import RankerProgram, free_sizes
@@ -35,7 +35,8 @@ LONGER_THAN_KEPT = [
     ("twin", "model.interest.num_kept=10", "model.interest.kept_by=each_head"),
 ]
 BY_DAYPART = [(preset, "data.history.dayparts=3") for preset in ("din", "pooled", "twin_v2")]
-VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT, *BY_DAYPART]
+SETS = [("cdp", "model.num_embedding_sets=2")]
+VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT, *BY_DAYPART, *SETS]
 ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] == "twin"]
 """One that chooses what it keeps; the artifact of the other tests is that of CDP."""
 EXPORTED = VARIANTS
@@ -44,7 +45,7 @@ if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
         *("ads", "cddrec", "cdp", "counts", "ddrm", "diffrec", "diffumin", "din"),
         *("hstu", "longer", "marm", "mtgr", "pooled", "sasrec"),
     )
-    EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT]
+    EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT, *SETS]
 
 
 class Setting:
@@ -75,7 +76,7 @@ class Setting:
         self.tables = EmbeddingTables.open(
             scratch / "tables", dict.fromkeys(rows), embedding_dim=8, storage="float32"
         )
-        self.arch = RankingArch(self.layout, config.model).eval()
+        self.arch = build_ranking_arch(self.layout, config.model).eval()
         with torch.no_grad():
             for parameter in self.arch.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))

@@ -76,6 +76,11 @@ def _checked(config: LatencyBenchmarkConfig) -> LatencyBenchmarkConfig:
             f"model.interest.kind = '{interest.kind}': only a run of 'cdp' that is trained with "
             "train_path 'chain' or 'x0_onestep' has steps to measure"
         )
+    if config.model.num_embedding_sets > 1:
+        raise ConfigError(
+            f"model.num_embedding_sets = {config.model.num_embedding_sets}: only a run of one set "
+            "can be measured at several numbers of steps"
+        )
     for steps in latency.num_inference_steps:
         if steps > interest.max_inference_steps:
             raise ConfigError(

@@ -39,7 +39,7 @@ def measure_run(run: StoredRun[LatencyBenchmarkConfig], device: torch.device) ->
     stages = Stages("latency", total=3 if latency.quality else 2)
     stages.begin(f"read {run.checkpoint} and its test requests")
     experiment = run.load(device)
-    arch = experiment.model.ranking_arch
+    arch = experiment.model.ranking_arch.sets[0]
     contestants = make_contestants(config, latency, arch, device)
     stages.begin(
         f"make {len(contestants)} models {' and '.join(latency.forms)}, and time each "
@@ -102,7 +102,7 @@ def _quality(experiment: Experiment, name: str, steps: int) -> Quality:
 
 
 def _interest(experiment: Experiment) -> CdpInterest:
-    interest = experiment.model.ranking_arch.interest
+    interest = experiment.model.ranking_arch.sets[0].interest
     assert isinstance(interest, CdpInterest)
     return interest
 

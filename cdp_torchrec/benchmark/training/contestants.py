@@ -13,7 +13,7 @@ from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.experiment import Experiment
-from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.model.embedding_sets import build_ranking_arch
 from cdp_torchrec.model.sparse_arch import table_name
 from cdp_torchrec.model.train_task import TrainLoss, TrainOutput
 
@@ -83,11 +83,11 @@ def plain_contestant(name: str, experiment: Experiment, *, num_batches: int) -> 
         name_of_weight = f"{table_name(entity)}.weight"
         initialize_table(name_of_weight, bags.weight.data, std=std, seed=config.seed)
         tables[entity] = bags
-    dense = RankingArch(layout, config.model)
+    dense = build_ranking_arch(layout, config.model)
     dense.load_state_dict(experiment.model.ranking_arch.state_dict())
     for module in (tables, dense):
         module.to(experiment.device).train()
-    loss = TrainLoss(dense.interest.loss_weights)
+    loss = TrainLoss(dense.sets[0].interest.loss_weights)
     max_norm = config.optimizer.dense.max_gradient_norm
     optimizers = _plain_optimizers(experiment, tables, dense)
     source = _batches(experiment, num_batches)

@@ -15,7 +15,7 @@ from cdp_torchrec.distributed.config import OptimizerConfig
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.experiment import open_data
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.model.ranking import RankingModel
+from cdp_torchrec.model.ranking_model import RankingModel
 from cdp_torchrec.model.train_task import TrainTask
 from tests.distributed.plans.smooth import SmoothUnits
 
@@ -75,7 +75,7 @@ def train_plain(settings: ExperimentConfig, num_steps: int) -> Plain:
     )
     torch.manual_seed(settings.seed)
     task = TrainTask(RankingModel(batches.layout, settings.model))
-    task.model.ranking_arch.over_arch.start_at(batches.schema.splits["train"].click_rate)
+    task.model.ranking_arch.sets[0].over_arch.start_at(batches.schema.splits["train"].click_rate)
     arch = task.model.sparse_arch
     bags, singles = arch.embedding_bag_collection, arch.embedding_collection
     assert bags is not None and singles is not None
