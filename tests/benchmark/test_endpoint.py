@@ -19,6 +19,8 @@ from cdp_torchrec.benchmark.endpoint.clients import (
     attack,
     malformed_bodies,
 )
+from cdp_torchrec.benchmark.endpoint.config import EndpointSettings
+from cdp_torchrec.benchmark.endpoint.load import Clients
 from cdp_torchrec.benchmark.endpoint.one_request import RequestCost
 from cdp_torchrec.benchmark.endpoint.report import (
     EndpointError,
@@ -227,3 +229,20 @@ def test_a_load_without_mistakes_passes() -> None:
 def test_a_load_with_a_mistake_fails(changes: dict[str, Any]) -> None:
     with pytest.raises(EndpointError, match="answers wrong or lost"):
         replace(LOAD, **changes).check()
+
+
+def test_an_interrupted_load_ends_its_clients(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = serve(lambda body: (200, b"{}"))
+    settings = EndpointSettings(num_clients=2, num_attackers=1, duration_s=60)
+    before = threading.active_count()
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Clients(target, settings) as clients:
+        clients.start(BODIES, SCORES, [b"bad"])
+        assert threading.active_count() > before
+        monkeypatch.setattr("time.sleep", interrupt)
+        clients.wait_until(1.0)
+    monkeypatch.undo()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]

@@ -168,9 +168,11 @@ def _besiege(
         asking = pool.submit(ask, target, bodies, expected, first=0, is_over=is_over.is_set)
         probing = pool.submit(_probe, target, is_over)
         watching = pool.submit(_watch, pid, is_over)
-        time.sleep(duration_s)
-        is_over.set()
-        stop.set()
+        try:
+            time.sleep(duration_s)
+        finally:  # threads that go on would keep an interrupted process alive
+            is_over.set()
+            stop.set()
         siege = Siege(found.name, asking.result(), probing.result(), watching.result())
     for process in attackers:
         process.join()

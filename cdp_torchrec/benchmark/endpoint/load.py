@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -83,14 +84,14 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
             _wait_until_ready(target, process)
             assert process.pid is not None
             server_s = _cpu_s(process.pid)
-            clients = _Clients(target, settings)
-            clients.start(bodies, expected, bad)
-            clients.wait_until(0.5)
-            link.unlink()
-            link.symlink_to(after)
-            reload = _reload(target)
-            clients.wait_until(1.0)
-            asked, attacked = clients.stop()
+            with Clients(target, settings) as clients:
+                clients.start(bodies, expected, bad)
+                clients.wait_until(0.5)
+                link.unlink()
+                link.symlink_to(after)
+                reload = _reload(target)
+                clients.wait_until(1.0)
+                asked, attacked = clients.stop()
             server_s = _cpu_s(process.pid) - server_s
             sieges = (
                 besiege(
@@ -145,8 +146,8 @@ def _serve(artifact: Path, config: ServerConfig) -> None:
     serve(artifact, config)
 
 
-class _Clients:
-    """The clients, each in a thread."""
+class Clients:
+    """The clients, each in a thread; none of them outlives the block, however it ends."""
 
     def __init__(self, target: Target, settings: EndpointSettings) -> None:
         self._target = target
@@ -154,12 +155,26 @@ class _Clients:
         self._pool = ThreadPoolExecutor(settings.num_clients + settings.num_attackers)
         self._is_over = threading.Event()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._pool.shutdown()
+
     def start(
         self,
         bodies: Sequence[bytes],
         expected: dict[str, list[np.ndarray]],
         bad: Sequence[bytes],
     ) -> None:
+        """Ask and attack from now on.
+
+        Args:
+            bodies: valid requests.
+            expected: scores of every request by the version of the model.
+            bad: malformed ones.
+        """
         self._start = time.monotonic()
         is_over = self._is_over.is_set
         step = -(-len(bodies) // self._settings.num_clients)
@@ -175,14 +190,15 @@ class _Clients:
         ]
 
     def wait_until(self, share: float) -> None:
+        """Wait for a share of the duration to be over."""
         remaining = self._start + share * self._settings.duration_s - time.monotonic()
         time.sleep(max(0.0, remaining))
 
     def stop(self) -> tuple[list[Exchange], list[Exchange]]:
+        """End the load: what was asked, and what the attacks got."""
         self._is_over.set()
         asked = [exchange for client in self._asking for exchange in client.result()]
         attacked = [exchange for client in self._attacking for exchange in client.result()]
-        self._pool.shutdown()
         return asked, attacked
 
 
