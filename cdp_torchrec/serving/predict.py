@@ -19,6 +19,7 @@ from cdp_torchrec.serving.predict_config import PredictConfig
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request, RequestError
 from cdp_torchrec.serving.request_file import Chunk, RequestFileError, RequestFiles
+from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.whole_file import remove_leftovers, whole_file
 
 _Gaps = tuple[Counter[str], Counter[str]]
@@ -70,7 +71,8 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
     dist.barrier()
     parts = [_part(config.output, other) for other in range(world_size)]
     counted, gaps = [0], (Counter[str](), Counter[str]())
-    with _removed_at_the_end(parts[rank]):
+    stopped = stopped_by_signals(f"{config.output} is not written")
+    with stopped, _removed_at_the_end(parts[rank]):
         with ProgressBar(
             "predict",
             total=-(-files.num_requests // world_size),

@@ -1,5 +1,6 @@
 """A file of requests is scored as the predictor scores them, on any number of ranks, or not."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet import ParquetWriter
 
 from cdp_torchrec.commands.predict import main
 from cdp_torchrec.serving import request_file
@@ -106,6 +108,29 @@ def test_behaviours_of_the_file_count_like_those_of_the_store(
     brought = predict(artifact, write(tmp_path / "b.parquet", rows), tmp_path / "b")
     scores = [table["probability"].to_numpy() for table in (stored, brought)]
     np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+def test_a_signal_leaves_nothing_of_a_prediction(
+    artifact: Path,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    alone: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = write(tmp_path / "new.parquet", rows)
+    config = PredictConfig(output=tmp_path / "scores.parquet")
+    written = ParquetWriter.write_table
+
+    def stopped(*arguments: Any, **named: Any) -> None:
+        written(*arguments, **named)
+        assert len(list(tmp_path.iterdir())) == 2  # what is there so far
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ParquetWriter, "write_table", stopped)
+    with pytest.raises(SystemExit) as caught:
+        predict_file(artifact, file, config)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_number_may_be_missing_as_in_the_files_of_a_dataset(
