@@ -89,6 +89,18 @@ BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "user": ({"user": ""}, [], "log.csv: line 2: 'user' is empty"),
     "item": ({"item": ""}, [], "log.csv: line 2: 'item' is empty"),
     "label": ({"clicks": "yes"}, [], "log.csv: line 2: 'clicks' is no number: yes"),
+    "label NaN": ({"clicks": "nan"}, [], "log.csv: line 2: 'clicks' is no number: nan"),
+    "label infinite": (
+        {"clicks": "inf"},
+        [],
+        "log.csv: line 2: 'clicks' is a number beyond 3.4e+3",
+    ),
+    "label 1_0": ({"clicks": "1_0"}, [], "log.csv: line 2: 'clicks' is no number: 1_0"),
+    "beyond float32": (
+        {"user": "1e39"},
+        ["features.u={role='user', level='request', kind='number', column='user'}"],
+        "log.csv: line 2: 'user' is a number beyond 3.4e+38: 1e39",
+    ),
     "no label": ({"clicks": ""}, [], "log.csv: line 2: 'clicks' is empty"),
     "number": (
         {},
@@ -178,6 +190,16 @@ BAD_LISTS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["features.price={role='item', level='candidate', kind='number', column='categories'}"],
         "log.csv: line 2: 'categories' is no number in the list: x",
     ),
+    "number beyond float32": (
+        {"categories": "1|inf"},
+        ["features.price={role='item', level='candidate', kind='number', column='categories'}"],
+        "log.csv: line 2: 'categories' is a number beyond 3.4e+38 in the list: inf",
+    ),
+    "label NaN": (
+        {"categories": "1|nan"},
+        ["log.label={column='categories', above=0}"],
+        "log.csv: line 2: 'categories' is no number in the list: nan",
+    ),
     "label": (
         {},
         ["log.label={column='categories', above=0}"],
@@ -192,7 +214,7 @@ def test_bad_lists_are_named_with_their_line(tmp_path: Path, case: str) -> None:
     values, settings, message = BAD_LISTS[case]
     row = LIST | {"clicked": "b"} | values
     write_csv(tmp_path / "log.csv", [row, row])
-    text = LISTS.replace('clicked = "clicked"\n', "") if case == "label" else LISTS
+    text = LISTS.replace('clicked = "clicked"\n', "") if case.startswith("label") else LISTS
     assert refused(tmp_path, text, *settings).startswith(message)
 
 
@@ -213,6 +235,14 @@ def test_a_parquet_log_of_other_types_is_an_error(tmp_path: Path) -> None:
     assert "column 'item' has lists, but one value a row is needed" in said
     (tmp_path / "log.parquet").write_bytes(gzip.compress(b"no parquet"))
     assert "no parquet file, it begins with" in refused(tmp_path, IMPRESSIONS, *settings)
+
+
+def test_nan_in_a_parquet_file_is_missing(tmp_path: Path) -> None:
+    columns = {name: [row[name] for row in two_days()] for name in two_days()[0]}
+    clicks = [0.0, float("nan"), 1.0, 0.0, 1.0, 0.0]
+    pq.write_table(pa.table(columns | {"clicks": clicks}), tmp_path / "log.parquet")
+    said = refused(tmp_path, IMPRESSIONS, "tables.log={files=['log.parquet'], format='parquet'}")
+    assert said == "log.parquet: row 1: 'clicks' is empty"
 
 
 BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {

@@ -185,7 +185,8 @@ def _load_parquet(
         elif pa.types.is_floating(kind):  # a time is written in digits, not as 1.5e+18
             whole = f"{sql}::HUGEINT::VARCHAR"
             casts[sql] = (
-                f"CASE WHEN abs({sql}) BETWEEN 1e15 AND 1e30 THEN {whole} ELSE {sql}::VARCHAR END"
+                f"CASE WHEN abs({sql}) BETWEEN 1e15 AND 1e30 THEN {whole} "
+                f"WHEN isnan({sql}) THEN NULL ELSE {sql}::VARCHAR END"  # a missing number
             )
     texts = {c.sql: "VARCHAR[]" if c.is_list else "VARCHAR" for c in loaded.values()}
     _create(connection, name, texts)

@@ -13,7 +13,7 @@ from cdp_torchrec.data.prepare.mapped.behaviour_config import AttributeConfig
 from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable, load_table, quoted
 from cdp_torchrec.data.prepare.table_config import RowRule, TimeConfig, moment
-from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.data.schema import LARGEST_NUMBER, DatasetError
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +106,27 @@ def cells(
             columns += f", list_filter({parts}, lambda x: x <> '') AS {prefix}{name}"
             continue
         if feature.kind == "number":
-            rules.append(number_rule(column, table.sql(column)))
+            rules += number_rules(column, table.sql(column))
         columns += f", {cell(feature, table.sql(column))} AS {prefix}{name}"
     return columns, rules
 
 
-def number_rule(name: str, sql: str) -> Rule:
-    """A text that is there must be a number."""
-    return Rule(
-        f"{sql} IS NOT NULL AND try_cast({sql} AS DOUBLE) IS NULL", f"'{name}' is no number", sql
-    )
+def number_rules(name: str, sql: str) -> list[Rule]:
+    """A text that is there must be a number that float32 has; NaN stands for a missing one."""
+    # The engine takes 1_000 for a number, and NaN for the largest of all.
+    number = f"try_cast({sql} AS DOUBLE)"
+    return [
+        Rule(
+            f"{sql} IS NOT NULL AND ({number} IS NULL OR contains({sql}, '_'))",
+            f"'{name}' is no number",
+            sql,
+        ),
+        Rule(
+            f"abs({number}) > {LARGEST_NUMBER!r} AND NOT isnan({number})",
+            f"'{name}' is a number beyond {LARGEST_NUMBER:.3g}",
+            sql,
+        ),
+    ]
 
 
 def counts(rule: RowRule, sql: str) -> str:
@@ -128,7 +139,10 @@ def counts(rule: RowRule, sql: str) -> str:
 def count_rules(rule: RowRule, sql: str) -> list[Rule]:
     """What a column that decides which rows count may not be."""
     empty = Rule(f"{sql} IS NULL", f"'{rule.column}' is empty")
-    return [empty, number_rule(rule.column, sql)] if rule.above is not None else [empty]
+    if rule.above is None:
+        return [empty]
+    no_number = Rule(f"isnan(try_cast({sql} AS DOUBLE))", f"'{rule.column}' is no number", sql)
+    return [empty, *number_rules(rule.column, sql), no_number]
 
 
 def times(

@@ -21,7 +21,7 @@ from cdp_torchrec.data.prepare.mapped.columns import (
     count_rules,
     counts,
     filled,
-    number_rule,
+    number_rules,
     times,
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
@@ -156,8 +156,8 @@ def _read_lists(
         label = counts(config.label, "label")
     for name, feature in features.items():
         if feature.kind == "number":
-            rule = number_rule(feature.column or name, "x")
-            _check_elements(connection, log, lists[f"f_{name}"], [rule])
+            rules = number_rules(feature.column or name, "x")
+            _check_elements(connection, log, lists[f"f_{name}"], rules)
     values = [
         f"""{cell(feature, f"nullif(f_{name}, '')")} AS f_{name}"""
         for name, feature in features.items()
