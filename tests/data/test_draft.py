@@ -291,3 +291,49 @@ def test_a_line_with_other_cells_is_named(tmp_path: Path) -> None:
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(DatasetError, match=r"line 103 has 4 cells, the first one 5, .* ','"):
         draft_mapping([file], mapping="m.toml")
+
+
+def parquet_log(folder: Path, **columns: list[Any]) -> Path:
+    """A log of 400 impressions in parquet, with further or other columns."""
+    lines = [line.split(",") for line in impressions(clicked=["0", "1"]).splitlines()]
+    own = dict(zip(lines[0], zip(*lines[1:], strict=True), strict=True))
+    own |= {name: [int(v) for v in own[name]] for name in ("ts", "clicked")}
+    pq.write_table(pa.table(own | columns), folder / "log.parquet")
+    return folder / "log.parquet"
+
+
+def test_nan_in_parquet_is_missing_and_floating_ids_are_refused(tmp_path: Path) -> None:
+    prices = [float("nan") if row % 7 == 0 else row * 0.37 for row in range(400)]
+    file = parquet_log(tmp_path, price=prices, brand_id=[float(row % 9) for row in range(400)])
+    text = draft_mapping([file], mapping="m.toml")
+    assert tomllib.loads(text)["features"]["price"]["kind"] == "number"
+    assert "'brand_id' is left out: floating point numbers, which are no ids" in text
+    prepared(tmp_path, file)
+    file = parquet_log(tmp_path, user_id=[float(row // 4 % 30) for row in range(400)])
+    with pytest.raises(DatasetError, match=r"log.parquet: 'user_id' has floating point numbers,"):
+        draft_mapping([file], mapping="m.toml")
+
+
+def test_columns_that_no_mapping_reads_are_named(tmp_path: Path) -> None:
+    structs, raw = [{"a": 1}] * 400, [b"\xff"] * 400
+    file = parquet_log(tmp_path, structs=structs, raw=raw)
+    text = draft_mapping([file], mapping="m.toml")
+    assert "# 'structs' is of type struct<a: int64>, which is not read.\n" in text
+    assert "# 'raw' is of type binary, which is not read.\n" in text
+    prepared(tmp_path, file)
+
+
+def test_a_name_that_occurs_twice_in_a_header_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text(impressions(clicked=["0", "1"], price=["1", "2"]).replace("price", "item_id"))
+    with pytest.raises(DatasetError, match=r"log.csv: column 'item_id' occurs 2 times in the fi"):
+        draft_mapping([file], mapping="m.toml")
+
+
+def test_lines_may_break_inside_of_quoted_cells(tmp_path: Path) -> None:
+    file = tmp_path / "logs" / "log.csv"
+    file.parent.mkdir()
+    titles = ['"a ""b""\nc"', '"d, e\n\nf"', '"g"']
+    file.write_text(impressions(clicked=["0", "0", "1"], title=titles))
+    schema = load_schema(prepared(tmp_path, file))
+    assert schema.splits["train"].requests + schema.splits["test"].requests == 100

@@ -38,7 +38,7 @@ from cdp_torchrec.data.schema import DatasetError
 
 _EXAMPLES = 3
 _HOUR_S, _DAY_S = 3_600.0, 86_400.0
-_WIDTH = 98
+_NO_IDS = "numbers, which are no ids: write integers or text"
 
 
 def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
@@ -60,6 +60,8 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     attributes = [a for a in attributes if f"table = {toml_value(a.name)}" in features]
     rest = [file for file in others if file not in [a.file for a in attributes]]
     behaviours = {table_name(f): found for f in rest if (found := find_behaviours(f))}
+    for found in (log, *behaviours.values()):
+        _check_ids(found)
     name = table_name(log.file)
     command = ["cdp_torchrec", "prepare_data", "generic", mapping]
     command += ["--input", str(folder), "--output", f"data/{name}"]
@@ -81,6 +83,13 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     lines += _window(log)
     lines += ["", "[split]", "test_share = 0.2 # the latest fifth; or test_from = a date"]
     return "\n".join(lines) + "\n"
+
+
+def _check_ids(log: GuessedLog) -> None:
+    columns = [guess.column for guess in (log.user, log.item, log.action) if guess]
+    for column in (*columns, *log.request):
+        if column.is_floating:
+            raise DatasetError(f"{log.file.path}: {column.name!r} has floating point {_NO_IDS}")
 
 
 # --- features ------------------------------------------------------------------------------------
@@ -123,7 +132,10 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
         names.add(name)
         of_candidate = column in candidate or (table is not None and table.by == "item")
         written = _feature(name, column, table, log, of_candidate=of_candidate)
-        if reason := oddly_written(column) if table else doubts.get(column.name):
+        reason = oddly_written(column) if table else doubts.get(column.name)
+        if column.is_floating and 'kind = "number"' not in written:
+            reason = reason or f"floating point {_NO_IDS}"
+        if reason:
             lines += ["", *_comment([f"{column.name!r} is left out: {reason}"])]
             lines += [f"# {line}" for line in written]
         elif column.num_distinct <= 1:
@@ -206,7 +218,8 @@ def _hour(log: GuessedLog, names: set[str]) -> list[str]:
 
 def _table(file: SniffedFile, folder: Path, attributes: Sequence[Attributes]) -> list[str]:
     places = [str(path.resolve().relative_to(folder)) for path in (file.path, *file.more)]
-    lines = ["", f"[tables.{table_name(file)}]", f"files = {toml_value(places)}"]
+    lines = ["", *_comment(f"{column}, which is not read." for column in file.unread)]
+    lines += [f"[tables.{table_name(file)}]", f"files = {toml_value(places)}"]
     if file.form is None:
         lines.append('format = "parquet"')
     else:

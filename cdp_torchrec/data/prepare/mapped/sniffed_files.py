@@ -4,16 +4,19 @@ These are guesses, for a draft of a mapping; a preparation reads what its mappin
 """
 
 import csv
+import io
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from cdp_torchrec.data.prepare.column_types import VALUE_OR_LIST
+from cdp_torchrec.data.prepare.column_types import ANY, VALUE_OR_LIST
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import first_bytes, stream_csv
 from cdp_torchrec.data.prepare.tables import open_parquet
@@ -74,6 +77,8 @@ class SniffedColumn:
     """Texts, or lists of them; None where nothing is."""
     is_timestamp: bool = False
     """It has parquet's type for moments."""
+    is_floating: bool = False
+    """It has one of parquet's types for floating point numbers, which are no ids."""
 
     @property
     def there(self) -> list[Any]:
@@ -160,6 +165,8 @@ class SniffedFile:
     """How text is written; None: it is parquet."""
     more: tuple[Path, ...] = ()
     """Further files of the same table."""
+    unread: tuple[str, ...] = ()
+    """Columns of a type that no mapping reads, with the type."""
 
     @property
     def num_rows(self) -> int:
@@ -195,8 +202,10 @@ def sniff(path: Path) -> SniffedFile:
 
 
 def _sniff_parquet(path: Path) -> SniffedFile:
-    names = open_parquet([path], {}).names
-    table = open_parquet([path], dict.fromkeys(names, VALUE_OR_LIST))
+    there = open_parquet([path], dict.fromkeys(open_parquet([path], {}).names, ANY)).schema
+    read = [field.name for field in there if VALUE_OR_LIST.widened(field.type) is not None]
+    unread = tuple(f"{f.name!r} is of type {f.type}" for f in there if f.name not in read)
+    table = open_parquet([path], dict.fromkeys(read, VALUE_OR_LIST))
     rows: list[pa.RecordBatch] = []
     for block in table.blocks():
         rows.append(block.rows)
@@ -208,10 +217,13 @@ def _sniff_parquet(path: Path) -> SniffedFile:
     columns = {}
     for field in sample.schema:
         kind = field.type
-        is_moment = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-        values = [_text(value) for value in sample[field.name].to_pylist()]
-        columns[field.name] = SniffedColumn(field.name, values, is_timestamp=is_moment)
-    return SniffedFile(path, columns)
+        columns[field.name] = SniffedColumn(
+            field.name,
+            [_text(value) for value in sample[field.name].to_pylist()],
+            is_timestamp=pa.types.is_timestamp(kind) or pa.types.is_date(kind),
+            is_floating=pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind),
+        )
+    return SniffedFile(path, columns, unread=unread)
 
 
 def _text(value: Any) -> Any:
@@ -219,7 +231,8 @@ def _text(value: Any) -> Any:
         return [_text(element) for element in value]
     if isinstance(value, bool):
         return str(value).lower()
-    return value if value is None else str(value)
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return None if is_missing else str(value)
 
 
 def _sniff_format(path: Path) -> CsvFormat:
@@ -240,14 +253,58 @@ def _sniff_format(path: Path) -> CsvFormat:
         except csv.Error:
             continue
         if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
-            names = None if _is_header(rows) else _names(rows)
-            return CsvFormat(delimiter, names, form.quote, encoding)
+            return _with_names(path, form, rows)
         ragged = ragged or _odd_line(rows, delimiter)
+    for delimiter in _DELIMITERS:  # lines may break inside of quoted cells
+        form = CsvFormat(delimiter, None, '"', encoding)
+        rows = _rows(text, form, is_whole=len(head) < _HEAD_BYTES)
+        if rows and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
+            return _with_names(path, form, rows)
     if ragged:
         raise DatasetError(f"{path}: {ragged}")
     raise DatasetError(
         f"{path}: no delimiter out of {list(_DELIMITERS)} cuts all lines into as many cells; "
-        f"a line break inside of a cell cannot be read; it begins with {lines[0][:80]!r}"
+        f"it begins with {lines[0][:80]!r}"
+    )
+
+
+def _rows(text: str, form: CsvFormat, *, is_whole: bool) -> list[list[str]]:
+    """Cells of the first rows, in some of which lines break; none if there are no such cells."""
+    if len(form.delimiter) > 1 or '"' not in text:
+        return []
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=form.delimiter, quotechar='"', strict=True
+    )
+    try:
+        rows = [*islice((row for row in reader if row), _HEAD_LINES)]
+    except csv.Error:  # also a quotation that the end of what was read cuts off
+        return []
+    return rows if is_whole or len(rows) == _HEAD_LINES else rows[:-1]
+
+
+def _with_names(path: Path, form: CsvFormat, rows: Sequence[Sequence[str]]) -> CsvFormat:
+    """The format of these rows, with names for the columns where the first one is no header.
+
+    Raises:
+        DatasetError: a column's name occurs twice.
+    """
+    if _is_header(rows):
+        return form
+    first = rows[0]
+    repeated = next((cell for cell in first if first.count(cell) > 1), None)
+    if repeated is not None and _is_header([[*dict.fromkeys(first)]]) and _says_what(rows):
+        raise DatasetError(
+            f"{path}: column {repeated!r} occurs {first.count(repeated)} times in the first line"
+        )
+    return replace(form, names=_names(rows))
+
+
+def _says_what(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row can be no row of values: it has words where all others have numbers."""
+    columns = zip(*rows[1:], strict=True)
+    return any(
+        bool(values) and all(map(_NUMBER.fullmatch, values)) and not _NUMBER.fullmatch(name)
+        for name, values in zip(rows[0], columns, strict=False)
     )
 
 
@@ -259,7 +316,7 @@ def _odd_line(rows: Sequence[Sequence[str]], delimiter: str) -> str:
         return ""
     return (
         f"line {odd[0]} has {len(rows[odd[0] - 1])} cells, the first one {width}, with the "
-        f"delimiter {delimiter!r}; a line break inside of a cell cannot be read"
+        f"delimiter {delimiter!r}"
     )
 
 
