@@ -65,8 +65,8 @@ def check_signature(content: bytes, signature: bytes, trusted_keys: Sequence[Pat
 
 def _private_key(path: Path) -> Ed25519PrivateKey:
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, TypeError, ValueError, UnsupportedAlgorithm) as error:
+        key = load_pem_private_key(_read(path), password=None)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"{path}: no private key in PEM without a password") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureError(f"{path}: a key of another kind than Ed25519")
@@ -74,10 +74,19 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _public_key(path: Path) -> Ed25519PublicKey:
+    content = _read(path)
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise SignatureError(f"{path}: no public key in PEM") from error
+        key = load_pem_public_key(content)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        found = ", but a private one" * (b"PRIVATE KEY" in content)
+        raise SignatureError(f"{path}: no public key in PEM{found}") from error
     if not isinstance(key, Ed25519PublicKey):
         raise SignatureError(f"{path}: a key of another kind than Ed25519")
     return key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SignatureError(f"{path}: {error.strerror}") from error

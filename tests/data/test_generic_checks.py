@@ -141,6 +141,11 @@ def test_a_bad_log_is_named_with_its_line(tmp_path: Path, case: str) -> None:
     assert refused(tmp_path, IMPRESSIONS, *settings).startswith(message)
 
 
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"nowhere: no such directory$"):
+        prepare_generic(mapping_of(tmp_path, IMPRESSIONS), tmp_path / "nowhere", tmp_path / "data")
+
+
 def test_rows_of_a_request_that_contradict_each_other_are_an_error(tmp_path: Path) -> None:
     rows = two_days(client="app")
     rows[1]["client"] = "web"

@@ -32,6 +32,11 @@ class HistorySettings(Config):
     output: Path | None = None
     """Directory for the tables (history.md) and all numbers (history.json)."""
 
+    @property
+    def requests_of_batch(self) -> int:
+        """As many as num_requests, each with one impression or more."""
+        return min(self.num_requests, self.batch_size)
+
 
 class HistoryBenchmarkConfig(Config):
     """Configuration of `benchmark history`."""

@@ -33,7 +33,7 @@ def make_inputs(
         length: of the longest history; the others have half of it or more.
         settings: sizes.
     """
-    batch_size, num_requests = settings.batch_size, min(settings.num_requests, settings.batch_size)
+    batch_size, num_requests = settings.batch_size, settings.requests_of_batch
     generator = np.random.default_rng(0)
     request = np.arange(batch_size) * num_requests // batch_size
     lengths = generator.integers(-(-length // 2), length, num_requests, endpoint=True)

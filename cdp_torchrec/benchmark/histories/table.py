@@ -57,7 +57,7 @@ def as_markdown(table: HistoryTable) -> str:
     """Three tables: training time, scoring time, memory."""
     settings = table.settings
     parts = [
-        f"{settings.batch_size} impressions of {settings.num_requests} requests, D = "
+        f"{settings.batch_size} impressions of {settings.requests_of_batch} requests, D = "
         f"{settings.embedding_dim}, one CPU thread, the interest module alone.",
         _one_table(
             table,

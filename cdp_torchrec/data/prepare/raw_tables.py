@@ -149,6 +149,8 @@ def csv_format(config: TableConfig) -> CsvFormat:
 
 
 def _find_files(config: TableConfig, folder: Path) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such directory")
     found: list[Path] = []
     for name in config.files:
         if "*" in name:
