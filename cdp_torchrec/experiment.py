@@ -129,6 +129,8 @@ def _train_in(
         monitor.say(_summary(experiment, run_dir))
         for note in (*start.notes, *_collisions(experiment)):
             monitor.say(note)
+        if config.model.compile:
+            monitor.say("model.compile: the first step waits for compilers, about a minute")
         progress = Trainer(
             config.trainer,
             parallelized,
