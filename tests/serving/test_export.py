@@ -24,6 +24,7 @@ from cdp_torchrec.serving.weights import load_weights
 from cdp_torchrec.stored_run import open_run
 from tests.runs import DEVICES, losses, one_rank, one_rank_on
 from tests.serving.conftest import CPU, export_untuned, short_run
+from tests.whole_matrix import WHOLE_MATRIX
 
 
 @pytest.fixture
@@ -154,8 +155,11 @@ def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: P
     ("preset", "setting"),
     [
         ("dien", "model.interest.max_length=10"),
-        ("qin", "model.interest.num_kept=10"),
-        ("sim_soft", "model.interest.num_kept=10"),
+        *(
+            (("qin", "model.interest.num_kept=10"), ("sim_soft", "model.interest.num_kept=10"))
+            if WHOLE_MATRIX
+            else ()
+        ),
     ],
 )
 def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(

@@ -18,7 +18,7 @@ from cdp_torchrec.serving.ranker_inputs import ranker_inputs
 from cdp_torchrec.serving.table_export import write_tables
 from cdp_torchrec.serving.tables import EmbeddingTables
 from tests.paths import CONFIGS
-from tests.whole_matrix import WHOLE_MATRIX
+from tests.whole_matrix import KINDS, WHOLE_MATRIX
 
 PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 # Most histories are longer than what these keep, some are shorter.
@@ -41,10 +41,6 @@ ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] == "twin"]
 """One that chooses what it keeps; the artifact of the other tests is that of CDP."""
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
-    KINDS = (
-        *("ads", "cddrec", "cdp", "counts", "ddrm", "diffrec", "diffumin", "din"),
-        *("hstu", "longer", "marm", "mtgr", "pooled", "sasrec"),
-    )
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT, *SETS]
 
 
