@@ -22,6 +22,7 @@ from cdp_torchrec.interest import (
     InterestInput,
     build_interest,
 )
+from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.run.monitor import Monitor
 
 DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4, category=8)
@@ -127,8 +128,8 @@ def test_other_steps_are_refused_where_the_configuration_does_not_allow_them(
 def test_a_directory_in_use_is_refused_by_its_own_key(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     interest = CdpConfig(kind="cdp", num_inference_steps=4)
-    config = {"config.distill": DistillConfig(dir=tmp_path), "config.model.interest": interest}
-    run = mock.Mock(**config)
+    model = ModelConfig(interest=interest)
+    run = mock.Mock(**{"config.distill": DistillConfig(dir=tmp_path), "config.model": model})
     with pytest.raises(ConfigError, match=r"distill\.dir = '.*' holds another run"):
         distill_run(run, torch.device("cpu"))
     run.load.assert_not_called()
@@ -140,9 +141,19 @@ def test_settings_of_the_teachers_run_are_refused(argument: str, tmp_path: Path)
         main([str(tmp_path), argument])
 
 
-def test_a_teacher_of_one_call_is_refused_before_anything_is_made() -> None:
-    interest = CdpConfig(kind="cdp", num_inference_steps=1)
-    run = mock.Mock(**{"config.distill": DistillConfig(), "config.model.interest": interest})
-    with pytest.raises(ConfigError, match=r"distill\.teacher_steps to 2 or more, at most 100"):
+@pytest.mark.parametrize(
+    ("steps", "sets", "message"),
+    [
+        (1, 1, r"distill\.teacher_steps to 2 or more, at most 100"),
+        (4, 2, r"model\.num_embedding_sets = 2: only a run of one set has one reverse process"),
+    ],
+)
+def test_what_has_no_chain_to_distill_is_refused_before_anything_is_made(
+    steps: int, sets: int, message: str
+) -> None:
+    interest = CdpConfig(kind="cdp", num_inference_steps=steps)
+    model = ModelConfig(interest=interest, num_embedding_sets=sets)
+    run = mock.Mock(**{"config.distill": DistillConfig(), "config.model": model})
+    with pytest.raises(ConfigError, match=message):
         distill_run(run, torch.device("cpu"))
     run.load.assert_not_called()

@@ -254,6 +254,8 @@ def test_steps_between_levels_of_evidence_are_measured_like_others(
         open_cdp_run(run_dir, ["benchmark.num_inference_steps=[1, 20]"])
     possible = open_cdp_run(run_dir, []).config.benchmark
     assert (possible.num_inference_steps, possible.samplers) == ((1, 2, 4, 8), ("ddim",))
+    with pytest.raises(ConfigError, match=r"only a run of one set can be measured at several"):
+        open_cdp_run(run_dir, ["model.num_embedding_sets=2"])
     with pytest.raises(ConfigError, match=r"has one sampler, benchmark\.samplers=\[\"ddim\"\]"):
         open_cdp_run(run_dir, ['benchmark.samplers=["ddim", "dpmpp_2m"]'])
     benchmark.main(["latency", str(run_dir), *SETTINGS])
