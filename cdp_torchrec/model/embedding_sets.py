@@ -9,6 +9,7 @@ training owes to chance falls with the number of sets.
 # B impressions, S sets, D embedding dim of the tables
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class EmbeddingSets(nn.Module):
     @property
     def sets(self) -> Sequence[RankingArch]:
         """The dense part of each set."""
-        return [arch for arch in self._archs if isinstance(arch, RankingArch)]
+        return cast(Sequence[RankingArch], self._archs)
 
     def forward(self, embeddings: Mapping[str, Tensor], batch: DenseInputs) -> RankingOutput:
         """Mean logits of B impressions, and what each set computed.
@@ -50,7 +51,7 @@ class EmbeddingSets(nn.Module):
         columns = {key: values.split(self._width, dim=1) for key, values in embeddings.items()}
         outputs = tuple(
             arch({key: parts[place] for key, parts in columns.items()}, batch)
-            for place, arch in enumerate(self._archs)
+            for place, arch in enumerate(self.sets)
         )
         logits = torch.stack([output.logits for output in outputs]).mean(dim=0)
         return RankingOutput(logits, outputs[0].interest, outputs)
