@@ -69,7 +69,10 @@ def test_the_last_day_to_follow_may_be_one_to_come(dataset: Path, tmp_path: Path
 
 
 def test_a_day_is_waited_for_until_it_comes_or_the_time_is_over_or_a_signal(
-    dataset: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+    dataset: Path,
+    one_rank: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def waits(after: str, seconds: float) -> bool:
         config = DaysConfig(follow=True, idle_timeout_s=seconds)
@@ -77,7 +80,9 @@ def test_a_day_is_waited_for_until_it_comes_or_the_time_is_over_or_a_signal(
 
     assert waits("test", 0)
     assert waits(DAYS[1], 0)
+    assert not capsys.readouterr().out
     assert not waits(DAYS[2], 0)
+    assert f"no day after '{DAYS[2]}' within 0 s, so this is the end" in capsys.readouterr().out
 
     def sleep(seconds: float) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
