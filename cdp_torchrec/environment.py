@@ -196,6 +196,8 @@ def quiet_libraries() -> None:
     # DDP says that it found no unused parameters; it is asked to look for them, because only then
     # does it keep its buckets, and a resumed run its last bit. Read when torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # The profiler that counts operators says when it starts and stops; 6 is above all it says.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     # A rank among several ends at once, or is killed, and leaves the semaphores of its loader
     # workers to Python's resource tracker: that removes them, and warns of it. Its interpreter is
     # started with these options.
