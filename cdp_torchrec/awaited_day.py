@@ -53,10 +53,10 @@ def wait_for_day(dataset: Path, config: DaysConfig, *, after: str, device: torch
                 )
             # Rank 0 looks: the files of a shared directory reach the ranks at different moments.
             has_come = from_rank_zero(look, purpose="look for the next day")
-            if has_come is False and dist.get_rank() == 0:
-                waited = f"no day after '{after}' within {config.idle_timeout_s:g} s"
-                print(stamped(f"{dataset}: {waited}, so this is the end"), flush=True)
             if has_come is not None:
+                if not has_come and dist.get_rank() == 0:
+                    waited = f"no day after '{after}' within {config.idle_timeout_s:g} s"
+                    print(stamped(f"{dataset}: {waited}, so this is the end"), flush=True)
                 return has_come
             if not said and dist.get_rank() == 0:
                 print(stamped(f"{dataset}: waiting for a day after '{after}'"), flush=True)

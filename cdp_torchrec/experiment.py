@@ -130,7 +130,7 @@ def _train_in(
         for note in (*start.notes, *_collisions(experiment)):
             monitor.say(note)
         if config.model.compile:
-            monitor.say("model.compile: the first step waits for compilers, about a minute")
+            monitor.say("model.compile: the first step waits for compilers")
         progress = Trainer(
             config.trainer,
             parallelized,

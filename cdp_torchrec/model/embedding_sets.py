@@ -1,9 +1,9 @@
 """Several sets of embeddings, each with an interest module and a tower of its own.
 
 Multi-embedding: Guo et al., On the Embedding Collapse when Scaling up Recommendation Models (ICML
-2024, arXiv 2310.04400), section 5. There one set's results meet in a shared MLP; here each set is
-a whole model with a click loss of its own, and the logit is the mean of theirs, so that what one
-training owes to chance falls with the number of sets.
+2024, arXiv 2310.04400). There the sets meet before the final MLP; here each set is a whole model
+with a click loss of its own, and the logit is the mean of theirs, so that what one training owes to
+chance falls with the number of sets.
 """
 
 # B impressions, S sets, D embedding dim of the tables
