@@ -10,6 +10,7 @@ are checked before the first of them is imported. For the same reason `main` imp
 TorchRec in its own body.
 """
 
+import atexit
 import faulthandler
 import logging
 import os
@@ -79,6 +80,8 @@ _heartbeat: Heartbeat | None = None
 """Of the ranks that this process has joined."""
 _stop_watch: StopWatch | None = None
 """Of a rank that has a launcher."""
+_is_done = False
+"""Whether the script has done its work and this process has left its ranks."""
 
 
 def init_process_group(config: RanksConfig | None = None) -> "torch.device":
@@ -215,9 +218,11 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     Args:
         main: the script; takes the command line without the script's name.
     """
+    global _is_done
     if "TORCHELASTIC_RUN_ID" in os.environ:
         kill_with_launcher()
         _watch_ranks()
+    atexit.register(_end_at_once)  # the first to be registered is the last to be called
     prepare_streams()
     faulthandler.enable()
     quiet_libraries()
@@ -229,6 +234,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
         sys.stdout.flush()
         _leave_process_group()
+        _is_done = True
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
     except Interrupted as end:
@@ -287,6 +293,16 @@ def _leave_process_group() -> None:
         if _heartbeat:
             _heartbeat.leave()
         dist.destroy_process_group()
+
+
+def _end_at_once() -> None:
+    """End a rank that has done its work before the interpreter is torn down.
+
+    A thread of gloo that comes back to a Python object after that, such as the tensor of the last
+    collective, aborts the process: "terminate called without an active exception".
+    """
+    if _is_done and world_size() > 1:
+        _exit(0)
 
 
 def _fail(error: Exception) -> NoReturn:

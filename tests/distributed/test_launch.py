@@ -200,6 +200,27 @@ def test_a_usage_error_is_recorded_for_the_launcher(project: Path) -> None:
     assert "exit code 2" in json.loads(error_file.read_text())["message"]["message"]
 
 
+def test_a_library_that_works_on_when_a_rank_is_done_does_not_abort_it(project: Path) -> None:
+    (project / "late.py").write_text(
+        "import threading, time\n"
+        "from datetime import timedelta\n"
+        "from cdp_torchrec.distributed.process_group import run_main\n"
+        "class SlowTeardown:\n"
+        "    def __del__(self, sleep=time.sleep):\n"
+        "        sleep(2)\n"
+        "kept = SlowTeardown()\n"
+        "def main(arguments):\n"
+        "    from torch import distributed as dist\n"
+        "    wait = dist.HashStore().wait\n"
+        "    a_second = timedelta(seconds=1)\n"
+        "    threading.Thread(target=wait, args=(['never'], a_second), daemon=True).start()\n"
+        "    print('done')\n"
+        "run_main(main)\n"
+    )
+    done = run(project, "python", "late.py", RANK="0", WORLD_SIZE="2")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
 def test_a_rank_that_only_lost_a_peer_stays_quiet_until_it_is_stopped(project: Path) -> None:
     (project / "survivor.py").write_text(
         "from cdp_torchrec.distributed.process_group import run_main\n"
