@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.continuation import check_unchanged
-from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
@@ -25,6 +25,7 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.text_table import aligned_table
 from cdp_torchrec.whole_file import whole_file, write_json
 
+_OTHER_DIRECTORY = "With other settings begin the days anew, in another run.dir"
 _METRICS = ("auc", "uauc", "gauc", "log_loss", "ne", "calibration")
 EVALUATION, TABLE, CURVE = "evaluation.json", "days.json", "days.png"
 
@@ -53,16 +54,15 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
         All of them; days.json and days.png in run.dir have the same.
 
     Raises:
-        ConfigError: a finished run was begun with other settings.
+        ConfigError: a day was begun with other settings.
         Interrupted: a signal came while a day was waited for.
     """
     done = 0
     while True:
         # What there is, one rank sees for all: the others might look a moment later.
         runs = from_rank_zero(config.runs, purpose="look for days")
-        for run in runs[done:]:
-            if not from_rank_zero(lambda run=run: _is_finished(run), purpose="look at the runs"):
-                train_experiment(run, device)
+        for run in from_rank_zero(lambda new=runs[done:]: _unfinished(new), purpose="look at runs"):
+            train_experiment(run, device)
         days = from_rank_zero(
             lambda runs=runs: _gather(config, runs), purpose="write the table of the days"
         )
@@ -88,32 +88,48 @@ def describe_days(days: Sequence[MeasuredDay]) -> str:
     return aligned_table(rows)
 
 
+def _unfinished(runs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
+    """Those that are still to be trained, or to be gone on with.
+
+    Raises:
+        ConfigError: one of them all was begun with other settings.
+    """
+    for run in runs:
+        check_unchanged(run, _directory(run), way_out=_OTHER_DIRECTORY)
+    return [run for run in runs if not _is_finished(run)]
+
+
 def _is_finished(run: ExperimentConfig) -> bool:
-    assert run.run.dir is not None
-    if not (run.run.dir / EVALUATION).is_file():
-        return False
-    check_unchanged(run, run.run.dir)
-    return True
+    return (_directory(run) / EVALUATION).is_file()
 
 
 def _gather(config: DailyExperimentConfig, runs: Sequence[ExperimentConfig]) -> list[MeasuredDay]:
-    days = []
-    for run in runs:
-        assert run.run.dir is not None
-        measured = json.loads((run.run.dir / EVALUATION).read_bytes())
-        metrics = {name: measured[name] for name in (*_METRICS, "num_impressions")}
-        days.append(MeasuredDay(run.data.train_on[-1], run.data.test_on, metrics))
-    assert config.run.dir is not None
+    """Measurements of `runs`; the files have those of earlier calls beyond days.last, too."""
+    days = [_measured(run) for run in runs]
+    to_the_newest = config.model_copy(update={"days": DaysConfig()}).runs()
+    later = [_measured(run) for run in to_the_newest[len(runs) :] if _is_finished(run)]
+    directory = _directory(config)
     write_json(
-        config.run.dir / TABLE,
+        directory / TABLE,
         [
             {"trained_on": day.trained_on, "measured_on": day.measured_on, **day.metrics}
-            for day in days
+            for day in [*days, *later]
         ],
     )
-    with whole_file(config.run.dir / CURVE) as partial:
-        _draw(days, partial)
+    with whole_file(directory / CURVE) as partial:
+        _draw([*days, *later], partial)
     return days
+
+
+def _measured(run: ExperimentConfig) -> MeasuredDay:
+    measured = json.loads((_directory(run) / EVALUATION).read_bytes())
+    metrics = {name: measured[name] for name in (*_METRICS, "num_impressions")}
+    return MeasuredDay(run.data.train_on[-1], run.data.test_on, metrics)
+
+
+def _directory(config: ExperimentConfig) -> Path:
+    assert config.run.dir is not None
+    return config.run.dir
 
 
 def _draw(days: Sequence[MeasuredDay], path: Path) -> None:

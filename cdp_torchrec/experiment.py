@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cdp_torchrec.config import dump_toml
+from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.continuation import check_unchanged, flattered
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
@@ -275,7 +275,7 @@ def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
     """Load what the training goes on from; collective.
 
     Raises:
-        ConfigError: the run would be another one.
+        ConfigError: the run would be another one, or end before it goes on.
         CheckpointError: a checkpoint belongs to another model or dataset.
     """
     config, parallelized = experiment.config, experiment.parallelized
@@ -285,8 +285,14 @@ def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
     newest = checkpointer.load_newest(parallelized.model, parallelized.optimizer)
     if newest is not None:
         checkpoint, progress = newest
+        if progress.step > experiment.total_steps:
+            raise ConfigError(
+                f"run.resume: {checkpointer.run_dir} is at step {progress.step} already, and "
+                "trainer.max_epochs and trainer.max_steps end it at step "
+                f"{experiment.total_steps}; `evaluate` measures an earlier checkpoint"
+            )
         notes = [f"resumed at step {progress.step}"]
-        if progress.step >= experiment.total_steps:
+        if progress.step == experiment.total_steps:
             notes.append(
                 f"nothing is left to train up to step {experiment.total_steps}, the end by "
                 "trainer.max_epochs and trainer.max_steps"

@@ -142,5 +142,8 @@ def test_a_stopped_day_goes_on_and_a_lost_one_is_done_again(
     ):
         train_days(config, CPU)
     assert train_days(config, CPU) == whole
-    with pytest.raises(ConfigError, match="would be another run"):
+    earlier = configured(dataset, tmp_path / "daily", f"days.last='{DAYS[0]}'")
+    assert train_days(earlier, CPU) == whole[:2]
+    assert json.loads((tmp_path / "daily" / "days.json").read_bytes()) == written
+    with pytest.raises(ConfigError, match=r"would be another run(.|\n)*in another run\.dir"):
         train_days(configured(dataset, tmp_path / "daily", "seed=9"), CPU)

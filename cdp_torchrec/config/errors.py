@@ -56,7 +56,9 @@ def check(config_class: type[ConfigT], layers: Layers) -> tuple[ConfigT | None, 
         return config, []
     problems: list[Problem] = []
     for problem in [*foreign, *found]:
-        if problem.is_conflict or problem.path not in [known.path for known in problems]:
+        # A list is too short to pydantic when the element that it lacks is a wrong one.
+        is_said = any(known.path[: len(problem.path)] == problem.path for known in problems)
+        if problem.is_conflict or not is_said:
             problems.append(problem)
     problems += _hidden_conflicts(config_class, data, tree, problems)
     lines = [_line(problem, layers) for problem in problems[:_MOST_PROBLEMS]]

@@ -182,6 +182,16 @@ def test_a_wrong_type_is_told_the_right_one(override: str, expected: str) -> Non
     assert str(caught.value) == f"bad config\n  {expected} [command line]"
 
 
+def test_a_list_that_only_lacks_its_wrong_element_is_not_said_to_be_too_short() -> None:
+    from cdp_torchrec.benchmark.histories.config import HistoryBenchmarkConfig
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(HistoryBenchmarkConfig, ["benchmark.lengths=[0]"])
+    assert str(caught.value) == (
+        "bad config\n  benchmark.lengths.0 = 0: must be an integer > 0 [command line]"
+    )
+
+
 def test_an_optional_key_must_default_to_none() -> None:
     with pytest.raises(TypeError, match=r"Clip\.norm: an optional key defaults to None"):
 

@@ -5,9 +5,6 @@ import logging
 import math
 import os
 import re
-import resource
-import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +15,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from sklearn.metrics import roc_auc_score
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.schema import load_schema
-from cdp_torchrec.distributed import interruption
-from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.experiment import build_experiment, train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import evaluate_run, open_run
+from tests.distributed.mishaps import (
+    copy_until_step_3,
+    copy_with_damage,
+    interrupt,
+    train_on_a_full_disk,
+)
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.runs import losses
@@ -92,10 +91,10 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"auc": report.auc}
     train(config(dataset, folder / "adam", "optimizer.sparse.kind=adam"), CPU)
     resumed = folder / "resumed"
-    _copy_with_damage(run, resumed)
+    copy_with_damage(run, resumed)
     for name in ("one", "four"):
-        _copy_until_step_3(run, folder / name)
-    _copy_until_step_3(folder / "adam", folder / "adam_resumed")
+        copy_until_step_3(run, folder / name)
+    copy_until_step_3(folder / "adam", folder / "adam_resumed")
     train(config(dataset, resumed, "run.resume=true"), CPU)
     train(
         config(dataset, folder / "adam_resumed", "run.resume=true", "optimizer.sparse.kind=adam"),
@@ -103,7 +102,7 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     )
     fork = (f"run.fork_from={folder / 'adam'}", "optimizer.sparse.kind=adam", "seed=3")
     train(config(dataset, folder / "fork", *fork), CPU)
-    _copy_until_step_3(folder / "fork", folder / "fork_resumed")
+    copy_until_step_3(folder / "fork", folder / "fork_resumed")
     train(config(dataset, folder / "fork_resumed", "run.resume=true", *fork), CPU)
     one_step = ("trainer.max_steps=1", "trainer.validate_every_steps=1")
     train(config(dataset, folder / "fresh", *fork[1:], *one_step), CPU)
@@ -129,6 +128,7 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     mistakes = {
         "occupied": config(dataset, run),
         "other_run": config(dataset, resumed, "run.resume=true", "seed=5"),
+        "past_the_end": config(dataset, resumed, "run.resume=true", "trainer.max_steps=4"),
         "other_model": config(
             dataset, folder / "none", f"run.fork_from={resumed}", "model.embedding_dim=4"
         ),
@@ -146,61 +146,6 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     found["full_disk"] = error_of(lambda: train_on_a_full_disk(config(dataset, folder / "full")))
     found["mistakes"] = {n: error_of(lambda c=c: train(c, CPU)) for n, c in mistakes.items()}
     return found
-
-
-def train_on_a_full_disk(settings: ExperimentConfig) -> None:
-    """While a checkpoint is written, no file may grow beyond 30 kB."""
-    whole_save, limits = dcp.save, resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def save(*arguments: Any, **options: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
-        try:
-            whole_save(*arguments, **options)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    with mock.patch.object(dcp, "save", save):
-        train(settings, CPU)
-
-
-def interrupt(settings: ExperimentConfig) -> str:
-    """Send SIGTERM to the last rank after its first step; what the training ended with."""
-
-    def kill(monitor: Monitor) -> None:
-        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with (
-        mock.patch.object(Monitor, "advance", kill),
-        mock.patch.object(interruption, "_EVERY_S", 0),
-    ):
-        try:
-            train(settings, CPU)
-        except Interrupted as end:
-            return f"{end.exit_code}: {end}"
-    return "it went on"
-
-
-def _copy_with_damage(run: Path, copy: Path) -> None:
-    """Copy a run with a changed byte in the tensors of its newest checkpoint, at step 6."""
-    if torch.distributed.get_rank() == 0:
-        shutil.copytree(run, copy)
-        file = copy / "checkpoints" / "step-00000006" / "__1_0.distcp"
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 0x80
-        file.write_bytes(content)
-    torch.distributed.barrier()
-
-
-def _copy_until_step_3(run: Path, copy: Path) -> None:
-    """Copy a run as it was at step 3; every rank may call it."""
-    if torch.distributed.get_rank() == 0:
-        shutil.copytree(run, copy)
-        shutil.rmtree(copy / "checkpoints" / "step-00000006")
-        lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (copy / "metrics.jsonl").write_text("".join(lines[:4]))
-    torch.distributed.barrier()
 
 
 def on_other_ranks(dataset: Path, folder: Path, name: str) -> list[str]:
@@ -372,6 +317,7 @@ def test_training_starts_at_the_click_rate(
     [
         ("occupied", "holds another run: continue it with run.resume=true"),
         ("other_run", "seed = 5: the run has 0"),
+        ("past_the_end", "is at step 6 already"),
         ("other_model", "model.embedding_dim = 4, in the checkpoint 8"),
         ("other_module", "model.interest.kind = pooled, in the checkpoint cdp"),
         ("other_optimizer", "optimizer.sparse.kind = adam, in the checkpoint rowwise_adagrad"),
