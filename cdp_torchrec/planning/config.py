@@ -51,11 +51,17 @@ class PlanningConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        conflicts = []
-        for key in ("hardware", "world_sizes", "strategies"):
-            repeated = [v for v, count in Counter(getattr(self, key)).items() if count > 1]
-            if repeated:
-                conflicts.append((key, f"names {repeated[0]} twice"))
+        parts_of_names = {
+            "hardware": [Path(name).stem for name in self.hardware],
+            "world_sizes": self.world_sizes,
+            "strategies": self.strategies,
+        }
+        conflicts = [
+            (key, f"names {value} twice, by which plans are told apart")
+            for key, values in parts_of_names.items()
+            for value, count in Counter[object](values).items()
+            if count > 1
+        ]
         if conflicts:
             raise ConfigConflicts(conflicts)
         return self

@@ -23,8 +23,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.sequence_index import SequenceColumns, SequenceIndex, index_sequences
 from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
+from cdp_torchrec.distributed.plans.tables import num_dense_parameters
 from cdp_torchrec.model.ranking_model import RankingModel
-from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.planning.workload import Workload
 
@@ -114,7 +114,7 @@ def count_dense(workload: Workload) -> DenseCost:
             loss.backward()
     return DenseCost(
         operations=tuple(counter.operations),
-        num_parameters=sum(p.numel() for n, p in task.named_parameters() if not is_table(n)),
+        num_parameters=num_dense_parameters(task),
     )
 
 

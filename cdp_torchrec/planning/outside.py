@@ -16,8 +16,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.optimizers import needs_dense_gradients
 from cdp_torchrec.distributed.plans.problem import PlanProblem
-from cdp_torchrec.distributed.plans.tables import EmbeddingTable, find_tables
-from cdp_torchrec.model.sparse_arch import is_table
+from cdp_torchrec.distributed.plans.tables import EmbeddingTable, find_tables, table_parameters
 from cdp_torchrec.planning.case import PlanCase
 from cdp_torchrec.planning.described import DescribedModel
 from cdp_torchrec.planning.outside_config import DescribedModelConfig, OutsideConfig
@@ -69,7 +68,7 @@ class OutsideWorkload:
         module = self.make().module
         kind = case.optimizer.kind
         if not needs_dense_gradients(case.optimizer, torch.device(case.hardware.device)):
-            tables = [p for name, p in module.named_parameters() if is_table(name)]
+            tables = table_parameters(module)
             apply_optimizer_in_backward(_OPTIMIZERS[kind], tables, {"lr": 1.0})
         return PlanProblem(
             model=module,

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from cdp_torchrec.config import Config, ConfigConflicts, ConfigError
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import is_layer, is_override, read_layers
+from cdp_torchrec.config.sections import asks_help
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.planning.config import PlanningConfig, PlanningExperimentConfig
 
@@ -144,9 +145,10 @@ def without_flag(arguments: Sequence[str]) -> list[str]:
 def planned_config(
     arguments: Sequence[str],
 ) -> type[PlanningExperimentConfig] | type[OutsideConfig]:
-    """What a command line configures: one of our trainings, or a model from outside."""
+    """What a command line configures, or asks help on: a training, or a model from outside."""
     settings = [word for word in arguments if is_layer(word) or is_override(word)]
     layers, _ = read_layers(settings, key_tree(OutsideConfig), defaults={})
-    return (
-        OutsideConfig if any(key in layers.data for key in _SOURCES) else PlanningExperimentConfig
-    )
+    named = set(layers.data)
+    if asks_help(arguments):
+        named |= {word.partition(".")[0] for word in arguments}
+    return PlanningExperimentConfig if named.isdisjoint(_SOURCES) else OutsideConfig

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.model.sparse_arch import is_table
+from cdp_torchrec.distributed.plans.tables import num_dense_parameters
 from cdp_torchrec.planning.dense import DenseCost, Operation, OperationCounter
 from cdp_torchrec.planning.outside import OutsideModel, OutsideWorkload
 
@@ -26,13 +26,12 @@ def count_outside(workload: OutsideWorkload) -> DenseCost:
         ConfigError: the model does not run on the meta device.
     """
     model = workload.make()
-    dense = [p.numel() for n, p in model.module.named_parameters() if not is_table(n)]
     operations = (
         _of_linear_layers(model.module, workload.batch_size)
         if model.inputs is None
         else _as_run(model, model.inputs(workload.batch_size), workload)
     )
-    return DenseCost(tuple(operations), sum(dense))
+    return DenseCost(tuple(operations), num_dense_parameters(model.module))
 
 
 def _of_linear_layers(module: nn.Module, batch_size: int) -> list[Operation]:

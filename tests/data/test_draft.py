@@ -270,6 +270,20 @@ def test_names_with_spaces_and_hyphens_are_recognised_and_ids_of_requests_are_no
     assert f"generic 'my map.toml' --input '{file.parent}'" in text
 
 
+def test_files_whose_names_are_not_ascii_run_unedited(tmp_path: Path) -> None:
+    write_shop(tmp_path / "logs")
+    files = []
+    for name, other in (
+        ("items", "artikel \u00fc"),
+        ("impressions", "\u540d"),
+        ("views", "\u00f6"),
+    ):
+        files.append(tmp_path / "logs" / f"{other}.csv")
+        (tmp_path / "logs" / f"{name}.csv").rename(files[-1])
+    schema = load_schema(prepared(tmp_path, *files))
+    assert schema.splits["train"].requests + schema.splits["test"].requests == 300
+
+
 def test_times_with_and_without_a_z_are_read(tmp_path: Path) -> None:
     file = tmp_path / "logs" / "log.csv"
     file.parent.mkdir()

@@ -12,6 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from cdp_torchrec.commands.plan_sharding import main
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distributed.plans.hardware import load_hardware
+from cdp_torchrec.distributed.plans.tables import OPTIMIZER_MARK
 from cdp_torchrec.planning.case import make_cases
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.outside import OutsideWorkload, read_outside
@@ -78,6 +79,20 @@ def model_alone() -> nn.Module:
     return model
 
 
+def tables_alone() -> nn.Module:
+    """A collection itself."""
+    table = EmbeddingBagConfig(
+        name="user", num_embeddings=100, embedding_dim=16, feature_names=["user"]
+    )
+    return EmbeddingBagCollection([table], device=torch.device("meta"))
+
+
+def text_embeddings() -> nn.Module:
+    """A dense layer whose name is one that collections have inside."""
+    text = nn.ModuleDict({"embeddings": nn.Linear(8, 2, device="meta")})
+    return nn.ModuleDict({"tables": tables_alone(), "text": text})
+
+
 def no_tables() -> nn.Module:
     """A model that holds none."""
     return nn.Linear(2, 2, device="meta")
@@ -139,6 +154,17 @@ def test_a_model_of_a_function_runs_on_the_meta_device_without_its_lookups() -> 
     assert alone.flops == 2 * 3 * 64 * 16 * 8, "its linear layer, once for each impression"
 
 
+@pytest.mark.parametrize(("function", "dense"), [("tables_alone", 0), ("text_embeddings", 18)])
+def test_collections_are_tables_and_nothing_else_is_whatever_its_name(
+    function: str, dense: int
+) -> None:
+    workload = made(function)
+    assert count_outside(workload).num_parameters == dense
+    (case,) = make_cases(OutsideConfig(from_torchrec="a:b"), {"h100": load_hardware("h100")})
+    parameters = workload.problem(case).model.parameters()
+    assert [p.numel() for p in parameters if hasattr(p, OPTIMIZER_MARK)] == [100 * 16]
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -178,6 +204,8 @@ def test_one_command_plans_a_model_from_outside(
         )
     )
     monkeypatch.chdir(tmp_path)
+    main(["--help", "from_torchrec"])
+    assert "module:function that makes it" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--from-torchrec: expected module:function behind it"):
         main(["planning.world_sizes=[2]", "--from-torchrec"])
     main(["--from-torchrec", "own_ranker:make", "planning.world_sizes=[2]"])

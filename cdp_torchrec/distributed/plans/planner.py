@@ -34,9 +34,8 @@ from cdp_torchrec.distributed.plans.quick_search import (
     QuickPartitioner,
 )
 from cdp_torchrec.distributed.plans.sharders import sharders
-from cdp_torchrec.distributed.plans.tables import optimizer_state_sized
+from cdp_torchrec.distributed.plans.tables import num_dense_parameters, optimizer_state_sized
 from cdp_torchrec.distributed.plans.topology import make_topology
-from cdp_torchrec.model.sparse_arch import is_table
 
 _PLANNER_SHARE = 1 / 2
 """Of the time of a search; another part goes before it, to look at all options."""
@@ -152,8 +151,7 @@ def make_planner(problem: PlanProblem) -> EmbeddingShardingPlanner:
 
 def _reservation(problem: PlanProblem) -> HeuristicalStorageReservation:
     """Memory that no table may use: for the dense part, the batches, and a margin."""
-    parameters = problem.model.named_parameters()
-    dense = sum(p.numel() for name, p in parameters if not is_table(name))
+    dense = num_dense_parameters(problem.model)
     with warnings.catch_warnings():
         # It advises to give the size of the dense part, which we do.
         warnings.filterwarnings("ignore", message="HeuristicalStorageReservation is known")

@@ -14,7 +14,6 @@ from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingC
 from torchrec.modules.mc_modules import ManagedCollisionModule
 
 from cdp_torchrec.distributed.plans.format import ShardEntry
-from cdp_torchrec.model.sparse_arch import is_table
 
 OPTIMIZER_MARK = "_optimizer_classes"
 """Where apply_optimizer_in_backward leaves the optimizer of a table."""
@@ -78,17 +77,26 @@ def find_tables(model: nn.Module) -> list[EmbeddingTable]:
     return sorted(found, key=lambda table: table.name)
 
 
+def table_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of all tables of a model that is not sharded."""
+    collections = (EmbeddingBagCollection, EmbeddingCollection)
+    found = (m.parameters() for m in model.modules() if isinstance(m, collections))
+    return [parameter for parameters in found for parameter in parameters]
+
+
+def num_dense_parameters(model: nn.Module) -> int:
+    """Numbers in all other parameters, whatever their names are."""
+    tables = set(table_parameters(model))
+    return sum(p.numel() for p in model.parameters() if p not in tables)
+
+
 @contextmanager
 def optimizer_state_sized(model: nn.Module) -> Iterator[None]:
     """Let the planner count the state of Adam where it is not fused into the backward pass.
 
     The planner looks for the optimizer class on the table, where only fused ones leave it.
     """
-    exposed = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if is_table(name) and not hasattr(parameter, OPTIMIZER_MARK)
-    ]
+    exposed = [p for p in table_parameters(model) if not hasattr(p, OPTIMIZER_MARK)]
     for parameter in exposed:
         setattr(parameter, OPTIMIZER_MARK, [torch.optim.Adam])
     yield

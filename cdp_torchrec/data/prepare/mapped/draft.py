@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdp_torchrec.config.keys import toml_value
+from cdp_torchrec.config.keys import toml_key, toml_value
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.mapped.guessed_log import (
     Attributes,
@@ -219,7 +219,7 @@ def _hour(log: GuessedLog, names: set[str]) -> list[str]:
 def _table(file: SniffedFile, folder: Path, attributes: Sequence[Attributes]) -> list[str]:
     places = [str(path.resolve().relative_to(folder)) for path in (file.path, *file.more)]
     lines = ["", *_comment(f"{column}, which is not read." for column in file.unread)]
-    lines += [f"[tables.{table_name(file)}]", f"files = {toml_value(places)}"]
+    lines += [f"[tables.{toml_key(table_name(file))}]", f"files = {toml_value(places)}"]
     if file.form is None:
         lines.append('format = "parquet"')
     else:
@@ -305,7 +305,7 @@ def _behaviours(
         if in_log and category is None:
             lines += ["", *_comment([f"{name} has no column for the category, so it is not read."])]
             continue
-        lines += ["", f"[behaviours.{name}]", *_own(name, other)]
+        lines += ["", f"[behaviours.{toml_key(name)}]", *_own(name, other)]
         if category and gate:
             lines.append(f"category = {toml_value(category.name)} # by its name")
     return lines
