@@ -21,8 +21,6 @@ from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.saved import CONFIG, is_restarted, named_directory
 from cdp_torchrec.stored_run import StoredRun, newest_checkpoint, parent_run
 
-_FORK = "With other settings begin a new run from its weights"
-
 
 def load_training(arguments: Sequence[str]) -> ExperimentConfig:
     """The configuration of a training, on top of that of the run that it goes on from.
@@ -58,15 +56,10 @@ def load_training(arguments: Sequence[str]) -> ExperimentConfig:
     return load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
 
 
-def check_unchanged(config: ExperimentConfig, run_dir: Path, *, way_out: str | None = None) -> None:
+def check_unchanged(config: ExperimentConfig, run_dir: Path) -> None:
     """Whether a run is still the run that its checkpoints are of.
 
     They decide, not config.toml beside them, which anybody may have edited.
-
-    Args:
-        config: with which it shall go on.
-        run_dir: its directory.
-        way_out: what else one can do, a sentence; None: fork the run.
 
     Raises:
         ConfigError: a key differs that makes it another run; names all of them, and the way out;
@@ -77,10 +70,11 @@ def check_unchanged(config: ExperimentConfig, run_dir: Path, *, way_out: str | N
     if newest is not None and (problems := _refused(newest.config, config)):
         raise ConfigError.of(
             [
-                f"{run_dir} was begun with other settings, and would be another run:",
+                f"run.resume: {run_dir} was begun with other settings, and would be another run:",
                 *problems,
-                f"A run that goes on may change {', '.join(changeable(ExperimentConfig))}. "
-                + (way_out or f"{_FORK}: run.fork_from={run_dir} run.dir=NEW"),
+                f"A run that goes on may change {', '.join(changeable(ExperimentConfig))}. With "
+                "other settings begin a new run from its weights: "
+                f"run.fork_from={run_dir} run.dir=NEW",
             ]
         )
     if newest is None or config.data.dir.exists() or config.data.dir == newest.config.data.dir:

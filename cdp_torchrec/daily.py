@@ -16,16 +16,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cdp_torchrec.awaited_day import wait_for_day
-from cdp_torchrec.continuation import check_unchanged
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config.changes import find_changes
 from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.stored_run import newest_checkpoint
 from cdp_torchrec.text_table import aligned_table
 from cdp_torchrec.whole_file import whole_file, write_json
 
-_OTHER_DIRECTORY = "With other settings begin the days anew, in another run.dir"
+_WHERE_IT_ENDS = {
+    f"trainer.{key}" for key in ("max_epochs", "max_steps", "patience", "validate_every_steps")
+}
 _METRICS = ("auc", "uauc", "gauc", "log_loss", "ne", "calibration")
 EVALUATION, TABLE, CURVE = "evaluation.json", "days.json", "days.png"
 
@@ -62,7 +66,7 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
         # What there is, one rank sees for all: the others might look a moment later.
         runs = from_rank_zero(config.runs, purpose="look for days")
         for run in from_rank_zero(lambda new=runs[done:]: _unfinished(new), purpose="look at runs"):
-            train_experiment(run, device)
+            train_experiment(run, device, way_on="the same line goes on")
         days = from_rank_zero(
             lambda runs=runs: _gather(config, runs), purpose="write the table of the days"
         )
@@ -93,10 +97,29 @@ def _unfinished(runs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
 
     Raises:
         ConfigError: one of them all was begun with other settings.
+        CheckpointError: another release wrote its checkpoints.
     """
     for run in runs:
-        check_unchanged(run, _directory(run), way_out=_OTHER_DIRECTORY)
+        _check_alike(run)
     return [run for run in runs if not _is_finished(run)]
+
+
+def _check_alike(run: ExperimentConfig) -> None:
+    """Where a training may go on to another end, the days of a table may not have several."""
+    newest = newest_checkpoint(_directory(run))
+    changes = [] if newest is None else find_changes(newest.config, run)
+    if problems := [
+        change.describe()
+        for change in changes
+        if not change.may_change or change.key in _WHERE_IT_ENDS
+    ]:
+        raise ConfigError.of(
+            [
+                f"{_directory(run)} was begun with other settings, and all days are trained alike:",
+                *problems,
+                "With other settings begin the days anew, in another run.dir",
+            ]
+        )
 
 
 def _is_finished(run: ExperimentConfig) -> bool:

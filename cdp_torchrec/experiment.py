@@ -16,6 +16,7 @@ from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.workers import BatchLoader
+from cdp_torchrec.distributed.interruption import going_on_by
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -92,6 +93,7 @@ def train_experiment(
     *,
     num_bootstrap: int = 200,
     quiet: bool = False,
+    way_on: str | None = None,
 ) -> Trained:
     """As `train`, for callers that go on with the trained model; collective.
 
@@ -100,11 +102,15 @@ def train_experiment(
         device: where this rank computes.
         num_bootstrap: replicates of the user bootstrap on the test split.
         quiet: no progress bar and no lines in the terminal.
+        way_on: what goes on after a signal, in words; None: a resume of the run.
     """
     prepare_synthetic(config.data)
     doubts = check_plausible(config.data)
     experiment = build_experiment(config, device)
-    with open_run_directory(config.run) as run_dir:
+    with (
+        open_run_directory(config.run) as run_dir,
+        going_on_by(way_on or f"go on with run.dir={run_dir} run.resume=true"),
+    ):
         return _train_in(run_dir, experiment, doubts, num_bootstrap=num_bootstrap, quiet=quiet)
 
 

@@ -115,8 +115,8 @@ class Trainer:
             self._checkpointer.finish()  # before saying so
             raise Interrupted(
                 number,
-                f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint; "
-                f"go on with run.dir={self._checkpointer.run_dir} run.resume=true",
+                f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint in "
+                f"{self._checkpointer.run_dir}",
             )
         return progress
 

@@ -145,5 +145,7 @@ def test_a_stopped_day_goes_on_and_a_lost_one_is_done_again(
     earlier = configured(dataset, tmp_path / "daily", f"days.last='{DAYS[0]}'")
     assert train_days(earlier, CPU) == whole[:2]
     assert json.loads((tmp_path / "daily" / "days.json").read_bytes()) == written
-    with pytest.raises(ConfigError, match=r"would be another run(.|\n)*in another run\.dir"):
-        train_days(configured(dataset, tmp_path / "daily", "seed=9"), CPU)
+    for other in ("seed=9", "trainer.patience=3"):
+        with pytest.raises(ConfigError, match=rf"{other[:4]}.*: the run (.|\n)*another run\.dir"):
+            train_days(configured(dataset, tmp_path / "daily", other), CPU)
+    train_days(configured(dataset, tmp_path / "daily", "trainer.log_every_steps=7"), CPU)

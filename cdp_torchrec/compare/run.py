@@ -134,6 +134,7 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
             device,
             num_bootstrap=num_bootstrap,
             quiet=True,
+            way_on="the same line goes on",
         )
         cpu_s = sum(on_all_ranks(lambda: time.process_time() - begun))
         cost = measure_cost(trained, cpu_s=cpu_s)

@@ -8,6 +8,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,10 +28,24 @@ class Interrupted(BaseException):
 
         Args:
             number: of the signal.
-            text: where the training stands, and how to go on.
+            text: where the training stands.
         """
         super().__init__(f"{signal.Signals(number).name}: {text}")
-        self.exit_code = 128 + number
+        self.number, self.text = number, text
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process."""
+        return 128 + self.number
+
+
+@contextmanager
+def going_on_by(way: str) -> Generator[None]:
+    """Let a signal that ends the block also say how to go on, in words."""
+    try:
+        yield
+    except Interrupted as end:
+        raise Interrupted(end.number, f"{end.text}; {way}") from None
 
 
 class Interruption:

@@ -206,9 +206,10 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(
 def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_loses_nothing(
     two_ranks: dict[str, Any], folder: Path
 ) -> None:
-    said = f"go on with run.dir={folder}/interrupted run.resume=true"
+    run = f"{folder}/interrupted"
     assert re.fullmatch(
-        rf"143: SIGTERM: stopped after step [1-5] of 6, with a checkpoint; {said}",
+        rf"143: SIGTERM: stopped after step [1-5] of 6, with a checkpoint in {run}; go on with "
+        rf"run\.dir={run} run\.resume=true",
         two_ranks["interrupted"],
     )
     assert losses(folder / "interrupted") == losses(folder / "two")
