@@ -33,6 +33,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "predict runs/no new.parquet output=x.parquet": ("predict", "runs/no is no artifact"),
     "serve runs/no port=x": ("serve", "port = 'x': must be an integer"),
     "compare compare/table3.toml": ("compare", "compare/table3.toml"),
+    "train sharding.strategy=row_wise sharding.plan=x.json": (
+        "train",
+        "sharding.strategy = 'row_wise': sharding.plan stands alone",
+    ),
     "plan_sharding planning.strategy=x": ("plan_sharding", "did you mean 'strategies'?"),
     "plan_sharding mine.toml": ("plan_sharding", "no/data is no dataset directory"),
     "prepare_data inspect no/data": ("prepare_data", "no/data is no dataset directory"),
@@ -44,6 +48,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "prepare_data starter no/data": ("prepare_data", "no/data is no dataset directory"),
     "prepare_data trivago --input no --output x": ("prepare_data", "no"),
+    "prepare_data ebnerd --input data --output x": ("prepare_data", "that holds train/ and"),
     "prepare_data synthetic --output x num_user=3": ("prepare_data", "did you mean 'num_users'?"),
     "benchmark speed": ("benchmark", "benchmark: found 'speed'"),
     "benchmark train foo=1": ("benchmark", "foo: unknown key"),

@@ -11,6 +11,7 @@ from cdp_torchrec.compare.config import CELLS, UNTRAINED, CompareConfig
 from cdp_torchrec.compare.histories import unequal_histories
 from cdp_torchrec.compare.search import GridPoint, trials
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config.layers import COMMAND_LINE
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
 
@@ -155,7 +156,7 @@ def load_table(arguments: Sequence[str]) -> Table:
             _check_cell(cell)
         except ConfigError as error:
             for line in str(error).splitlines()[1:]:
-                problems[line.strip()].append(f"{dataset}/{model}/{point.name}")
+                problems[_of_table(line)].append(f"{dataset}/{model}/{point.name}")
         else:
             configs[dataset, model, point] = cell
     problems.update(_unequal_rows(configs))
@@ -165,6 +166,12 @@ def load_table(arguments: Sequence[str]) -> Table:
     run_dir = config.run_dir or Path("runs") / files[0].stem
     command = shlex.join(["cdp_torchrec", "compare", *arguments])
     return Table(config, run_dir, command, configs)
+
+
+def _of_table(line: str) -> str:
+    """A mistake of a cell, whose key=value stands in the table."""
+    bracketed = line.strip().replace(f"[{COMMAND_LINE}]", "[the table]")
+    return bracketed.replace(f"on the {COMMAND_LINE}", "in the table")
 
 
 def _relative_to(folder: Path, layer: str) -> str:

@@ -81,8 +81,17 @@ def _hidden_conflicts(
         for problem in _validate(config_class, data, tree)[1]
         if problem.is_conflict
         and problem not in known
-        and not any(_dotted(path) in f"{_dotted(problem.path)} {problem.text}" for path in in_doubt)
+        and not any(_names(problem, path) for path in in_doubt)
     ]
+
+
+def _names(problem: Problem, path: Location) -> bool:
+    """Whether a problem is about a key: by its whole name, or by that within its section."""
+    depth = len(problem.path)
+    inside = _dotted(path[depth:]) if path[:depth] == problem.path else ""
+    return _dotted(path) in f"{_dotted(problem.path)} {problem.text}" or (
+        bool(inside) and inside in problem.text.split()
+    )
 
 
 def _validate(

@@ -87,6 +87,8 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
             'groups.tiny=["tiny", "tiny"]',
             "]: is the name of a dataset",
         ),
+        ("settings=['trainer.max_stepz=3']", "trainer.max_stepz: unknown key (did you mean"),
+        ("settings=['trainer.patience=0']", "must be an integer > 0 [the table]"),
         ("settings=['run.resume=true']", "run: every cell has a directory of its own"),
         (
             "settings=['data.validation_fraction=0']",

@@ -8,6 +8,7 @@ from pydantic import ValidationError, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, load_config
 from tests.config.sample import Experiment, layer, lines, message
+from tests.paths import CONFIGS
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +198,17 @@ def test_an_optional_key_must_default_to_none() -> None:
 
         class Clip(Config):
             norm: float | None = 1.0
+
+
+def test_a_section_is_not_compared_by_the_default_of_a_key_that_is_wrong() -> None:
+    from cdp_torchrec.experiment_config import ExperimentConfig
+
+    cdp = [str(CONFIGS / "interest" / "cdp.toml"), "data.dir=d"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(ExperimentConfig, [*cdp, "model.interest.num_inference_steps=-1"])
+    assert str(caught.value).splitlines()[1:] == [
+        "  model.interest.num_inference_steps = -1: must be an integer >= 0 [command line]"
+    ]
 
 
 def test_a_sequence_shorter_than_its_module_reads_is_refused() -> None:

@@ -1,5 +1,6 @@
 """The logs that `prepare_data` converts from their official files: one declaration each."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -50,10 +51,17 @@ class Converter:
         return tuple(o.flag.removeprefix("--").replace("-", "_") for o in self.options)
 
 
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError(f"'{text}': expected a date such as 2018-11-08") from None
+
+
 def _test_from(default: str) -> Option:
     return Option(
         "--test-from",
-        date.fromisoformat,
+        _day,
         f"first day of the test split, such as 2018-11-08; default: {default}",
         metavar="DATE",
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from cdp_torchrec.config import MAY_CHANGE, Config
+from cdp_torchrec.config import MAY_CHANGE, Config, ConfigConflicts
 
 TypeName = Literal[
     "table_wise",
@@ -111,9 +111,14 @@ class ShardingConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.plan is not None and (self.strategy != "auto" or self.tables):
-            raise ValueError(
-                "plan stands alone: it leaves nothing for strategy or tables to decide"
+        decided = {"strategy": self.strategy != "auto", "tables": bool(self.tables)}
+        if self.plan is not None and any(decided.values()):
+            raise ConfigConflicts(
+                [
+                    (key, "sharding.plan stands alone, and leaves nothing for this to decide")
+                    for key, is_set in decided.items()
+                    if is_set
+                ]
             )
         return self
 

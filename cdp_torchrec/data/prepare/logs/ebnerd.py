@@ -122,6 +122,8 @@ def prepare_ebnerd(source: Path, output: Path, *, limits: EngineLimits | None = 
     """
     if not source.is_dir():
         raise DatasetError(f"{source}: no such directory")
+    if not any((source / split).exists() for split in ("train", "validation")):
+        raise DatasetError(f"{source}: expected the directory that holds train/ and validation/")
     limits = limits or EngineLimits()
     articles = source / "articles.parquet"
     has_category = articles.exists() or articles.is_symlink()  # a broken link is an error
