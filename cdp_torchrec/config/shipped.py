@@ -39,20 +39,26 @@ def similar_layers(path: Path) -> str:
         for layer in sorted(SHIPPED.rglob("*.toml"))
         if layer.name != "schema.toml"
     ]
-    for layers in (map(str, sorted(path.parent.glob("*.toml"))), shipped):
-        if close := _close(path.stem, layers):
+    folders = {Path(layer).parent.name for layer in shipped}
+    # Elsewhere a file of one's own was meant, unless it has the very name of one of these.
+    in_folder = not path.is_absolute() and path.parent.name in {"", *folders}
+    beside = map(str, sorted(path.parent.glob("*.toml")))
+    for layers, alike in ((beside, True), (shipped, in_folder)):
+        if close := _close(path.stem, layers, alike=alike):
             return f" (did you mean {_listed(close)}?)"
-    if path.is_absolute():
-        return ""  # a file of one's own was meant
+    if not in_folder:
+        return ""
     return f" (layers that come with the package: {', '.join(_folders(shipped))})"
 
 
-def _close(stem: str, layers: Iterable[str]) -> list[str]:
-    """Layers with this name, or else with names like it."""
+def _close(stem: str, layers: Iterable[str], *, alike: bool) -> list[str]:
+    """Layers with this name, or else, where that may be meant, with names like it."""
     by_stem: dict[str, list[str]] = {}
     for layer in layers:
         by_stem.setdefault(Path(layer).stem, []).append(layer)
-    names = [stem] if stem in by_stem else difflib.get_close_matches(stem, by_stem, n=3)
+    names = [stem] if stem in by_stem else []
+    if alike and not names:
+        names = difflib.get_close_matches(stem, by_stem, n=3)
     return [layer for name in names for layer in by_stem[name]]
 
 

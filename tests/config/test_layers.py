@@ -237,11 +237,12 @@ def test_a_file_in_the_working_directory_goes_before_a_layer_of_the_package() ->
 
 
 def test_a_layer_that_is_not_there_names_those_that_it_may_be() -> None:
-    assert lines("triavgo.toml", "configs/interst/din.toml", "x/y.toml")[:2] == [
+    assert lines("triavgo.toml", "configs/interst/din.toml", "data/mine/starter.toml")[:3] == [
         "triavgo.toml: no such file (did you mean 'configs/data/trivago.toml'?)",
         "configs/interst/din.toml: no such file (did you mean 'configs/interest/din.toml'?)",
+        "data/mine/starter.toml: no such file",
     ]
-    found = lines("x/y.toml")[0]
-    assert found.startswith("x/y.toml: no such file (layers that come with the package: configs/")
+    found = lines("y.toml")[0]
+    assert found.startswith("y.toml: no such file (layers that come with the package: configs/")
     names = sorted(path.stem for path in (CONFIGS / "data").glob("*.toml"))
     assert f"configs/data/{{{','.join(names)}}}.toml" in found
