@@ -16,7 +16,7 @@ from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.workers import BatchLoader
-from cdp_torchrec.distributed.interruption import going_on_by
+from cdp_torchrec.distributed.interruption import ended_by_signals, going_on_by
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -147,8 +147,9 @@ def _train_in(
             total_steps=experiment.total_steps,
             device=experiment.device,
         ).train(start.progress)
-        checkpointer.load(find_checkpoint(run_dir), parallelized.model, parallelized.optimizer)
-        report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
+        with ended_by_signals(f"{run_dir} is trained, and not measured on the test split yet"):
+            checkpointer.load(find_checkpoint(run_dir), parallelized.model, parallelized.optimizer)
+            report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
         monitor.record("test", progress.step, report.main_metrics())
     experiment.loader.close()
     return Trained(experiment, run_dir, progress, report)

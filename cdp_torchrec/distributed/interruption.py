@@ -48,6 +48,27 @@ def going_on_by(way: str) -> Generator[None]:
         raise Interrupted(end.number, f"{end.text}; {way}") from None
 
 
+@contextmanager
+def ended_by_signals(text: str) -> Generator[None]:
+    """Let signals end a block that has nothing to save at once, where no launcher stops the rank.
+
+    Args:
+        text: where the training stands then.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, text)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = _SIGNALS if in_main_thread and "RANK" not in os.environ else ()
+    former = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 class Interruption:
     """Receives signals while it is entered, and agrees with the other ranks on them."""
 
