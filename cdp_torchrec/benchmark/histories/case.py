@@ -25,7 +25,9 @@ from cdp_torchrec.timer import Timer, Times, alternate, times
 
 _CAPS = ("max_length", "recent_length")
 """Fields of interest modules that cap the length of the history they read."""
-_POOLED_REPEATS = 5
+_QUICK_MS = 50.0
+_QUICK_REPEATS = 5
+"""A quick batch is one of several, of which the median counts: single ones vary too much."""
 _WARM_UP_LENGTH = 8
 
 
@@ -114,22 +116,25 @@ def time_rounds(
     """Times of scoring and of training, of both.
 
     Args:
-        pooled: what the row is compared with; so short that a round takes the median of several.
+        pooled: what the row is compared with.
         row: what is measured.
         timer: measures a batch.
         rounds: their numbers.
     """
 
-    def several(step: Callable[[], None]) -> float:
-        return statistics.median(timer.ms(step) for _ in range(_POOLED_REPEATS))
+    def ms(step: Callable[[], None]) -> float:
+        first = timer.ms(step)
+        if first >= _QUICK_MS:
+            return first
+        return statistics.median([first, *(timer.ms(step) for _ in range(_QUICK_REPEATS - 1))])
 
     return times(
         alternate(
             {
-                "pooled_score": lambda _: several(pooled.score),
-                "score": lambda _: timer.ms(row.score),
-                "pooled_train": lambda _: several(pooled.train),
-                "train": lambda _: timer.ms(row.train),
+                "pooled_score": lambda _: ms(pooled.score),
+                "score": lambda _: ms(row.score),
+                "pooled_train": lambda _: ms(pooled.train),
+                "train": lambda _: ms(row.train),
             },
             rounds,
         )
