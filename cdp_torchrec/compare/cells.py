@@ -77,7 +77,10 @@ class Table:
     def selected_datasets(self) -> tuple[str, ...]:
         """Datasets to run now, in the table's order."""
         chosen = self.config.select.datasets
-        return tuple(name for name in self.config.datasets if chosen is None or name in chosen)
+        if chosen is None:
+            return tuple(self.config.datasets)
+        wanted = {one for name in chosen for one in self.config.groups.get(name, (name,))}
+        return tuple(name for name in self.config.datasets if name in wanted)
 
     @property
     def selected_models(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class SelectConfig(Config):
     """
 
     datasets: tuple[str, ...] | None = None
-    """Datasets to run; without it, all; []: none, to show what is finished."""
+    """Datasets and groups to run; without it, all; []: none, to show what is finished."""
     models: tuple[str, ...] | None = None
     """Rows to run; without it, all; []: none."""
 
@@ -204,18 +204,13 @@ class CompareConfig(Config):
             if name not in self.models
         ]
         tables = (*self.groups, *self.datasets)
-        drawn = {f"gains.dials.{axis}": names for axis, names in self.gains.dials.items()}
-        conflicts += [
+        drawn = {f"gains.dials.{axis}": names for axis, names in self.gains.dials.items()} | {
+            "gains.of": self.gains.of or (),
+            "select.datasets": self.select.datasets or (),
+        }
+        return conflicts + [
             (key, f"there is no '{name}' in groups and datasets, only {', '.join(tables)}")
-            for key, names in (drawn | {"gains.of": self.gains.of or ()}).items()
+            for key, names in drawn.items()
             for name in names
             if name not in tables
-        ]
-        return conflicts + [
-            (
-                "select.datasets",
-                f"there is no '{name}' in datasets, only {', '.join(self.datasets)}",
-            )
-            for name in self.select.datasets or ()
-            if name not in self.datasets
         ]

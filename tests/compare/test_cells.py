@@ -60,7 +60,7 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
     [
         ("reference=cdp", "reference = 'cdp': there is no row 'cdp' in models"),
         ('select.models=["nome"]', "there is no row 'nome' in models, only none, pooled"),
-        ('select.datasets=["huge"]', "there is no 'huge' in datasets, only tiny"),
+        ('select.datasets=["huge"]', "there is no 'huge' in groups and datasets, only tiny"),
         ('models.untrained=["data.toml"]', "is the directory of the untrained scorers"),
         ('models={"a/b"=[]}', "use letters, digits"),
         ("seeds=[1, 1]", "seeds = [1, 1]: repeats a seed"),
@@ -102,6 +102,12 @@ def test_mistakes_in_the_table_are_named(
     with pytest.raises(ConfigError) as error:
         make_table(override)
     assert message in str(error.value)
+
+
+def test_a_group_is_selected_by_its_name(make_table: MakeTable) -> None:
+    worlds = [f'datasets.{name}=["data.toml"]' for name in ("second", "third")]
+    table = make_table(*worlds, 'groups.both=["third", "tiny"]', 'select.datasets=["both"]')
+    assert table.selected_datasets == ("tiny", "third")
 
 
 def test_a_table_without_a_file_says_what_is_expected() -> None:
