@@ -283,7 +283,7 @@ def _most_telling(of_rows: Sequence[Set[_Block]]) -> Set[_Block]:
     def degrees(blocks: Set[_Block]) -> int:
         return (sum(blocks <= of_row for of_row in of_rows) - 1) * (len(blocks) - 1)
 
-    return max(of_rows, key=degrees)
+    return max(dict.fromkeys(map(frozenset, of_rows)), key=degrees)
 
 
 def _shared(sets: Sequence[Set[_Block]]) -> list[_Block]:
