@@ -23,6 +23,7 @@ from cdp_torchrec.known_versions import (
     fits_version,
     nearest_triple,
 )
+from cdp_torchrec.user_error import UserError
 
 FBGEMM_DISTRIBUTIONS = (
     "fbgemm-gpu",
@@ -49,10 +50,8 @@ _HARMLESS_WARNINGS = (
 )
 
 
-class EnvironmentMismatchError(RuntimeError):
+class EnvironmentMismatchError(UserError, RuntimeError):
     """The installed libraries do not fit together; the message says how to fix it."""
-
-    user_error = True
 
 
 def check_environment() -> None:

@@ -23,12 +23,11 @@ from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.config import TrainerConfig
 from cdp_torchrec.run.monitor import Monitor, memory_gib
 from cdp_torchrec.run.records import Progress, Validation
+from cdp_torchrec.user_error import UserError
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """The loss became infinite or not a number."""
-
-    user_error = True
 
 
 class Trainer:

@@ -17,12 +17,11 @@ from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
+from cdp_torchrec.user_error import UserError
 
 
-class FailedCellsError(RuntimeError):
+class FailedCellsError(UserError, RuntimeError):
     """Some cells of the table failed."""
-
-    user_error = True
 
 
 def main(arguments: list[str]) -> None:
@@ -43,7 +42,8 @@ def main(arguments: list[str]) -> None:
         print(write_table(table))
     if failures:
         listed = "\n  ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise FailedCellsError(f"{len(failures)} cells failed:\n  {listed}")
+        cells = "1 cell" if len(failures) == 1 else f"{len(failures)} cells"
+        raise FailedCellsError(f"{cells} failed:\n  {listed}")
 
 
 if __name__ == "__main__":

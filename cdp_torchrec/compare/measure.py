@@ -17,17 +17,16 @@ from cdp_torchrec.data.days import request_folder
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.experiment import Experiment, Trained, open_data
 from cdp_torchrec.model.sparse_arch import is_table
-from cdp_torchrec.run.saved import CHECKPOINTS, best_checkpoint
+from cdp_torchrec.run.saved import CHECKPOINTS, METRICS, best_checkpoint
 from cdp_torchrec.timer import device_timer
+from cdp_torchrec.user_error import UserError
 
 _TIMED_REQUESTS = 100
 _WARM_UP_REQUESTS = 10
 
 
-class NoValidationError(RuntimeError):
+class NoValidationError(UserError, RuntimeError):
     """The validation metric was never defined, so nothing can be chosen by it."""
-
-    user_error = True
 
 
 def measure_cost(trained: Trained, *, cpu_s: float) -> TrainingCost | None:
@@ -50,7 +49,7 @@ def measure_cost(trained: Trained, *, cpu_s: float) -> TrainingCost | None:
     if best is None:
         raise NoValidationError(f"{trainer.validation_metric} was undefined in all validations")
     training_s, speed = training_speed(
-        trained.run_dir / "metrics.jsonl", global_batch_size=trainer.global_batch_size
+        trained.run_dir / METRICS, global_batch_size=trainer.global_batch_size
     )
     return TrainingCost(
         validation=best[1].value,

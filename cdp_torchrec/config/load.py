@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from cdp_torchrec.config.errors import ConfigConflicts, check
 from cdp_torchrec.config.keys import default_tables, key_tree
 from cdp_torchrec.config.layers import DEFAULT, Layers, read_layers
+from cdp_torchrec.user_error import UserError
 
 __all__ = ["Config", "ConfigConflicts", "ConfigError", "dump_toml", "load_config", "load_toml"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A user's configuration is wrong; the message names every bad key."""
 
     @classmethod

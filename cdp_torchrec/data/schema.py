@@ -17,6 +17,7 @@ from pydantic import ValidationError, model_validator
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute, standardised
 from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
+from cdp_torchrec.user_error import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +34,15 @@ EARLIEST_DATE_MS = 631_152_000_000
 LATEST_TIMESTAMP_MS = 7_258_118_400_000
 """The year 2200: a later moment was not given in milliseconds."""
 
+SCHEMA = "schema.toml"
+"""The file of a dataset that says what is in it."""
+
 Role = Literal["user", "query", "item", "context", "scene"]
 Level = Literal["request", "candidate"]
 Kind = Literal["id", "ids", "number"]
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A dataset directory is incomplete, damaged or of another version."""
 
 
@@ -203,7 +207,7 @@ class Schema(Config):
         Raises:
             KeyError: no such feature.
         """
-        return next(f for f in self.features if f.name == name)
+        return {feature.name: feature for feature in self.features}[name]
 
     def gate_feature(self) -> str | None:
         """The candidate feature that holds the category of the gate; None without a gate."""
@@ -282,7 +286,7 @@ class Schema(Config):
             unused["history"] = {"attributes"}
         data = self.model_dump(mode="json", exclude_none=True, exclude=unused)
         text = tomli_w.dumps({"dataset_digest": self.fingerprint()} | data)
-        (dataset / "schema.toml").write_text(text)
+        (dataset / SCHEMA).write_text(text)
 
 
 def load_schema(dataset: Path) -> Schema:
@@ -291,7 +295,7 @@ def load_schema(dataset: Path) -> Schema:
     Raises:
         DatasetError: no dataset there, unreadable, or written by another version.
     """
-    path = dataset / "schema.toml"
+    path = dataset / SCHEMA
     if not path.is_file():
         raise DatasetError(
             f"{dataset} is no dataset directory: {path.name} is missing{_counted_from(dataset)}. "

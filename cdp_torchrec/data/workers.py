@@ -17,6 +17,7 @@ from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.data.packed import PackedBatch, pack
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.environment import quiet_libraries
+from cdp_torchrec.user_error import UserError
 
 _END_SHOWS_WITHIN_S = 1.0
 
@@ -24,10 +25,8 @@ _Item = tuple[int, int]
 """Number of the source, and position or step in it."""
 
 
-class LoaderWorkerError(RuntimeError):
+class LoaderWorkerError(UserError, RuntimeError):
     """A worker process ended before its work was done."""
-
-    user_error = True
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import time
 import traceback
 from pathlib import Path
 
-from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.user_error import UserError
 from cdp_torchrec.whole_file import write_json
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -39,7 +38,7 @@ def describe(error: Exception, *, rank: int, world_size: int) -> tuple[str, str]
         world_size: number of ranks.
     """
     where = f"rank {rank}: " if world_size > 1 else ""
-    if isinstance(error, ConfigError | DatasetError) or getattr(error, "user_error", False):
+    if isinstance(error, UserError):
         return f"{where}{error}", f"{where}error: {error}"
     if lost_peer(error, world_size=world_size):
         # On another node: here, the launcher would have stopped this rank.

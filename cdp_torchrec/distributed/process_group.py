@@ -39,6 +39,7 @@ from cdp_torchrec.distributed.stopped import StopWatch
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
 from cdp_torchrec.standard_streams import flush_streams, give_up, prepare_streams
+from cdp_torchrec.user_error import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +56,8 @@ _MOST_NAMES = 8
 """Of ranks in a message."""
 
 
-class JoinError(RuntimeError):
+class JoinError(UserError, RuntimeError):
     """A rank waited in vain for the others at the start of a job."""
-
-    user_error = True
 
 
 def rank() -> int:
@@ -209,11 +208,10 @@ def _end_without(lost: LostRank) -> None:
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Run a launch script: check the installation, call `main`, leave the ranks, report errors.
 
-    An error ends the process with exit code 1, a signal with 128 and its number. A user's mistake
-    is shown as its message alone: ConfigError, DatasetError, any exception class with the attribute
-    `user_error = True`, and what the operating system refuses about a file. Everything else is
-    shown with its traceback. The launcher gets the error too, as the root cause that it prints
-    last. Ranks that fail only because another one did stay quiet.
+    An error ends the process with exit code 1, a signal with 128 and its number. A UserError, and
+    what the operating system refuses about a file, is shown as its message alone, everything else
+    with its traceback. The launcher gets the error too, as the root cause that it prints last.
+    Ranks that fail only because another one did stay quiet.
 
     Args:
         main: the script; takes the command line without the script's name.

@@ -6,18 +6,21 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.user_error import UserError
 
 _Shared = TypeVar("_Shared")
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error of rank 0, on its way to the other ranks."""
+    """An error of a rank, on its way to the others."""
 
     text: str
-    kind: type[Exception] | None
-    """Class of a user's mistake."""
+    kind: type[UserError] | None
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Failure":
+        return cls(str(error), type(error) if isinstance(error, UserError) else None)
 
 
 def from_rank_zero(make: Callable[[], _Shared], *, purpose: str) -> _Shared:
@@ -28,7 +31,7 @@ def from_rank_zero(make: Callable[[], _Shared], *, purpose: str) -> _Shared:
         purpose: what it does, for the error of the other ranks, such as "read the directory".
 
     Raises:
-        Exception: a user's mistake that rank 0 raised; on all ranks.
+        UserError: what rank 0 raised; on all ranks.
         RuntimeError: on the other ranks, when anything else went wrong on rank 0, which raises
             what it was.
     """
@@ -39,8 +42,7 @@ def from_rank_zero(make: Callable[[], _Shared], *, purpose: str) -> _Shared:
             shared[0] = make()
         except Exception as error:  # whatever it is: the other ranks are waiting
             raised = error
-            is_mistake = isinstance(error, ConfigError) or getattr(error, "user_error", False)
-            shared[0] = _Failure(str(error), type(error) if is_mistake else None)
+            shared[0] = _Failure.of(error)
     dist.broadcast_object_list(shared)
     if raised is not None:
         raise raised
@@ -62,15 +64,14 @@ def on_all_ranks(
         group: all ranks; without it, the one that they joined first.
 
     Raises:
-        Exception: a user's mistake that a rank raised; on all ranks.
+        UserError: what a rank raised; on all ranks.
         RuntimeError: anything else that went wrong on a rank; on all ranks.
     """
     own: _Shared | _Failure
     try:
         own = step()
     except Exception as error:  # whatever it is: the other ranks are waiting
-        is_mistake = isinstance(error, ConfigError) or getattr(error, "user_error", False)
-        own = _Failure(str(error), type(error) if is_mistake else None)
+        own = _Failure.of(error)
     gathered: list[_Shared | _Failure] = [own] * dist.get_world_size()
     dist.all_gather_object(gathered, own, group=group)
     found: list[_Shared] = []

@@ -13,15 +13,14 @@ from cdp_torchrec.config.errors import check
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import Layers
 from cdp_torchrec.data.identity import DatasetDigest, mismatch
+from cdp_torchrec.user_error import UserError
 
 FORMAT_VERSION = 2
 CHECKPOINT = "checkpoint.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be written, found, or loaded into this model."""
-
-    user_error = True
 
 
 class DamagedCheckpointError(CheckpointError):

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.schema import SCHEMA
 from cdp_torchrec.run.checksums import verify
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.records import CHECKPOINT, CheckpointError, Validation, read_record
@@ -13,8 +14,12 @@ from cdp_torchrec.whole_file import why_unwritable
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
+EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
+PLAN = "plan.json"
 LOCK = "lock"
+ARTIFACT = "artifact.json"
+"""What an exported artifact has, beside the schema of a dataset."""
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 """Where the launcher says which attempt of an elastic job this is, from 0."""
@@ -104,12 +109,17 @@ def holds_run(directory: Path) -> bool:
     return (directory / METRICS).exists() or bool(saved_checkpoints(directory / CHECKPOINTS))
 
 
+def is_dataset(path: Path) -> bool:
+    """Whether a directory is a dataset."""
+    return (path / SCHEMA).is_file() and not (path / ARTIFACT).is_file()
+
+
 def _is_something_else(path: Path) -> str | None:
     """What a path is that no run may be begun in; None: nothing of that kind."""
     if (path / CHECKPOINT).is_file():
         return "a checkpoint; name a run"
-    marks = ("artifact.json", "schema.toml")
-    is_other = any((path / mark).is_file() for mark in marks) or bool(saved_checkpoints(path))
+    is_other = any((path / mark).is_file() for mark in (ARTIFACT, SCHEMA))
+    is_other = is_other or bool(saved_checkpoints(path))
     return _what_it_is(path) if is_other else None
 
 
@@ -159,9 +169,9 @@ def _what_it_is(path: Path) -> str:
         )
     if any(path.glob("*.distcp")):
         return f"a checkpoint without its {CHECKPOINT}"
-    if (path / "artifact.json").is_file():
+    if (path / ARTIFACT).is_file():
         return "an exported artifact, neither a run directory nor a checkpoint"
-    if (path / "schema.toml").is_file():
+    if (path / SCHEMA).is_file():
         return "a dataset directory, neither a run directory nor a checkpoint"
     if path.name == CHECKPOINTS and saved_checkpoints(path):
         return f"the checkpoints of a run; name the run, {path.parent}, or one of them"

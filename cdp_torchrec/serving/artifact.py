@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.serving.signature import SignatureError, check_signature, sign
+from cdp_torchrec.user_error import UserError
 
 FORMAT_VERSION = 2
 MANIFEST = "artifact.json"
@@ -28,10 +29,8 @@ TABLES = "tables"
 GOLDEN = "golden.json"
 
 
-class ArtifactError(RuntimeError):
+class ArtifactError(UserError, RuntimeError):
     """An artifact, or the history store beside it, cannot be made or served."""
-
-    user_error = True
 
 
 class Listing(Config):

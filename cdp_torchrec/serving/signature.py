@@ -14,11 +14,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
+from cdp_torchrec.user_error import UserError
 
-class SignatureError(RuntimeError):
+
+class SignatureError(UserError, RuntimeError):
     """A key cannot be read, or a content is not signed by a key that is trusted."""
-
-    user_error = True
 
 
 def sign(content: bytes, key: Path) -> bytes:

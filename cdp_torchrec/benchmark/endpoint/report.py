@@ -13,12 +13,11 @@ from cdp_torchrec.benchmark.endpoint.clients import Exchange
 from cdp_torchrec.benchmark.endpoint.one_request import RequestCost
 from cdp_torchrec.text_table import markdown_table
 from cdp_torchrec.timer import Times
+from cdp_torchrec.user_error import UserError
 
 
-class EndpointError(RuntimeError):
+class EndpointError(UserError, RuntimeError):
     """The endpoint gave a wrong answer, or none."""
-
-    user_error = True
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,14 @@ import duckdb
 
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
+from cdp_torchrec.user_error import UserError
 from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable
 
 logger = logging.getLogger(__name__)
 
 
-class PreparationError(OSError):
+class PreparationError(UserError, OSError):
     """The machine, not the log, stands in the way: disk or memory is full."""
-
-    user_error = True
 
 
 class DatasetBusyError(DatasetError):
@@ -90,7 +89,7 @@ def explained(outcome: str) -> Generator[None]:
     try:
         yield
     except (duckdb.Error, OSError) as error:
-        if getattr(error, "user_error", False):  # it has its own words
+        if isinstance(error, UserError):  # it has its own words
             raise
         raise PreparationError(f"{outcome}: {_reason(error)}") from error
 

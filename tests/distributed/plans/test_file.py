@@ -12,6 +12,7 @@ import torch
 from torchrec.distributed.types import ShardingPlan
 
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.plans.config import TypeName
 from cdp_torchrec.distributed.plans.file import dump_plan, read_plan, write_plan
 from cdp_torchrec.distributed.plans.job import plan_job
@@ -271,12 +272,16 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, str]:
     def fail() -> ShardingPlan:
         raise RuntimeError("No available sharding type")
 
+    def refuse() -> ShardingPlan:
+        raise DatasetError("the manifest is damaged")
+
     mistakes: dict[str, Callable[[], Any]] = {
         "other_model": lambda: train("other", given, "model.embedding_dim=8"),
         "missing": lambda: train("other", "sharding.plan=nowhere.json"),
         "other_device": lambda: train("other", "sharding.hardware=h100"),
         "too_large": lambda: plan_job(TOO_LARGE),
         "bug": lambda: from_rank_zero(fail, purpose="make the plan"),
+        "damaged": lambda: from_rank_zero(refuse, purpose="make the plan"),
     }
     found = {}
     for name, mistake in mistakes.items():
@@ -329,5 +334,6 @@ def test_a_failure_of_rank_zero_ends_all_ranks(
     assert second.pop("bug") == (
         "RuntimeError: rank 0 could not make the plan: No available sharding type"
     )
+    assert first["damaged"] == "DatasetError: the manifest is damaged"
     assert first == second
-    assert len(first) == 4
+    assert len(first) == 5

@@ -21,6 +21,7 @@ from cdp_torchrec.data.prepare.arrivals.landing import Landing, Partition
 from cdp_torchrec.data.prepare.arrivals.messages import Kind, row_formats
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.workplace import explained, held
+from cdp_torchrec.user_error import UserError
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
@@ -40,10 +41,8 @@ _OWN = {
 }
 
 
-class TopicError(OSError):
+class TopicError(UserError, OSError):
     """Topics cannot be read."""
-
-    user_error = True
 
 
 def land(
