@@ -76,9 +76,9 @@ class RequestEncoder:
         self._of_candidate = [f for f in self._features.values() if f.level == "candidate"]
         gate = schema.gate_feature()
         self.required = ("item_id",) if gate is None else ("item_id", gate)
-        self._first_ms = schema.splits["train"].first_timestamp
-        # Behaviours are older than the first request, but not in a log of real dates by decades.
-        self._earliest_ms = EARLIEST_DATE_MS if self._first_ms >= EARLIEST_DATE_MS else 0
+        # Requests come late and behaviours are old, but not in a log of real dates by decades.
+        has_dates = schema.splits["train"].first_timestamp >= EARLIEST_DATE_MS
+        self._earliest_ms = EARLIEST_DATE_MS if has_dates else 0
 
     def encode(self, request: Request) -> EncodedRequest:
         """Codes of one request.
@@ -158,11 +158,11 @@ class RequestEncoder:
     def _moment(self, value: object, field: str) -> int:
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise RequestError(field, f"expected an integer, found {type(value).__name__}")
-        if not self._first_ms <= value <= LATEST_TIMESTAMP_MS:
+        if not self._earliest_ms <= value <= LATEST_TIMESTAMP_MS:
             raise RequestError(
                 field,
-                "expected milliseconds since the epoch, from the start of the training log "
-                f"({self._first_ms}) to {LATEST_TIMESTAMP_MS}",
+                f"expected milliseconds since the epoch, from {self._earliest_ms} to "
+                f"{LATEST_TIMESTAMP_MS}, found {value}",
             )
         return int(value)
 
@@ -181,6 +181,8 @@ class RequestEncoder:
                     raise RequestError(field, "the log has none")
                 columns[name] = None
                 continue
+            if given is None and name == "item":
+                raise RequestError(field, "is required beside the rest of the history")
             if given is None and name == "category":
                 raise RequestError(field, "is required: the dataset gates histories by category")
             values = [None] * len(times) if given is None else given

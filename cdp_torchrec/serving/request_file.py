@@ -22,6 +22,7 @@ from cdp_torchrec.data.prepare.tables import ParquetTable, check_names, find_par
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.serving.predictor import PredictorMetadata
 from cdp_torchrec.serving.request import Behaviours, Request
+from cdp_torchrec.user_error import UserError
 
 CHUNK = 1024
 """Requests that are read at once."""
@@ -31,10 +32,8 @@ _HISTORY = ("history_item", "history_timestamp", "history_category", "history_ac
 _WRITTEN = ("request_id", "user_id", "item_id", "probability")
 
 
-class RequestFileError(ValueError):
+class RequestFileError(UserError, ValueError):
     """A file of requests cannot be read or scored; names the file, and the row if it is one."""
-
-    user_error = True
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,9 @@ class RequestFiles:
         return self._metadata.required_candidate_features
 
     def _behaviours(self, row: dict[str, Any]) -> Behaviours | None:
-        """Those that the request brings along; a null list stands for none brought."""
-        if row.get("history_item") is None:
+        """Those that the request brings along; only null lists stand for none brought."""
+        columns = [*_HISTORY, *(f"history_{a.name}" for a in self._metadata.history_attributes)]
+        if all(row.get(name) is None for name in columns):
             return None
         return Behaviours(
             item=row["history_item"],
@@ -191,8 +191,9 @@ def _open(path: Path, metadata: PredictorMetadata, keep: Sequence[str]) -> Parqu
         {name: declared[name] for name in needed},
         optional={name: kind for name, kind in declared.items() if name not in needed},
     )
-    if "history_item" in table.schema.names:
-        check_names(paths[0], table.names, ["history_timestamp"])
+    of_attributes = {f"history_{a.name}" for a in metadata.history_attributes}
+    if not of_attributes.union(_HISTORY).isdisjoint(table.schema.names):
+        check_names(paths[0], table.names, ["history_item", "history_timestamp"])
     return table
 
 

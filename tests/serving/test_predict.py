@@ -206,6 +206,15 @@ def test_a_file_that_lacks_something_is_named(
     bare = [{name: row[name] for name in row if name != "timestamp"} for row in rows]
     file = write(tmp_path / "bare.parquet", bare)
     assert f"{file}: column 'timestamp' is missing, found" in refused(file)
+    brought = [row | {"history_timestamp": [row["timestamp"] - 1]} for row in rows]
+    file = write(tmp_path / "brought.parquet", brought)
+    assert f"{file}: column 'history_item' is missing, found" in refused(file)
+    brought[9]["history_item"] = None
+    brought = [
+        {"history_item": ["item_0"], "history_category": ["category_0"]} | row for row in brought
+    ]
+    file = write(tmp_path / "brought.parquet", brought)
+    assert "row 9 (from 0): history.item: is required beside the rest of" in refused(file)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     assert "broken.parquet: damaged or cut off parquet file" in refused(tmp_path / "broken.parquet")
     empty = pa.Table.from_pylist(rows).slice(0, 0)

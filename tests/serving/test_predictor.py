@@ -215,6 +215,13 @@ def test_a_behaviour_at_the_very_moment_of_the_request_is_too_young(
         predictor.check(history(timestamp_ms=[moment])(requests[0]))
 
 
+def test_a_request_may_be_older_than_the_training(
+    predictor: Predictor, requests: list[Request]
+) -> None:
+    """A run of one day serves what comes late from the day before."""
+    predictor.check(field(timestamp_ms=requests[0].timestamp_ms - 90 * 86_400_000)(requests[0]))
+
+
 def test_metadata_names_inputs_and_limits(predictor: Predictor) -> None:
     metadata = predictor.metadata
     assert metadata.name == "synthetic-cdp"
