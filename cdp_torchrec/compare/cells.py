@@ -12,6 +12,7 @@ from cdp_torchrec.compare.histories import unequal_histories
 from cdp_torchrec.compare.search import GridPoint, trials
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.layers import COMMAND_LINE
+from cdp_torchrec.data.schema import SCHEMA
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
 
@@ -119,7 +120,7 @@ class Table:
         """What is wrong with selected datasets: not there, and not made on first use either."""
         for dataset in self.selected_datasets:
             data = self.any_config(dataset).data
-            if data.synthetic is None and not (data.dir / "schema.toml").is_file():
+            if data.synthetic is None and not (data.dir / SCHEMA).is_file():
                 yield f"data.dir = '{data.dir}': there is no dataset (in {dataset})"
 
     def any_config(self, dataset: str) -> ExperimentConfig:

@@ -39,7 +39,7 @@ from cdp_torchrec.ideal_scorer import IDEAL, ideal_scorer
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.saved import saved_checkpoints
+from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
 from cdp_torchrec.trainer import NonFiniteLossError
 from cdp_torchrec.whole_file import whole_directory
 
@@ -64,25 +64,30 @@ def run_table(
             cell of another configuration; found before the first cell runs.
     """
     _check(table)
-    _on_all_ranks(lambda: update_chances(table))
+    _by_rank_zero(lambda: update_chances(table))
     if announce is not None and is_rank_zero():
         announce(chances_markdown(table))
-    failures: dict[str, str] = {}
+    failures: list[tuple[Cell, str]] = []
     total = sum(1 for _ in _turns(table))
     with ProgressBar("compare", total=total, unit="cells", active=is_rank_zero(), keep=True) as bar:
         for cell in _schedule(table):
             if isinstance(cell, str):
                 bar.say(cell)
                 bar.skip()
-            elif _on_all_ranks(lambda cell=cell: _is_finished(cell)):
+            elif _by_rank_zero(lambda cell=cell: _is_finished(cell)):
                 bar.skip()
             else:
                 bar.note(cell.name)
                 reason = _attempt(cell, device, num_bootstrap=table.config.num_bootstrap)
                 if reason is not None:
-                    failures[cell.name] = reason
+                    failures.append((cell, reason))
                 bar.advance()
-    return failures
+    # A process beside this one may have finished a cell that it was at when this one came to it.
+    return {
+        cell.name: reason
+        for cell, reason in failures
+        if not _by_rank_zero(lambda cell=cell: _is_finished(cell))
+    }
 
 
 def _schedule(table: Table) -> Iterator[Cell | str]:
@@ -98,7 +103,7 @@ def _schedule(table: Table) -> Iterator[Cell | str]:
             yield turn
             continue
         dataset, model, seed = turn
-        point = _on_all_ranks(lambda chosen=(table, dataset, model): best_point(*chosen))
+        point = _by_rank_zero(lambda chosen=(table, dataset, model): best_point(*chosen))
         if point is not None:
             yield table.cell(dataset, model, point, seed)
             continue
@@ -125,7 +130,7 @@ def _turns(table: Table) -> Iterator[Cell | tuple[str, str, int]]:
 
 def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | None:
     """Train and measure a cell; returns why it failed, if it did."""
-    resume = _on_all_ranks(lambda: _prepare(cell.directory))
+    resume = _by_rank_zero(lambda: _prepare(cell.directory))
     run = RunConfig(dir=cell.directory, resume=resume)
     begun = time.process_time()
     try:
@@ -156,7 +161,7 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
 def _prepare(directory: Path) -> bool:
     """Make a directory ready for another attempt; whether it has something to continue from."""
     forget_failure(directory)
-    return bool(saved_checkpoints(directory / "checkpoints"))
+    return bool(saved_checkpoints(directory / CHECKPOINTS))
 
 
 def _is_finished(cell: Cell) -> bool:
@@ -178,7 +183,7 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def _measure_untrained(table: Table, dataset: str) -> None:
     directory = table.untrained_directory(dataset)
-    if _on_all_ranks(directory.is_dir):
+    if _by_rank_zero(directory.is_dir):
         return
     config = table.any_config(dataset)
     ideal = ideal_scorer(config.data.dir) if config.data.test_on == TEST else None
@@ -203,7 +208,7 @@ def _measure_untrained(table: Table, dataset: str) -> None:
 
 
 def _check(table: Table) -> None:
-    if problems := _on_all_ranks(lambda: [*table.missing_datasets(), *_foreign_cells(table)]):
+    if problems := _by_rank_zero(lambda: [*table.missing_datasets(), *_foreign_cells(table)]):
         raise ConfigError.of(problems)
     for dataset in table.selected_datasets:
         prepare_synthetic(table.any_config(dataset).data)
@@ -217,14 +222,14 @@ def _check(table: Table) -> None:
                     problems.setdefault(f"{line.strip()} (in {dataset}/{model})")
     if problems:
         raise ConfigError.of(problems)
-    if problems := _on_all_ranks(lambda: [*_other_files(table)]):
+    if problems := _by_rank_zero(lambda: [*_other_files(table)]):
         raise ConfigError.of(problems)
 
 
 def _foreign_cells(table: Table) -> Iterator[str]:
     """Cells whose stored configuration is not what the table asks for."""
     for cell in table.cells():
-        begun = cell.directory / "config.toml"
+        begun = cell.directory / CONFIG
         if (origin := read_origin(cell.file)) is not None and origin.config is not None:
             place, stored = cell.file, dotted(origin.config)
         elif begun.is_file():
@@ -258,6 +263,6 @@ def _other_files(table: Table) -> Iterator[str]:
                 break
 
 
-def _on_all_ranks(find: Callable[[], _Shared]) -> _Shared:
-    """What rank 0 finds on disk, so that all ranks take the same way; collective."""
-    return from_rank_zero(find, purpose="read the table's directory")
+def _by_rank_zero(find: Callable[[], _Shared]) -> _Shared:
+    """What rank 0 finds or makes on disk, so that all ranks take the same way; collective."""
+    return from_rank_zero(find, purpose="use the table's directory")

@@ -11,7 +11,7 @@ import pytest
 
 from cdp_torchrec.commands import compare
 from cdp_torchrec.compare import run
-from cdp_torchrec.compare.cells import load_table
+from cdp_torchrec.compare.cells import Cell, load_table
 from cdp_torchrec.compare.chances import read_chances
 from cdp_torchrec.compare.output import write_table
 from cdp_torchrec.compare.results import read_failure, read_result
@@ -222,6 +222,25 @@ def test_a_world_waits_for_a_search_on_the_first_one_and_says_so(
     assert [path.stem for path in single.run_dir.glob("cells/second/none/**/*.json")] == ["seed-0"]
 
 
+def test_a_cell_that_another_process_finishes_has_not_failed(
+    make_table: MakeTable, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_point = 'grid={"optimizer.dense.lr"=[0.001]}'
+    table = make_table('select.models=["none"]', one_point)
+    tried: list[str] = []
+
+    def in_use(cell: Cell, *_: object, **__: object) -> str:
+        tried.append(cell.name)
+        return "run.dir is in use"
+
+    monkeypatch.setattr(run, "_attempt", in_use)
+    monkeypatch.setattr(run, "best_point", lambda *_: table.points("none")[0])
+    monkeypatch.setattr(run, "_is_finished", lambda cell: cell.name in tried and cell.seed == 0)
+    failures = run_table(table, CPU)
+    assert len(tried) == 2
+    assert failures == {tried[1]: "run.dir is in use"}
+
+
 def on_two_ranks(path: str, run_dir: str) -> tuple[dict[str, str], list[float]]:
     one_point = 'grid={"optimizer.dense.lr"=[0.001]}'
     table = load_table([*arguments(Path(path), Path(run_dir)), "seeds=[0]", one_point])
@@ -237,7 +256,7 @@ def test_the_command_fails_after_the_table_if_a_cell_has_failed(
     monkeypatch.setattr(
         run, "run_table", lambda table, device, announce: {"tiny/none/x/seed-0": "it broke"}
     )
-    with pytest.raises(compare.FailedCellsError, match=r"1 cells failed:\n  tiny/none/x.*broke"):
+    with pytest.raises(compare.FailedCellsError, match=r"1 cell failed:\n  tiny/none/x.*broke"):
         compare.main(arguments(*finished))
     assert "| **pooled** |" in squeezed(capsys.readouterr().out)
 
