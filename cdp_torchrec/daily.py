@@ -23,6 +23,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.run.saved import EVALUATION
 from cdp_torchrec.stored_run import newest_checkpoint
 from cdp_torchrec.text_table import aligned_table
 from cdp_torchrec.whole_file import whole_file, write_json
@@ -31,7 +32,7 @@ _WHERE_IT_ENDS = {
     f"trainer.{key}" for key in ("max_epochs", "max_steps", "patience", "validate_every_steps")
 }
 _METRICS = ("auc", "uauc", "gauc", "log_loss", "ne", "calibration")
-EVALUATION, TABLE, CURVE = "evaluation.json", "days.json", "days.png"
+TABLE, CURVE = "days.json", "days.png"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
-from cdp_torchrec.experiment import Experiment, evaluate_test, make_checkpointer
+from cdp_torchrec.experiment import (
+    Experiment,
+    evaluate_test,
+    make_checkpointer,
+    write_evaluation,
+)
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
 from cdp_torchrec.metrics import MetricReport
@@ -32,6 +37,7 @@ from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.saved import holds_run, is_restarted
 from cdp_torchrec.stored_run import StoredRun
+from cdp_torchrec.undefined import json_ready, shown
 from cdp_torchrec.whole_file import write_json
 
 _LOG_EVERY_STEPS = 10
@@ -60,8 +66,8 @@ class Distilled:
         rows = (("teacher", self.teacher, 0.0), ("student", self.student, self.student_error))
         for name, report, error in rows:
             metrics = (report.auc, report.uauc, report.gauc)
-            shown = "".join(f"{'-' if m is None else f'{m:.5f}':>10}" for m in metrics)
-            lines.append(f"{name:<10}{shown}  {error:.4f}")
+            cells = "".join(f"{shown(metric, digits=5):>10}" for metric in metrics)
+            lines.append(f"{name:<10}{cells}  {error:.4f}")
         lines.append(
             f"teacher: {self.teacher_steps} steps; its own one-step sampler has a relative error "
             f"of {self.one_step_error:.4f}"
@@ -129,7 +135,7 @@ def _distill_into(
     student.set_sampling(sampler=interest.sampler, num_inference_steps=1)
     stages = Stages("distill", total=4, active=is_rank_zero())
     stages.begin(f"score the test split with the teacher, {teacher_steps} steps")
-    teacher_report = evaluate_test(experiment, run_dir)
+    teacher_report = evaluate_test(experiment)
     stages.begin("measure the error of its own one-step sampler")
     before = relative_error(experiment, teacher, student, config.distill)
     stages.begin(f"train the student, {config.distill.max_steps} steps")
@@ -147,11 +153,13 @@ def _distill_into(
     )
     checkpointer.finish()
     stages.begin("score the test split with the student")
-    student_report = evaluate_test(student_experiment, run_dir)
+    student_report = evaluate_test(student_experiment)
+    write_evaluation(run_dir, student_report, student_experiment.data.schema)
     distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)
-    if dist.get_rank() == 0:
+    if is_rank_zero():
         write_json(
-            run_dir / "distillation.json", _as_json(distilled, run.directory, config.distill)
+            run_dir / "distillation.json",
+            json_ready(_as_json(distilled, run.directory, config.distill)),
         )
     return distilled
 

@@ -15,11 +15,13 @@ from cdp_torchrec.data.hashed_tables import describe_collisions
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
+from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.interruption import ended_by_signals, going_on_by
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
+from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
@@ -33,7 +35,7 @@ from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
-from cdp_torchrec.run.saved import find_checkpoint
+from cdp_torchrec.run.saved import EVALUATION, find_checkpoint
 from cdp_torchrec.run.starts import record_start
 from cdp_torchrec.stored_run import parent_run
 from cdp_torchrec.trainer import Trainer
@@ -149,7 +151,8 @@ def _train_in(
         ).train(start.progress)
         with ended_by_signals(f"{run_dir} is trained, and not measured on the test split yet"):
             checkpointer.load(find_checkpoint(run_dir), parallelized.model, parallelized.optimizer)
-            report = evaluate_test(experiment, run_dir, num_bootstrap=num_bootstrap)
+            report = evaluate_test(experiment, num_bootstrap=num_bootstrap)
+            write_evaluation(run_dir, report, experiment.data.schema)
         monitor.record("test", progress.step, report.main_metrics())
     experiment.loader.close()
     return Trained(experiment, run_dir, progress, report)
@@ -157,13 +160,12 @@ def _train_in(
 
 def evaluate_test(
     experiment: Experiment,
-    run_dir: Path,
     *,
     num_bootstrap: int = 200,
     predictions: PredictionFile | None = None,
 ) -> MetricReport:
-    """Metrics of the test split with intervals, written to `<run_dir>/evaluation.json`."""
-    report = evaluate(
+    """Metrics of the test split with intervals; collective."""
+    return evaluate(
         experiment.parallelized.model,
         experiment.parallelized.optimizer,
         experiment.data.test,
@@ -175,10 +177,12 @@ def evaluate_test(
             description="test",
         ),
     )
-    if dist.get_rank() == 0:
-        bayes = dict(experiment.data.schema.bayes)
-        write_json(run_dir / "evaluation.json", report.to_dict() | {"bayes": bayes})
-    return report
+
+
+def write_evaluation(directory: Path, report: MetricReport, schema: Schema) -> None:
+    """Write EVALUATION; on rank 0."""
+    if is_rank_zero():
+        write_json(directory / EVALUATION, report.to_dict() | {"bayes": dict(schema.bayes)})
 
 
 def build_experiment(config: ExperimentConfig, device: torch.device) -> Experiment:

@@ -16,6 +16,7 @@ from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.progress import WIDTH
 from cdp_torchrec.reference_scorers import TRUTH, reference_reports
 from cdp_torchrec.text_table import aligned_table
+from cdp_torchrec.undefined import shown
 
 FEW_STEPS = 100
 """Trainings with fewer steps have hardly begun."""
@@ -208,9 +209,9 @@ def _comparison(report: MetricReport, references: Mapping[str, MetricReport]) ->
         rows.append(
             [
                 {TRUTH: "true probabilities"}.get(name, name),
-                *(_number(getattr(found, metric)) for metric in _RANKING),
+                *(shown(getattr(found, metric)) for metric in _RANKING),
                 *(
-                    _number(getattr(found, metric)) if is_probability else "-"
+                    shown(getattr(found, metric)) if is_probability else "-"
                     for _, metric in _PROBABILITIES
                 ),
             ]
@@ -223,10 +224,6 @@ def _item(text: str) -> str:
     return textwrap.fill(
         text, WIDTH, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False
     )
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _next_steps(run_dir: Path, dataset: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import Change, find_changes
 from cdp_torchrec.data.days import read_schema
+from cdp_torchrec.data.schema import SCHEMA
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checksums import verify
@@ -93,7 +94,7 @@ def open_run(
         base=run.checkpoint / CONFIG,
         unset=["sharding.plan", "sharding.hardware", "sharding.sharding_group_size"],
     )
-    if (config.data.dir / "schema.toml").is_file():  # else whoever reads it says what is there
+    if (config.data.dir / SCHEMA).is_file():  # else whoever reads it says what is there
         dataset = read_schema(config.data).digest()
         check_dataset(run.record, run.checkpoint, config.data.dir, dataset)
     changes = [
@@ -206,7 +207,7 @@ def evaluate_run(
         CheckpointError: the checkpoint does not fit the dataset.
     """
     from cdp_torchrec.distributed.process_group import is_rank_zero
-    from cdp_torchrec.experiment import Trained, evaluate_test
+    from cdp_torchrec.experiment import Trained, evaluate_test, write_evaluation
     from cdp_torchrec.predictions import remove_unfinished
 
     output = output or evaluation_directory(run)
@@ -217,5 +218,6 @@ def evaluate_run(
     file = experiment.prediction_file(path)
     if is_rank_zero() and output != run.directory:
         write_whole(output / CONFIG, dump_toml(run.config))
-    report = evaluate_test(experiment, output, predictions=file if write_predictions else None)
+    report = evaluate_test(experiment, predictions=file if write_predictions else None)
+    write_evaluation(output, report, experiment.data.schema)
     return Trained(experiment, run.directory, run.record.progress, report)

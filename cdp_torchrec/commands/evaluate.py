@@ -19,7 +19,7 @@ from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig, check_early
-from cdp_torchrec.run.saved import holds_run
+from cdp_torchrec.run.saved import EVALUATION, holds_run, is_dataset
 from cdp_torchrec.stored_run import evaluate_run, evaluation_directory, open_run
 from cdp_torchrec.whole_file import why_unwritable
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         return
 
     run, output = None, options.output
-    if (options.path / "schema.toml").is_file():
+    if is_dataset(options.path):
         unused = options.settings + ["--predictions"] * options.predictions
         unused += ["--output"] * (output is not None)
         if unused:
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
         trained = evaluate_run(run, device, output=output, write_predictions=options.predictions)
         table = f"{trained.report.table()}\n\n{describe_outcome(trained)}"
         if output != run.directory:
-            table += f"\n{output / 'evaluation.json'} has this result"
+            table += f"\n{output / EVALUATION} has this result"
     if is_rank_zero():
         print(table)
 

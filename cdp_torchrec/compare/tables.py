@@ -14,6 +14,7 @@ from cdp_torchrec.compare.statistics import Difference, Measured
 from cdp_torchrec.compare.summary import CONFIDENCE, Row, Summary
 from cdp_torchrec.environment import release
 from cdp_torchrec.text_table import markdown_table
+from cdp_torchrec.undefined import json_ready
 
 _MOST_SHOWN = 20
 
@@ -232,15 +233,17 @@ def _json_row(row: Row) -> dict[str, Any]:
 
 
 def _json_measured(measured: Measured) -> dict[str, Any]:
-    return {
-        "mean": _number(measured.mean),
-        "deviation": _number(measured.deviation),
-        "interval": [_number(bound) for bound in measured.interval(CONFIDENCE)],
-        "by_seed": {
-            world: {str(seed): _number(value) for seed, value in seeds.items()}
-            for world, seeds in measured.values.items()
-        },
-    }
+    return json_ready(
+        {
+            "mean": measured.mean,
+            "deviation": measured.deviation,
+            "interval": measured.interval(CONFIDENCE),
+            "by_seed": {
+                world: {str(seed): value for seed, value in seeds.items()}
+                for world, seeds in measured.values.items()
+            },
+        }
+    )
 
 
 def _json_differences(differences: Mapping[str, Difference]) -> dict[str, Any]:
@@ -248,10 +251,7 @@ def _json_differences(differences: Mapping[str, Difference]) -> dict[str, Any]:
 
 
 def _json_difference(difference: Difference) -> dict[str, Any]:
-    return {
-        name: _number(value) if isinstance(value, float) else value
-        for name, value in asdict(difference).items()
-    } | {"is_significant": difference.is_significant}
+    return json_ready(asdict(difference)) | {"is_significant": difference.is_significant}
 
 
 def _json_panel(panel: Panel) -> dict[str, Any]:
@@ -276,7 +276,3 @@ def _json_cost(costs: Sequence[TrainingCost]) -> dict[str, Any]:
         "impressions_per_s": _mean(costs, "impressions_per_s"),
         "latency": asdict(first.latency) | _latency(costs),
     }
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -20,7 +20,7 @@ from pydantic import NonNegativeInt, ValidationError
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.days import DAY, MERGED, parts, superseded
-from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.data.schema import SCHEMA, DatasetError
 from cdp_torchrec.data.summary import SUMMARY
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.whole_file import write_whole
@@ -35,7 +35,7 @@ Folder = Literal["counts", "history", "requests", "test", "train", "vocabulary"]
 store, beside what says which it is."""
 
 _FOLDERS: tuple[Folder, ...] = get_args(Folder)
-_ABOUT = ("schema.toml", SUMMARY, DAY, MERGED)
+_ABOUT = (SCHEMA, SUMMARY, DAY, MERGED)
 _READ = 1 << 20
 _BLOCK = 4096
 _BLOCKS = 16

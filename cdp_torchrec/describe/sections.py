@@ -12,6 +12,7 @@ from cdp_torchrec.describe.measure import LogMeasures
 from cdp_torchrec.describe.over_time import OverTime
 from cdp_torchrec.describe.page import MARK, Section
 from cdp_torchrec.reference_scorers import TRUTH
+from cdp_torchrec.undefined import shown
 
 _MOST_DRAWN = 7
 """Entities whose coverage is drawn, those with most ids; the table has the others, too."""
@@ -163,7 +164,7 @@ def _gates(log: LogMeasures) -> Section:
         quantiles = [f"{level.passed.quantile(share).value:.0f}" for share in (0.5, 0.9)]
         shares = [f"{level.pass_rate:.1%}", f"{level.empty_rate:.1%}"]
         name = f"{mark}{level.name}"
-        gauc = _number(level.ranked.gauc)
+        gauc = shown(level.ranked.gauc)
         rows.append([name, f"{level.values:,}", *shares, *quantiles, gauc])
     marked = f"The log's gate is '{gate}', in black." if gate else "The log has no category gate."
     return Section(
@@ -204,8 +205,8 @@ def _ids(log: LogMeasures) -> Section:
     drawn = sorted(curves, key=lambda entity: -len(log.coverage.counts[entity]))[:_MOST_DRAWN]
 
     def draw() -> str:
-        shown = {entity: marks[entity] for entity in drawn if entity in marks}
-        return figures.draw_coverage({entity: curves[entity] for entity in drawn}, shown)
+        marked = {entity: marks[entity] for entity in drawn if entity in marks}
+        return figures.draw_coverage({entity: curves[entity] for entity in drawn}, marked)
 
     alike = f" At each of these counts the rows of {', '.join(same)} are the same." if same else ""
     return Section(
@@ -252,9 +253,9 @@ def _ranking(log: LogMeasures) -> Section:
 def _scorers(log: LogMeasures) -> Section:
     rows = [["untrained scorer", "AUC", "UAUC", "GAUC", "GAUC 95 % interval"]]
     for name, report in sorted(log.scorers.items(), key=lambda item: -item[1].gauc):
-        values = [_number(value) for value in (report.auc, report.uauc, report.gauc)]
+        values = [shown(value) for value in (report.auc, report.uauc, report.gauc)]
         low, high = report.gauc_interval
-        rows.append([name, *values, f"{_number(low)} .. {_number(high)}"])
+        rows.append([name, *values, f"{shown(low)} .. {shown(high)}"])
     truth = f" {TRUTH} knows the true click probabilities: nobody beats it."
     return Section(
         "Floors",
@@ -277,7 +278,3 @@ def _percent(part: float, whole: float) -> str:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1%}"
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"

@@ -15,6 +15,7 @@ from cdp_torchrec.metrics.rows import Stratification
 from cdp_torchrec.metrics.scores import AucOverall
 from cdp_torchrec.metrics.sums import ImpressionSums, SumsOverUsers
 from cdp_torchrec.text_table import aligned_table
+from cdp_torchrec.undefined import json_ready, shown
 
 
 class Interval(NamedTuple):
@@ -91,7 +92,7 @@ class MetricReport(PointMetrics):
         """JSON-ready: undefined values are None, replicates are left out."""
         values = asdict(self)
         del values["replicates"], values["strata_replicates"]
-        return _json_ready(values)
+        return json_ready(values)
 
     def table(self) -> str:
         """Plain-text table for people; undefined values are "-"."""
@@ -101,7 +102,7 @@ class MetricReport(PointMetrics):
         )
         counts = f"{self.num_impressions:,} impressions, {self.num_clicks:,} clicks"
         rows = [
-            ("AUC", self.auc, self.auc_interval, f"{counts}, CTR {_number(self.ctr)}"),
+            ("AUC", self.auc, self.auc_interval, f"{counts}, CTR {shown(self.ctr)}"),
             ("UAUC", self.uauc, self.uauc_interval, users),
             ("WUAUC", self.wuauc, None, users),
             ("GAUC", self.gauc, self.gauc_interval, requests),
@@ -112,7 +113,7 @@ class MetricReport(PointMetrics):
         ]
         header = ("metric", "value", f"{self.confidence:.0%} interval", "over")
         cells = [
-            (name, _number(value), _interval(bounds), note) for name, value, bounds, note in rows
+            (name, shown(value), _interval(bounds), note) for name, value, bounds, note in rows
         ]
         tables = [aligned_table([header, *cells], left=(0, 3))]
         if self.strata:
@@ -132,7 +133,7 @@ class MetricReport(PointMetrics):
                         label,
                         f"{point.num_impressions:,}",
                         f"{point.num_clicks:,}",
-                        *map(_number, values),
+                        *map(shown, values),
                     )
                 )
         return rows
@@ -213,18 +214,6 @@ def _point_metrics(sums: ImpressionSums, auc: NDArray[np.float64]) -> list[Point
         )
 
     return [of(stratum) for stratum in range(len(auc))]
-
-
-def _json_ready(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _json_ready(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_json_ready(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def _interval(interval: Interval | None) -> str:

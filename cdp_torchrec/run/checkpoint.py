@@ -41,13 +41,11 @@ from cdp_torchrec.run.records import (
     check_training_data,
     read_record,
 )
-from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, best_checkpoint, saved_checkpoints
+from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, PLAN, best_checkpoint, saved_checkpoints
 from cdp_torchrec.run.writer import CheckpointWriter, reason
 from cdp_torchrec.whole_file import remove_whole
 
 logger = logging.getLogger(__name__)
-
-PLAN = "plan.json"
 
 
 class Checkpointer:

@@ -23,6 +23,7 @@ from cdp_torchrec.run.saved import (
     ENVIRONMENT,
     LOCK,
     METRICS,
+    PLAN,
     RESTARTS,
     check_run_directory,
     is_restarted,
@@ -108,5 +109,5 @@ def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:
     if dist.get_rank() != 0:
         return
     write_whole(run_dir / CONFIG, dump_toml(config))
-    write_whole(run_dir / "plan.json", plan_json)
+    write_whole(run_dir / PLAN, plan_json)
     write_json(run_dir / ENVIRONMENT, describe_environment() | {"job": job_name()})

@@ -1,6 +1,7 @@
 """Progress, metrics.jsonl and TensorBoard of a run; only rank 0 writes."""
 
 import json
+import math
 import resource
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.run.metrics_file import cut_metrics
 from cdp_torchrec.run.saved import METRICS
+from cdp_torchrec.undefined import json_ready
 
 
 class Monitor:
@@ -76,22 +78,22 @@ class Monitor:
         """Print a dated line above the progress bar."""
         self._bar.say(line)
 
-    def record(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl and the same numbers to TensorBoard.
 
         Args:
             kind: "train", "validation" or "test".
             step: optimizer steps done.
-            values: numbers by name; None where one is undefined.
+            values: numbers by name; NaN where one is undefined, null in the file.
         """
         if self._file is None:
             return
         seconds = round(time.perf_counter() - self._started, 3)
         line = {"kind": kind, "step": step, "seconds": seconds, **values}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(json_ready(line), allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if value is not None:
+            if not math.isnan(value):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
 

@@ -134,7 +134,7 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     trained = train_experiment(config(dataset, folder / "two"), CPU, quiet=True)
     model = trained.experiment.parallelized.model
     before = local(model)
-    evaluate_test(trained.experiment, trained.run_dir)
+    evaluate_test(trained.experiment)
     after = local(model)
     found: dict[str, Any] = {
         "evaluation_changed": [n for n in before if not torch.equal(before[n], after[n])],

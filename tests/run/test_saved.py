@@ -17,7 +17,12 @@ from cdp_torchrec.run.records import (
     Validation,
     read_record,
 )
-from cdp_torchrec.run.saved import best_checkpoint, check_run_directory, find_checkpoint
+from cdp_torchrec.run.saved import (
+    best_checkpoint,
+    check_run_directory,
+    find_checkpoint,
+    is_dataset,
+)
 from cdp_torchrec.whole_file import write_whole
 
 FILES = {"config.toml": "seed = 1\n", ".metadata": "index", "__0_0.distcp": "tensors"}
@@ -141,6 +146,11 @@ def test_what_is_no_run_says_what_it_is(
 ) -> None:
     with pytest.raises(CheckpointError, match=said):
         find_checkpoint(make(tmp_path))
+
+
+def test_an_artifact_is_no_dataset_though_it_has_the_schema_of_one(tmp_path: Path) -> None:
+    assert is_dataset(dataset(tmp_path))
+    assert not is_dataset(artifact(dataset(tmp_path)))
 
 
 @pytest.mark.parametrize("resume", [False, True])
