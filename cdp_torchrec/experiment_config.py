@@ -1,8 +1,8 @@
 """Everything that decides a run, in one configuration; importing it does not import torch."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts, ConfigError
 from cdp_torchrec.data.config import DataConfig
@@ -13,11 +13,14 @@ from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.run.config import RunConfig, TrainerConfig
 
+Seed = Annotated[int, Field(ge=0, lt=1 << 43)]
+"""Of a training, whose noise has one 64-bit key for each epoch of each seed."""
+
 
 class ExperimentConfig(Config):
     """Everything that decides a run."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the initial parameters, the order of impressions and all noise."""
     run: RunConfig = RunConfig()
     """Where the results go."""

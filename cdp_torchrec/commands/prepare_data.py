@@ -197,7 +197,6 @@ def append(options: argparse.Namespace) -> None:
     load_schema(options.dataset)
 
     from cdp_torchrec.data.prepare.append import append_day
-    from cdp_torchrec.data.prepare.staging import EngineLimits
 
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     day = append_day(options.dataset, options.input, limits)

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.experiment_config import Seed
 
 UNTRAINED = "untrained"
 """Directory of the untrained scorers among the directories of the models."""
@@ -73,9 +74,9 @@ class CompareConfig(Config):
     """Layers of each row, on top of those of the dataset, by the name that the table shows."""
     settings: tuple[str, ...] = ()
     """key=value for every cell, on top of all layers."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     """Seeds of the cells. The grid is searched with the first one."""
-    seeds_of: Mapping[str, Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]] = {}
+    seeds_of: Mapping[str, Annotated[tuple[Seed, ...], Field(min_length=1)]] = {}
     """Other seeds of some rows, such as more of them for those that matter; rows are compared on
     the seeds that they share."""
     grid: Mapping[str, tuple[Value, ...]] = {}

@@ -94,11 +94,6 @@ def default_tables(config_class: type[BaseModel]) -> dict[str, Any]:
     return tables
 
 
-def undocumented(config_class: type[BaseModel]) -> list[str]:
-    """Dotted keys without a docstring; tags such as `kind` are explained by their section."""
-    return list(_undocumented(key_tree(config_class), ""))
-
-
 def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested tables by their dotted keys."""
     found: dict[str, Any] = {}
@@ -125,15 +120,6 @@ def toml_value(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 2**64:
         return hex(value)  # Python writes no decimal of thousands of digits
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
-
-
-def _undocumented(node: KeyNode, prefix: str) -> Iterator[str]:
-    for name, child in node.keys.items():
-        if not child.doc:
-            yield prefix + name
-    for name, child in node.inner_tables():
-        for tag, table in child.tables().items():
-            yield from _undocumented(table, f"{prefix}{name}{f'({tag})' if tag else ''}.")
 
 
 def _node(

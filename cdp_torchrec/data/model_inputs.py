@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from cdp_torchrec.data.history_reader import HistoryReader, JaggedCodes
@@ -83,7 +83,7 @@ class InputAssembler:
         *,
         batch_size: PositiveInt,
         max_history_length: PositiveInt,
-        seed: NonNegativeInt,
+        seed: int,
         history_owner: str = "user_id",
         blocks: Blocks = "by_length",
     ) -> None:

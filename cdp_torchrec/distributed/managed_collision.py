@@ -13,7 +13,7 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from cdp_torchrec.distributed.initial_rows import initial_rows
 from cdp_torchrec.model.managed_collision import BucketedCollisionModule
-from cdp_torchrec.model.sparse_arch import is_table
+from cdp_torchrec.model.sparse_arch import is_table, table_of
 
 
 def reset_evicted_rows(
@@ -83,24 +83,19 @@ class _LocalTable:
 
 def _local_tables(model: nn.Module, optimizer: KeyedOptimizer) -> dict[str, _LocalTable]:
     """This rank's part of each sharded table, by table name."""
-    state = {_table(name): optimizer.state[p] for name, p in optimizer.params.items()}
+    state = {table_of(name): optimizer.state[p] for name, p in optimizer.params.items()}
     tables = {}
     for name, weights in model.state_dict().items():
         if is_table(name) and isinstance(weights, ShardedTensor) and weights.local_shards():
             shard = weights.local_shards()[0]
-            moments = state.get(_table(name), {}).values()
-            tables[_table(name)] = _LocalTable(
+            moments = state.get(table_of(name), {}).values()
+            tables[table_of(name)] = _LocalTable(
                 parameter=name,
                 weights=shard.tensor,
                 first_row=shard.metadata.shard_offsets[0],
                 state=[moment.local_shards()[0].tensor for moment in moments],
             )
     return tables
-
-
-def _table(parameter: str) -> str:
-    """`...embedding_bags.t_item.weight` -> `t_item`."""
-    return parameter.split(".")[-2]
 
 
 def _managed(model: nn.Module) -> Iterator[BaseShardedManagedCollisionEmbeddingCollection]:

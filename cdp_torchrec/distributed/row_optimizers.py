@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.optim.keyed import KeyedOptimizer
 
+from cdp_torchrec.model.sparse_arch import table_of
+
 
 class LazyAdam(KeyedOptimizer):
     """Adam (arXiv 1412.6980, algorithm 1) that updates only rows with a gradient.
@@ -55,7 +57,7 @@ class LazyAdam(KeyedOptimizer):
         }
         state = {
             local: {
-                f"{_table(name)}.momentum{number}": _sharded_like(table, local, moment)
+                f"{table_of(name)}.momentum{number}": _sharded_like(table, local, moment)
                 for number, moment in enumerate(self._moments[local], 1)
             }
             for name, (local, table) in tables.items()
@@ -118,7 +120,7 @@ class RowWiseAdagrad(KeyedOptimizer):
         """
         self._eps = eps
         state = {
-            local: {f"{_table(name)}.momentum1": table.new_zeros(table.shape[0])}
+            local: {f"{table_of(name)}.momentum1": table.new_zeros(table.shape[0])}
             for name, (local, table) in tables.items()
         }
         super().__init__(
@@ -139,11 +141,6 @@ class RowWiseAdagrad(KeyedOptimizer):
                 accumulator += local.grad.square().mean(dim=1)
                 scale = accumulator.sqrt().add_(self._eps).unsqueeze(1)
                 local.data.addcdiv_(local.grad, scale, value=-group["lr"])
-
-
-def _table(parameter: str) -> str:
-    """`...embedding_bags.t_item.weight` -> `t_item`."""
-    return parameter.split(".")[-2]
 
 
 def _sharded_like(

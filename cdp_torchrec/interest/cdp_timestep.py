@@ -78,11 +78,11 @@ class TimestepCdp(CdpInterest[Denoiser]):
     def _purify(
         self, pooled: PooledHistory, condition: Tensor | None, inputs: InterestInput
     ) -> tuple[Tensor, NoiseLoss | None]:
-        modulation = self.denoiser.modulation(condition)
         if self.read_out is not None:
+            modulation = self.denoiser.modulation(condition)
             return self._unroll(pooled.latent, modulation, self.noise_key(inputs))
         if self.training and self.config.train_path == "x0_onestep":
-            return self._one_step(pooled.latent, modulation, inputs.key)
+            return self._one_step(pooled.latent, self.denoiser.modulation(condition), inputs.key)
         return super()._purify(pooled, condition, inputs)
 
     def _sample(self, pooled: PooledHistory, modulation: Tensor, key: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ their number (cluster-aware target attention): a cluster of n weighs as much as 
 
 from torch import Tensor
 
-from cdp_torchrec.interest.base import InterestDims
-from cdp_torchrec.interest.config.attention import TwinV2Config
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.interest.twin import TwinInterest
 
@@ -22,9 +20,6 @@ class TwinV2Interest(TwinInterest):
     TWIN itself where all clusters have one member, and does without a category or action types as
     TWIN does.
     """
-
-    def __init__(self, config: TwinV2Config, dims: InterestDims) -> None:
-        super().__init__(config, dims)
 
     def _bias(self, action: Tensor, sequence: BehaviourSequence) -> Tensor:
         """TWIN's bias and ln n, [L, H]."""

@@ -27,6 +27,11 @@ def table_name(entity: str) -> str:
     return f"t_{entity}"
 
 
+def table_of(parameter: str) -> str:
+    """Name of the table that a parameter is: `...embedding_bags.t_item.weight` -> `t_item`."""
+    return parameter.split(".")[-2]
+
+
 def is_table(parameter: str) -> bool:
     """Whether a parameter of a model is an embedding table."""
     return any(mark in parameter for mark in TABLE_MARKS)

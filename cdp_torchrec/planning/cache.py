@@ -77,10 +77,10 @@ class ResultCache:
         if path.exists():
             return self._load(path, case)
         outcome = plan()
-        write_json(path, _dump(outcome))
         if isinstance(outcome, FeasiblePlan):
             found = outcome.estimate
             write_plan(path.with_suffix(".plan"), found.plan, found.problem)
+        write_json(path, _dump(outcome))  # last: it says that the outcome is there
         return outcome
 
     def _path(self, key: dict[str, Any]) -> Path:

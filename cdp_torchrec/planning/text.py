@@ -29,7 +29,7 @@ planner keeps free."""
 def render(exploration: Exploration) -> str:
     """All tables of an exploration."""
     blocks = [_header(exploration), _overview(exploration)]
-    blocks += [_plan(result, exploration) for result in _shown(exploration)]
+    blocks += [_plan(result) for result in _shown(exploration)]
     blocks += [
         render_imbalance(r.case.name, r.lopsided) for r in exploration.feasible if r.lopsided
     ]
@@ -134,7 +134,7 @@ def _overview(exploration: Exploration) -> str:
     return "\n".join(lines)
 
 
-def _plan(result: FeasiblePlan, exploration: Exploration) -> str:
+def _plan(result: FeasiblePlan) -> str:
     found = result.estimate
     rank = found.critical_rank
     fullest = int(found.memory.argmax())

@@ -11,7 +11,6 @@ from pydantic import Field
 from cdp_torchrec.commands import show_config
 from cdp_torchrec.config import Config, ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.help import commented_toml, describe, layer_schema
-from cdp_torchrec.config.keys import undocumented
 from tests.config.sample import (
     Cdp,
     Data,
@@ -23,6 +22,7 @@ from tests.config.sample import (
     layer,
     load,
 )
+from tests.config.undocumented import undocumented
 from tests.paths import ROOT
 
 

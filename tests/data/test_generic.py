@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands.prepare_data import main
-from cdp_torchrec.config.keys import undocumented
 from cdp_torchrec.data.prepare.log_times import Clock
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import load_schema
+from tests.config.undocumented import undocumented
 from tests.data.mapped_logs import (
     IMPRESSIONS,
     START,

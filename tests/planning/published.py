@@ -1,5 +1,7 @@
 """Steps that others have published, and what this project estimates of them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdp_torchrec.distributed.plans.hardware import load_hardware
@@ -68,3 +70,29 @@ def estimated(step: PublishedStep, hardware: str = "a100-40") -> FeasiblePlan:
         dense_ms=dense.compute_ms(found),
         all_reduce_ms=dense.all_reduce_ms(found, step.world_size),
     )
+
+
+def fit_step_ms(rest_ms: Sequence[float], measured_ms: Sequence[float]) -> float:
+    """Fixed time of a step with which estimates come closest to measured steps.
+
+    Least squares on logarithms, which have one minimum between the smallest and the largest time
+    that is missing.
+
+    Args:
+        rest_ms: estimates without it.
+        measured_ms: of the same steps.
+    """
+    missing = [m - rest for rest, m in zip(rest_ms, measured_ms, strict=True)]
+    low, high = max(0.0, min(missing)), max(0.0, *missing)
+
+    def loss(fixed: float) -> float:
+        pairs = zip(rest_ms, measured_ms, strict=True)
+        return sum(math.log((rest + fixed) / m) ** 2 for rest, m in pairs)
+
+    while high - low > 1e-3:
+        third = (high - low) / 3
+        if loss(low + third) < loss(high - third):
+            high -= third
+        else:
+            low += third
+    return (low + high) / 2

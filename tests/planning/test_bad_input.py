@@ -1,5 +1,6 @@
 """One clear error for each mistake."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import SKUS, hardware_names, load_hardware
 from cdp_torchrec.distributed.plans.topology import make_topology
+from cdp_torchrec.planning import cache
 from cdp_torchrec.planning.case import make_cases
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.explore import explore
@@ -62,6 +64,20 @@ def test_a_hardware_file_with_missing_or_absurd_numbers_is_refused(
 def test_a_wrong_key_is_named(argument: str, message: str, load) -> None:
     with pytest.raises(ConfigError, match=message):
         explore(load(argument))
+
+
+def test_an_exploration_that_ended_in_the_midst_of_a_write_goes_on(
+    load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = load(PLANNER, f"planning.cache={tmp_path}")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(cache, "write_plan", full)
+        explore(config)
+    anew, stored = explore(config), explore(config)
+    assert {o.case.name for o in stored.outcomes} == {o.case.name for o in anew.outcomes} != set()
 
 
 @pytest.mark.parametrize("key", ["output", "cache"])

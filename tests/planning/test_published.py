@@ -8,9 +8,8 @@ from cdp_torchrec.config import load_config
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.explore import explore
-from cdp_torchrec.planning.measured.fit import fit_step_ms
 from tests.paths import CONFIGS
-from tests.planning.published import STEPS, estimated
+from tests.planning.published import STEPS, estimated, fit_step_ms
 
 # launch/benchmark.py train configs/data/noisy.toml on one H200 (benchmark/README.md).
 H200_IMPRESSIONS_PER_S = {

@@ -2,7 +2,6 @@
 
 # P points, C constants, K pieces
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,32 +126,6 @@ def fit_by_others(points: Sequence[Point], constants: Sequence[str]) -> dict[str
     if len(types) == 1:
         return {}
     return {name: fit([p for p in points if p.sharding_type != name], constants) for name in types}
-
-
-def fit_step_ms(rest_ms: Sequence[float], measured_ms: Sequence[float]) -> float:
-    """Fixed time of a step with which estimates come closest to measured steps.
-
-    Least squares on logarithms, which have one minimum between the smallest and the largest time
-    that is missing.
-
-    Args:
-        rest_ms: estimates without it.
-        measured_ms: of the same steps.
-    """
-    missing = [m - rest for rest, m in zip(rest_ms, measured_ms, strict=True)]
-    low, high = max(0.0, min(missing)), max(0.0, *missing)
-
-    def loss(fixed: float) -> float:
-        pairs = zip(rest_ms, measured_ms, strict=True)
-        return sum(math.log((rest + fixed) / m) ** 2 for rest, m in pairs)
-
-    while high - low > _SMALLEST_MS:
-        third = (high - low) / 3
-        if loss(low + third) < loss(high - third):
-            high -= third
-        else:
-            low += third
-    return (low + high) / 2
 
 
 def error(estimated: Sequence[float], points: Sequence[Point]) -> Error:
