@@ -47,7 +47,7 @@ def measure_coverage(data: Dataset) -> Coverage:
         DatasetError: the dataset is damaged.
     """
     reader, layout = data.reader, data.layout
-    features = [f for f in layout.features if f.slot in ("candidate", "request")]
+    features = [f for f in layout.features if not f.is_history]
     counts = np.zeros(3 + len(features))
     for impressions in own_chunks(reader.impressions("test")):
         gated = _gated_lengths(impressions, reader.store, layout)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
-from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
+from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig, student_beside
 from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
 from cdp_torchrec.experiment import (
     Experiment,
@@ -97,7 +97,7 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
             "the teacher is one denoiser call, as its student would be: set distill.teacher_steps "
             f"to 2 or more, at most {interest.max_inference_steps}"
         )
-    student_dir = config.distill.dir or _beside(run.directory)
+    student_dir = config.distill.dir or student_beside(run.directory)
     if holds_run(student_dir) and not is_restarted(student_dir):
         raise ConfigError(
             f"distill.dir = '{student_dir}' holds another run, and a student begins anew: choose "
@@ -298,10 +298,6 @@ def _with_steps(
     if run is not None:
         sections["run"] = run
     return ExperimentConfig(**sections)
-
-
-def _beside(run_dir: Path) -> Path:
-    return run_dir.with_name(f"{run_dir.name}-student")
 
 
 def _as_json(distilled: Distilled, path: Path, config: DistillConfig) -> dict[str, object]:

@@ -8,6 +8,11 @@ from cdp_torchrec.config import Config
 from cdp_torchrec.experiment_config import ExperimentConfig
 
 
+def student_beside(run_dir: Path) -> Path:
+    """Run directory of the student of a run, where nothing else is said."""
+    return run_dir.with_name(f"{run_dir.name}-student")
+
+
 class DistillConfig(Config):
     """How the student is trained."""
 

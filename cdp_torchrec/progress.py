@@ -73,6 +73,7 @@ class ProgressBar:
         self._unit = unit
         self._done = self._before = done
         self._note = ""
+        self._begun = 0  # units that have begun and are not done: the named one, or none
         in_terminal = sys.stderr.isatty()
         self._writes_lines = active and not in_terminal
         self._started = self._last_line = time.monotonic()
@@ -97,7 +98,15 @@ class ProgressBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is None and self._begun:
+            self.advance()
         self._bar.close()
+
+    def begin(self, name: str) -> None:
+        """The unit of this name begins, and the one that began before it is done."""
+        self.note(name)
+        self.advance(self._begun)
+        self._begun = 1
 
     def advance(self, units: int = 1) -> None:
         """Some more units are done."""

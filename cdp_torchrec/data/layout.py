@@ -147,6 +147,11 @@ class SparseFeature:
     """Zero or more ids whose mean is taken, instead of exactly one id or a sequence."""
 
     @property
+    def is_history(self) -> bool:
+        """Whether the ids are those of behaviours."""
+        return self.role == "history"
+
+    @property
     def is_sequence(self) -> bool:
         """Whether each id keeps an embedding of its own."""
         return self.slot in ("gated", "recent", "stranger")
@@ -334,15 +339,9 @@ def _pooled_feature(key: str, entity: str, *, slot: Slot) -> SparseFeature:
 
 
 def _behaviour_features(schema: Schema, slot: Slot) -> list[SparseFeature]:
-    entities = {
-        "item": schema.history.item_entity,
-        "category": schema.history.category_entity,
-        "action": schema.history.action_entity,
-    }
     return [
         SparseFeature(f"{slot}_{name}", entity, role="history", slot=slot, is_bag=False)
-        for name, entity in entities.items()
-        if entity is not None
+        for name, entity in schema.history.entities.items()
     ] + [
         SparseFeature(f"{slot}_{column}", a.entity, role="history", slot=slot, is_bag=False)
         for a in schema.history.attributes

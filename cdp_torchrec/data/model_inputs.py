@@ -158,7 +158,7 @@ class InputAssembler:
             "request": np.ones(len(impressions.request["request_id"]), dtype=np.int64),
         }
         for feature in self.layout.features:
-            if feature.slot not in ("candidate", "request"):
+            if feature.is_history:
                 continue
             if feature.is_bag:
                 bag = impressions.bags[feature.key]

@@ -5,7 +5,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.config.sequential import HstuLayerConfig, Variant
+from cdp_torchrec.interest.pointwise_attention import PointwiseAttention, Projection
 from cdp_torchrec.interest.recent_sequence import recency
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, gather_each
 
@@ -34,19 +34,6 @@ class HstuTokens:
     """Candidates, [B, D]."""
 
 
-class _Projection(NamedTuple):
-    """What a layer makes of its tokens, heads side by side."""
-
-    u: Tensor
-    v: Tensor
-    q: Tensor
-    k: Tensor
-
-    def memory(self) -> Tensor:
-        """What other tokens attend to, [..., H * (V + A)]."""
-        return torch.cat([self.v, self.k], dim=-1)
-
-
 class HstuLayer(nn.Module):
     """Projection, pointwise attention, gated output (paper eqs. 1-3)."""
 
@@ -64,8 +51,6 @@ class HstuLayer(nn.Module):
         super().__init__()
         is_ranking = config.variant == "ranking"
         self.variant: Variant = config.variant
-        self.num_heads = config.num_heads
-        self.num_tokens = num_tokens
         self.encodes_history = encodes_history
         v, a = config.num_heads * config.linear_dim, config.num_heads * config.attention_dim
         self.widths = [v, v, a, a]
@@ -77,7 +62,11 @@ class HstuLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
-        self.scale = config.attention_dim**-0.5 if is_ranking else 1.0
+        self.attention = PointwiseAttention(
+            num_heads=config.num_heads,
+            scale=config.attention_dim**-0.5 if is_ranking else 1.0,
+            num_tokens=num_tokens,
+        )
         self.bias = None if is_ranking else _RelativeBias(config.max_length)
 
     def forward(self, tokens: HstuTokens, recent: BehaviourSequence) -> HstuTokens:
@@ -101,27 +90,27 @@ class HstuLayer(nn.Module):
             target=target_tokens,
         )
 
-    def _project(self, x: Tensor) -> _Projection:
+    def _project(self, x: Tensor) -> Projection:
         """U, V, Q, K of tokens [..., D] (eq. 1)."""
         projected = self.uvqk(self.input_norm(x))
         if self.variant == "research":
             projected = functional.silu(projected)
         u, v, q, k = projected.split(self.widths, dim=-1)
-        return _Projection(u if self.variant == "research" else functional.silu(u), v, q, k)
+        return Projection(u=u if self.variant == "research" else functional.silu(u), q=q, k=k, v=v)
 
-    def _output(self, x: Tensor, projection: _Projection, attended: Tensor) -> Tensor:
+    def _output(self, x: Tensor, projection: Projection, attended: Tensor) -> Tensor:
         """Gated and projected attention, added to tokens x [..., D] (eq. 3)."""
         gated = projection.u * self.output_norm(attended)
         if self.variant == "ranking":
             gated = torch.cat([projection.u, attended, gated], dim=-1)
         return x + self.out(gated)
 
-    def _attend_prefix(self, prefix: _Projection) -> Tensor:
+    def _attend_prefix(self, prefix: Projection) -> Tensor:
         """Each prefix token to those before it and to itself, [R, P, H * V]."""
-        return self._attend(prefix.q, prefix.memory(), mask=_causal(prefix.q))
+        return self.attention(prefix.q, prefix.memory(), mask=_causal(prefix.q))
 
     def _attend_history(
-        self, history: _Projection, prefix: tuple[Tensor, ...], recent: BehaviourSequence
+        self, history: Projection, prefix: tuple[Tensor, ...], recent: BehaviourSequence
     ) -> Tensor:
         """Each behaviour to the prefix, to older behaviours and to itself, [L, H * V]."""
         tokens = torch.cat([history.v, history.k, history.q], dim=1)
@@ -135,15 +124,15 @@ class HstuLayer(nn.Module):
             bias = None
             if self.bias is not None:
                 bias = self.bias.of_history(block, recent.index)
-                bias = functional.pad(bias, (before.shape[1], 0))
+                bias = functional.pad(bias, (before.shape[1], 0)).unsqueeze(1)
             memory = torch.cat([before, memory], dim=1)
-            attended.append(self._attend(q, memory, bias=bias, mask=mask))
+            attended.append(self.attention(q, memory, bias=bias, mask=mask))
         return recent.in_order(attended)
 
     def _attend_targets(
         self,
-        target: _Projection,
-        history: _Projection,
+        target: Projection,
+        history: Projection,
         prefix: tuple[Tensor, ...],
         recent: BehaviourSequence,
     ) -> Tensor:
@@ -157,46 +146,13 @@ class HstuLayer(nn.Module):
             block: CandidateBlock, before: Tensor, q: Tensor, memory: Tensor, bias: Tensor | None
         ) -> Tensor:
             if bias is not None:
-                bias = functional.pad(bias.transpose(1, 2), (before.shape[1], 0))
-            return self._attend(q, torch.cat([before, memory], dim=1), bias=bias)
+                bias = functional.pad(bias.transpose(1, 2), (before.shape[1], 0)).unsqueeze(1)
+            return self.attention(q, torch.cat([before, memory], dim=1), bias=bias)
 
-        heads = (self.num_heads, -1)
-        score = (target.q.unflatten(1, heads) * target.k.unflatten(1, heads)).sum(
-            dim=2, keepdim=True
-        ) * self.scale
-        if self.bias is not None:
-            score = score + self.bias.of_itself()
-        itself = functional.silu(score) * target.v.unflatten(1, heads) / self.num_tokens
+        own_bias = None if self.bias is None else self.bias.of_itself()
         queries = recent.candidates(target.q)
         attended = recent.per_candidate(attend, prefix, queries, memories, biases)
-        return attended + itself.flatten(1)
-
-    def _attend(
-        self, q: Tensor, memory: Tensor, *, bias: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """Pointwise attention (eq. 2), [W, X, H * V].
-
-        A place of padding has a value of zeros, so it adds nothing whatever its score.
-
-        Args:
-            q: queries, [W, X, H * A].
-            memory: values and keys, [W, Y, H * (V + A)].
-            bias: added to the scores, broadcast to [W, X, Y].
-            mask: 0 where a query must not look, broadcast to [X, Y].
-        """
-        v, k = memory.split([memory.shape[2] - q.shape[2], q.shape[2]], dim=2)
-        scores = self._heads(q) @ self._heads(k).transpose(2, 3) * self.scale
-        if bias is not None:
-            scores = scores + bias.unsqueeze(1)
-        weights = functional.silu(scores)
-        if mask is not None:
-            weights = weights * mask
-        # N_max is a constant: a length of the batch would tie a score to its neighbours.
-        return (weights @ self._heads(v)).transpose(1, 2).flatten(2) / self.num_tokens
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """[W, X, H * A] -> [W, H, X, A]."""
-        return x.view(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(1, 2)
+        return attended + self.attention.to_itself(target, bias=own_bias)
 
 
 class _RelativeBias(nn.Module):

@@ -8,7 +8,6 @@ the real-time ones before it and itself; a candidate, those before its own reque
 # in a row, X queries, Y keys, H heads, A / V width of a head's keys / values, D embedding dim
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn import functional
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest.age import log_forgetting
 from cdp_torchrec.interest.config.long_sequence import MtgrConfig
+from cdp_torchrec.interest.pointwise_attention import PointwiseAttention, Projection
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 
 _CANDIDATE, _STATIC, _REALTIME, _USER = range(4)
@@ -46,19 +46,6 @@ class MtgrTimes:
     """How long before the last request of its row a candidate's own request was, float [B]."""
 
 
-class _Projection(NamedTuple):
-    """What a layer makes of its tokens, heads side by side."""
-
-    u: Tensor
-    q: Tensor
-    v: Tensor
-    k: Tensor
-
-    def memory(self) -> Tensor:
-        """What other tokens attend to, [..., H * (V + A)]."""
-        return torch.cat([self.v, self.k], dim=-1)
-
-
 class MtgrLayer(nn.Module):
     """Projection, pointwise attention, gated output, as in HSTU's eqs. 1-3."""
 
@@ -71,8 +58,6 @@ class MtgrLayer(nn.Module):
             encodes_history: the last layer has no need to: only its candidates are read.
         """
         super().__init__()
-        self.num_heads = config.num_heads
-        self.num_tokens = config.max_length + 2
         self.encodes_history = encodes_history
         v, a = config.num_heads * config.linear_dim, config.num_heads * config.attention_dim
         self.widths = [v, a, v, a]
@@ -84,7 +69,11 @@ class MtgrLayer(nn.Module):
         for linear in (self.uqvk, self.out):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        self.scale = config.attention_dim**-0.5
+        self.attention = PointwiseAttention(
+            num_heads=config.num_heads,
+            scale=config.attention_dim**-0.5,
+            num_tokens=config.max_length + 2,
+        )
 
     def forward(
         self, tokens: MtgrTokens, recent: BehaviourSequence, times: MtgrTimes
@@ -117,13 +106,13 @@ class MtgrLayer(nn.Module):
             candidate=encoded,
         )
 
-    def _project(self, x: Tensor, kind: Tensor | int) -> _Projection:
+    def _project(self, x: Tensor, kind: Tensor | int) -> Projection:
         """U, Q, V, K of tokens [X, D] of a kind, or of kinds [X]."""
         u, q, v, k = self.uqvk(self.input_norm(x, kind)).split(self.widths, dim=-1)
-        return _Projection(functional.silu(u), q, v, k)
+        return Projection(u=functional.silu(u), q=q, k=k, v=v)
 
     def _output(
-        self, x: Tensor, projection: _Projection, attended: Tensor, kind: Tensor | int
+        self, x: Tensor, projection: Projection, attended: Tensor, kind: Tensor | int
     ) -> Tensor:
         """Gated and projected attention, added to tokens x [X, D]."""
         return x + self.out(projection.u * self.output_norm(attended, kind))
@@ -137,12 +126,12 @@ class MtgrLayer(nn.Module):
             of_user: memory of the user, [W, 1, H * (V + A)].
         """
         memory, _, is_static = _parts(rows)
-        mask = functional.pad(is_static, (1, 0), value=1.0).unsqueeze(1)
-        return self._attend(q, torch.cat([of_user, memory], dim=1), mask=mask)
+        mask = functional.pad(is_static, (1, 0), value=1.0)[:, None, None]
+        return self.attention(q, torch.cat([of_user, memory], dim=1), mask=mask)
 
     def _attend_history(
         self,
-        history: _Projection,
+        history: Projection,
         rows: Tensor,
         of_user: tuple[Tensor, ...],
         recent: BehaviourSequence,
@@ -160,18 +149,13 @@ class MtgrLayer(nn.Module):
             not_after = (column <= column.unsqueeze(1)).to(age.dtype)
             mask = torch.maximum(is_static.unsqueeze(1), not_after)
             elapsed = (age.unsqueeze(1) - age.unsqueeze(2)).abs()
-            return self._attend(
-                q,
-                torch.cat([next(of_users), memory], dim=1),
-                mask=functional.pad(mask, (1, 0), value=1.0),
-                forgetting=functional.pad(log_forgetting(elapsed), (1, 0)),
-            )
+            return self._attend(q, next(of_users), memory, mask=mask, elapsed=elapsed)
 
         return recent.per_behaviour(attend)
 
     def _attend_candidates(
         self,
-        candidate: _Projection,
+        candidate: Projection,
         rows: Tensor,
         of_user: tuple[Tensor, ...],
         recent: BehaviourSequence,
@@ -186,45 +170,30 @@ class MtgrLayer(nn.Module):
             memory, age, is_static = _parts(gather(rows, block.behaviour))
             elapsed = age.unsqueeze(1) - own[:, :, -1:]  # until the candidate's own request
             mask = torch.maximum(is_static.unsqueeze(1), (elapsed > 0).to(age.dtype))
-            return self._attend(
-                own[:, :, :-1],
-                torch.cat([next(of_users), memory], dim=1),
-                mask=functional.pad(mask, (1, 0), value=1.0),
-                forgetting=functional.pad(log_forgetting(elapsed), (1, 0)),
-            )
+            q = own[:, :, :-1]
+            return self._attend(q, next(of_users), memory, mask=mask, elapsed=elapsed)
 
-        heads = (self.num_heads, -1)
-        scores = (candidate.q.unflatten(1, heads) * candidate.k.unflatten(1, heads)).sum(
-            dim=2, keepdim=True
-        )
-        weights = functional.silu(scores * self.scale) / self.num_tokens
-        itself = weights * candidate.v.unflatten(1, heads)
-        return recent.per_candidate(attend) + itself.flatten(1)
+        return recent.per_candidate(attend) + self.attention.to_itself(candidate)
 
     def _attend(
-        self, q: Tensor, memory: Tensor, *, mask: Tensor, forgetting: Tensor | None = None
+        self, q: Tensor, of_user: Tensor, memory: Tensor, *, mask: Tensor, elapsed: Tensor
     ) -> Tensor:
-        """Pointwise attention, [W, X, H * V].
-
-        A place of padding has a value of zeros, so it adds nothing whatever its score.
+        """Queries to the user and to behaviours, which are forgotten with time, [W, X, H * V].
 
         Args:
             q: queries, [W, X, H * A].
-            memory: values and keys, [W, Y, H * (V + A)].
-            mask: 0 where a query must not look, [W, X, Y].
-            forgetting: what a slope of 1 adds to the scores, [W, X, Y].
+            of_user: memory of the user, [W, 1, H * (V + A)].
+            memory: of the behaviours, [W, N, H * (V + A)].
+            mask: 0 where a query must not look, [W, X, N].
+            elapsed: seconds between a behaviour and a query, [W, X, N].
         """
-        v, k = memory.split([memory.shape[2] - q.shape[2], q.shape[2]], dim=2)
-        scores = self._heads(q) @ self._heads(k).transpose(2, 3) * self.scale
-        if forgetting is not None:
-            scores = scores + forgetting.unsqueeze(1) * self.slopes.view(-1, 1, 1)
-        weights = functional.silu(scores) * mask.unsqueeze(1)
-        # N_max is a constant: a length of the batch would tie a score to its neighbours.
-        return (weights @ self._heads(v)).transpose(1, 2).flatten(2) / self.num_tokens
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """[W, X, H * A] -> [W, H, X, A]."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        forgetting = functional.pad(log_forgetting(elapsed), (1, 0)).unsqueeze(1)
+        return self.attention(
+            q,
+            torch.cat([of_user, memory], dim=1),
+            bias=forgetting * self.slopes.view(-1, 1, 1),
+            mask=functional.pad(mask, (1, 0), value=1.0).unsqueeze(1),
+        )
 
 
 class GroupLayerNorm(nn.Module):

@@ -91,10 +91,16 @@ class RankingArch(nn.Module):
             config: the model's configuration.
         """
         super().__init__()
-        self._layout = layout
         self._bag_column = {f.key: column for column, f in enumerate(layout.bags)}
+        pooled: dict[Slot, list[str]] = {}
+        for feature in (f for f in layout.bags if f.is_history):
+            pooled.setdefault(feature.slot, []).append(feature.key)
+        self._pooled = {
+            slot: (keys, _columns([self._bag_column[key] for key in keys]))
+            for slot, keys in pooled.items()
+        }
         self._embedding_dim = config.embedding_dim
-        columns = [f for f in layout.features if f.slot in ("candidate", "request")]
+        columns = [f for f in layout.features if not f.is_history]
         self._columns = columns
         self._per_request = [f.key for f in columns if f.slot == "request"]
         # The category first: modules compare it with the category of a behaviour.
@@ -218,14 +224,13 @@ class RankingArch(nn.Module):
     def _pool(
         self, slot: Slot, embeddings: dict[str, Tensor], batch: DenseInputs, index: Tensor
     ) -> GatedPool | None:
-        segments = [f.key for f in self._layout.features if f.slot == slot]
-        if not segments:
+        if slot not in self._pooled:
             return None
-        sums = torch.stack([embeddings[key] for key in segments], dim=1)
-        lengths = batch.bag_lengths[:, _columns([self._bag_column[key] for key in segments])]
+        keys, columns = self._pooled[slot]
+        sums = torch.stack([embeddings[key] for key in keys], dim=1)
         return GatedPool(
             sums=sums.index_select(0, index),
-            lengths=lengths.index_select(0, index),
+            lengths=batch.bag_lengths[:, columns].index_select(0, index),
         )
 
     def _behaviours(

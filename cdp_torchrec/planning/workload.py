@@ -195,4 +195,4 @@ def _declared(
 
 
 def _is_single(feature: SparseFeature) -> bool:
-    return feature.slot in ("candidate", "request") and not feature.is_bag
+    return not (feature.is_history or feature.is_bag)

@@ -18,7 +18,6 @@ from cdp_torchrec.serving.ranker_inputs import ranker_inputs
 from cdp_torchrec.serving.tables import EmbeddingTables
 from cdp_torchrec.serving.vocabulary import LARGEST_CODE
 
-_HISTORY_SLOTS = {"pool", "whole", "gated", "recent"}
 _OWNER = "history_owner"
 # index_sequences needs two places of padding to put all sequences in one block.
 _PLACES_OF_PADDING = 2
@@ -61,8 +60,8 @@ class InputBuilder:
     @property
     def reads_history(self) -> bool:
         """Whether the model looks at behaviours."""
-        slots = {feature.slot for feature in self._layout.features}
-        return bool(slots & _HISTORY_SLOTS) or self._layout.count_segments is not None
+        layout = self._layout
+        return any(f.is_history for f in layout.features) or layout.count_segments is not None
 
     def has_behaviours(self, request: EncodedRequest) -> bool:
         """Whether the request brings behaviours, or the store has some from before it."""

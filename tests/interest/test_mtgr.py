@@ -53,12 +53,12 @@ def plain_layer(layer: MtgrLayer, x: Tensor, kinds: Tensor, mask: Tensor, hours:
             functional.layer_norm(x, x.shape[1:], eps=1e-6) * group.weight[kind] + group.bias[kind]
         )
 
-    heads = layer.num_heads
+    heads = layer.attention.num_heads
     projected = layer.uqvk(norm(layer.input_norm, x)).split(layer.widths, dim=1)
     u, (q, v, k) = projected[0], (p.view(len(x), heads, -1).transpose(0, 1) for p in projected[1:])
     forgetting = -torch.log(1 + hours) * layer.slopes.view(-1, 1, 1)
-    weights = functional.silu(q @ k.transpose(1, 2) * layer.scale + forgetting) * mask
-    seen = (weights @ v).transpose(0, 1).flatten(1) / layer.num_tokens
+    weights = functional.silu(q @ k.transpose(1, 2) * layer.attention.scale + forgetting) * mask
+    seen = (weights @ v).transpose(0, 1).flatten(1) / layer.attention.num_tokens
     return x + layer.out(functional.silu(u) * norm(layer.output_norm, seen))
 
 

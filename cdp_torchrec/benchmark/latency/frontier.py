@@ -13,6 +13,7 @@ from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_r
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
 from cdp_torchrec.benchmark.latency.rounds import measure
 from cdp_torchrec.diffusion.sampler import SamplingStep
+from cdp_torchrec.distill_config import student_beside
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.interest import CdpInterest
@@ -109,7 +110,7 @@ def _interest(experiment: Experiment) -> CdpInterest:
 
 def _student(run_dir: Path, latency: LatencySettings) -> Path | None:
     """Checkpoint of the student; found before anything is compiled."""
-    beside = run_dir.with_name(f"{run_dir.name}-student")
+    beside = student_beside(run_dir)
     if latency.student is None and not beside.is_dir():
         return None
     return find_checkpoint(latency.student or beside)

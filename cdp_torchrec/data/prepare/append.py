@@ -75,8 +75,7 @@ def append_day(
             _scratch(days) as scratch,
             open_database(scratch / "tables", limits or EngineLimits()) as connection,
         ):
-            bar.note("check")
-            bar.advance()
+            bar.begin("check")
             log = _load(connection, dataset, schema, staging, spec, name)
             history = open_history(dataset, schema)
             with whole_directory(day_folder(dataset, log.name)) as partial:
@@ -241,19 +240,14 @@ def _write(
     bar: ProgressBar,
 ) -> Day:
     """Write the files of the day."""
-
-    def stage(name: str) -> None:
-        bar.note(name)
-        bar.advance()
-
-    stage("vocabularies")
+    bar.begin("vocabularies")
     num_ids = extend_vocabularies(connection, spec, schema, dataset, partial)
-    stage("history")
+    bar.begin("history")
     code_behaviours(connection, spec)
     earlier = _join_earlier(connection, dataset, schema, history)
     num_behaviours = scalar(connection, "SELECT count(*) FROM behaviours")
     write_segment(connection, spec, partial / "history", num_ids, earlier)
-    stage("requests")
+    bar.begin("requests")
     before = [*schema.splits.values(), *(day.requests for day in schema.days)]
     first = sum(split.requests for split in before)
     code_requests(
@@ -263,7 +257,7 @@ def _write(
         has_probability=log.has_probability,
         first=first,
     )
-    stage("write")
+    bar.begin("write")
     write_requests(
         connection,
         spec,

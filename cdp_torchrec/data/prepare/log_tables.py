@@ -52,16 +52,11 @@ def prepare_log(
             open_database(staging / "work", limits) as connection,
             ProgressBar(source.resolve().name, total=3, unit="stages") as bar,
         ):
-
-            def stage(name: str) -> None:
-                bar.note(name)
-                bar.advance()
-
-            stage("read")
+            bar.begin("read")
             spec = read(connection)
-            stage("requests")
+            bar.begin("requests")
             _stage_requests(connection, staging / "requests", spec)
-            stage("behaviours")
+            bar.begin("behaviours")
             _stage_behaviours(connection, staging / "behaviours", spec)
         shutil.rmtree(staging / "work")
         return build_dataset(staging, output, spec, limits, log=source)

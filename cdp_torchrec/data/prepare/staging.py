@@ -113,29 +113,24 @@ def _summarise(dataset: Path, schema: Schema, *, named: Path) -> None:
 
 def _build(connection: Tables, staging: Path, output: Path, spec: DatasetSpec) -> Schema:
     with ProgressBar("prepare", total=6, unit="stages") as bar:
-
-        def stage(name: str) -> None:
-            bar.note(name)
-            bar.advance()
-
-        stage("check")
+        bar.begin("check")
         log = load_staging(connection, staging, spec)
-        stage("vocabularies")
+        bar.begin("vocabularies")
         num_ids = build_vocabularies(connection, spec, output / "vocabulary")
-        stage("history")
+        bar.begin("history")
         num_behaviours = code_behaviours(connection, spec)
         write_history(connection, spec, output / "history", num_ids)
-        stage("requests")
+        bar.begin("requests")
         has_probability = log.has_probability
         code_requests(connection, spec, output / "vocabulary", has_probability=has_probability)
         num_train = log.splits["train"].requests
         num_requests = num_train + log.splits["test"].requests
-        stage("train split")
+        bar.begin("train split")
         train, test = range(num_train), range(num_train, num_requests)
         moments = write_requests(
             connection, spec, output / "train", train, has_probability=has_probability
         )
-        stage("test split")
+        bar.begin("test split")
         write_requests(connection, spec, output / "test", test, has_probability=has_probability)
     return Schema(
         name=spec.name,

@@ -121,12 +121,7 @@ def prepare_completejourney(
         ):
             left_out = load_tables(connection, tables)
             with ProgressBar("completejourney", total=4, unit="stages") as bar:
-
-                def stage(name: str) -> None:
-                    bar.note(name)
-                    bar.advance()
-
-                stage("lists")
+                bar.begin("lists")
                 number_requests(
                     connection,
                     first_week=sampling.first_week,
@@ -134,11 +129,11 @@ def prepare_completejourney(
                     seed=sampling.seed,
                 )
                 test_from = _start_of_test(connection, source, sampling)
-                stage("prices")
+                bar.begin("prices")
                 follow_prices(connection)
-                stage("requests")
+                bar.begin("requests")
                 _stage_requests(connection, staging / "requests", _FEATURES)
-                stage("behaviours")
+                bar.begin("behaviours")
                 _stage_behaviours(connection, staging / "behaviours")
         shutil.rmtree(staging / "work")
         spec = DatasetSpec(

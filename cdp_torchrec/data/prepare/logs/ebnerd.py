@@ -134,23 +134,18 @@ def prepare_ebnerd(source: Path, output: Path, *, limits: EngineLimits | None = 
             open_database(staging / "work", limits) as connection,
             ProgressBar("ebnerd", total=4, unit="stages") as bar,
         ):
-
-            def stage(name: str) -> None:
-                bar.note(name)
-                bar.advance()
-
-            stage("read")
+            bar.begin("read")
             test_from = load_requests(connection, source)
             load_reads(connection, source)
             features = _FEATURES
             if has_category:
                 attributes = load_articles(connection, articles)
                 features += (_CATEGORY, *(_ATTRIBUTES[name] for name in attributes))
-            stage("count")
+            bar.begin("count")
             _count_candidates(connection)
-            stage("requests")
+            bar.begin("requests")
             _stage_requests(connection, staging / "requests", features)
-            stage("behaviours")
+            bar.begin("behaviours")
             _stage_behaviours(connection, staging / "behaviours", has_category=has_category)
         shutil.rmtree(staging / "work")
         spec = DatasetSpec(
