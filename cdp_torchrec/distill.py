@@ -10,6 +10,7 @@ other. It starts as the teacher's own one-step sampler, by regression to the K-s
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
-from cdp_torchrec.run.saved import holds_run, is_restarted
+from cdp_torchrec.run.saved import DISTILLATION, holds_run, is_restarted
 from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.undefined import json_ready, shown
 from cdp_torchrec.whole_file import write_json
@@ -107,7 +108,8 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     student_config = _with_steps(config, 1, run=RunConfig(dir=student_dir))
     with open_run_directory(student_config.run) as run_dir:
         experiment = run.load(device, teacher_config)
-        return _distill_into(run_dir, run, experiment, student_config, teacher_steps)
+        with closing(experiment.loader):
+            return _distill_into(run_dir, run, experiment, student_config, teacher_steps)
 
 
 def _distill_into(
@@ -158,7 +160,7 @@ def _distill_into(
     distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)
     if is_rank_zero():
         write_json(
-            run_dir / "distillation.json",
+            run_dir / DISTILLATION,
             json_ready(_as_json(distilled, run.directory, config.distill)),
         )
     return distilled

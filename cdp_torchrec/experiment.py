@@ -1,6 +1,7 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,9 +130,11 @@ def _train_in(
     start = _begin(experiment, checkpointer)
     record_start(run_dir, config, start.progress, start.checkpoint)
     write_run_files(run_dir, config, parallelized.plan_json)
-    with Monitor(
-        run_dir, total_steps=experiment.total_steps, first_step=start.progress.step, quiet=quiet
-    ) as monitor:
+    total_steps, first_step = experiment.total_steps, start.progress.step
+    with (
+        closing(experiment.loader),
+        Monitor(run_dir, total_steps=total_steps, first_step=first_step, quiet=quiet) as monitor,
+    ):
         for doubt in doubts:
             monitor.say(f"warning: {config.data.dir}: {doubt}")
         monitor.say(_summary(experiment, run_dir))
@@ -146,7 +149,7 @@ def _train_in(
             experiment.loader,
             checkpointer,
             monitor,
-            total_steps=experiment.total_steps,
+            total_steps=total_steps,
             device=experiment.device,
         ).train(start.progress)
         with ended_by_signals(f"{run_dir} is trained, and not measured on the test split yet"):
@@ -154,7 +157,6 @@ def _train_in(
             report = evaluate_test(experiment, num_bootstrap=num_bootstrap)
             write_evaluation(run_dir, report, experiment.data.schema)
         monitor.record("test", progress.step, report.main_metrics())
-    experiment.loader.close()
     return Trained(experiment, run_dir, progress, report)
 
 

@@ -15,6 +15,8 @@ CHECKPOINTS = "checkpoints"
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
 EVALUATION = "evaluation.json"
+DISTILLATION = "distillation.json"
+"""What only the run of a student has."""
 METRICS = "metrics.jsonl"
 PLAN = "plan.json"
 LOCK = "lock"
@@ -99,6 +101,11 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
         raise ConfigError(
             f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
             "another directory"
+        )
+    if (run_dir / DISTILLATION).is_file():
+        raise ConfigError(
+            f"run.dir = '{run_dir}': a distilled student, whose training is over: go on with its "
+            f"teacher and distill again, or begin another run with run.fork_from={run_dir}"
         )
     if not has_checkpoints:
         raise CheckpointError(f"run.resume: {run_dir}/checkpoints is gone or empty")

@@ -163,6 +163,9 @@ def test_a_run_with_results_is_continued_only_on_demand(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds another run: continue it with run\.resume=true"):
         check_run_directory(run, resume=False)
     check_run_directory(run, resume=True)
+    write_whole(run / "distillation.json", "{}")
+    with pytest.raises(ConfigError, match=r"a distilled student, .*run\.fork_from=.*run$"):
+        check_run_directory(run, resume=True)
     finished = make_run(tmp_path / "finished", {})
     write_whole(finished / "metrics.jsonl", json.dumps({"kind": "test", "step": 3}) + "\n")
     with pytest.raises(ConfigError, match="holds another run"):
