@@ -102,7 +102,7 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
             f"run.dir = '{run_dir}' holds another run: continue it with run.resume=true, or choose "
             "another directory"
         )
-    if (run_dir / DISTILLATION).is_file():
+    if resume and (run_dir / DISTILLATION).is_file():
         raise ConfigError(
             f"run.dir = '{run_dir}': a distilled student, whose training is over: go on with its "
             f"teacher and distill again, or begin another run with run.fork_from={run_dir}"
