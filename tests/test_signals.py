@@ -1,7 +1,8 @@
-"""A signal after the last step ends a training with a line, and nothing is trained again."""
+"""A signal is heard in every segment, and after the last step it ends a training with a line."""
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from cdp_torchrec import experiment
 from cdp_torchrec.config import load_config
-from cdp_torchrec.distributed.interruption import Interrupted
+from cdp_torchrec.distributed.interruption import Interrupted, Interruption
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.run.test_grown_tables import SETTINGS
@@ -41,3 +42,18 @@ def test_a_training_that_is_stopped_while_it_is_measured_says_what_is_left(
     monkeypatch.undo()
     assert train(settings("run.resume=true"), torch.device("cpu")).auc is not None
     assert losses(tmp_path) == trained
+
+
+def test_a_signal_is_heard_after_one_long_step_in_every_segment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Interruption(torch.device("cpu"), world_size=1) as interruption:
+        now += 9
+        interruption.after_step(failed=False)
+        interruption.agree(failed=False)  # between two segments
+        signal.raise_signal(signal.SIGTERM)
+        now += 9
+        interruption.after_step(failed=False)
+        assert interruption.signal == signal.SIGTERM

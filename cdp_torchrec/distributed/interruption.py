@@ -143,6 +143,7 @@ class Interruption:
             dist.all_reduce(shared, dist.ReduceOp.MAX)
             known = shared.tolist()
         self.signal, self.has_failed = int(known[0]), bool(known[1])
-        # From the same numbers on all ranks, so that all come together again.
-        self._steps_between = max(int(_EVERY_S / max(known[2], 1e-3)), 1)
+        if self._steps:  # between segments none was taken, which says nothing of how long one is
+            # From the same numbers on all ranks, so that all come together again.
+            self._steps_between = max(int(_EVERY_S / max(known[2], 1e-3)), 1)
         self._steps, self._agreed_at = 0, now
