@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.metrics import MetricReport
+from cdp_torchrec.undefined import json_ready
 from cdp_torchrec.whole_file import write_json
 
 METRICS = ("auc", "uauc", "gauc")
@@ -133,7 +134,7 @@ def write_result(path: Path, result: Result, origin: Origin) -> None:
         },
         "strata": {
             label: {
-                "gauc": None if math.isnan(stratum.gauc) else stratum.gauc,
+                "gauc": json_ready(stratum.gauc),
                 "num_impressions": stratum.num_impressions,
                 "replicates": _packed(stratum.replicates, around=stratum.gauc),
             }
