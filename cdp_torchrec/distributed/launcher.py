@@ -13,6 +13,11 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_RANKS_TIME_S = "PET_SHUTDOWN_TIMEOUT", 30.0
+"""How long torchrun waits for its ranks after SIGTERM: the variable that says so, and its default.
+"""
+_END_S = 10.0
+"""For torchrun's own end, after that of its ranks."""
 
 
 def kill_with_parent(parent: int) -> None:
@@ -44,7 +49,8 @@ def run_with_parent(parent: int, command: list[str]) -> None:
     """Become a command that gets SIGTERM when the parent ends; torchrun passes it to its ranks.
 
     A child of the command's watches. The kernel would send the signal once for each thread of the
-    parent, and torchrun, told a second time, leaves without its ranks.
+    parent, and torchrun, told a second time, leaves without its ranks. One that has not left long
+    after its ranks had to is killed, and they with it: nobody is there any more to do that.
 
     Args:
         parent: the parent's process id.
@@ -62,9 +68,20 @@ def run_with_parent(parent: int, command: list[str]) -> None:
         for process in (watched, own):
             either.register(process, select.POLLIN)
         if own not in dict(either.poll()):
-            signal.pidfd_send_signal(own, signal.SIGTERM)
+            _stop(own)
         os._exit(0)
     os.execvp(command[0], command)
+
+
+def _stop(process: int) -> None:
+    """SIGTERM, and in the end SIGKILL, to the process of a descriptor."""
+    signal.pidfd_send_signal(process, signal.SIGTERM)
+    ended = select.poll()
+    ended.register(process, select.POLLIN)
+    variable, default_s = _RANKS_TIME_S
+    patience_s = float(os.environ.get(variable, default_s)) + _END_S
+    if not ended.poll(1000 * patience_s):
+        signal.pidfd_send_signal(process, signal.SIGKILL)
 
 
 def _end_without(parent: int) -> None:
