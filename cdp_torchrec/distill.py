@@ -132,7 +132,7 @@ def _distill_into(
     )
     write_run_files(run_dir, student_config, parallelized.plan_json)
     parallelized.model.eval()
-    teacher = _interest(experiment)
+    teacher = cdp_interest(experiment)
     student = copy.deepcopy(teacher)
     student.set_sampling(sampler=interest.sampler, num_inference_steps=1)
     stages = Stages("distill", total=4, active=is_rank_zero())
@@ -250,7 +250,8 @@ def _inputs(
         yield inputs
 
 
-def _interest(experiment: Experiment) -> CdpInterest:
+def cdp_interest(experiment: Experiment) -> CdpInterest:
+    """The module of a CDP model of one set."""
     interest = experiment.model.ranking_arch.sets[0].interest
     assert isinstance(interest, CdpInterest)
     return interest

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cdp_torchrec.config import ConfigError, dump_toml
-from cdp_torchrec.continuation import check_unchanged, flattered
+from cdp_torchrec.config import dump_toml
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.hashed_tables import describe_collisions
@@ -23,7 +22,6 @@ from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.process_group import is_rank_zero
-from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig, check_against_data
@@ -38,8 +36,8 @@ from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
 from cdp_torchrec.run.saved import EVALUATION, find_checkpoint
 from cdp_torchrec.run.starts import record_start
-from cdp_torchrec.stored_run import parent_run
 from cdp_torchrec.trainer import Trainer
+from cdp_torchrec.training_start import load_start
 from cdp_torchrec.whole_file import write_json
 
 
@@ -127,7 +125,7 @@ def _train_in(
 ) -> Trained:
     config, parallelized = experiment.config, experiment.parallelized
     checkpointer = make_checkpointer(experiment, run_dir)
-    start = _begin(experiment, checkpointer)
+    start = load_start(config, parallelized, checkpointer, total_steps=experiment.total_steps)
     record_start(run_dir, config, start.progress, start.checkpoint)
     write_run_files(run_dir, config, parallelized.plan_json)
     total_steps, first_step = experiment.total_steps, start.progress.step
@@ -272,55 +270,6 @@ def make_checkpointer(experiment: Experiment, run_dir: Path) -> Checkpointer:
         keep_last=experiment.config.trainer.keep_checkpoints,
         mode=experiment.config.trainer.checkpoint_mode,
     )
-
-
-@dataclass(frozen=True)
-class _Start:
-    """Where a training begins; the model is that of its checkpoint."""
-
-    progress: Progress
-    checkpoint: Path | None
-    notes: tuple[str, ...]
-    """In words, for the terminal."""
-
-
-def _begin(experiment: Experiment, checkpointer: Checkpointer) -> _Start:
-    """Load what the training goes on from; collective.
-
-    Raises:
-        ConfigError: the run would be another one, or end before it goes on.
-        CheckpointError: a checkpoint belongs to another model or dataset.
-    """
-    config, parallelized = experiment.config, experiment.parallelized
-    from_rank_zero(
-        lambda: check_unchanged(config, checkpointer.run_dir), purpose="read the run's settings"
-    )
-    newest = checkpointer.load_newest(parallelized.model, parallelized.optimizer)
-    if newest is not None:
-        checkpoint, progress = newest
-        if progress.step > experiment.total_steps:
-            raise ConfigError(
-                f"run.resume: {checkpointer.run_dir} is at step {progress.step} already, and "
-                "trainer.max_epochs and trainer.max_steps end it at step "
-                f"{experiment.total_steps}; `evaluate` measures an earlier checkpoint"
-            )
-        notes = [f"resumed at step {progress.step}"]
-        if progress.step == experiment.total_steps:
-            notes.append(
-                f"nothing is left to train up to step {experiment.total_steps}, the end by "
-                "trainer.max_epochs and trainer.max_steps"
-            )
-        return _Start(progress, checkpoint, tuple(notes))
-    if config.run.fork_from is not None:
-        parent = parent_run(config.run.fork_from)
-        progress = checkpointer.load(
-            parent.checkpoint, parallelized.model, parallelized.optimizer, may_grow=True
-        ).forked()
-        torch.manual_seed(config.seed)  # the checkpoint has brought the generator's state
-        notes = [f"forked from {parent.checkpoint}", *flattered(parent.config, config)]
-        return _Start(progress, parent.checkpoint, tuple(notes))
-    notes = ["there is no checkpoint to resume: begun at step 0"] if config.run.resume else []
-    return _Start(Progress(step=0, position=0), None, tuple(notes))
 
 
 def _collisions(experiment: Experiment) -> list[str]:

@@ -27,7 +27,7 @@ from cdp_torchrec.compare.results import (
     write_result,
 )
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.config.keys import dotted
+from cdp_torchrec.config.keys import dotted, tables_of
 from cdp_torchrec.data.config import TEST
 from cdp_torchrec.data.manifest import read_manifest
 from cdp_torchrec.distributed.process_group import is_rank_zero
@@ -176,7 +176,7 @@ def _origin(config: ExperimentConfig) -> Origin:
 
 def _settings(config: ExperimentConfig) -> dict[str, Any]:
     """What decides a cell, as JSON; where its files lie does not, what is in them does."""
-    settings = config.model_dump(mode="json", exclude_none=True)
+    settings = tables_of(config)
     del settings["run"], settings["data"]["dir"]
     return settings
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cdp_torchrec.config.errors import shown
-from cdp_torchrec.config.keys import KeyNode, key_tree, toml_key
+from cdp_torchrec.config.keys import KeyNode, key_tree, tables_of, toml_key
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,12 @@ def find_changes(old: BaseModel, new: BaseModel) -> list[Change]:
 
     A table whose `kind` differs is one change, as is a table that only one of them has.
     """
-    return list(_changes(_dump(old), _dump(new), key_tree(type(old)), ""))
+    return list(_changes(tables_of(old), tables_of(new), key_tree(type(old)), ""))
 
 
 def changeable(config_class: type[BaseModel]) -> list[str]:
     """The keys that may change; a section all of whose keys may is one."""
     return list(_changeable(key_tree(config_class), ""))
-
-
-def _dump(config: BaseModel) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude_none=True)
 
 
 def _changes(

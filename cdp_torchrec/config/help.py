@@ -6,7 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cdp_torchrec.config.keys import KeyNode, default_tables, key_tree, toml_key, toml_value
+from cdp_torchrec.config.keys import (
+    KeyNode,
+    default_tables,
+    key_tree,
+    tables_of,
+    toml_key,
+    toml_value,
+)
 
 _WIDTH = 98
 
@@ -18,7 +25,7 @@ def describe(config_class: type[BaseModel], config: BaseModel | None = None) -> 
         config_class: the configuration to explain.
         config: shows its values instead of the defaults.
     """
-    values = _dump(config) if config else default_tables(config_class)
+    values = tables_of(config) if config else default_tables(config_class)
     return describe_tables(key_tree(config_class), values)
 
 
@@ -35,7 +42,7 @@ def describe_tables(tree: KeyNode, values: Mapping[str, Any], prefix: str = "") 
 
 def commented_toml(config: BaseModel) -> str:
     """The configuration as a layer in which a comment explains each key."""
-    return "\n".join(_commented(key_tree(type(config)), _dump(config), "")).strip("\n") + "\n"
+    return "\n".join(_commented(key_tree(type(config)), tables_of(config), "")).strip("\n") + "\n"
 
 
 def layer_schema(config_class: type[BaseModel]) -> dict[str, Any]:
@@ -62,10 +69,6 @@ def _partial(schema: Any) -> Any:
         for key, value in schema.items()
         if not (key == "required" and isinstance(value, list))
     }
-
-
-def _dump(config: BaseModel) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude_none=True)
 
 
 def _wrapped(text: str, prefix: str, *, hanging: str = "") -> list[str]:

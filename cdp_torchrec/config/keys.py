@@ -77,6 +77,11 @@ def key_tree(config_class: type[BaseModel]) -> KeyNode:
     return _node(schema, schema.get("$defs", {}))
 
 
+def tables_of(config: BaseModel) -> dict[str, Any]:
+    """All values as a layer has them; keys without a value are left out."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
 def default_tables(config_class: type[BaseModel]) -> dict[str, Any]:
     """Defaults of all sections, as the lowest layer.
 
@@ -87,7 +92,7 @@ def default_tables(config_class: type[BaseModel]) -> dict[str, Any]:
     for name, info in config_class.model_fields.items():
         default = info.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
-            tables[name] = default.model_dump(mode="json", exclude_none=True)
+            tables[name] = tables_of(default)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             nested = default_tables(info.annotation)
             tables.update({name: nested} if nested else {})

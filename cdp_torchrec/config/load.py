@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict
 
 from cdp_torchrec.config.errors import ConfigConflicts, check
-from cdp_torchrec.config.keys import default_tables, key_tree
+from cdp_torchrec.config.keys import default_tables, key_tree, tables_of
 from cdp_torchrec.config.layers import DEFAULT, Layers, read_layers
 from cdp_torchrec.user_error import UserError
 
@@ -100,7 +100,7 @@ def dump_toml(config: Config) -> str:
     Raises:
         ValueError: it would not load back, because it holds what no layer can say.
     """
-    data = config.model_dump(mode="json", exclude_none=True)
+    data = tables_of(config)
     layers = Layers(key_tree(type(config)))
     layers.add(default_tables(type(config)), DEFAULT)
     layers.add(data, type(config).__name__)

@@ -36,7 +36,7 @@ from cdp_torchrec.interest.merged_sequence import MergedIndex, merge_index, most
 from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent, recency
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
-from cdp_torchrec.interest.transformer_layer import TransformerLayer
+from cdp_torchrec.interest.transformer_layer import TransformerLayer, layers_of
 
 _TABLE_STD = 0.02
 
@@ -105,7 +105,7 @@ class LongerInterest(InterestModule):
         )
         states = [gather(tokens, places) for places in queries]
         visible = index.sequence_groups
-        layers = self._layers()
+        layers = layers_of(self.layers)
         memory = [layers[0].memory(tokens)]
         for layer, following in pairwise(layers):
             states = [
@@ -160,7 +160,7 @@ class LongerInterest(InterestModule):
                 dim=1,
             )
             num_candidates = block.impression.shape[1]
-            layers = self._layers()
+            layers = layers_of(self.layers)
             for depth, (layer, of_layer) in enumerate(zip(layers, memory.layers, strict=True)):
                 if depth == 1:
                     places = most_recent(places, self.num_queries, of_layer.shape[0])
@@ -172,9 +172,6 @@ class LongerInterest(InterestModule):
             return x
 
         return self.output(self.norm(recent.per_candidate(encode)))
-
-    def _layers(self) -> list[TransformerLayer]:
-        return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
 
     def _request_tokens(
         self, inputs: InterestInput, first_impression: Tensor, block: CandidateBlock

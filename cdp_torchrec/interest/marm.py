@@ -28,7 +28,7 @@ from cdp_torchrec.interest.config.long_sequence import MarmConfig
 from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
-from cdp_torchrec.interest.transformer_layer import TransformerLayer
+from cdp_torchrec.interest.transformer_layer import TransformerLayer, layers_of
 
 _TARGETS_AT_ONCE = 64
 _PAIRS_AT_ONCE = 1 << 17
@@ -82,7 +82,7 @@ class MarmInterest(InterestModule):
         """
         outputs = []
         x = self._targets(recent.item, recent.category)
-        for layer, slopes in zip(self._layers()[:-1], self.slopes, strict=False):
+        for layer, slopes in zip(layers_of(self.layers)[:-1], self.slopes, strict=False):
             x = self._behaviours_as_targets(layer, slopes, x, recent)
             outputs.append(x)
         return tuple(outputs)
@@ -101,7 +101,7 @@ class MarmInterest(InterestModule):
         x = self._targets(inputs.item, inputs.item_attributes[:, : self.num_categories])
         states = [self._targets(recent.item, recent.category), *(o.detach() for o in outputs)]
         tokens = []
-        for layer, slopes, state in zip(self._layers(), self.slopes, states, strict=True):
+        for layer, slopes, state in zip(layers_of(self.layers), self.slopes, states, strict=True):
             memory = self._memory(layer, state, recent)
             x = _attend(layer, slopes, x, memory, recent)
             tokens.append(x)
@@ -158,9 +158,6 @@ class MarmInterest(InterestModule):
     def _targets(self, item: Tensor, category: Tensor) -> Tensor:
         """Items as targets of the first layer, [..., A]."""
         return layer_norm(self.target(torch.cat([item, category], dim=1)))
-
-    def _layers(self) -> list[TransformerLayer]:
-        return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
 
 
 def _attend(

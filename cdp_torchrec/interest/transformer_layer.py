@@ -48,3 +48,8 @@ class TransformerLayer(nn.Module):
         seen = attend(query, keys, values, mask, num_heads=self.num_heads, bias=bias)
         x = x + self.out(seen)
         return x + self.feed_forward(x)
+
+
+def layers_of(stack: nn.ModuleList) -> list[TransformerLayer]:
+    """Layers in order, for those who call more than `forward`."""
+    return [layer for layer in stack if isinstance(layer, TransformerLayer)]

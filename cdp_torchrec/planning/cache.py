@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,12 @@ from cdp_torchrec.planning.workload import Workload
 from cdp_torchrec.whole_file import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 12
+_FORMAT = 13
 """Counts changes of what the files hold and of how estimates are made."""
+_NUMBERS = tuple(
+    field.name for field in fields(PlanEstimate) if field.name not in ("problem", "tables", "plan")
+)
+"""Of an estimate; the rest of it is in files of their own, or made anew."""
 
 
 class ResultCache:
@@ -54,11 +58,10 @@ class ResultCache:
         path = self._path({"dense": True})
         if path.exists():
             found = json.loads(path.read_text())
-            operations = tuple(Operation(*pair) for pair in found["operations"])
+            operations = tuple(Operation(**operation) for operation in found["operations"])
             return DenseCost(operations, found["num_parameters"])
         cost = count()
-        pairs = [(operation.flops, operation.num_bytes) for operation in cost.operations]
-        write_json(path, {"operations": pairs, "num_parameters": cost.num_parameters})
+        write_json(path, asdict(cost))
         return cost
 
     def outcome(self, case: PlanCase, plan: Callable[[], PlanOutcome]) -> PlanOutcome:
@@ -92,21 +95,11 @@ class ResultCache:
         if "reason" in found:
             return InfeasiblePlan(case, found["reason"], found["fixes"])
         problem = self._workload.problem(case)
-        dense_bytes, input_bytes, margin_bytes = found["reserved"]
-        num_proposals, search_seconds, unimproved_ms, improved_ms = found["search"]
         estimate = PlanEstimate(
             problem=problem,
-            tables=tuple(
-                _load_table(table, *found["tables"][table.name]) for table in problem.tables
-            ),
+            tables=tuple(_load_table(table, found["tables"]) for table in problem.tables),
             plan=read_plan(path.with_suffix(".plan"), problem),
-            dense_bytes=dense_bytes,
-            input_bytes=input_bytes,
-            margin_bytes=margin_bytes,
-            num_proposals=num_proposals,
-            search_seconds=search_seconds,
-            unimproved_ms=unimproved_ms,
-            improved_ms=improved_ms,
+            **found["estimate"],
         )
         lopsided = found["lopsided"]
         return FeasiblePlan(
@@ -127,28 +120,21 @@ def _dump(outcome: PlanOutcome) -> dict[str, Any]:
         "all_reduce_ms": outcome.all_reduce_ms,
         "lopsided": None if outcome.lopsided is None else asdict(outcome.lopsided),
         "tables": {
-            table.table.name: [
-                table.sharding_type,
-                table.compute_kernel,
-                [list(asdict(shard).values())[1:] for shard in table.shards],
-            ]
+            table.table.name: {
+                "sharding_type": table.sharding_type,
+                "compute_kernel": table.compute_kernel,
+                "shards": [asdict(shard) for shard in table.shards],
+            }
             for table in found.tables
         },
-        "reserved": [found.dense_bytes, found.input_bytes, found.margin_bytes],
-        "search": [
-            found.num_proposals,
-            found.search_seconds,
-            found.unimproved_ms,
-            found.improved_ms,
-        ],
+        "estimate": {name: getattr(found, name) for name in _NUMBERS},
     }
 
 
-def _load_table(
-    table: EmbeddingTable, sharding_type: str, compute_kernel: str, shards: list[list[Any]]
-) -> TableEstimate:
-    parts = tuple(ShardEstimate(table.name, *values) for values in shards)
-    return TableEstimate(table, sharding_type, compute_kernel, parts)
+def _load_table(table: EmbeddingTable, tables: Mapping[str, Any]) -> TableEstimate:
+    found = tables[table.name]
+    shards = tuple(ShardEstimate(**shard) for shard in found["shards"])
+    return TableEstimate(table, found["sharding_type"], found["compute_kernel"], shards)
 
 
 def _file_text(path: Path | None) -> str | None:

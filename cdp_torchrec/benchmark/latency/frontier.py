@@ -13,10 +13,10 @@ from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_r
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
 from cdp_torchrec.benchmark.latency.rounds import measure
 from cdp_torchrec.diffusion.sampler import SamplingStep
+from cdp_torchrec.distill import cdp_interest
 from cdp_torchrec.distill_config import student_beside
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
-from cdp_torchrec.interest import CdpInterest
 from cdp_torchrec.progress import Stages, progress
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import StoredRun, load_checkpoint
@@ -49,7 +49,7 @@ def measure_run(run: StoredRun[LatencyBenchmarkConfig], device: torch.device) ->
     with tempfile.TemporaryDirectory() as scratch:
         timings = measure(contestants, latency, device, Path(scratch))
     at = min(latency.candidates, key=lambda n: abs(n - _CLOSE_TO))
-    denoiser = _interest(experiment).denoiser
+    denoiser = cdp_interest(experiment).denoiser
     steps = {cdp_name(k): k for k in latency.num_inference_steps}
     if latency.quality:
         stages.begin("score the test split at each setting")
@@ -74,7 +74,7 @@ def _qualities(
     settings = [(s, k) for s in latency.samplers for k in latency.num_inference_steps]
     measured: dict[tuple[int, tuple[SamplingStep, ...]], Quality] = {}
     for sampler, steps in progress(settings, "quality", unit="settings"):
-        interest = _interest(experiment)
+        interest = cdp_interest(experiment)
         interest.set_sampling(sampler=sampler, num_inference_steps=steps)
         # Samplers are the same thing where they take the same steps: with one call, for example.
         taken = steps, interest.steps
@@ -83,7 +83,7 @@ def _qualities(
         yield replace(measured[taken], name=sampler)
     if student is not None:
         load_checkpoint(experiment, student)
-        _interest(experiment).set_sampling(sampler=latency.samplers[0], num_inference_steps=1)
+        cdp_interest(experiment).set_sampling(sampler=latency.samplers[0], num_inference_steps=1)
         yield _quality(experiment, "student", 1)
 
 
@@ -100,12 +100,6 @@ def _quality(experiment: Experiment, name: str, steps: int) -> Quality:
         ),
     )
     return Quality(name, steps, report.auc, report.gauc)
-
-
-def _interest(experiment: Experiment) -> CdpInterest:
-    interest = experiment.model.ranking_arch.sets[0].interest
-    assert isinstance(interest, CdpInterest)
-    return interest
 
 
 def _student(run_dir: Path, latency: LatencySettings) -> Path | None:

@@ -11,7 +11,6 @@ import numpy as np
 from cdp_torchrec.serving.encode import EncodedRequest
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.server.config import ServerConfig
-from cdp_torchrec.serving.server.errors import QueueFullError, StoppingError
 from cdp_torchrec.serving.server.fair_queue import NOBODY, Client, FairQueue
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 
@@ -39,10 +38,9 @@ class Batcher:
         """Start the threads."""
         self._config = config
         self._metrics = metrics
-        self._jobs: FairQueue[_Job] = FairQueue()
+        self._jobs: FairQueue[_Job] = FairQueue(most=config.queue_length)
         self._num_candidates = 0
         self._changed = threading.Condition()
-        self._is_closed = False
         self._threads: set[threading.Thread] = set()
         metrics.watch_queue(lambda: len(self._jobs))
         for _ in range(config.num_workers):
@@ -59,10 +57,6 @@ class Batcher:
         """
         job = _Job(predictor, request)
         with self._changed:
-            if self._is_closed:
-                raise StoppingError("the server is stopping")
-            if len(self._jobs) >= self._config.queue_length:
-                raise QueueFullError(f"{len(self._jobs)} requests are waiting")
             self._jobs.push(job, client=client, cost=job.num_candidates)
             self._num_candidates += job.num_candidates
             self._changed.notify_all()
@@ -71,7 +65,7 @@ class Batcher:
     def close(self) -> None:
         """Score what is queued, and end the threads."""
         with self._changed:
-            self._is_closed = True
+            self._jobs.close()
             self._changed.notify_all()
         while self._threads:
             for thread in list(self._threads):
@@ -108,7 +102,7 @@ class Batcher:
         """The jobs to score next; empty when all is done after `close`."""
         with self._changed:
             while True:
-                if not self._jobs and self._is_closed:
+                if not self._jobs and self._jobs.is_closed:
                     return []
                 wait_s = self._time_to_wait()
                 if wait_s is not None and wait_s <= 0:
@@ -119,7 +113,7 @@ class Batcher:
         """Seconds until the queue's head should be scored; None: until something arrives."""
         if not self._jobs:
             return None
-        if self._is_closed or self._num_candidates >= self._config.max_batch_candidates:
+        if self._jobs.is_closed or self._num_candidates >= self._config.max_batch_candidates:
             return 0.0
         return self._jobs.first().arrival + self._config.max_wait_ms / 1000 - time.monotonic()
 

@@ -4,6 +4,8 @@ import heapq
 from collections import Counter
 from typing import Generic, NamedTuple, TypeVar
 
+from cdp_torchrec.serving.server.errors import QueueFullError, StoppingError
+
 T = TypeVar("T")
 
 
@@ -33,8 +35,15 @@ class FairQueue(Generic[T]):
     Nothing waits for ever: stamps only grow. Not safe for threads.
     """
 
-    def __init__(self) -> None:
-        """An empty queue."""
+    def __init__(self, *, most: int) -> None:
+        """An empty queue.
+
+        Args:
+            most: items that may wait.
+        """
+        self._most = most
+        self.is_closed = False
+        """Whether nothing is appended any more."""
         self._heap: list[tuple[_Entry, T]] = []
         self._waiting: Counter[str] = Counter()
         self._last: dict[Client, float] = {}
@@ -51,13 +60,25 @@ class FairQueue(Generic[T]):
             item: what waits.
             client: who waits; items of one client keep their order.
             cost: how much work it is, in any unit.
+
+        Raises:
+            QueueFullError: too many are waiting.
+            StoppingError: after `close`.
         """
+        if self.is_closed:
+            raise StoppingError("the server is stopping")
+        if len(self) >= self._most:
+            raise QueueFullError(f"{len(self)} requests are waiting")
         self._waiting[client.host] += 1
         start = max(self._now, self._last.get(client, 0.0))
         finish = start + cost * self._waiting[client.host]
         self._last[client] = finish
         self._number += 1
         heapq.heappush(self._heap, (_Entry(finish, self._number, client), item))
+
+    def close(self) -> None:
+        """Append nothing any more; what waits stays."""
+        self.is_closed = True
 
     def first(self) -> T:
         """The item that goes next."""

@@ -6,7 +6,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cdp_torchrec.serving.server.errors import QueueFullError, StoppingError
 from cdp_torchrec.serving.server.fair_queue import Client, FairQueue
 
 R = TypeVar("R")
@@ -36,10 +35,8 @@ class Lane:
             name: of the thread.
             queue_length: tasks that may wait.
         """
-        self._tasks: FairQueue[_Task] = FairQueue()
-        self._most = queue_length
+        self._tasks: FairQueue[_Task] = FairQueue(most=queue_length)
         self._changed = threading.Condition()
-        self._is_closed = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -52,10 +49,6 @@ class Lane:
         """
         result: Future[R] = Future()
         with self._changed:
-            if self._is_closed:
-                raise StoppingError("the server is stopping")
-            if len(self._tasks) >= self._most:
-                raise QueueFullError(f"{len(self._tasks)} requests are waiting")
             self._tasks.push(_Task(work, result), client=client, cost=cost)
             self._changed.notify()
         return result
@@ -63,7 +56,7 @@ class Lane:
     def close(self) -> None:
         """Do what is queued, and end the thread."""
         with self._changed:
-            self._is_closed = True
+            self._tasks.close()
             self._changed.notify()
         self._thread.join()
 
@@ -71,7 +64,7 @@ class Lane:
         while True:
             with self._changed:
                 while not self._tasks:
-                    if self._is_closed:
+                    if self._tasks.is_closed:
                         return
                     self._changed.wait()
                 task = self._tasks.pop()
