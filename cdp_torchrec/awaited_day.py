@@ -9,7 +9,7 @@ import torch.distributed as dist
 from cdp_torchrec.daily_config import DaysConfig
 from cdp_torchrec.data.config import TEST
 from cdp_torchrec.data.days import appended_names
-from cdp_torchrec.distributed.interruption import Interrupted, Interruption
+from cdp_torchrec.distributed.interruption import Interruption
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.progress import stamped
 
@@ -44,13 +44,11 @@ def wait_for_day(dataset: Path, config: DaysConfig, *, after: str, device: torch
     said = False
     with Interruption(device, world_size=dist.get_world_size()) as interruption:
         while True:
-            interruption.agree(failed=False)
-            if interruption.signal:
-                raise Interrupted(
-                    interruption.signal,
-                    f"waited for a day after '{after}', and all up to it are done; the same line "
-                    "goes on",
-                )
+            interruption.agree()
+            interruption.end_if_asked(
+                f"waited for a day after '{after}', and all up to it are done; the same line goes "
+                "on"
+            )
             # Rank 0 looks: the files of a shared directory reach the ranks at different moments.
             has_come = from_rank_zero(look, purpose="look for the next day")
             if has_come is not None:

@@ -141,7 +141,7 @@ def _distill_into(
     stages.begin("measure the error of its own one-step sampler")
     before = relative_error(experiment, teacher, student, config.distill)
     stages.begin(f"train the student, {config.distill.max_steps} steps")
-    with Monitor(run_dir, total_steps=config.distill.max_steps, first_step=0) as monitor:
+    with Monitor(run_dir, total_steps=config.distill.max_steps) as monitor:
         inputs = _training_inputs(experiment, config.distill)
         train_student(teacher, student, inputs, config.distill, monitor)
     after = relative_error(experiment, teacher, student, config.distill)
@@ -149,7 +149,7 @@ def _distill_into(
     teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
     checkpointer = make_checkpointer(student_experiment, run_dir)
     checkpointer.save(
-        replace(run.record.progress, validations_without_gain=0),
+        replace(run.record.progress, validations_without_gain=0, validation_is_due=False),
         parallelized.model,
         parallelized.optimizer,
     )

@@ -1,6 +1,6 @@
 """Score all impressions of a split once, on all ranks, and measure the result exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +38,8 @@ class EvaluationSettings:
     """Where every prediction is written."""
     description: str = "evaluate"
     """Name of the work in its progress."""
+    after_batch: Callable[[], None] | None = None
+    """Called on all ranks after each batch; what it raises, on all of them, ends the scoring."""
 
 
 def evaluate(
@@ -72,6 +74,8 @@ def evaluate(
             update_metrics(metrics, batch, probability)
             if writer:
                 writer.write(batch, probability)
+            if settings.after_batch:
+                settings.after_batch()
     pipeline.detach()
     model.train(training)
     if writer:

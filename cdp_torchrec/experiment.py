@@ -1,6 +1,6 @@
 """Composition root: from a configuration to a trained and measured model, on one screen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.workers import BatchLoader
-from cdp_torchrec.distributed.interruption import ended_by_signals, going_on_by
+from cdp_torchrec.distributed.interruption import Interruption, going_on_by
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
 from cdp_torchrec.distributed.plans.job import pose_problem
 from cdp_torchrec.distributed.plans.problem import PlanProblem
@@ -128,10 +128,10 @@ def _train_in(
     start = load_start(config, parallelized, checkpointer, total_steps=experiment.total_steps)
     record_start(run_dir, config, start.progress, start.checkpoint)
     write_run_files(run_dir, config, parallelized.plan_json)
-    total_steps, first_step = experiment.total_steps, start.progress.step
+    total_steps = experiment.total_steps
     with (
         closing(experiment.loader),
-        Monitor(run_dir, total_steps=total_steps, first_step=first_step, quiet=quiet) as monitor,
+        Monitor(run_dir, total_steps=total_steps, start=start.progress, quiet=quiet) as monitor,
     ):
         for doubt in doubts:
             monitor.say(f"warning: {config.data.dir}: {doubt}")
@@ -150,9 +150,16 @@ def _train_in(
             total_steps=total_steps,
             device=experiment.device,
         ).train(start.progress)
-        with ended_by_signals(f"{run_dir} is trained, and not measured on the test split yet"):
+        with Interruption(experiment.device, world_size=dist.get_world_size()) as interruption:
+
+            def after_batch() -> None:
+                interruption.after_step()
+                interruption.end_if_asked(
+                    f"{run_dir} is trained, and not measured on the test split yet"
+                )
+
             checkpointer.load(find_checkpoint(run_dir), parallelized.model, parallelized.optimizer)
-            report = evaluate_test(experiment, num_bootstrap=num_bootstrap)
+            report = evaluate_test(experiment, num_bootstrap=num_bootstrap, after_batch=after_batch)
             write_evaluation(run_dir, report, experiment.data.schema)
         monitor.record("test", progress.step, report.main_metrics())
     return Trained(experiment, run_dir, progress, report)
@@ -163,6 +170,7 @@ def evaluate_test(
     *,
     num_bootstrap: int = 200,
     predictions: PredictionFile | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> MetricReport:
     """Metrics of the test split with intervals; collective."""
     return evaluate(
@@ -175,6 +183,7 @@ def evaluate_test(
             num_bootstrap=num_bootstrap,
             predictions=predictions,
             description="test",
+            after_batch=after_batch,
         ),
     )
 

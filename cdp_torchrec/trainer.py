@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cdp_torchrec.data.dataset import Dataset
-from cdp_torchrec.data.loader import EvaluationBatches
 from cdp_torchrec.data.workers import BatchLoader
-from cdp_torchrec.distributed.interruption import Interrupted, Interruption
+from cdp_torchrec.distributed.interruption import Interruption
 from cdp_torchrec.distributed.managed_collision import assign_counted_rows
 from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.pipeline import train_pipeline
@@ -83,6 +82,8 @@ class Trainer:
             Interrupted: by SIGTERM or SIGINT; a checkpoint is written.
         """
         with self._interruption, self._checkpointer:
+            if progress.validation_is_due:
+                progress = self._validate(progress)
             while progress.step < self._total_steps and not self._is_stalled(progress):
                 progress = self._segment(progress, self._next_stop(progress.step))
                 progress = self._keep(progress)
@@ -95,29 +96,50 @@ class Trainer:
         return progress
 
     def _keep(self, progress: Progress) -> Progress:
-        """Validate and write a checkpoint where they are due, or a signal asks for one."""
+        """Write a checkpoint and validate where they are due, or a signal asks for a checkpoint."""
         self._interruption.agree(failed=self._checkpointer.has_failed)
-        number = self._interruption.signal
-        validation = None
         validates = self._validation is not None and self._due(progress.step, self._validate_every)
-        if self._validation is not None and validates:
-            validation = self._validate(self._validation, progress.step)
-            is_best = validation is not None and (
-                self._best is None or validation.is_better_than(self._best)
-            )
-            since = 0 if is_best else progress.validations_without_gain + 1
-            progress = replace(progress, validations_without_gain=since)
-            self._best = validation if is_best else self._best
-        if validates or number or self._due(progress.step, self._checkpoint_every):
-            self._checkpointer.save(progress, self._model, self._optimizer, validation)
-        if number:
-            self._checkpointer.finish()  # before saying so
-            raise Interrupted(
-                number,
-                f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint in "
-                f"{self._checkpointer.run_dir}",
-            )
+        progress = replace(progress, validation_is_due=validates)
+        is_asked = bool(self._interruption.signal)
+        if validates or is_asked or self._due(progress.step, self._checkpoint_every):
+            self._checkpointer.save(progress, self._model, self._optimizer)
+        self._end_if_asked(progress)
+        return self._validate(progress) if validates else progress
+
+    def _validate(self, progress: Progress) -> Progress:
+        """Measure the validation slice, and add the result to the checkpoint of this step."""
+        validation = self._measure(progress)
+        is_best = validation is not None and (
+            self._best is None or validation.is_better_than(self._best)
+        )
+        since = 0 if is_best else progress.validations_without_gain + 1
+        progress = replace(progress, validations_without_gain=since, validation_is_due=False)
+        self._best = validation if is_best else self._best
+        self._checkpointer.add_validation(progress, validation)
         return progress
+
+    def _hear(self) -> None:
+        """Hear about once a second what the other ranks know.
+
+        Raises:
+            CheckpointError: one of them could not write the checkpoint in flight.
+        """
+        self._interruption.after_step(failed=self._checkpointer.has_failed)
+        if self._interruption.has_failed:
+            self._checkpointer.finish()  # raises what failed
+
+    def _end_if_asked(self, progress: Progress) -> None:
+        """Where the checkpoint of this step has been begun.
+
+        Raises:
+            Interrupted: all ranks know of a signal; the checkpoint is there.
+        """
+        if self._interruption.signal:
+            self._checkpointer.finish()  # before saying so
+        self._interruption.end_if_asked(
+            f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint in "
+            f"{self._checkpointer.run_dir}"
+        )
 
     def _is_stalled(self, progress: Progress) -> bool:
         patience = self._config.patience
@@ -160,9 +182,7 @@ class Trainer:
                 speed = (progress.step - first) * self._config.global_batch_size / (now - started)
                 started, first = now, progress.step
                 self._log(progress.step, output, rates, speed)
-            self._interruption.after_step(failed=self._checkpointer.has_failed)
-            if self._interruption.has_failed:
-                self._checkpointer.finish()  # raises what failed
+            self._hear()
         pipeline.detach()
         assign_counted_rows(self._model)
         return progress
@@ -188,19 +208,26 @@ class Trainer:
             | {"impressions_per_s": impressions_per_s, "memory_gib": memory_gib(self._device)},
         )
 
-    def _validate(self, batches: EvaluationBatches, step: int) -> Validation | None:
-        """Measure the validation slice; None if the metric that decides is undefined."""
+    def _measure(self, progress: Progress) -> Validation | None:
+        """The validation slice; None if the metric that decides is undefined."""
+
+        def after_batch() -> None:
+            self._hear()
+            self._end_if_asked(progress)
+
+        assert self._validation is not None
         report = evaluate(
             self._model,
             self._optimizer,
-            batches,
-            EvaluationSettings(self._device, self._loader, description="validate"),
+            self._validation,
+            EvaluationSettings(
+                self._device, self._loader, description="validate", after_batch=after_batch
+            ),
         )
         point = report.main_metrics()
-        self._monitor.record("validation", step, point)
-        self._monitor.say(
-            f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in point.items())
-        )
+        self._monitor.record("validation", progress.step, point)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in point.items())
+        self._monitor.say(f"step {progress.step}: validation {shown}")
         name = self._config.validation_metric
         value = point[name]
         # No request with both labels, say.

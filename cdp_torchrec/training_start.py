@@ -11,7 +11,7 @@ from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checkpoint import Checkpointer
-from cdp_torchrec.run.records import Progress
+from cdp_torchrec.run.records import BEGINNING, Progress
 from cdp_torchrec.stored_run import parent_run
 
 
@@ -73,4 +73,4 @@ def load_start(
         notes = [f"forked from {parent.checkpoint}", *flattered(parent.config, config)]
         return TrainingStart(progress, parent.checkpoint, tuple(notes))
     notes = ["there is no checkpoint to resume: begun at step 0"] if config.run.resume else []
-    return TrainingStart(Progress(step=0, position=0), None, tuple(notes))
+    return TrainingStart(BEGINNING, None, tuple(notes))

@@ -87,7 +87,7 @@ def distill(teacher: CdpInterest, student: CdpInterest, run_dir: Path) -> None:
     def batches() -> Iterator[InterestInput]:
         yield from (make_inputs(seed) for seed in range(config.max_steps))
 
-    with Monitor(run_dir, total_steps=config.max_steps, first_step=0, quiet=True) as monitor:
+    with Monitor(run_dir, total_steps=config.max_steps, quiet=True) as monitor:
         train_student(teacher, student, batches(), config, monitor)
 
 

@@ -48,27 +48,6 @@ def going_on_by(way: str) -> Generator[None]:
         raise Interrupted(end.number, f"{end.text}; {way}") from None
 
 
-@contextmanager
-def ended_by_signals(text: str) -> Generator[None]:
-    """Let signals end a block that has nothing to save at once, where no launcher stops the rank.
-
-    Args:
-        text: where the training stands then.
-    """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number, text)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = _SIGNALS if in_main_thread and "RANK" not in os.environ else ()
-    former = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
 class Interruption:
     """Receives signals while it is entered, and agrees with the other ranks on them."""
 
@@ -120,7 +99,7 @@ class Interruption:
         """The signal that this process has received, whatever the others know; 0: none."""
         return cls._received
 
-    def after_step(self, *, failed: bool) -> None:
+    def after_step(self, *, failed: bool = False) -> None:
         """Hear of the other ranks, if it is time to; collective about once a second.
 
         Args:
@@ -128,10 +107,29 @@ class Interruption:
         """
         self._steps += 1
         if self._steps >= self._steps_between:
-            self.agree(failed=failed)
+            seconds = self._share(failed)
+            # From the same numbers on all ranks, so that all come together again.
+            self._steps_between = max(int(_EVERY_S / max(seconds, 1e-3)), 1)
 
-    def agree(self, *, failed: bool) -> None:
-        """As `after_step`, now; collective."""
+    def agree(self, *, failed: bool = False) -> None:
+        """As `after_step`, now, and after the first step of what follows, however long that is."""
+        self._share(failed)
+        self._steps_between = 1
+
+    def end_if_asked(self, text: str) -> None:
+        """End what is done if all ranks know of a signal.
+
+        Args:
+            text: where the training stands.
+
+        Raises:
+            Interrupted: they do.
+        """
+        if self.signal:
+            raise Interrupted(self.signal, text)
+
+    def _share(self, failed: bool) -> float:
+        """What any rank knows, to all; the longest time of a step since the last time, seconds."""
         import torch
         import torch.distributed as dist
 
@@ -143,7 +141,5 @@ class Interruption:
             dist.all_reduce(shared, dist.ReduceOp.MAX)
             known = shared.tolist()
         self.signal, self.has_failed = int(known[0]), bool(known[1])
-        if self._steps:  # between segments none was taken, which says nothing of how long one is
-            # From the same numbers on all ranks, so that all come together again.
-            self._steps_between = max(int(_EVERY_S / max(known[2], 1e-3)), 1)
         self._steps, self._agreed_at = 0, now
+        return known[2]

@@ -2,8 +2,9 @@
 
 A checkpoint is a directory `step-00001200` that appears by one rename. It holds the tensors of
 model and optimizers (torch.distributed.checkpoint), the resolved config, the sharding plan, and
-`checkpoint.json`: step, data position, what the validation measured, the digests of the
-dataset, and size and checksum of every other file. What belongs together is committed at once.
+`checkpoint.json`: step, data position, the digests of the dataset, and size and checksum of every
+other file. What belongs together is committed at once. A validation that is due at the step follows
+the checkpoint, so that it may be cut off, and replaces `checkpoint.json` by one with its result.
 """
 
 import logging
@@ -43,7 +44,7 @@ from cdp_torchrec.run.records import (
 )
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, PLAN, best_checkpoint, saved_checkpoints
 from cdp_torchrec.run.writer import CheckpointWriter, reason
-from cdp_torchrec.whole_file import remove_whole
+from cdp_torchrec.whole_file import remove_whole, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,6 @@ class Checkpointer:
         progress: Progress,
         model: DistributedModelParallel,
         optimizer: ScheduledOptimizer,
-        validation: Validation | None = None,
     ) -> None:
         """Write a checkpoint, after the one in flight; collective.
 
@@ -124,7 +124,6 @@ class Checkpointer:
             progress: where the training stands.
             model: its model; may be trained on at once.
             optimizer: of the model.
-            validation: what was measured of this very model.
 
         Raises:
             CheckpointError: the one in flight, or this one in the mode "blocking", could not be
@@ -140,7 +139,6 @@ class Checkpointer:
                 format_version=FORMAT_VERSION,
                 release=release(),
                 progress=progress,
-                validation=validation,
                 dataset_digest=self._dataset_digest,
                 training_digest=self._training_digest,
                 world_size=world_size,
@@ -148,8 +146,27 @@ class Checkpointer:
             )
             return {**texts, CHECKPOINT: record.sealed()}
 
-        final = self.directory / f"step-{progress.step:08d}"
-        self._writer.write(final, state, text_files, self._prune)
+        self._writer.write(self._place(progress), state, text_files, self._prune)
+
+    def add_validation(self, progress: Progress, validation: Validation | None) -> None:
+        """Add what was measured to the checkpoint of a step, when that is there; collective.
+
+        Args:
+            progress: where the training stands now, at the same step.
+            validation: what was measured of the model of this step; None: the metric is undefined.
+        """
+        checkpoint = self._place(progress)
+
+        def replace_record() -> None:
+            record = read_record(checkpoint / CHECKPOINT)
+            known = {"progress": progress, "validation": validation}
+            write_whole(checkpoint / CHECKPOINT, record.model_copy(update=known).sealed())
+            self._prune()
+
+        self._writer.follow(checkpoint, replace_record)
+
+    def _place(self, progress: Progress) -> Path:
+        return self.directory / f"step-{progress.step:08d}"
 
     def finish(self) -> None:
         """Wait until the checkpoint in flight is there.

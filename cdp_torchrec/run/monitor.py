@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.run.metrics_file import cut_metrics
+from cdp_torchrec.run.records import BEGINNING, Progress
 from cdp_torchrec.run.saved import METRICS
 from cdp_torchrec.undefined import json_ready
 
@@ -23,14 +24,19 @@ class Monitor:
     """Shows where a training stands and keeps its numbers."""
 
     def __init__(
-        self, run_dir: Path, *, total_steps: int, first_step: int, quiet: bool = False
+        self,
+        run_dir: Path,
+        *,
+        total_steps: int,
+        start: Progress = BEGINNING,
+        quiet: bool = False,
     ) -> None:
-        """Open `<run_dir>/metrics.jsonl`, continue it after `first_step`, and start counting steps.
+        """Open `<run_dir>/metrics.jsonl`, continue it after `start`, and start counting steps.
 
         Args:
             run_dir: directory of the run.
             total_steps: steps of the whole training.
-            first_step: steps already done before this process started.
+            start: what was done before this process started.
             quiet: keep the numbers, and leave the terminal to a run of many runs.
         """
         self._active = is_rank_zero()
@@ -39,16 +45,16 @@ class Monitor:
         self._bar = ProgressBar(
             "train",
             total=total_steps,
-            done=first_step,
+            done=start.step,
             unit="steps",
             active=self._active and not quiet,
             keep=True,
         )
         if self._active:
-            cut_metrics(run_dir / METRICS, first_step)
+            cut_metrics(run_dir / METRICS, start)
             self._file = (run_dir / METRICS).open("a")
             # TensorBoard forgets what it was told of later steps.
-            purge_step = first_step + 1 if first_step else None
+            purge_step = start.step + 1 if start.step else None
             self._board = SummaryWriter(run_dir / "tensorboard", purge_step=purge_step)
 
     def __enter__(self) -> Self:

@@ -37,12 +37,19 @@ class Progress:
     """Data position: impressions consumed, over all epochs."""
     validations_without_gain: NonNegativeInt = 0
     """Validations in a row that were not the best, for early stopping."""
+    validation_is_due: bool = False
+    """Whether the model at this step is still to be validated: a checkpoint is written first, and
+    what was measured is added to it."""
     inherited_steps: NonNegativeInt = 0
     """Steps of the runs that this one was forked from, which its optimizers have done, too."""
 
     def forked(self) -> "Progress":
         """Where a run begins that is forked from here: its steps and its data are its own."""
         return Progress(step=0, position=0, inherited_steps=self.inherited_steps + self.step)
+
+
+BEGINNING = Progress(step=0, position=0)
+"""Of a run that goes on from nothing."""
 
 
 class Validation(Config):

@@ -1,8 +1,8 @@
 """Writes checkpoints behind the training: the loop waits for a copy of the tensors, no longer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,6 +76,18 @@ class CheckpointWriter:
         if self._mode == "blocking":
             self.finish()
 
+    def follow(self, final: Path, step: Callable[[], None]) -> None:
+        """Change a checkpoint on rank 0, when the one in flight is there; collective.
+
+        Args:
+            final: its directory.
+            step: changes it, whole or not at all.
+        """
+        group = _writing_group(dist.group.WORLD)
+        self._in_flight = self._thread.submit(_follow, self._in_flight, final, step, group)
+        if self._mode == "blocking":
+            self.finish()
+
     def finish(self) -> None:
         """Wait until nothing is in flight.
 
@@ -144,7 +156,7 @@ class _Task:
         Raises:
             CheckpointError: a rank could not; on all ranks.
         """
-        try:
+        with _named(self._final):
             with ExitStack() as opened:
                 partial = self._on_rank_zero(lambda: self._open(opened))
                 dcp.save(
@@ -156,10 +168,6 @@ class _Task:
                 records = on_all_ranks(lambda: self._own_records(partial), group=self._group)
                 self._on_rank_zero(lambda: self._close(partial, records, opened))
             self._on_rank_zero(self._then)
-        except (Exception, CheckpointException) as error:
-            raise CheckpointError(
-                f"{self._final}: cannot write the checkpoint: {reason(error)}"
-            ) from error
 
     def _open(self, opened: ExitStack) -> Path:
         remove_leftovers(self._final.parent, "step-*")
@@ -180,8 +188,30 @@ class _Task:
         opened.close()  # which gives it its name
 
     def _on_rank_zero(self, step: Callable[[], _Found]) -> _Found:
-        found = on_all_ranks(lambda: step() if self._rank == 0 else None, group=self._group)
-        return found[0]  # pyrefly: ignore[bad-return]
+        return _on_rank_zero(step, self._group)
+
+
+def _follow(
+    before: Future[None] | None, final: Path, step: Callable[[], None], group: dist.ProcessGroup
+) -> None:
+    if before is not None:
+        before.result()
+    with _named(final):
+        _on_rank_zero(step, group)
+
+
+def _on_rank_zero(step: Callable[[], _Found], group: dist.ProcessGroup) -> _Found:
+    found = on_all_ranks(lambda: step() if dist.get_rank() == 0 else None, group=group)
+    return found[0]  # pyrefly: ignore[bad-return]
+
+
+@contextmanager
+def _named(final: Path) -> Generator[None]:
+    """Let errors say which checkpoint it is."""
+    try:
+        yield
+    except (Exception, CheckpointException) as error:
+        raise CheckpointError(f"{final}: cannot write the checkpoint: {reason(error)}") from error
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 import torch.distributed.checkpoint as dcp
 
+from cdp_torchrec import evaluation
 from cdp_torchrec.distributed import interruption
 from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.experiment import train
@@ -36,15 +37,23 @@ def train_on_a_full_disk(settings: ExperimentConfig) -> None:
 
 def interrupt(settings: ExperimentConfig) -> str:
     """Send SIGTERM to the last rank after its first step; what the training ended with."""
+    with mock.patch.object(Monitor, "advance", _terminate_last_rank):
+        return _end_of(settings)
 
-    def kill(monitor: Monitor) -> None:
-        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
 
-    with (
-        mock.patch.object(Monitor, "advance", kill),
-        mock.patch.object(interruption, "_EVERY_S", 0),
-    ):
+def interrupt_measurement(settings: ExperimentConfig) -> str:
+    """As `interrupt`, when the first batch of a validation or of the test split was scored."""
+    with mock.patch.object(evaluation, "update_metrics", _terminate_last_rank):
+        return _end_of(settings)
+
+
+def _terminate_last_rank(*_: object) -> None:
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_of(settings: ExperimentConfig) -> str:
+    with mock.patch.object(interruption, "_EVERY_S", 0):
         try:
             train(settings, torch.device("cpu"))
         except Interrupted as end:

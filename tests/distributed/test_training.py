@@ -30,6 +30,7 @@ from tests.distributed.mishaps import (
     copy_until_step_3,
     copy_with_damage,
     interrupt,
+    interrupt_measurement,
     train_on_a_full_disk,
 )
 from tests.distributed.spawn import run_ranks
@@ -120,6 +121,14 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
     train(
         interrupted.model_copy(update={"run": RunConfig(dir=interrupted.run.dir, resume=True)}), CPU
     )
+    measured = folder / "measured"
+    resume = config(dataset, measured, "run.resume=true")
+    found["measured"] = [
+        interrupt_measurement(config(dataset, measured)),
+        interrupt_measurement(resume),  # in the validation that is due
+        train(resume, CPU).auc,
+        interrupt_measurement(resume),
+    ]
     with mock.patch.dict(os.environ, TORCHELASTIC_RESTART_COUNT="1"):
         found["restarted"] = train(config(dataset, run), CPU).auc
     found["evaluated"] = evaluate_run(
@@ -213,6 +222,17 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_loses_nothing(
         two_ranks["interrupted"],
     )
     assert losses(folder / "interrupted") == losses(folder / "two")
+
+
+def test_a_signal_to_one_rank_cuts_off_what_is_measured_and_loses_nothing(
+    two_ranks: dict[str, Any], folder: Path
+) -> None:
+    run = f"{folder}/measured"
+    way_on = f"go on with run.dir={run} run.resume=true"
+    cut_off = f"143: SIGTERM: stopped after step 3 of 6, with a checkpoint in {run}; {way_on}"
+    unmeasured = f"143: SIGTERM: {run} is trained, and not measured on the test split yet; {way_on}"
+    assert two_ranks["measured"] == [cut_off, cut_off, two_ranks["auc"], unmeasured]
+    assert losses(folder / "measured") == losses(folder / "two")
 
 
 def test_a_fork_starts_from_the_weights_of_its_parent_and_resumes_bit_identically(

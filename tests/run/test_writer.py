@@ -92,6 +92,32 @@ def test_what_cannot_be_written_is_said_once_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_follows_waits_for_the_checkpoint_and_is_waited_for(tmp_path: Path) -> None:
+    writer, held, final = CheckpointWriter("background"), Held(), tmp_path / "step-1"
+    with mock.patch.object(dcp, "save", held):
+        writer.write(final, {"a": torch.ones(3)}, text_files, nothing)
+        writer.follow(final, (final / "more").touch)
+        assert not final.exists()
+        held.permission.set()
+        writer.finish()
+    assert (final / "more").exists()
+
+
+def test_nothing_follows_a_checkpoint_that_could_not_be_written(tmp_path: Path) -> None:
+    writer, final = CheckpointWriter("background"), tmp_path / "step-1"
+    followed = mock.Mock()
+    with mock.patch.object(dcp, "save", side_effect=OSError("no space")):
+        writer.write(final, {"a": torch.ones(3)}, text_files, nothing)
+        writer.follow(final, followed)
+        with pytest.raises(CheckpointError, match="step-1: cannot write the checkpoint: no space"):
+            writer.finish()
+    followed.assert_not_called()
+    with pytest.raises(
+        CheckpointError, match="step-1: cannot write the checkpoint: rank 0: read-only"
+    ):
+        CheckpointWriter("blocking").follow(final, mock.Mock(side_effect=OSError("read-only")))
+
+
 def test_the_records_are_of_the_files_that_are_there(tmp_path: Path) -> None:
     writer, final = CheckpointWriter("blocking"), tmp_path / "step-1"
     writer.write(final, {"a": torch.ones(3)}, text_files, nothing)
