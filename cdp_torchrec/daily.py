@@ -100,15 +100,24 @@ def _unfinished(runs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
         ConfigError: one of them all was begun with other settings.
         CheckpointError: another release wrote its checkpoints.
     """
-    for run in runs:
-        _check_alike(run)
-    return [run for run in runs if not _is_finished(run)]
+    as_begun = [_as_begun(run) for run in runs]
+    return [run for run in as_begun if not _is_finished(run)]
 
 
-def _check_alike(run: ExperimentConfig) -> None:
-    """Where a training may go on to another end, the days of a table may not have several."""
+def _as_begun(run: ExperimentConfig) -> ExperimentConfig:
+    """A run that has begun needs its parent no more, which may have moved, as it may itself."""
     newest = newest_checkpoint(_directory(run))
-    changes = [] if newest is None else find_changes(newest.config, run)
+    if newest is None:
+        return run
+    parent = {"fork_from": newest.config.run.fork_from}
+    run = run.model_copy(update={"run": run.run.model_copy(update=parent)})
+    _check_alike(run, newest.config)
+    return run
+
+
+def _check_alike(run: ExperimentConfig, begun: ExperimentConfig) -> None:
+    """Where a training may go on to another end, the days of a table may not have several."""
+    changes = find_changes(begun, run)
     if problems := [
         change.describe()
         for change in changes

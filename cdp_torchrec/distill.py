@@ -19,6 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config.errors import check
+from cdp_torchrec.config.keys import key_tree, tables_of
+from cdp_torchrec.config.layers import Layers
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig, student_beside
 from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
@@ -291,11 +294,12 @@ def _with_steps(
     config: ExperimentConfig, num_inference_steps: int, run: RunConfig | None = None
 ) -> ExperimentConfig:
     """The run's configuration at another number of denoiser calls."""
-    interest = config.model.interest.model_dump() | {"num_inference_steps": num_inference_steps}
-    try:
-        checked = CdpConfig.model_validate(interest)
-    except ValueError as error:
-        raise ConfigError(f"distill.teacher_steps = {num_inference_steps}: {error}") from error
+    interest = Layers(key_tree(CdpConfig))
+    steps = {"num_inference_steps": num_inference_steps}
+    interest.add(tables_of(config.model.interest) | steps, "distill.teacher_steps")
+    checked, mistakes = check(CdpConfig, interest)
+    if checked is None:
+        raise ConfigError.of(mistakes)
     sections = {name: getattr(config, name) for name in ExperimentConfig.model_fields}
     sections["model"] = config.model.model_copy(update={"interest": checked})
     if run is not None:

@@ -136,10 +136,10 @@ class Trainer:
         """
         if self._interruption.signal:
             self._checkpointer.finish()  # before saying so
-        self._interruption.end_if_asked(
-            f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint in "
-            f"{self._checkpointer.run_dir}"
-        )
+            self._interruption.end_if_asked(
+                f"stopped after step {progress.step} of {self._total_steps}, with a checkpoint in "
+                f"{self._checkpointer.run_dir}"
+            )
 
     def _is_stalled(self, progress: Progress) -> bool:
         patience = self._config.patience

@@ -31,6 +31,17 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "distill runs/no": ("distill", "runs/no: no such directory"),
     "serve runs/no": ("serve", "runs/no is no artifact"),
     "predict runs/no new.parquet output=x.parquet": ("predict", "runs/no is no artifact"),
+    "predict runs/no data output=data": ("predict", "output = 'data': a directory; name a file"),
+    "predict runs/no data output=data/x.parquet": (
+        "predict",
+        "output = 'data/x.parquet': is among the requests, data; write it elsewhere",
+    ),
+    "predict runs/no mine.toml output=./mine.toml": ("predict", "is among the requests, mine.toml"),
+    "predict runs/no data output=mine.toml/x": ("predict", "mine.toml is not a writable directory"),
+    "benchmark prepare benchmark.behaviours=[10000] benchmark.behaviours_per_user=200": (
+        "benchmark",
+        "benchmark.behaviours_per_user = 200: at most 163 with 10,000 behaviours",
+    ),
     "serve runs/no port=x": ("serve", "port = 'x': must be an integer"),
     "compare compare/table3.toml": ("compare", "compare/table3.toml"),
     "train sharding.strategy=row_wise sharding.plan=x.json": (

@@ -142,6 +142,11 @@ def test_a_stopped_day_goes_on_and_a_lost_one_is_done_again(
     ):
         train_days(config, CPU)
     assert train_days(config, CPU) == whole
+    (tmp_path / "daily").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / DAYS[0])
+    moved = configured(dataset, tmp_path / "moved")
+    assert train_days(moved, CPU) == whole
+    (tmp_path / "moved").rename(tmp_path / "daily")
     earlier = configured(dataset, tmp_path / "daily", f"days.last='{DAYS[0]}'")
     assert train_days(earlier, CPU) == whole[:2]
     assert json.loads((tmp_path / "daily" / "days.json").read_bytes()) == written

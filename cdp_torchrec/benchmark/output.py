@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.undefined import json_ready
 from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
 
 
@@ -41,7 +42,8 @@ def publish(directory: Path | None, name: str, *, text: str, numbers: Mapping[st
     text = f"{text.rstrip()}\n\n{machine_load(_LOAD, os.cpu_count() or 1)}"
     if directory is not None:
         write_whole(directory / f"{name}.md", text + "\n")
-        write_json(directory / f"{name}.json", {**numbers, "load_average_before": _LOAD})
+        all_numbers = {**numbers, "load_average_before": _LOAD}
+        write_json(directory / f"{name}.json", json_ready(all_numbers))
     print(text)
 
 

@@ -21,7 +21,7 @@ from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.config import load_config
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.serving.artifact import check_is_artifact
-from cdp_torchrec.serving.predict_config import PredictConfig
+from cdp_torchrec.serving.predict_config import PredictConfig, check_output
 
 
 def main(arguments: list[str]) -> None:
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> None:
     if options is None:
         return
     config = load_config(PredictConfig, options.settings)
+    check_output(config.output, options.requests)
     check_is_artifact(options.artifact)
 
     from cdp_torchrec.serving.predict import predict_file

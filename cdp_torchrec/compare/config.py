@@ -58,6 +58,13 @@ class GainsConfig(Config):
     """Groups and datasets on which `rows`, and the gain by activity of the user, are drawn; without
     it, all that no dial names and no group holds."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        idle = [key for key in ("dials", "rows", "of") if getattr(self, key)]
+        if idle and not self.over:
+            raise ConfigConflicts([(key, "has no effect without gains.over") for key in idle])
+        return self
+
 
 class CompareConfig(Config):
     """A table: one cell for each dataset, row and seed, at the row's best trial.

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -42,12 +41,10 @@ def _draw_panel(panel: Axes, summary: Summary) -> None:
     for place, row in enumerate(summary.rows):
         measured = row.measured["gauc"]
         low, high = measured.interval(CONFIDENCE)
-        # The percentile interval of a replicated mean need not be around the mean.
-        around = np.maximum([[measured.mean - low], [high - measured.mean]], 0.0)
         panel.errorbar(
             [measured.mean],
             [place],
-            xerr=around,
+            xerr=[[measured.mean - low], [high - measured.mean]],
             fmt="o",
             markersize=4,
             capsize=2,

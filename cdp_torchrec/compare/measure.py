@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cdp_torchrec.compare.results import Latency, TrainingCost
 from cdp_torchrec.data.days import request_folder
 from cdp_torchrec.data.loader import Share
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import Experiment, Trained, open_data
 from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.run.saved import CHECKPOINTS, METRICS, best_checkpoint
@@ -37,17 +38,19 @@ def measure_cost(trained: Trained, *, cpu_s: float) -> TrainingCost | None:
         cpu_s: CPU seconds that the ranks have spent on it.
 
     Raises:
-        NoValidationError: no validation had a defined metric.
+        NoValidationError: no validation had a defined metric; on all ranks.
     """
     experiment = trained.experiment
     latency = measure_latency(experiment)
     sparse, dense = count_parameters(experiment)
-    if dist.get_rank() != 0:
-        return None
     trainer = experiment.config.trainer
-    best = best_checkpoint(trained.run_dir / CHECKPOINTS)
+    best = from_rank_zero(
+        lambda: best_checkpoint(trained.run_dir / CHECKPOINTS), purpose="find the best checkpoint"
+    )
     if best is None:
         raise NoValidationError(f"{trainer.validation_metric} was undefined in all validations")
+    if dist.get_rank() != 0:
+        return None
     training_s, speed = training_speed(
         trained.run_dir / METRICS, global_batch_size=trainer.global_batch_size
     )

@@ -16,7 +16,7 @@ from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.chances import chances_markdown, update_chances
 from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.ideal_gap import OBSERVER_ERROR
-from cdp_torchrec.compare.measure import measure_cost
+from cdp_torchrec.compare.measure import NoValidationError, measure_cost
 from cdp_torchrec.compare.results import (
     Origin,
     forget_failure,
@@ -44,6 +44,8 @@ from cdp_torchrec.trainer import NonFiniteLossError
 from cdp_torchrec.whole_file import whole_directory
 
 _Shared = TypeVar("_Shared")
+_OF_ALL_RANKS = (ConfigError, NonFiniteLossError, NoValidationError)
+"""What is sure to end a cell on all ranks; of anything else the others wait in a collective."""
 
 
 def run_table(
@@ -146,8 +148,7 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
         if cost is not None:
             write_result(cell.file, result_of(trained.report, cost), _origin(cell.config))
     except Exception as error:
-        # Only these are sure to end the cell on all ranks; else the others wait in a collective.
-        if dist.get_world_size() > 1 and not isinstance(error, ConfigError | NonFiniteLossError):
+        if dist.get_world_size() > 1 and not isinstance(error, _OF_ALL_RANKS):
             raise
         reason = f"{type(error).__name__}: {error}"
         if is_rank_zero():

@@ -17,7 +17,7 @@ from cdp_torchrec.planning.case import (
     PlanCase,
     PlanOutcome,
 )
-from cdp_torchrec.planning.dense import DenseCost, Operation
+from cdp_torchrec.planning.dense import DenseCost, Operation, count_dense
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 from cdp_torchrec.planning.outside import OutsideWorkload
 from cdp_torchrec.planning.workload import Workload
@@ -53,19 +53,24 @@ class ResultCache:
             "batch_size": workload.batch_size,
         }
 
-    def dense(self, count: Callable[[], DenseCost]) -> DenseCost:
-        """The cost of the dense part, counted if it is new."""
+    def dense(self, workload: Workload) -> DenseCost:
+        """The cost of the dense part, counted if it is new.
+
+        That of a model from outside is counted each time: what decides on it is code.
+        """
         path = self._path({"dense": True})
         if path.exists():
             found = json.loads(path.read_text())
             operations = tuple(Operation(**operation) for operation in found["operations"])
             return DenseCost(operations, found["num_parameters"])
-        cost = count()
+        cost = count_dense(workload)
         write_json(path, asdict(cost))
         return cost
 
-    def outcome(self, case: PlanCase, plan: Callable[[], PlanOutcome]) -> PlanOutcome:
-        """The outcome of a case, planned if it is new."""
+    def outcome(
+        self, case: PlanCase, dense: DenseCost, plan: Callable[[], PlanOutcome]
+    ) -> PlanOutcome:
+        """The outcome of a case with the dense part, planned if it is new."""
         path = self._path(
             {
                 "hardware": case.hardware.model_dump(mode="json"),
@@ -75,6 +80,7 @@ class ResultCache:
                 "plan": _file_text(case.sharding.plan),
                 "optimizer": case.optimizer.kind,
                 "replica_sync_steps": case.replica_sync_steps,
+                "dense": asdict(dense),
             }
         )
         if path.exists():

@@ -37,7 +37,7 @@ class PlanningConfig(Config):
     is only a schema.toml needs it for every bag and for the history."""
     compare: tuple[str, str] | None = None
     """Two plans to compare table by table, such as ["h100-8-planner", "h100-8-row_wise"]; without
-    it, the first two that are feasible."""
+    it, the first two feasible ones of one hardware and number of ranks."""
     replica_sync_steps: PositiveInt | None = None
     """With sharding.sharding_group_size and an optimizer that is fused into the backward pass (all
     on CUDA, rowwise_adagrad on CPUs): steps after which TorchRec's DMPCollection averages weights

@@ -9,6 +9,7 @@ from torchrec.distributed.planner.storage_reservations import HeuristicalStorage
 from torchrec.distributed.planner.types import Perf, Shard, ShardingOption, Storage
 from torchrec.distributed.types import ParameterSharding, ShardingPlan
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.config import TableShardingConfig
 from cdp_torchrec.distributed.plans.constraints import COLUMN_TYPES
 from cdp_torchrec.distributed.plans.hardware import GB
@@ -83,6 +84,11 @@ def _as_planned(sharding: ParameterSharding) -> TableShardingConfig:
 
 def _place(option: ShardingOption, sharding: ParameterSharding) -> None:
     placed = [shard.rank for shard in shards_of(sharding)]
+    if placed and len(placed) != len(option.shards):
+        raise ConfigError(
+            f"table '{option.name}': the plan has {len(placed)} shards where the planner knows "
+            f"{len(option.shards)}: it estimates shards of one width and height only"
+        )
     for shard, rank in zip(option.shards, placed or sharding.ranks or (), strict=True):
         shard.rank = rank
 

@@ -15,7 +15,7 @@ from cdp_torchrec.planning.case import (
     make_cases,
 )
 from cdp_torchrec.planning.config import PlanningExperimentConfig
-from cdp_torchrec.planning.dense import DenseCost, count_dense
+from cdp_torchrec.planning.dense import DenseCost
 from cdp_torchrec.planning.early import check_constraints, check_settings
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.infeasible import find_fixes, find_shortage
@@ -63,15 +63,11 @@ def explore(config: PlanningExperimentConfig | OutsideConfig) -> Exploration:
     workload = read_outside(config) if isinstance(config, OutsideConfig) else read_workload(config)
     check_constraints(workload, cases)
     cache = ResultCache(planning.cache or planning.output / "cache", workload)
-    dense = cache.dense(lambda: _count(workload))
+    dense = cache.dense(workload) if isinstance(workload, Workload) else count_outside(workload)
     outcomes: list[PlanOutcome] = []
     for case in progress(cases, "plan", unit="plans"):
-        outcomes.append(cache.outcome(case, lambda case=case: _plan(case, workload, dense)))
+        outcomes.append(cache.outcome(case, dense, lambda case=case: _plan(case, workload, dense)))
     return Exploration(config, workload, dense, outcomes)
-
-
-def _count(workload: Workload | OutsideWorkload) -> DenseCost:
-    return count_dense(workload) if isinstance(workload, Workload) else count_outside(workload)
 
 
 def _plan(case: PlanCase, workload: Workload | OutsideWorkload, dense: DenseCost) -> PlanOutcome:

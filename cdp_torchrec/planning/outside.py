@@ -140,6 +140,8 @@ def _loader(name: str) -> Callable[[], OutsideModel]:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, SyntaxError) as error:
         raise ConfigError(f"{key}: cannot be found: {error}") from error
+    except Exception as error:  # as in the function
+        raise ConfigError(f"{key}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
 

@@ -2,7 +2,7 @@
 
 # B impressions
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.tables import num_dense_parameters
 from cdp_torchrec.planning.dense import DenseCost, Operation, OperationCounter
-from cdp_torchrec.planning.outside import OutsideModel, OutsideWorkload
+from cdp_torchrec.planning.outside import OutsideWorkload
 
 _FLOAT_BYTES = 4
 
@@ -29,7 +29,7 @@ def count_outside(workload: OutsideWorkload) -> DenseCost:
     operations = (
         _of_linear_layers(model.module, workload.batch_size)
         if model.inputs is None
-        else _as_run(model, model.inputs(workload.batch_size), workload)
+        else _as_run(model.module, model.inputs, workload)
     )
     return DenseCost(tuple(operations), num_dense_parameters(model.module))
 
@@ -46,16 +46,16 @@ def _of_linear_layers(module: nn.Module, batch_size: int) -> list[Operation]:
 
 
 def _as_run(
-    model: OutsideModel, inputs: Sequence[Any], workload: OutsideWorkload
+    module: nn.Module, make_inputs: Callable[[int], Sequence[Any]], workload: OutsideWorkload
 ) -> list[Operation]:
-    module = model.module
     for inner in module.modules():
         if isinstance(inner, EmbeddingBagCollection):
             inner.forward = _bags(inner, workload.batch_size)
         elif isinstance(inner, EmbeddingCollection):
             inner.forward = _singles(inner, workload)
-    inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), tuple(inputs))
     try:
+        given = tuple(make_inputs(workload.batch_size))
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), given)
         with OperationCounter() as counter:
             results = [
                 leaf

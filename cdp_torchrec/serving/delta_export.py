@@ -181,7 +181,17 @@ def _write(
         manifest: of the later one.
         before: with the tables of the earlier one.
         after: with the tables of the later one.
+
+    Raises:
+        ConfigError: the base has more ids.
     """
+    for entity in after.tables.entities:
+        earlier, later = (one.tables.num_embeddings(entity) for one in (before, after))
+        if earlier > later:
+            raise ConfigError(
+                f"--delta-from: the base has {earlier:,} rows for '{entity}', the later artifact "
+                f"{later:,}, and ids are only added: the base must be the earlier one"
+            )
     for name, checksum in manifest.files.items():
         if name.partition("/")[0] != TABLES and base.manifest.files.get(name) != checksum:
             place = delta / name

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, ConfigError
+from cdp_torchrec.whole_file import why_unwritable
 
 
 class PredictConfig(Config):
@@ -22,3 +23,24 @@ class PredictConfig(Config):
     unless it is a feature of the request; everything else is repeated for each candidate."""
     batch_size: PositiveInt = 2048
     """Candidates that are scored together, at least; a request is never split."""
+
+
+def check_output(output: Path, requests: Path) -> None:
+    """Before anything is scored.
+
+    Args:
+        output: file to write.
+        requests: parquet file, or directory of such files.
+
+    Raises:
+        ConfigError: it cannot be written, or is or would be one of the requests.
+    """
+    if output.is_dir():
+        raise ConfigError(f"output = '{output}': a directory; name a file")
+    if reason := why_unwritable(output.parent):
+        raise ConfigError(f"output = '{output}': {reason}")
+    own, read = output.resolve(), requests.resolve()
+    if own == read or (read.is_dir() and own.parent == read):
+        raise ConfigError(
+            f"output = '{output}': is among the requests, {requests}; write it elsewhere"
+        )

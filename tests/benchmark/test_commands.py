@@ -1,6 +1,7 @@
 """All benchmarks are called alike, and explain settings and mistakes before they start."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -86,12 +87,12 @@ def test_results_are_a_table_and_numbers_of_the_same_name(
 ) -> None:
     directory = tmp_path / "a" / "b"
     check_output(directory)
-    publish(directory, "train", text="| a |\n", numbers={"a": 1})
+    publish(directory, "train", text="| a |\n", numbers={"a": 1, "b": [math.inf]})
     table = (directory / "train.md").read_text()
     assert table == capsys.readouterr().out
     assert table.startswith("| a |\n\nLoad average before it began: ")
     numbers = json.loads((directory / "train.json").read_text())
-    assert numbers["a"] == 1
+    assert (numbers["a"], numbers["b"]) == (1, [None])
     assert machine_load(numbers["load_average_before"], os.cpu_count() or 1) in table
     assert len(list(directory.iterdir())) == 2
 

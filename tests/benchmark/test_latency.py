@@ -1,6 +1,7 @@
 """Latency is that of the models it names, asked for the same requests in alternating rounds."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -294,7 +295,7 @@ REPORT = LatencyReport(
         timing("cdp 1 step", 100, [1.5, 2.0, 1.6, 9.5], NONE),
         timing("cdp 5 steps", 100, [1.9, 2.5, 2.0, 9.9], NONE),
     ],
-    qualities=[Quality("ddim", 1, 0.75, None), Quality("ddim", 5, 0.76, 0.7)],
+    qualities=[Quality("ddim", 1, 0.75, math.nan), Quality("ddim", 5, 0.76, 0.7)],
     steps={"cdp 1 step": 1, "cdp 5 steps": 5},
     costs={"cdp 1 step": DenoiserCost(10_000, 500), "cdp 5 steps": DenoiserCost(50_000, 600)},
     rate=MatrixRate(same_shapes=0.5, large=2.0),
@@ -330,4 +331,4 @@ def test_tables_show_percentiles_and_undefined_metrics() -> None:
     assert "| ddim | 1 | +0.500 | 0.75000 | - |" in shown
     numbers = json.loads(json.dumps(as_json(REPORT)))
     assert numbers["latency"][1]["p90_ms"] == pytest.approx(7.25)
-    assert numbers["quality"][0]["gauc"] is None
+    assert math.isnan(numbers["quality"][0]["gauc"])

@@ -84,9 +84,13 @@ def test_without_finished_rows_there_is_no_panel(
     ("gains", "message"),
     [
         ('over=["nome"]', "gains.over = ['nome']: there is no row 'nome'"),
-        ("rows={steps={nome=1}}", "there is no row 'nome' in models"),
-        ("dials={noise={huge=1}}", "there is no 'huge' in groups and datasets, only tiny"),
-        ('of=["huge"]', "there is no 'huge' in groups and datasets, only tiny"),
+        ('over=["pooled"],rows={steps={nome=1}}', "there is no row 'nome' in models"),
+        (
+            'over=["pooled"],dials={noise={huge=1}}',
+            "there is no 'huge' in groups and datasets, only tiny",
+        ),
+        ('of=["tiny"]', 'gains.of = ["tiny"]: has no effect without gains.over'),
+        ('over=["pooled"],of=["huge"]', "there is no 'huge' in groups and datasets, only tiny"),
     ],
 )
 def test_gains_of_what_is_not_compared_are_refused(

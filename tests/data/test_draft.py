@@ -179,6 +179,10 @@ def test_what_cannot_be_drafted_is_an_error_and_nothing_is_overwritten(tmp_path:
     path.write_text("")
     with pytest.raises(DatasetError, match=r"log.csv: the file is empty"):
         drafted(path)
+    for text in ("x" * 300_000, "\ufeff"):
+        path.write_text(text)
+        with pytest.raises(DatasetError, match=r"log.csv: no table: its first line is empty or"):
+            drafted(path)
     with pytest.raises(DatasetError, match=r"log.csv exists; remove it or choose another name"):
         main(["draft", str(path), "--output", str(path)])
 

@@ -11,12 +11,14 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from cdp_torchrec.commands.plan_sharding import main
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.tables import OPTIMIZER_MARK
-from cdp_torchrec.planning.case import make_cases
+from cdp_torchrec.planning.cache import ResultCache
+from cdp_torchrec.planning.case import InfeasiblePlan, PlanCase, make_cases
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.outside import OutsideWorkload, read_outside
-from cdp_torchrec.planning.outside_config import OutsideConfig
+from cdp_torchrec.planning.outside_config import OutsideConfig, OutsideSparseConfig
 from cdp_torchrec.planning.outside_dense import count_outside
 from tests.paths import CONFIGS
 
@@ -77,6 +79,11 @@ def model_alone() -> nn.Module:
     model, _ = small_model()
     assert isinstance(model, nn.Module)
     return model
+
+
+def wrong_inputs() -> tuple[nn.Module, object]:
+    """Arguments that cannot be made."""
+    return model_alone(), lambda batch_size: {}["dense"]
 
 
 def tables_alone() -> nn.Module:
@@ -176,6 +183,32 @@ def test_collections_are_tables_and_nothing_else_is_whatever_its_name(
 def test_a_function_without_a_model_to_plan_is_one_message(function: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made(function)
+
+
+def test_what_a_function_or_its_file_does_wrong_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"wrong_inputs.*KeyError"):
+        count_outside(made("wrong_inputs"))
+    (tmp_path / "spoilt_model.py").write_text("undefined_name\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="NameError: name 'undefined_name' is not defined"):
+        read_outside(OutsideConfig.model_validate({"from_torchrec": "spoilt_model:make"}))
+
+
+def test_what_the_dense_part_costs_decides_whether_a_plan_is_known(tmp_path: Path) -> None:
+    workload = made("small_model")
+    cache = ResultCache(tmp_path, workload)
+    optimizer = OutsideSparseConfig()
+    case = PlanCase("a10", load_hardware("a10"), 2, "planner", ShardingConfig(), optimizer)
+    outcomes = [InfeasiblePlan(case, [text], []) for text in ("layers alone", "as it runs")]
+    costs = [count_outside(made(function)) for function in ("model_alone", "small_model")]
+    for cost, outcome in zip(costs, outcomes, strict=True):
+        assert cache.outcome(case, cost, lambda outcome=outcome: outcome) == outcome
+    for cost, outcome in zip(costs, outcomes, strict=True):
+        found = cache.outcome(case, cost, lambda: outcomes[0])
+        assert isinstance(found, InfeasiblePlan)
+        assert found.reason == outcome.reason
 
 
 @pytest.mark.parametrize(

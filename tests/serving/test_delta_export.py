@@ -15,6 +15,7 @@ from cdp_torchrec.serving import export
 from cdp_torchrec.serving import predictor as predictor_module
 from cdp_torchrec.serving.artifact import read_manifest
 from cdp_torchrec.serving.config import ExportedConfig
+from cdp_torchrec.serving.delta_export import delta_between
 from cdp_torchrec.serving.export import raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.ranker_export import RankerProgram
@@ -70,6 +71,9 @@ def test_the_delta_of_a_day_is_its_full_export_with_new_ids(
     before = Predictor.open(base, history_store=dataset)
     patched = before.apply(delta)
     full = Predictor.open(export_untuned(day, tmp_path / "full"), history_store=dataset)
+    with pytest.raises(ConfigError, match="the base must be the earlier one"):
+        delta_between(base, tmp_path / "full", tmp_path / "back", signing_key=None)
+    assert not (tmp_path / "back").exists()
     sizes = [p.tables.num_embeddings("item") for p in (before, patched, full)]
     assert sizes[0] < sizes[1] == sizes[2]
     assert not (delta / "vocabulary").exists() and any(delta.glob("days/*/vocabulary/item.parquet"))

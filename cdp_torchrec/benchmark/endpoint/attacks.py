@@ -205,7 +205,7 @@ def _watch(pid: int, is_over: threading.Event) -> float:
     """Most resident memory in MiB."""
     most = 0
     while not is_over.wait(_PROBE_S):
-        status = Path(f"/proc/{pid}/status").read_text()
-        [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-        most = max(most, int(line.split()[1]))
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):  # a server that has ended has none
+                most = max(most, int(line.split()[1]))
     return most / 1024

@@ -231,6 +231,10 @@ def _wait_until_ready(target: Target, process: multiprocessing.process.BaseProce
 def _reload(target: Target) -> Reload:
     start = time.monotonic()
     connection = http.client.HTTPConnection(target.host, target.port, timeout=_PATIENCE_S)
-    connection.request("POST", f"/v2/repository/models/{_NAME}/load")
-    response = connection.getresponse()
-    return Reload(start, time.monotonic(), f"{response.status} {response.read().decode()}")
+    try:
+        connection.request("POST", f"/v2/repository/models/{_NAME}/load")
+        response = connection.getresponse()
+        answer = f"{response.status} {response.read().decode()}"
+    except (OSError, http.client.HTTPException) as error:
+        answer = f"{type(error).__name__}: {error}"
+    return Reload(start, time.monotonic(), answer)

@@ -1,5 +1,6 @@
 """Latency and quality of a run as Markdown, JSON and a figure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from cdp_torchrec.benchmark.latency.contestants import BASE
 from cdp_torchrec.benchmark.latency.denoiser_cost import DenoiserCost, MatrixRate
 from cdp_torchrec.benchmark.latency.rounds import Timing
 from cdp_torchrec.text_table import markdown_table
+from cdp_torchrec.undefined import shown
 
 _PERCENTS = (50, 90, 99)
 _GAUC_MARGIN = 0.0005
@@ -24,8 +26,8 @@ class Quality:
     name: str
     """"ddim" and "dpmpp_2m" for the run, "student" for its student."""
     num_inference_steps: int
-    auc: float | None
-    gauc: float | None
+    auc: float
+    gauc: float
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _quality_table(report: LatencyReport) -> str:
                 q.name,
                 str(q.num_inference_steps),
                 "" if added is None else f"{added:+.3f}",
-                *("-" if m is None else f"{m:.5f}" for m in (q.auc, q.gauc)),
+                *(shown(m, digits=5) for m in (q.auc, q.gauc)),
             ]
         )
     return markdown_table(["sampler", "steps", "added ms", "AUC", "GAUC"], rows)
@@ -194,7 +196,7 @@ def draw_frontier(report: LatencyReport, path: Path) -> None:
             (added, q.gauc, q.num_inference_steps)
             for q in report.qualities
             if q.name == name
-            and q.gauc is not None
+            and not math.isnan(q.gauc)
             and (added := report.added_ms(q.num_inference_steps)) is not None
         ]
         if not points:

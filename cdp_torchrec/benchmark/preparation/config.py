@@ -1,11 +1,11 @@
 """Settings of the preparation benchmark."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, ConfigConflicts
 
 DAYS = 60
 
@@ -34,6 +34,21 @@ class PreparationSettings(Config):
     """Directory for the logs, which are removed at the end; without it, the system's."""
     output: Path | None = None
     """Directory for the table (preparation.md) and all numbers (preparation.json)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        most = min(self.behaviours) // (DAYS + 1)
+        if self.behaviours_per_user > most:
+            raise ConfigConflicts(
+                [
+                    (
+                        "behaviours_per_user",
+                        f"at most {most:,} with {min(self.behaviours):,} behaviours: each of "
+                        f"{DAYS + 1} days needs a user",
+                    )
+                ]
+            )
+        return self
 
 
 class PreparationBenchmarkConfig(Config):

@@ -109,9 +109,8 @@ def _read_split(
 ) -> _SplitStatistics:
     result = _SplitStatistics()
     ids = [f for f in schema.features if f.kind != "number"]
-    category = schema.history.category_entity
     store = DatasetReader(DataConfig(dir=dataset)).store
-    target = next((f for f in ids if category and f.entity == category and f.kind == "id"), None)
+    gate = schema.gate_feature()
     columns = {"user_id", "timestamp", "history_length", "label", "history_rank"}
     for table in row_groups(dataset / split, sorted(columns | {f.name for f in ids})):
         label, rank = values(table, "label"), values(table, "history_rank")
@@ -128,16 +127,14 @@ def _read_split(
             cells.total += len(codes)
             cells.missing += int((codes == 0).sum())
             cells.unseen += int((codes > seen[f.entity or ""]).sum())
-        if target:
-            categories = values(table, target.name)
-            if target.level == "request":
-                categories = np.repeat(categories, lengths)
+        if gate:
+            categories = values(table, gate)
             user = np.repeat(table["user_id"].to_numpy(), lengths)
             before = np.repeat(table["timestamp"].to_numpy(), lengths)
             _, slices = store.gated(user, categories, before)
             history = np.repeat(history, lengths)
-            for value, gate in enumerate(result.gates):
-                gate.add(slices.lengths[label == value], history[label == value])
+            for value, of_label in enumerate(result.gates):
+                of_label.add(slices.lengths[label == value], history[label == value])
     return result
 
 

@@ -4,9 +4,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from cdp_torchrec.data.clocks import Clock
 from cdp_torchrec.data.history_segments import SegmentedHistory
@@ -300,5 +302,11 @@ def _digests(
     """64 bits of each request, [R], that equal requests share, others only by chance."""
     cells = (2 * item.astype(np.int64) + label).tobytes()
     ends = (8 * np.cumsum(lengths)).tolist()
-    names = zip(user.tolist(), timestamp.tolist(), [0, *ends], ends, strict=False)
-    return np.array([hash((u, t, cells[start:end])) for u, t, start, end in names], np.int64)
+    # Not Python's hash, which is another one in each process: the figures of a log are the same.
+    names = np.stack([user, timestamp], axis=1).astype(np.int64).tobytes()
+    digest = xxhash.xxh3_64_intdigest
+    digests = [
+        digest(names[16 * place : 16 * place + 16] + cells[start:end])
+        for place, (start, end) in enumerate(pairwise([0, *ends]))
+    ]
+    return np.array(digests, dtype=np.uint64).view(np.int64)

@@ -15,6 +15,7 @@ import numpy as np
 from cdp_torchrec.data.prepare.dataset_files import row_groups, values
 from cdp_torchrec.data.schema import Feature, Schema, load_schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
+from cdp_torchrec.whole_file import write_whole
 
 STARTER = "starter.toml"
 """Name of the layer in the dataset directory."""
@@ -102,7 +103,7 @@ def write_starter(dataset: Path, *, data_dir: Path | None = None) -> Path:
     schema = load_schema(dataset)
     text = starter_layer(schema, read_statistics(dataset, schema), data_dir or dataset)
     path = dataset / STARTER
-    path.write_text(text)
+    write_whole(path, text)
     return path
 
 

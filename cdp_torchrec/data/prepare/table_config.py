@@ -57,7 +57,7 @@ class TableConfig(Config):
     quote: Literal['"', "'", "none"] = '"'
     """Around cells that hold a delimiter; "none": a quotation mark is a character like others."""
     missing: tuple[str, ...] = ()
-    """Cells that stand for nothing, such as NULL; an empty cell always does."""
+    """Cells of text that stand for nothing, such as NULL; an empty cell always does."""
     by: Literal["user", "item"] | None = None
     """Whose attributes the table holds, one row each; not set: it is a log."""
     key: str | None = None
@@ -66,7 +66,7 @@ class TableConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         conflicts = []
-        for name in ("delimiter", "columns", "encoding", "quote"):
+        for name in ("delimiter", "columns", "encoding", "quote", "missing"):
             if self.format == "parquet" and name in self.model_fields_set:
                 conflicts.append((name, "has no effect on format = 'parquet'"))
         if len(self.delimiter) > 1 and self.quote != "none":
@@ -98,6 +98,11 @@ class TimeConfig(Config):
         if (self.unit == "text") != (self.format is not None):
             raise ConfigConflicts([("format", "unit = 'text' needs it, other units have none")])
         return self
+
+    @property
+    def counts_from_1970(self) -> bool:
+        """Whether it is a number, which leaves no time zone open."""
+        return self.unit in ("s", "ms", "us", "ns")
 
     @property
     def offset_ms(self) -> int:

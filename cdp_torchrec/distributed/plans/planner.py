@@ -208,7 +208,8 @@ def narrower_options(problem: PlanProblem) -> list[ShardingOption]:
             by_number.setdefault(number, {})[table.entity] = own.model_copy(update=changes)
     options = []
     for tables in by_number.values():
-        sharding = problem.sharding.model_copy(update={"tables": tables})
+        constraints_of_all = {**problem.sharding.tables, **tables}
+        sharding = problem.sharding.model_copy(update={"tables": constraints_of_all})
         found = enumerate_options(replace(problem, sharding=sharding)).options
         names = {table.name for table in problem.tables if table.entity in tables}
         options += [option for option in found if option.name in names]

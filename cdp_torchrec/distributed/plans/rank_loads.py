@@ -70,12 +70,6 @@ class RankLoads:
         self.ms = np.zeros(free.shape[1])
         self.free = free.copy()
 
-    def copy(self) -> "RankLoads":
-        """The same, to be changed independently."""
-        other = RankLoads(self.free)
-        other.ms = self.ms.copy()
-        return other
-
     def add(self, choice: Choice, places: Sequence[int], sign: int = 1) -> None:
         """Put the groups of a choice at these places, or take them away with -1."""
         for group, place in enumerate(places):

@@ -99,9 +99,11 @@ def optimizer_state_sized(model: nn.Module) -> Iterator[None]:
     exposed = [p for p in table_parameters(model) if not hasattr(p, OPTIMIZER_MARK)]
     for parameter in exposed:
         setattr(parameter, OPTIMIZER_MARK, [torch.optim.Adam])
-    yield
-    for parameter in exposed:
-        delattr(parameter, OPTIMIZER_MARK)
+    try:
+        yield
+    finally:
+        for parameter in exposed:
+            delattr(parameter, OPTIMIZER_MARK)
 
 
 def shardings_of(plan: ShardingPlan) -> dict[str, ParameterSharding]:

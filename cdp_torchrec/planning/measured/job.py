@@ -67,6 +67,11 @@ def open_job(config: PlansConfig, device: torch.device) -> MeasuredJob:
         )
     if wrong := wrong_rows(data.layout, benchmark.rows, key="benchmark.rows"):
         raise ConfigError.of(wrong)
+    if any(table.managed_collision for table in data.layout.tables.values()):
+        raise ConfigError(
+            "data.vocabulary: a table with managed_collision finds its rows by what it has seen, "
+            "and is not measured; leave managed_collision out"
+        )
     data = replace(data, layout=resize_tables(data.layout, benchmark.rows))
     return MeasuredJob(
         config=config,

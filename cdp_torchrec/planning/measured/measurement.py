@@ -128,5 +128,6 @@ def _identity(sharding: ParameterSharding) -> Hashable:
     return (
         sharding.sharding_type,
         sharding.compute_kernel,
+        sharding.cache_params,
         shards_of(sharding),
     )

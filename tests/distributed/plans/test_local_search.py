@@ -4,17 +4,23 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 from torchrec.distributed.planner.types import ShardingOption
 
+from cdp_torchrec.distributed.plans import planner
 from cdp_torchrec.distributed.plans.config import TableShardingConfig
 from cdp_torchrec.distributed.plans.fixed_costs import group_ms
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.improve import slowest_ms
 from cdp_torchrec.distributed.plans.local_search import LocalSearch, placed_options
-from cdp_torchrec.distributed.plans.planner import enumerate_options, narrower_options
+from cdp_torchrec.distributed.plans.planner import (
+    EnumeratedOptions,
+    enumerate_options,
+    narrower_options,
+)
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.rank_loads import Choice, make_choice
 from cdp_torchrec.distributed.plans.search import search_plan
@@ -144,6 +150,22 @@ def test_columns_are_split_in_more_than_two_where_that_is_faster() -> None:
     own = {"item": TableShardingConfig(column_width=64)}
     fixed = replace(posed, sharding=posed.sharding.model_copy(update={"tables": own}))
     assert narrower_options(fixed) == []
+
+
+def test_narrower_columns_leave_the_constraints_of_other_tables_alone() -> None:
+    wide = Tables({"a": 1000, "b": 1000}, {}, width=128)
+    posed = problem(wide, world_size=2, hardware="h100")
+    tables = {"b": TableShardingConfig(types=("row_wise",), kernels=("fused",))}
+    sharding = posed.sharding.model_copy(update={"strategy": "column_wise", "tables": tables})
+    seen: list[PlanProblem] = []
+
+    def enumerate_seen(narrowed: PlanProblem) -> EnumeratedOptions:
+        seen.append(narrowed)
+        return enumerate_options(narrowed)
+
+    with mock.patch.object(planner, "enumerate_options", enumerate_seen):
+        assert {o.name for o in narrower_options(replace(posed, sharding=sharding))} == {"t_a"}
+    assert all(narrowed.sharding.tables["b"] == tables["b"] for narrowed in seen)
 
 
 def test_the_search_of_torchrec_alone_can_be_asked_for() -> None:

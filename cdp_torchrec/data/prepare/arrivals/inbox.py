@@ -15,13 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from cdp_torchrec.data.config import APPENDED_NAMES, is_appended
 from cdp_torchrec.data.days import appended_names, load_days
 from cdp_torchrec.data.prepare.append import append_day
 from cdp_torchrec.data.prepare.database import EngineLimits
-from cdp_torchrec.data.prepare.tables import find_parquet
+from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet
 from cdp_torchrec.data.prepare.workplace import DatasetBusyError
 from cdp_torchrec.data.schema import DatasetError, Day, load_schema
 
@@ -129,7 +127,7 @@ def _check_appended(dataset: Path, inbox: Path) -> None:
         day = days[entry.name]
         for table, count in zip(_TABLES, (day.requests.requests, day.num_behaviours), strict=True):
             paths = find_parquet(entry / table)
-            found = sum(pq.read_metadata(path).num_rows for path in paths)
+            found = sum(open_parquet(paths, {}).num_rows)
             if found != count:
                 raise DatasetError(
                     f"{entry / table}: has {found:,} rows now, {count:,} of them were appended to "

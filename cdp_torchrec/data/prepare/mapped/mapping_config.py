@@ -200,6 +200,10 @@ class MappingConfig(Config):
                 yield key, f"must be set: feature '{self.category}' stands in the log only"
             if behaviour.category and not gate:
                 yield f"behaviours.{name}.category", "has no effect without a category (category)"
+            time = behaviour.time
+            if time and time.counts_from_1970 and "utc_offset" in time.model_fields_set:
+                key = f"behaviours.{name}.time.utc_offset"
+                yield key, f"has no effect on unit = '{time.unit}', which counts in UTC"
         attributes = {f.table for f in (*self.features.values(), *self.attributes.values())}
         for name in self.tables:
             if name not in {*logs.values(), *attributes}:

@@ -243,6 +243,10 @@ def _sniff_format(path: Path) -> CsvFormat:
     text = _decode(path, encoding)
     lines = text.splitlines()
     lines = lines[: min(_HEAD_LINES, len(lines) - (len(head) == _HEAD_BYTES))]
+    if not lines:
+        raise DatasetError(
+            f"{path}: no table: its first line is empty or longer than {_HEAD_BYTES:,} bytes"
+        )
     quote = '"' if re.search(r'(^|[,;\t|])"[^"\n]*"([,;\t|]|$)', text, re.MULTILINE) else None
     quote = quote or (None if '"' in text else '"')
     ragged = ""
