@@ -57,6 +57,11 @@ def open_job(config: PlansConfig, device: torch.device) -> MeasuredJob:
     """
     benchmark = config.benchmark
     _check_outputs(benchmark)
+    if config.sharding.strategy != "auto" or config.sharding.plan is not None:
+        raise ConfigError(
+            "sharding.strategy, sharding.plan: benchmark.plans says which plans are measured, by "
+            "strategy or file; leave these out"
+        )
     share = Share(dist.get_rank(), dist.get_world_size())
     check_against_data(config, share.world_size)
     data = open_data(config, share=share, global_batch_size=config.trainer.global_batch_size)

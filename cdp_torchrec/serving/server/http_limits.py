@@ -82,15 +82,17 @@ class BodyLimits:
             try:
                 if scope["state"].get("is_reserve") and not scope["path"].startswith(_OF_RESERVE):
                     raise _Refused(503, "too many connections")
+                headers = dict(scope["headers"])
+                body.expect(int(headers.get(b"content-length", b"0")))
                 await self._read(body, receive)
                 if body.content:
-                    _check_headers(dict(scope["headers"]))
+                    _check_headers(headers)
             except _Refused as refused:
                 # A body that did not arrive may yet, so the connection cannot be used again.
-                headers = {"Connection": "close"}
+                answered = {"Connection": "close"}
                 if refused.status in (429, 503):
-                    headers["Retry-After"] = "1"
-                response = JSONResponse({"error": str(refused)}, refused.status, headers=headers)
+                    answered["Retry-After"] = "1"
+                response = JSONResponse({"error": str(refused)}, refused.status, headers=answered)
                 await response(scope, receive, send)
                 return
             content = bytes(body.content)
@@ -134,13 +136,17 @@ class _Body:
         self._most = most
         self._num_taken = 0
 
+    def expect(self, length: int) -> None:
+        if length > self._most:
+            self._refuse_length()
+
     def append(self, part: bytes) -> None:
         self.num_received += len(part)
         if self.refused is not None:
             return
         self.content += part
         if len(self.content) > self._most:
-            self._refuse(413, f"the body has more than {self._most} bytes")
+            self._refuse_length()
             return
         beyond = max(0, len(self.content) - _FREE_BYTES) - self._num_taken
         if beyond > 0:
@@ -154,6 +160,9 @@ class _Body:
         if self._num_taken:
             self._budget.give_back(self._host, self._num_taken)
             self._num_taken = 0
+
+    def _refuse_length(self) -> None:
+        self._refuse(413, f"the body has more than {self._most} bytes")
 
     def _refuse(self, status: int, text: str) -> None:
         self.drop()

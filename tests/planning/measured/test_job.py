@@ -220,6 +220,12 @@ def test_hardware_that_the_ranks_do_not_have_is_refused_as_a_training_refuses_it
     assert first == second
 
 
+@pytest.mark.parametrize("setting", ["strategy=row_wise", "plan=one.json"])
+def test_plans_are_named_in_one_place(tiny_dataset: Path, setting: str) -> None:
+    config = load_config(PlansConfig, settings(tiny_dataset, f"sharding.{setting}"))
+    assert "benchmark.plans says which plans" in refusal(lambda: open_job(config, CPU))
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -304,6 +304,9 @@ def test_a_body_that_does_not_arrive_times_out(
         head = f"POST {INFER} HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
+    with socket.create_connection(address, timeout=30) as slow:
+        slow.sendall(f"{head}Content-Length: {10**12}\r\n\r\n{{".encode())
+        assert slow.recv(4096).startswith(b"HTTP/1.1 413 ")  # it could never arrive
 
 
 def test_a_client_reads_why_its_body_was_refused_even_if_it_first_sends_everything(
