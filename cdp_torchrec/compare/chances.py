@@ -4,7 +4,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -162,31 +162,32 @@ def _no_embeddings(layout: FeatureLayout, batch: Batch, dim: int) -> Iterator[tu
             yield feature.key, torch.zeros(_PROBED_IMPRESSIONS, dim)
 
 
-# --- the file ------------------------------------------------------------------------------------
+# --- the files -----------------------------------------------------------------------------------
 
-FILE = "chances.json"
+FOLDER = "chances"
+"""A file for each dataset, since several processes may fill one table."""
+_FIELDS = {field.name for field in fields(Chances)}
 
 
 def update_chances(table: Table) -> None:
     """Find the chances on the selected datasets and remember them in the table's directory."""
-    found = {name: find_chances(table, name) for name in table.selected_datasets}
-    path = table.run_dir / FILE
-    remembered = json.loads(path.read_text()) if path.is_file() else {}
-    new = {name: [asdict(of_row) for of_row in chances] for name, chances in found.items()}
-    write_json(path, remembered | new)
+    for dataset in table.selected_datasets:
+        found = [asdict(chances) for chances in find_chances(table, dataset)]
+        write_json(table.run_dir / FOLDER / f"{dataset}.json", found)
 
 
 def read_chances(table: Table) -> dict[str, list[Chances]]:
-    """The chances on all datasets that cells were run on, by dataset."""
-    path = table.run_dir / FILE
-    remembered = json.loads(path.read_text()) if path.is_file() else {}
-    return {
-        dataset: [
-            Chances(**row) for row in remembered[dataset] if row["row"] in table.config.models
-        ]
-        for dataset in table.config.datasets
-        if dataset in remembered
-    }
+    """The chances on all datasets that cells were run on, by dataset.
+
+    Those that another release wrote otherwise are left out until a run finds them again.
+    """
+    found = {}
+    for dataset in table.config.datasets:
+        path = table.run_dir / FOLDER / f"{dataset}.json"
+        rows = json.loads(path.read_text()) if path.is_file() else []
+        if rows and rows[0].keys() == _FIELDS:
+            found[dataset] = [Chances(**row) for row in rows if row["row"] in table.config.models]
+    return found
 
 
 # --- cost and text -------------------------------------------------------------------------------
