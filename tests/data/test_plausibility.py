@@ -16,7 +16,7 @@ from cdp_torchrec.data.plausibility import check_plausible, judge
 from cdp_torchrec.data.plausibility_checks import CHECKS
 from cdp_torchrec.data.prepare.leaks import LeakMeter
 from cdp_torchrec.data.prepare.raw_ids import similar_ids
-from cdp_torchrec.data.prepare.split_figures import Lengths, Repeats
+from cdp_torchrec.data.prepare.split_figures import Lengths, Repeats, digests_of_requests
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.schema import DatasetError, Feature, load_schema
@@ -354,3 +354,10 @@ def test_repeated_requests_are_counted_exactly_and_of_very_many_in_a_sample() ->
         # Some 600 digests are left in the smallest sample.
         assert repeats.share() == pytest.approx(exact, abs=1e-12 if most > 40_000 else 0.08)
     assert Repeats().share() == 0.0
+
+
+def test_equal_requests_have_one_digest_which_is_the_same_in_every_process() -> None:
+    user, timestamp, lengths = np.array([1, 2, 1]), np.array([5, 5, 5]), np.array([2, 2, 2])
+    item, label = np.array([3, 4, 3, 4, 3, 4]), np.array([0, 1, 0, 1, 0, 1])
+    found = digests_of_requests(user, timestamp, item, label, lengths).tolist()
+    assert found == [5409267177762625169, -5803197119080237576, 5409267177762625169]

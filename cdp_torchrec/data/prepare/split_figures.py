@@ -197,7 +197,7 @@ class SplitFigures:
             self.cells[feature.name].add(
                 features[feature.name], seen=self._seen.get(feature.entity or "", 0)
             )
-        self._repeats.add(_digests(user, timestamp, item, label, lengths))
+        self._repeats.add(digests_of_requests(user, timestamp, item, label, lengths))
         if self._gate is not None:
             category = features[self._gate]
             self.shown_categories[category] = True
@@ -292,7 +292,7 @@ def _share(part: float, whole: int) -> Figure:
     return Figure(float(part) / max(whole, 1), whole)
 
 
-def _digests(
+def digests_of_requests(
     user: np.ndarray,
     timestamp: np.ndarray,
     item: np.ndarray,
