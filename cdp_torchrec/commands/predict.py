@@ -11,8 +11,9 @@ such files. Behaviours come from history_store, or with the request: the lists h
 history_timestamp, history_category, history_action.
 
 FILE gets one row per candidate: request_id, user_id, item_id, probability and the columns of
-'keep=["position"]'. It appears whole or not at all, and is the same for any number of ranks, each
-of which computes on one thread. A row that cannot be scored is named by its number.
+'keep=["position"]'. It appears whole or not at all, in place of one that is there, and may not be
+among the requests. It is the same for any number of ranks, each of which computes on one thread. A
+row that cannot be scored is named by its number.
 """
 
 from pathlib import Path
