@@ -71,6 +71,13 @@ def records(run_dir: Path) -> list[CheckpointRecord]:
     return [record.model_copy(update=of_run) for record in kept]
 
 
+def check_goes_on(dataset: Path, run_dir: Path, whole: Path) -> None:
+    """A run that goes on ends with the numbers and the tensors of one that nothing has stopped."""
+    train(settings(dataset, run_dir, "run.resume=true"), CPU)
+    assert metrics(run_dir) == metrics(whole)
+    assert records(run_dir) == records(whole)
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing has stopped."""
@@ -108,9 +115,7 @@ def test_a_training_that_is_stopped_while_it_is_measured_goes_on_to_the_same_num
     assert signal.getsignal(number) == before
     assert records(tmp_path)[-1].progress.validation_is_due == (split < 2)
     monkeypatch.undo()
-    train(settings(tiny_dataset, tmp_path, "run.resume=true"), CPU)
-    assert metrics(tmp_path) == metrics(whole)
-    assert records(tmp_path) == records(whole)
+    check_goes_on(tiny_dataset, tmp_path, whole)
 
 
 @pytest.mark.parametrize("where", ["while it is measured", "before the result is kept"])
@@ -132,9 +137,7 @@ def test_a_validation_that_was_killed_is_made_again(
     with pytest.raises(KilledError):
         train(settings(tiny_dataset, tmp_path), CPU)
     monkeypatch.undo()
-    train(settings(tiny_dataset, tmp_path, "run.resume=true"), CPU)
-    assert metrics(tmp_path) == metrics(whole)
-    assert records(tmp_path) == records(whole)
+    check_goes_on(tiny_dataset, tmp_path, whole)
 
 
 def test_a_signal_is_heard_after_one_long_step_in_every_segment(

@@ -158,7 +158,7 @@ class _Task:
         """
         with _named(self._final):
             with ExitStack() as opened:
-                partial = self._on_rank_zero(lambda: self._open(opened))
+                partial = _on_rank_zero(lambda: self._open(opened), self._group)
                 dcp.save(
                     self._state,
                     storage_writer=dcp.FileSystemWriter(partial),
@@ -166,8 +166,8 @@ class _Task:
                     process_group=self._group,
                 )
                 records = on_all_ranks(lambda: self._own_records(partial), group=self._group)
-                self._on_rank_zero(lambda: self._close(partial, records, opened))
-            self._on_rank_zero(self._then)
+                _on_rank_zero(lambda: self._close(partial, records, opened), self._group)
+            _on_rank_zero(self._then, self._group)
 
     def _open(self, opened: ExitStack) -> Path:
         remove_leftovers(self._final.parent, "step-*")
@@ -186,9 +186,6 @@ class _Task:
         for name, text in self._files(records).items():
             write_whole(partial / name, text)
         opened.close()  # which gives it its name
-
-    def _on_rank_zero(self, step: Callable[[], _Found]) -> _Found:
-        return _on_rank_zero(step, self._group)
 
 
 def _follow(
