@@ -143,6 +143,13 @@ def idle_settings(config: ExperimentConfig, *, has_validation: bool) -> Iterator
             f"trainer.patience = {config.trainer.patience} had no effect: "
             f"data.validation_fraction = {config.data.validation_fraction} holds out no request."
         )
+    if config.data.history.count_segments and not config.model.interaction.history_counts:
+        yield (
+            "data.history.count_segments had no effect: model.interaction.history_counts = false."
+        )
+    if config.sharding.plan is not None:
+        for key in config.sharding.unread_beside_plan():
+            yield f"sharding.{key} had no effect: sharding.plan is taken as it is."
     dayparts, interest = config.data.history.dayparts, config.model.interest
     if dayparts > 1 and not interest.history.reads_time_of_day:
         yield (

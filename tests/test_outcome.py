@@ -136,6 +136,20 @@ def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
     assert words in "\n".join(idle_settings(config, has_validation=False))
 
 
+def test_segments_of_counts_that_the_tower_does_not_learn_are_called_idle(tmp_path: Path) -> None:
+    config = config_of(
+        tmp_path, "data.history.count_segments=[1]", "model.interaction.history_counts=false"
+    )
+    (found,) = idle_settings(config, has_validation=True)
+    assert found.startswith("data.history.count_segments had no effect")
+
+
+def test_a_search_beside_a_plan_that_is_given_is_called_idle(tmp_path: Path) -> None:
+    settings = ["sharding.plan=plan.json", "sharding.search=torchrec"]
+    (found,) = idle_settings(config_of(tmp_path, *settings), has_validation=True)
+    assert found == "sharding.search had no effect: sharding.plan is taken as it is."
+
+
 def test_coverage_counts_histories_and_rows(tiny_dataset: Path) -> None:
     config = config_of(tiny_dataset, "data.vocabulary.item.min_count=60")
     data = open_data(config, share=Share(0, 1), global_batch_size=256)

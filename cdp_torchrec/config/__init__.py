@@ -1,6 +1,6 @@
 """Strict layered configuration: sections, layers, keys, errors and help."""
 
-from cdp_torchrec.config.keys import MAY_CHANGE
+from cdp_torchrec.config.keys import MAY_CHANGE, only_if
 from cdp_torchrec.config.load import (
     Config,
     ConfigConflicts,
@@ -18,4 +18,5 @@ __all__ = [
     "dump_toml",
     "load_config",
     "load_toml",
+    "only_if",
 ]

@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cdp_torchrec.config.keys import KeyNode, one_of, toml_key, toml_value
+from cdp_torchrec.config.idle import idle_keys
+from cdp_torchrec.config.keys import (
+    KeyNode,
+    default_tables,
+    one_of,
+    tables_of,
+    toml_key,
+    toml_value,
+)
 from cdp_torchrec.config.layers import DEFAULT, Layers, cut
 
 _MOST_PROBLEMS = 50
@@ -53,7 +61,8 @@ def check(config_class: type[ConfigT], layers: Layers) -> tuple[ConfigT | None, 
     data, foreign = _json_data(layers.data, ())
     config, found = _validate(config_class, data, tree)
     if config is not None and not foreign:
-        return config, []
+        idle = [_line(problem, layers) for problem in _without_effect(config, layers)]
+        return (None, idle) if idle else (config, [])
     problems: list[Problem] = []
     for problem in [*foreign, *found]:
         # A list is too short to pydantic when the element that it lacks is a wrong one.
@@ -63,6 +72,13 @@ def check(config_class: type[ConfigT], layers: Layers) -> tuple[ConfigT | None, 
     problems += _hidden_conflicts(config_class, data, tree, problems)
     lines = [_line(problem, layers) for problem in problems[:_MOST_PROBLEMS]]
     return None, lines + ["..."] * (len(problems) >= _MOST_PROBLEMS)
+
+
+def _without_effect(config: BaseModel, layers: Layers) -> Iterator[Problem]:
+    """Keys that nothing reads, and that no later layer has made idle: nobody can mean them."""
+    for key in idle_keys(layers.tree, tables_of(config), default_tables(type(config))):
+        if layers.rank(key.path) >= max(0, layers.rank(key.because_of)):
+            yield Problem(key.path, key.reason, is_conflict=True)
 
 
 def _hidden_conflicts(

@@ -10,6 +10,7 @@ from cdp_torchrec.config.keys import (
     KeyNode,
     default_tables,
     key_tree,
+    one_of,
     tables_of,
     toml_key,
     toml_value,
@@ -83,10 +84,16 @@ def _wrapped(text: str, prefix: str, *, hanging: str = "") -> list[str]:
 
 
 def _type(node: KeyNode, value: Any) -> str:
-    """Type and range, why there is no value where there is none, and whether it may change."""
+    """Type and range, why there is no value where there is none, and what else is to be known."""
     missing = ", required" if node.required else ", not set"
     resumed = ", may change when a run goes on" if node.may_change else ""
-    return f"({node.allowed}{missing if value is None else ''}{resumed})"
+    return f"({node.allowed}{missing if value is None else ''}{resumed}{_read_if(node)})"
+
+
+def _read_if(node: KeyNode) -> str:
+    return "".join(
+        f", only with {key} = {one_of(list(allowed))}" for key, allowed in node.only_if.items()
+    )
 
 
 def _describe(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -102,7 +109,8 @@ def _describe(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterator
         inner = values.get(name, {})
         yield from ("", f"[{prefix}{name}]")
         required = f" (required: choose a {child.tag})" if child.tag and child.required else ""
-        yield from _wrapped(child.doc + required, "  ")
+        condition = f" ({_read_if(child)[2:]})" if child.only_if else ""
+        yield from _wrapped(child.doc + required + condition, "  ")
         for tag, table in child.tables().items():
             in_force = not tag or inner.get(child.tag) == tag
             if tag:
@@ -123,7 +131,8 @@ def _commented(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterato
     for name in tables:
         child, inner, path = node.keys[name], values.get(name), prefix + toml_key(name)
         yield ""
-        yield from _wrapped(child.doc, "# ")
+        condition = f" ({_read_if(child)[2:]})" if child.only_if else ""
+        yield from _wrapped(child.doc + condition, "# ")
         if inner is None:
             yield f"# [{path}]  (not set)"
             continue

@@ -5,18 +5,34 @@ is accepted.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 
 _MARK = "may_change"
+_CONDITIONS = "only_if"
 
 MAY_CHANGE = Field(json_schema_extra={_MARK: True})
 """Marks a key, or all keys of a section: a run may go on with another value, because it decides
 neither what is trained nor how it is measured. Every other key is a part of what the run is."""
+
+
+def only_if(**conditions: str | tuple[str, ...]) -> Any:
+    """Marks a key, or all keys of a section: nothing reads it unless other keys allow it.
+
+    Args:
+        conditions: keys beside it, each with the value, or the values, one of which it must have,
+            or hold, where it is a list.
+    """
+    allowed: JsonDict = {
+        key: list(values) if isinstance(values, tuple) else [values]
+        for key, values in conditions.items()
+    }
+    return Field(json_schema_extra={_CONDITIONS: allowed})
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,8 @@ class KeyNode:
     """Each entry of a table whose keys are free."""
     may_change: bool = False
     """Whether a run may go on with another value (`MAY_CHANGE`)."""
+    only_if: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Values that keys beside it must have for it to be read (`only_if`)."""
 
     @property
     def is_table(self) -> bool:
@@ -169,6 +187,7 @@ def _node(
             _node(free, definitions, may_change=may_change) if isinstance(free, Mapping) else None
         ),
         may_change=may_change,
+        only_if=raw.get(_CONDITIONS, {}),
     )
 
 

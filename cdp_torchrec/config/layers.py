@@ -43,6 +43,9 @@ class Layers:
     data: dict[str, Any] = field(default_factory=dict)
     sources: dict[KeyPath, str] = field(default_factory=dict)
     """File or command line that set a key last; tables included."""
+    asked: list[str] = field(default_factory=list)
+    """The sources from the lowest to the highest, without the defaults and the configuration of a
+    run that lies below."""
 
     def add(self, layer: Mapping[str, Any], source: str) -> None:
         """Put a layer on top: tables merge, everything else replaces.
@@ -51,10 +54,16 @@ class Layers:
         """
         self._merge(self.data, layer, source, (), self.tree)
 
+    def ask(self, layer: Mapping[str, Any], source: str) -> None:
+        """Put a layer on top that somebody names now."""
+        self.add(layer, source)
+        self.asked.append(source)
+
     def put(self, layers: "Layers") -> None:
         """Put layers that are merged already on top, with their sources."""
         self.add(layers.data, "")
         self.sources |= layers.sources
+        self.asked += layers.asked
 
     def unset(self, path: Sequence[str]) -> None:
         """Forget a key of the layers so far, if one of them set it."""
@@ -63,6 +72,11 @@ class Layers:
             table = table.get(name, {})
         table.pop(path[-1], None)
         self._forget(tuple(path))
+
+    def rank(self, path: KeyPath) -> int:
+        """Place of a key's source among those that are asked for; -1 if it is none of them."""
+        source = self.sources.get(path)
+        return self.asked.index(source) if source in self.asked else -1
 
     def source(self, path: Sequence[str | int]) -> str | None:
         """Where a key, or the list that an element stands in, was set; None if nowhere."""
@@ -165,9 +179,9 @@ def read_layers(
     seen: set[Path] = set()
     for file in files or default_layers:
         for label, layer in _read_file(file, (), seen, problems):
-            asked.add(layer, label)
+            asked.ask(layer, label)
     # All at once, so that a changed `kind` undoes no other override.
-    asked.add(_nested(overrides), COMMAND_LINE)
+    asked.ask(_nested(overrides), COMMAND_LINE)
     if base is None:
         return asked, problems
     layers = Layers(tree)

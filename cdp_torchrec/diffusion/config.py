@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, only_if
 
 PredictionType = Literal["epsilon", "x0", "v"]
 SamplerType = Literal["ddim", "dpmpp_2m"]
 NUM_EVIDENCE_LEVELS = 16
 """Level l of evidence stands for about 2 ** (l / 2) - 1 behaviours; the last for 181 and more."""
 _Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+_LINEAR = only_if(beta_schedule=("linear", "linear_var"))
 
 
 class NoiseScheduleConfig(Config):
@@ -26,14 +27,14 @@ class NoiseScheduleConfig(Config):
     code, from which the paper's numbers may come). "cosine": Nichol and Dhariwal 2021; its last
     states hold almost no signal, so combine it with start_timestep. "sqrt": Li et al. 2022
     (Diffusion-LM), noise comes fast at first; its last states hold no signal either."""
-    beta_start: _Probability = 0.005
-    """First noise intensity. Paper: 0.005. Not used by "cosine" and "sqrt"."""
-    beta_end: _Probability = 0.01
-    """Last noise intensity. Paper: 0.01. Not used by "cosine" and "sqrt"."""
-    noise_scale: PositiveFloat = 0.005
-    """Factor of "linear_var" only. DiffRec's released ML-1M setting: 0.005."""
-    first_beta: _Probability | None = None
-    """First beta of "linear_var", whatever the variances say; later steps keep their own betas.
+    beta_start: Annotated[_Probability, _LINEAR] = 0.005
+    """First noise intensity. Paper: 0.005."""
+    beta_end: Annotated[_Probability, _LINEAR] = 0.01
+    """Last noise intensity. Paper: 0.01."""
+    noise_scale: Annotated[PositiveFloat, only_if(beta_schedule="linear_var")] = 0.005
+    """Factor of both. DiffRec's released ML-1M setting: 0.005."""
+    first_beta: Annotated[_Probability | None, only_if(beta_schedule="linear_var")] = None
+    """First beta, whatever the variances say; later steps keep their own betas.
     DiffRec and DDRM: 0.00001, "to prevent overfitting"; L-DiffRec: not given."""
 
     @model_validator(mode="after")
@@ -47,11 +48,6 @@ class NoiseScheduleConfig(Config):
             raise ValueError(
                 f"noise_scale * beta_end = {self.noise_scale * self.beta_end} is a variance "
                 "and must stay below 1"
-            )
-        if self.first_beta is not None and self.beta_schedule != "linear_var":
-            raise ValueError(
-                "first_beta needs beta_schedule = 'linear_var', found "
-                f"'{self.beta_schedule}', whose first beta is beta_start or its own"
             )
         return self
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from cdp_torchrec.config import MAY_CHANGE, Config
+from cdp_torchrec.config import MAY_CHANGE, Config, only_if
 
 
 class RanksConfig(Config):
@@ -21,6 +21,7 @@ class RanksConfig(Config):
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+_DECAYS = only_if(kind=("linear", "cosine"))
 
 
 class ScheduleConfig(Config):
@@ -30,9 +31,9 @@ class ScheduleConfig(Config):
     """Shape after the warm-up: constant, or a decay to final_factor."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the factor rises linearly from 0 to 1."""
-    decay_steps: PositiveInt | None = None
+    decay_steps: Annotated[PositiveInt | None, _DECAYS] = None
     """Step at which a decay ends; without it, the last step of the training."""
-    final_factor: NonNegativeFloat = 0.0
+    final_factor: Annotated[NonNegativeFloat, _DECAYS] = 0.0
     """Factor at the end of a decay."""
 
     def factor(self, step: int, max_steps: int) -> float:
@@ -55,8 +56,8 @@ class SparseOptimizerConfig(Config):
     it costs a dense gradient. rowwise_adagrad: fused everywhere, the fast choice on CPU."""
     lr: PositiveFloat = 5e-4
     """Learning rate; 5e-4 in the paper."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Adam's decays; not used by rowwise_adagrad."""
+    betas: Annotated[tuple[Beta, Beta], only_if(kind="adam")] = (0.9, 0.999)
+    """Adam's decays."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
     schedule: ScheduleConfig = ScheduleConfig()

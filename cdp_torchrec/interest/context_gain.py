@@ -6,12 +6,16 @@ convex mixture of experts, as eq. 8, can only average them.
 
 # B impressions, D embedding dim
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.condition import usable_experts
 from cdp_torchrec.interest.config.gated import ConditionConfig
+
+logger = logging.getLogger(__name__)
 
 
 class ContextGain(nn.Module):
@@ -53,7 +57,13 @@ def gain_roles(config: ConditionConfig, dims: InterestDims) -> tuple[str, ...]:
 
 
 def build_gain(config: ConditionConfig, dims: InterestDims, *, dim: int) -> ContextGain | None:
-    """The gain, or None if it is not wanted or has no input."""
-    if config.gain_dim == 0 or not gain_roles(config, dims):
+    """The gain, or None if it is not wanted or has no input, which is logged."""
+    if config.gain_dim == 0:
+        return None
+    if not gain_roles(config, dims):
+        if config.experts:
+            logger.warning(
+                "gain: the log has nothing of query, context and scene, so it is left out"
+            )
         return None
     return ContextGain(config, dims, dim=dim)

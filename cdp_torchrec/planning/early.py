@@ -65,8 +65,7 @@ def _unread(sharding: ShardingConfig, cases: Sequence[PlanCase]) -> list[str]:
     if sharding.plan is not None and all(case.strategy == _OWN for case in cases):
         problems += [
             f"sharding.{key}: nothing is searched, sharding.plan is taken as it is; leave it out"
-            for key in ("search", "search_seconds", "proposers", "small_table_rows")
-            if getattr(sharding, key) != getattr(plain, key)
+            for key in sharding.unread_beside_plan()
         ]
     if all(case.hardware.device == "cpu" for case in cases):
         if sharding.reserved_share != plain.reserved_share:

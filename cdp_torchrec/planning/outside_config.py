@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config, ConfigConflicts, ConfigError
+from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, only_if
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import is_layer, is_override, read_layers
 from cdp_torchrec.config.sections import asks_help
@@ -46,10 +46,10 @@ class DescribedModelConfig(Config):
     interaction: Literal["dot", "dcn", "concatenation"] = "concatenation"
     """dot: products of all pairs of features, which need one width; dcn: low-rank cross layers over
     all features side by side; concatenation: side by side."""
-    cross_layers: PositiveInt = 3
-    """Of dcn."""
-    cross_rank: PositiveInt = 512
-    """Of dcn."""
+    cross_layers: Annotated[PositiveInt, only_if(interaction="dcn")] = 3
+    """Number of cross layers."""
+    cross_rank: Annotated[PositiveInt, only_if(interaction="dcn")] = 512
+    """Rank of each."""
     over_arch_layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (512, 256, 1)
     """Layers above the interaction; the last has one output for each task."""
 

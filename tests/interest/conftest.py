@@ -43,7 +43,7 @@ class _Model(Config):
     interaction: InteractionConfig = InteractionConfig()
 
 
-class _Experiment(Config):
+class Experiment(Config):
     model: _Model
 
 
@@ -72,7 +72,7 @@ def load_interest() -> LoadInterest:
             f"model.interest.{argument}" if "=" in argument else str(CONFIGS / f"{argument}.toml")
             for argument in arguments
         ]
-        return load_config(_Experiment, layers).model.interest
+        return load_config(Experiment, layers).model.interest
 
     return load
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.interest import CdpConfig, GatedPool
 from cdp_torchrec.interest.pooling import normalise
 from tests.gradients import idle, in_float64
@@ -184,7 +185,8 @@ def test_the_whole_history_is_looked_up_only_for_an_expert_that_reads_it(load_in
     for kind in ("condition_mlp", "cdp"):
         reads = (f"interest/{kind}", "pooling=mean", OTHERS)
         assert load_interest(*reads).history.whole
-        assert not load_interest(*reads, "ablation/no_collaborative").history.whole
+        with pytest.raises(ConfigError, match=r"user_role = .* has no effect with .*experts = \["):
+            load_interest(*reads, "ablation/no_collaborative")
         assert not load_interest(f"interest/{kind}").history.whole
 
 

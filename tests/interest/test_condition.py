@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from cdp_torchrec.interest import InterestDims
 from cdp_torchrec.interest.condition import CollaborativeExpert, Condition, build_condition
 from cdp_torchrec.interest.config.gated import ConditionConfig, Interaction
+from cdp_torchrec.interest.context_gain import build_gain
 from tests.gradients import idle, idle_parameters, in_float64
 
 
@@ -142,6 +143,15 @@ def test_what_the_settings_name_and_the_log_lacks_is_logged(dims, caplog):
     caplog.clear()
     build_condition(ConditionConfig(experts=("context",)), replace(dims, scene=0, query=0), dim=8)
     assert not caplog.messages
+
+
+def test_a_gain_that_nothing_feeds_is_logged(dims, caplog):
+    bare = replace(dims, query=0, context=0, scene=0)
+    assert build_gain(ConditionConfig(gain_dim=4, experts=()), bare, dim=8) is None
+    assert build_gain(ConditionConfig(), bare, dim=8) is None
+    assert not caplog.messages
+    assert build_gain(ConditionConfig(gain_dim=4), bare, dim=8) is None
+    assert caplog.messages[0].startswith("gain: the log has nothing of query, context and scene")
 
 
 def test_the_item_alone_still_makes_a_condition(make_inputs):

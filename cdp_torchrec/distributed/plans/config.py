@@ -109,6 +109,12 @@ class ShardingConfig(Config):
     sharding type for all; dynamic_programming: the smallest sum of times under a bound of memory,
     on CUDA."""
 
+    def unread_beside_plan(self) -> list[str]:
+        """Keys of the search for a plan that have other values than their defaults."""
+        plain = type(self)()
+        keys = ("search", "search_seconds", "proposers", "small_table_rows")
+        return [key for key in keys if getattr(self, key) != getattr(plain, key)]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         decided = {"strategy": self.strategy != "auto", "tables": bool(self.tables)}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, only_if
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest.config.base import (
     EmbeddingNorm,
@@ -63,11 +63,11 @@ class SimConfig(TargetAttentionConfig):
     ones."""
     short_length: PositiveInt = 10
     """Most recent behaviours that the DIN beside reads. Its public code: 10."""
-    search_dim: PositiveInt = 16
+    search_dim: Annotated[PositiveInt, only_if(search="soft")] = 16
     """Width of W_a v and W_b e_j in the soft search."""
-    search_hidden_dim: PositiveInt = 64
+    search_hidden_dim: Annotated[PositiveInt, only_if(search="soft")] = 64
     """Hidden width of the click model that trains the soft search. Its public code: 200."""
-    search_loss_weight: NonNegativeFloat = 1.0
+    search_loss_weight: Annotated[NonNegativeFloat, only_if(search="soft")] = 1.0
     """Weight alpha of the soft search's own click loss; beta, of the click loss itself, is 1.
     Paper: alpha = beta = 1; with hard search, alpha = 0."""
     short: ActivationUnitConfig = ActivationUnitConfig()

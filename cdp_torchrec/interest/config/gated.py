@@ -7,7 +7,7 @@ setting (a1 .. a18, listed in interest/README.md, number the ambiguities).
 # D embedding dim, K recency segments, T diffusion steps
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     NonNegativeFloat,
@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, only_if
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import (
     NUM_EVIDENCE_LEVELS,
@@ -47,10 +47,10 @@ class GatedHistoryConfig(InterestConfigBase):
     pooling: Literal["mean", "attention"] = "mean"
     """How the gated behaviours become z_0 (ambiguity a17). Paper: "mean", eq. 3. "attention": of
     the target item, over behaviours with category, action type and age."""
-    attention: AttentionConfig = AttentionConfig()
-    """Settings of pooling = "attention"."""
+    attention: Annotated[AttentionConfig, only_if(pooling="attention")] = AttentionConfig()
+    """Sizes of the attention."""
 
-    recency_segments: tuple[PositiveInt, ...] = ()
+    recency_segments: Annotated[tuple[PositiveInt, ...], only_if(pooling="mean")] = ()
     """Sizes of the most recent segments of the gated history; a last segment holds all older
     behaviours. [1, 4, 16] makes K = 4; [] makes K = 1, the paper's plain mean. With K > 1 each
     segment has a learned positive weight in the mean, 1 at the start (ambiguity a17)."""
@@ -89,10 +89,12 @@ class ConditionConfig(Config):
     """Experts in use. Paper: all three; the ablations of Table 2 leave some out, and the gate is
     normalised over those left. [] is "no condition". An expert whose roles the dataset lacks is
     left out as well."""
-    interaction: Interaction = "hadamard"
+    interaction: Annotated[Interaction, only_if(experts="collaborative")] = "hadamard"
     """Pairwise terms of eq. 5 beside the roles themselves (ambiguity a1). Paper: q.u, u.i and q.i.
     "bilinear" is (W a).b with a matrix per pair; "hadamard_difference" adds a - b to each pair."""
-    user_role: Literal["user", "user_and_other_categories"] = "user"
+    user_role: Annotated[
+        Literal["user", "user_and_other_categories"], only_if(experts="collaborative")
+    ] = "user"
     """What stands for the user in the collaborative expert. Paper: "user", the user's features.
     "user_and_other_categories": also the normalised mean of the behaviours in all categories but
     the target's. Tastes in different categories have much in common, so what is thin here can be
@@ -101,8 +103,8 @@ class ConditionConfig(Config):
     fusion: Literal["moe", "mean", "sum", "concat_mlp"] = "moe"
     """How experts become one condition (ambiguity a2). Paper: "moe", the gated sum of eq. 8. Its
     "no MoE" ablation is not specified: "mean" here; "concat_mlp" is a 2-layer MLP on them all."""
-    gate: Literal["softmax", "sigmoid"] = "softmax"
-    """Gate of "moe" (eq. 7). Paper: softmax. "sigmoid" opens every expert independently."""
+    gate: Annotated[Literal["softmax", "sigmoid"], only_if(fusion="moe")] = "softmax"
+    """Gate of the experts (eq. 7). Paper: softmax. "sigmoid" opens every expert independently."""
 
     gain_dim: NonNegativeInt = 0
     """Hidden width of a direct gain on the interest beside the fusion, z * (1 + MLP(query, context,
@@ -153,7 +155,9 @@ class CdpConfig(GatedHistoryConfig):
 
     kind: Literal["cdp"]
     """Selects the module."""
-    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    schedule: Annotated[NoiseScheduleConfig, only_if(noise_level="timestep")] = (
+        NoiseScheduleConfig()
+    )
     """Forward process (eq. 4, a9)."""
     condition: ConditionConfig = ConditionConfig()
     """Experts and their fusion (eqs. 5-8, a1, a2)."""
@@ -175,7 +179,7 @@ class CdpConfig(GatedHistoryConfig):
     instead of one draw, at as many times the cost."""
     start_timestep: PositiveInt | None = None
     """Noise level of the start state; T if not given. Training draws its timesteps up to here."""
-    sampler: SamplerType = "ddim"
+    sampler: Annotated[SamplerType, only_if(train_path=("chain", "x0_onestep"))] = "ddim"
     """Deterministic solver of the reverse process (a6)."""
     num_inference_steps: NonNegativeInt = 20
     """K, denoiser calls per impression in serving (a6). Paper: 20. 0 needs start = "clean" and
@@ -204,10 +208,12 @@ class CdpConfig(GatedHistoryConfig):
     noise_loss_weight: NonNegativeFloat = 1.0
     """Lambda, weight of the noise loss beside the BCE (eqs. 11-13, a12); the loss is a mean over
     dimensions. Paper: no factor shown. At 0 the noise loss is not computed."""
-    loss_weighting: Literal["uniform", "min_snr"] = "uniform"
+    loss_weighting: Annotated[
+        Literal["uniform", "min_snr"], only_if(train_path=("chain", "x0_onestep"))
+    ] = "uniform"
     """Weight of timesteps in the noise loss. Paper: uniform. "min_snr": arXiv 2303.09556."""
-    min_snr_gamma: PositiveFloat = 5.0
-    """Ceiling of the signal-to-noise ratio in "min_snr"."""
+    min_snr_gamma: Annotated[PositiveFloat, only_if(loss_weighting="min_snr")] = 5.0
+    """Ceiling of the signal-to-noise ratio in these weights."""
 
     @property
     def last_timestep(self) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from cdp_torchrec.config import only_if
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.interest.config.base import (
@@ -103,12 +104,12 @@ class DiffRecConfig(ItemBucketsConfig):
     interaction_weight: Literal["binary", "recency"] = "binary"
     """What an interaction counts. DiffRec: 1, "binary". T-DiffRec: "recency", evenly from
     `oldest_weight` to 1 in the order of time. An item met twice counts as its last time."""
-    oldest_weight: NonNegativeFloat = 0.1
-    """w_min of "recency". T-DiffRec: 0.1, or 0.5 on one of its datasets."""
+    oldest_weight: Annotated[NonNegativeFloat, only_if(interaction_weight="recency")] = 0.1
+    """w_min of the weights. T-DiffRec: 0.1, or 0.5 on one of its datasets."""
     history_filter: Literal["none", "category"] = "none"
     """Which interactions enter. DiffRec: all, "none". "category": those in the target item's."""
-    latent_per_cluster: PositiveInt = 8
-    """Z / K, of "latent" only. L-DiffRec: 300 in all, shared out by the size of clusters."""
+    latent_per_cluster: Annotated[PositiveInt, only_if(space="latent")] = 8
+    """Z / K. L-DiffRec: 300 in all, shared out by the size of clusters."""
     schedule: NoiseScheduleConfig = DIFFREC_SCHEDULE
     """Forward process. DiffRec: T of 5 to 100."""
     denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig()
@@ -118,12 +119,11 @@ class DiffRecConfig(ItemBucketsConfig):
     thousands where noise is small."""
     denoise_loss_weight: NonNegativeFloat = 1.0
     """Weight of the denoising loss. DiffRec: its only loss. L-DiffRec: falls from 0.03 to 0.005."""
-    reconstruction_loss_weight: NonNegativeFloat = 1.0
-    """Weight of the multinomial loss of decoded interactions, of "latent" only; L-DiffRec: 1, of
-    their sum, here of their mean, so that long histories do not rule."""
-    kl_loss_weight: NonNegativeFloat = 0.3
-    """Weight of the divergence of codes from a standard normal, of "latent" only. L-DiffRec:
-    rises from 0 to 0.3."""
+    reconstruction_loss_weight: Annotated[NonNegativeFloat, only_if(space="latent")] = 1.0
+    """Weight of the multinomial loss of decoded interactions. L-DiffRec: 1, of their sum, here of
+    their mean, so that long histories do not rule."""
+    kl_loss_weight: Annotated[NonNegativeFloat, only_if(space="latent")] = 0.3
+    """Weight of the divergence of codes from a standard normal. L-DiffRec: rises from 0 to 0.3."""
 
     @model_validator(mode="after")
     def _check_weight(self) -> "DiffRecConfig":
