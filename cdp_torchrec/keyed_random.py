@@ -38,7 +38,7 @@ class Stream(IntEnum):
     ITEM_START_NOISE = 5
     """Noise of the item where DDRM's sampling starts."""
     LATENT_NOISE = 6
-    """Draw of L-DiffRec's encoder; a key is a history, as for all of DiffRec's draws."""
+    """Draw of L-DiffRec's encoder; a key is a request, as for all of DiffRec's draws."""
     RELEVANCE_NEGATIVE = 7
     """Own behaviour that the item shown for a query is told from (QIN)."""
     PART_SIZE = 8
@@ -64,8 +64,25 @@ class Stream(IntEnum):
 
 
 def seeded(key: Tensor, seed: int) -> Tensor:
-    """The keys [B] of a run: another seed, other keys."""
+    """The keys [B] of a run: another seed, other keys.
+
+    For one stream: in the next one, a seed draws what its neighbour draws here.
+    """
     return _plus(key, _int64(_INCREMENT * (seed + 1)))
+
+
+def further_key(key: Tensor, number: int) -> Tensor:
+    """Keys [B] of one more draw for what the keys name, independent of theirs in all streams."""
+    return _finalise(_plus(key, _int64(_FURTHER * (number + 1))))
+
+
+def epoch_draw(epoch: int, seed: int) -> int:
+    """The `draw` of a training's epoch in `impression_key`.
+
+    Two epochs lie so far apart that what counts on from a key, such as the behaviours of a request,
+    never comes to those of another epoch.
+    """
+    return 1 + _int64(_FURTHER * (epoch + (seed << 20)))
 
 
 def impression_key(request: KeyT, item: KeyT, draw: int) -> KeyT:
@@ -125,6 +142,8 @@ def _int64(value: int) -> int:
 
 
 _KEY_FACTOR = 0x1000003
+# Odd, so that no two products are the same, and no multiple of the other constants.
+_FURTHER = 0xD1B54A32D192ED03
 
 # SplitMix64 (Steele, Lea and Flood 2014): a Weyl sequence with this increment, then the finaliser.
 _INCREMENT = 0x9E3779B97F4A7C15

@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from cdp_torchrec.keyed_random import (
     Stream,
+    epoch_draw,
+    further_key,
     impression_key,
     keyed_normal,
     keyed_timesteps,
@@ -97,6 +99,7 @@ def test_compiled_code_draws_the_same_without_overflow(monkeypatch: pytest.Monke
             *(keyed_normal(keys, dim, stream) for dim in (1, 65) for stream in Stream),
             keyed_timesteps(keys, 100, Stream.TRAINING_TIMESTEP),
             seeded(keys, 3),
+            further_key(keys, 3),
             shared_key(keys, item=torch.arange(len(keys)), group=torch.arange(len(keys))),
         ]
 
@@ -149,6 +152,22 @@ def test_no_two_streams_and_no_two_seeds_draw_the_same():
         for a, b in combinations(draws, 2):
             # 20,000 pairs of independent draws in 2^30 hardly ever hold two equal ones.
             assert (a == b).sum() < 3
+
+
+def test_further_keys_draw_in_no_stream_what_others_draw():
+    """Fails where a further key is the key moved by a stream."""
+    keys = [KEYS, *(further_key(KEYS, number) for number in range(4))]
+    draws = [keyed_timesteps(key, 2**30, stream) for key in keys for stream in Stream]
+    for a, b in combinations(draws, 2):
+        assert (a == b).sum() < 3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 16, 2**43 - 1])
+def test_keys_counted_on_from_one_epoch_never_come_to_another(seed: int):
+    request, item = np.array([7]), np.array([3])
+    keys = [impression_key(request, item, epoch_draw(epoch, seed)).item() for epoch in range(100)]
+    assert min(abs(a - b) for a, b in combinations(keys, 2)) > 2**32
+    assert epoch_draw(0, seed) != epoch_draw(0, seed + 1)
 
 
 @pytest.mark.parametrize("num_train_timesteps", [1, 7, 100])

@@ -18,7 +18,7 @@ from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.own_rows import FEW
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
-from cdp_torchrec.keyed_random import impression_key
+from cdp_torchrec.keyed_random import epoch_draw, impression_key
 
 _NO_EPOCH = 0
 
@@ -124,7 +124,7 @@ class InputAssembler:
             DatasetError: an id lies beyond its table, or the history is damaged.
         """
         count = len(impressions.request_index)
-        draw = None if epoch is None else 1 + epoch + (self._seed << 20)
+        draw = None if epoch is None else epoch_draw(epoch, self._seed)
         histories = self._histories.read(impressions, draw=draw)
         bags = self._columns(impressions) | histories.bags
         category = np.zeros(count, dtype=np.int64)

@@ -38,10 +38,14 @@ def draw_strangers(
     """
     request_id = request_id.astype(np.int64)
     stranger = np.zeros_like(request_id)
-    for attempt in range(_ATTEMPTS if num_users else 0):
-        key = impression_key(request_id, np.full_like(request_id, attempt), draw)
+    left = np.arange(len(request_id) if num_users else 0)
+    for attempt in range(_ATTEMPTS):
+        if not len(left):
+            break
+        key = impression_key(request_id[left], np.full_like(left, attempt), draw)
         drawn = keyed_timesteps(torch.from_numpy(key), num_users, Stream.STRANGER).numpy()
-        _, slices = store.recent(drawn, before)
-        is_met = (stranger == 0) & (drawn != user) & (slices.lengths > 0)
-        stranger = np.where(is_met, drawn, stranger)
+        _, slices = store.recent(drawn, before[left])
+        is_met = (drawn != user[left]) & (slices.lengths > 0)
+        stranger[left[is_met]] = drawn[is_met]
+        left = left[~is_met]
     return stranger

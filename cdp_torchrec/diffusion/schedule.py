@@ -89,8 +89,8 @@ class NoiseSchedule(nn.Module):
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod), [B]; timesteps in 1..T."""
-        alphas_cumprod = self.alphas_cumprod[timesteps]
-        return alphas_cumprod / (1.0 - alphas_cumprod)
+        # Of the scales, which were rounded once: 1 - alphas_cumprod has few digits near 1.
+        return (self.signal_scales[timesteps] / self.noise_scales[timesteps]).square()
 
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """Min-SNR-gamma weight of the squared error in the prediction, [B] (arXiv 2303.09556)."""

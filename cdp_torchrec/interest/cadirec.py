@@ -36,10 +36,10 @@ from cdp_torchrec.interest.sequence_denoiser import (
     contrastive_loss,
     rounding_scores,
 )
+from cdp_torchrec.interest.sequence_rows import sequence_keys
 from cdp_torchrec.interest.stranger import (
     next_behaviours_beside,
     once_each,
-    request_keys,
     stranger_places,
 )
 from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, keyed_uniform
@@ -85,7 +85,7 @@ class CadirecInterest(InterestModule):
         stranger = keep_recent(inputs.stranger, self.config.max_length)
         states = self.encoder.encode(recent)
         interest = self.encoder.vector(last_state(states, recent.index), inputs.item)
-        keys = request_keys(inputs.key, inputs.item_id, recent.index)
+        keys = sequence_keys(inputs.key, inputs.item_id, recent.index)
         losses = self._losses(states, recent, stranger, keys)
         return InterestOutput(
             interest=interest, losses={name: losses[name] for name in self.loss_weights}

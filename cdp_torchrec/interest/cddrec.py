@@ -41,8 +41,9 @@ from cdp_torchrec.interest.output import NORM_EPS, InterestVector
 from cdp_torchrec.interest.recent_sequence import NextBehaviours, keep_recent, last_state, recency
 from cdp_torchrec.interest.reordering import Reordering
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
-from cdp_torchrec.interest.stranger import next_behaviours_beside, request_keys, stranger_places
-from cdp_torchrec.keyed_random import Stream, keyed_normal, seeded
+from cdp_torchrec.interest.sequence_rows import sequence_keys
+from cdp_torchrec.interest.stranger import next_behaviours_beside, stranger_places
+from cdp_torchrec.keyed_random import Stream, further_key, keyed_normal
 
 _POSITION_STD = 0.02
 
@@ -99,7 +100,7 @@ class CddrecInterest(InterestModule):
         if self.training and self.loss_weights:
             assert inputs.stranger is not None
             stranger = keep_recent(inputs.stranger, self.config.max_length)
-            keys = request_keys(inputs.key, inputs.item_id, recent.index)
+            keys = sequence_keys(inputs.key, inputs.item_id, recent.index)
             found = self._losses(attended, recent, stranger, keys)
             losses = {name: found[name] for name in self.loss_weights}
         return InterestOutput(interest=interest, losses=losses)
@@ -138,13 +139,14 @@ class CddrecInterest(InterestModule):
         )
         next_item = recent.item.index_select(0, following.positive)
         sampled = _Steps(
-            sample=self.decoder.samples(attended, seeded(key, 0)),
-            target=self._noised(next_item, seeded(key, 2)),
+            sample=self.decoder.samples(attended, further_key(key, 0)),
+            target=self._noised(next_item, further_key(key, 2)),
         )
-        of_view = self.decoder.samples(self.decoder.attend(self.encode(view), view), seeded(key, 1))
+        seen = self.decoder.attend(self.encode(view), view)
+        of_view = self.decoder.samples(seen, further_key(key, 1))
         of_stranger = _Steps(
-            sample=self.decoder.samples(other, seeded(other_key, 3)),
-            target=self._noised(stranger.item, seeded(other_key, 4)),
+            sample=self.decoder.samples(other, further_key(other_key, 3)),
+            target=self._noised(stranger.item, further_key(other_key, 4)),
         )
         losses = {}
         if "ranking_loss" in self.loss_weights:

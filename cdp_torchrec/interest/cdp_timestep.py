@@ -16,9 +16,9 @@ from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.interest.pooling import PooledHistory
 from cdp_torchrec.keyed_random import (
     Stream,
+    further_key,
     keyed_normal,
     keyed_timesteps,
-    seeded,
     shared_key,
 )
 
@@ -95,10 +95,8 @@ class TimestepCdp(CdpInterest[Denoiser]):
             step_modulation=self.denoiser.time_modulation(self.grid),
         )
         x_0 = pooled.latent
-        ends = [
-            chain(self._start_state(x_0, one))
-            for one in (key, *(seeded(key, draw) for draw in range(1, self.config.num_noise_draws)))
-        ]
+        more = (further_key(key, draw) for draw in range(1, self.config.num_noise_draws))
+        ends = [chain(self._start_state(x_0, one)) for one in (key, *more)]
         return ends[0] if len(ends) == 1 else torch.stack(ends).mean(dim=0)
 
     def _start_state(self, x_0: Tensor, key: Tensor) -> Tensor:

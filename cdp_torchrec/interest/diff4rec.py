@@ -31,11 +31,10 @@ from cdp_torchrec.interest.interaction_diffusion import ItemBuckets, diffusion_l
 from cdp_torchrec.interest.recent_sequence import keep_recent, last_state, recency
 from cdp_torchrec.interest.sasrec import sasrec_encoder
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
-from cdp_torchrec.interest.sequence_rows import SequenceRows
+from cdp_torchrec.interest.sequence_rows import SequenceRows, sequence_keys
 from cdp_torchrec.interest.stranger import (
     is_own_item,
     once_each,
-    request_keys,
     stranger_places,
 )
 from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_uniform
@@ -99,7 +98,7 @@ class Diff4RecInterest(InterestModule):
         assert inputs.progress is not None
         recent = keep_recent(inputs.recent, self.config.max_length)
         index, stranger = recent.index, keep_recent(inputs.stranger, self.config.max_length)
-        keys = request_keys(inputs.key, inputs.item_id, index)
+        keys = sequence_keys(inputs.key, inputs.item_id, index)
         curriculum = self.curriculum(inputs.progress)
         predicted, losses = self._diffuse(index, keys)
         augmentation = self.augment(
@@ -134,7 +133,7 @@ class Diff4RecInterest(InterestModule):
         rows = SequenceRows.of(index)
         interactions = self.buckets.interactions(index, rows, torch.ones_like(index.age))
         codes = self.autoencoder.encode(interactions)
-        key = functional.pad(keys.index_select(0, rows.sequence), (1, 0))
+        key = rows.keys(keys)
         per_row = diffusion_losses(
             self.process,
             self.autoencoder,

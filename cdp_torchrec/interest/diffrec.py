@@ -28,7 +28,7 @@ from cdp_torchrec.interest.config.generative import DiffRecConfig
 from cdp_torchrec.interest.interaction_diffusion import ItemBuckets, diffusion_losses
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import recency
-from cdp_torchrec.interest.sequence_rows import SequenceRows
+from cdp_torchrec.interest.sequence_rows import SequenceRows, sequence_keys
 
 
 class DiffRecInterest(InterestModule):
@@ -94,12 +94,14 @@ class DiffRecInterest(InterestModule):
         parts = [self.vector(interest, inputs.item), torch.stack([score, cluster_score], dim=1)]
         losses = {}
         if self.training:
+            group = inputs.category_id if self.config.history_filter == "category" else None
+            keys = sequence_keys(inputs.key, inputs.item_id, sequence.index, group=group)
             per_row = diffusion_losses(
                 self.process,
                 self.autoencoder,
                 interactions,
                 codes,
-                key=rows.key,
+                key=rows.keys(keys),
                 timestep_weights=self.timestep_weights,
             )
             losses = {

@@ -43,7 +43,7 @@ from cdp_torchrec.interest.output import layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 from cdp_torchrec.interest.token_block import TokenBlock, encode_last, own_place
-from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, seeded
+from cdp_torchrec.keyed_random import Stream, further_key, keyed_normal, keyed_timesteps
 
 
 class DiffuminInterest(InterestModule):
@@ -152,7 +152,7 @@ class DiffuminInterest(InterestModule):
         num_steps = self.schedule.num_train_timesteps
         timesteps = torch.stack(
             [
-                keyed_timesteps(seeded(key, channel), num_steps, Stream.TRAINING_TIMESTEP)
+                keyed_timesteps(further_key(key, channel), num_steps, Stream.TRAINING_TIMESTEP)
                 for channel in range(self.config.num_channels)
             ],
             dim=1,

@@ -203,5 +203,6 @@ def next_behaviours(index: SequenceIndex, *, key: Tensor, length: int) -> NextBe
     item = index.item_id
     is_other = item.index_select(0, negative) != item.index_select(0, positive)
     has_next = (order > 0) & (order < length)
-    weight = (has_next & is_other).to(index.age.dtype)
+    # With no other sequence in the batch there is nobody to tell it from.
+    weight = (has_next & is_other & (own < count)).to(index.age.dtype)
     return NextBehaviours(positive=positive, negative=negative, weight=weight)

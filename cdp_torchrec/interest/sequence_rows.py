@@ -6,11 +6,26 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.keyed_random import shared_key
 
-# Any large odd number: it spreads ids and ages over all bits of the sum that names a sequence.
-_KEY_MULTIPLIER = 0x5851F42D4C957F2D
+
+def sequence_keys(
+    key: Tensor, item_id: Tensor, index: SequenceIndex, *, group: Tensor | None = None
+) -> Tensor:
+    """Names the request and epoch of each sequence, int64 [S], whichever impressions are here.
+
+    Args:
+        key: of the impressions, int64 [B].
+        item_id: in those keys, int64 [B].
+        index: sequences of requests.
+        group: what else tells sequences of one request apart, such as the category of gated ones,
+            int64 [B].
+    """
+    shared = shared_key(key, item=item_id, group=torch.zeros_like(key) if group is None else group)
+    return shared.index_select(0, index.first_impression)
 
 
 @dataclass(frozen=True)
@@ -25,10 +40,6 @@ class SequenceRows:
     """Row of each behaviour, int64 [L]."""
     sequence: Tensor
     """Sequence in each row but row 0, int64 [R - 1]."""
-    key: Tensor
-    """Names each sequence by its items and ages, int64 [R]: noise keyed by it is the same on every
-    rank, in every batch and epoch. A key of an impression would not do: a request may be split
-    between batches, and each part would name it otherwise."""
 
     @classmethod
     def of(cls, index: SequenceIndex) -> "SequenceRows":
@@ -38,11 +49,13 @@ class SequenceRows:
         numbers = torch.arange(1, present.shape[0], device=filled.device)
         row = torch.zeros_like(index.lengths).index_copy(0, filled, numbers)
         of_behaviour = row.index_select(0, index.owner)
-        names = (index.item_id ^ index.age.long() * _KEY_MULTIPLIER) * _KEY_MULTIPLIER
         return cls(
             present=present,
             of_impression=row.index_select(0, index.sequence),
             of_behaviour=of_behaviour,
             sequence=filled,
-            key=names.new_zeros(present.shape[0]).index_add(0, of_behaviour, names),
         )
+
+    def keys(self, of_sequences: Tensor) -> Tensor:
+        """Keys of sequences, int64 [S], as those of their rows, [R]; 0 in row 0."""
+        return functional.pad(of_sequences.index_select(0, self.sequence), (1, 0))

@@ -8,19 +8,7 @@ from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest.recent_sequence import NextBehaviours, recency
-from cdp_torchrec.keyed_random import Stream, keyed_timesteps, shared_key
-
-
-def request_keys(key: Tensor, item_id: Tensor, index: SequenceIndex) -> Tensor:
-    """Names the request and epoch of each sequence, int64 [S], whichever impressions are here.
-
-    Args:
-        key: of the impressions, int64 [B].
-        item_id: in those keys, int64 [B].
-        index: sequences of requests.
-    """
-    request = shared_key(key, item=item_id, group=torch.zeros_like(item_id))
-    return request.index_select(0, index.first_impression)
+from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
 
 def stranger_places(stranger: SequenceIndex, sequence: Tensor, *, count: int) -> Tensor:

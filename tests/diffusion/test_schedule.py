@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from cdp_torchrec.diffusion.config import NoiseScheduleConfig, PredictionType
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
+from cdp_torchrec.interest.config.generative import DdrmConfig
 from cdp_torchrec.keyed_random import Stream, keyed_normal
 
 PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
@@ -26,6 +27,14 @@ def test_paper_schedule_keeps_47_percent_of_the_variance():
         assert schedule.alphas_cumprod[timestep].item() == pytest.approx(value, abs=5e-5)
     assert schedule.alphas_cumprod[100].item() == pytest.approx(0.470982, abs=1e-6)
     assert schedule.snr(torch.tensor([100])).item() == pytest.approx(0.890, abs=5e-4)
+
+
+def test_ratios_of_signal_to_noise_keep_their_digits_where_there_is_hardly_any_noise():
+    """Fails where 1 - alphas_cumprod is computed in float32."""
+    schedule = NoiseSchedule(DdrmConfig(kind="ddrm").schedule, prediction_type="x0")
+    exact = [(signal / sigma) ** 2 for signal, sigma in map(schedule.scales, range(1, 31))]
+    assert exact[0] > 9e4
+    torch.testing.assert_close(schedule.snr(torch.arange(1, 31)), torch.tensor(exact))
 
 
 def test_linear_var_reads_the_same_numbers_as_marginal_variance():

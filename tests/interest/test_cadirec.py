@@ -16,9 +16,9 @@ from cdp_torchrec.interest.config.sequential import CadirecConfig, SasrecConfig
 from cdp_torchrec.interest.sasrec import SasrecInterest
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.interest.sequence_denoiser import contrastive_loss
+from cdp_torchrec.interest.sequence_rows import sequence_keys
 from cdp_torchrec.interest.stranger import (
     next_behaviours_beside,
-    request_keys,
     stranger_places,
 )
 from cdp_torchrec.keyed_random import impression_key
@@ -246,7 +246,7 @@ def test_all_impressions_of_a_request_have_its_losses_in_any_batch(make_inputs, 
     request = inputs.recent.index.sequence
     key = impression_key(1000 + request, inputs.item_id, 7)
     inputs = replace(inputs, key=key)
-    keys = request_keys(key, inputs.item_id, inputs.recent.index)
+    keys = sequence_keys(key, inputs.item_id, inputs.recent.index)
     assert len(keys[:4].unique()) == 4
     losses, epoch = module(inputs).losses, replace(inputs, key=key + 1)
     for name, loss in losses.items():

@@ -16,8 +16,9 @@ from cdp_torchrec.interest import CddrecConfig, CddrecInterest, InterestDims
 from cdp_torchrec.interest.cddrec import ranking_loss, step_contrast
 from cdp_torchrec.interest.recent_sequence import keep_recent, last_state, recency
 from cdp_torchrec.interest.reordering import Reordering
-from cdp_torchrec.interest.stranger import next_behaviours_beside, request_keys
-from cdp_torchrec.keyed_random import Stream, keyed_normal, seeded
+from cdp_torchrec.interest.sequence_rows import sequence_keys
+from cdp_torchrec.interest.stranger import next_behaviours_beside
+from cdp_torchrec.keyed_random import Stream, further_key, keyed_normal
 from tests.golden_wave import wave
 from tests.gradients import in_float64
 from tests.interest.sequences import items_only
@@ -229,15 +230,15 @@ def test_every_step_ranks_with_the_inverse_of_its_number(make_cddrec, make_input
     inputs = in_float64(make_inputs())
     recent, stranger = (keep_recent(x, 20) for x in (inputs.recent, inputs.stranger))
     index = recent.index
-    keys = request_keys(inputs.key, inputs.item_id, index)
+    keys = sequence_keys(inputs.key, inputs.item_id, index)
     key = keys[index.owner] + recency(index)
     reordering = Reordering.of(index, keys=keys, key=key, share=0.6, length=20)
     following = next_behaviours_beside(index, stranger.index, key=key, length=20)
     views = []
     for number, sequence in enumerate((recent, reordering.apply(recent))):
         attended = module.decoder.attend(module.encode(sequence), sequence)
-        views.append(module.decoder.samples(attended, seeded(key, number)))
-    noise = keyed_normal(seeded(key, 2), 8, Stream.TRAINING_NOISE).double()
+        views.append(module.decoder.samples(attended, further_key(key, number)))
+    noise = keyed_normal(further_key(key, 2), 8, Stream.TRAINING_NOISE).double()
     totals = torch.zeros(len(index.lengths), 2).double()
     counts = torch.zeros(len(index.lengths), 2).double()
     for place in range(len(index.owner)):

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from cdp_torchrec.interest import CdpConfig, InterestInput
 from cdp_torchrec.keyed_random import (
     Stream,
+    further_key,
     impression_key,
     keyed_normal,
     keyed_timesteps,
-    seeded,
 )
 from tests.gradients import idle, idle_parameters, in_float64
 
@@ -255,7 +255,7 @@ def test_the_interest_of_several_draws_is_the_mean_of_their_chains(make_module, 
     one = make_module(*CHAIN).eval()
     three = make_module(*CHAIN, "num_noise_draws=3").eval()
     three.load_state_dict(one.state_dict())
-    keys = (inputs.key, seeded(inputs.key, 1), seeded(inputs.key, 2))
+    keys = (inputs.key, further_key(inputs.key, 1), further_key(inputs.key, 2))
     chains = [one(replace(inputs, key=key)).interest for key in keys]
     assert not torch.allclose(chains[0], chains[1])
     torch.testing.assert_close(three(inputs).interest, torch.stack(chains).mean(dim=0))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
@@ -18,7 +19,9 @@ from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder, kl_los
 from cdp_torchrec.interest.config.generative import DiffRecConfig
 from cdp_torchrec.interest.diffrec import DiffRecInterest, recency_weights
 from cdp_torchrec.interest.sequence_rows import SequenceRows
+from cdp_torchrec.keyed_random import epoch_draw, impression_key
 from tests.golden_wave import wave
+from tests.interest.sequences import take
 from tests.paths import GOLDEN
 
 EMIT = ("interest", "interest_item")
@@ -154,23 +157,35 @@ def test_serving_reverses_all_steps_from_the_clean_state(make_diffrec, make_inpu
 def test_an_impression_has_its_score_and_losses_in_any_batch(make_diffrec, make_inputs, space):
     """Fails where a request's noise is named by whichever of its impressions is in the batch."""
     module, inputs = make_diffrec(space=space), make_inputs(batch=4)
+    key = impression_key(torch.tensor([0, 1, 1, 2]), inputs.item_id, epoch_draw(0, seed=0))
+    inputs = replace(inputs, key=key)
     histories = [[3, 4, 9], [8, 8, 2, 1], [], [5]]
     together = with_behaviours(inputs, histories, sequence=[0, 1, 1, 2])
-    alone = with_behaviours(inputs, [histories[1]], sequence=[0, 0, 0, 0])
+    alone = take(together, torch.tensor([2, 1]))
     expected, found = module(together), module(alone)
-    torch.testing.assert_close(found.interest[2], expected.interest[2])
+    torch.testing.assert_close(found.interest[0], expected.interest[2])
     for name, loss in expected.losses.items():
-        torch.testing.assert_close(found.losses[name][2], loss[2])
+        torch.testing.assert_close(found.losses[name][0], loss[2])
         assert loss[1] == loss[2]
 
 
-def test_requests_of_one_user_at_other_times_draw_other_noise(make_inputs):
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("history_filter", ["none", "category"])
+def test_each_request_and_epoch_draws_noise_of_its_own(
+    make_diffrec, make_inputs, space, history_filter
+):
+    """Fails where a history is denoised at one level of noise for the whole training."""
+    module = make_diffrec(space=space, history_filter=history_filter)
     inputs = with_behaviours(make_inputs(batch=2), [[3, 4], [3, 4]], sequence=[0, 1])
-    assert inputs.recent is not None
-    index = inputs.recent.index
-    assert SequenceRows.of(index).key[1] == SequenceRows.of(index).key[2]
-    later = replace(index, age=index.age + torch.tensor([0.0, 0.0, 60.0, 60.0]))
-    assert SequenceRows.of(later).key[1] != SequenceRows.of(later).key[2]
+    inputs = replace(inputs, item_id=torch.tensor([3, 3]), gated=inputs.recent)
+
+    def losses(epoch: int) -> Tensor:
+        key = impression_key(torch.tensor([5, 6]), inputs.item_id, epoch_draw(epoch, seed=0))
+        return module(replace(inputs, key=key)).losses["denoise_loss"]
+
+    found = torch.cat([losses(epoch) for epoch in range(3)])
+    assert len(set(found.tolist())) == 6
+    assert torch.equal(losses(0), found[:2])
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -13,7 +13,7 @@ from cdp_torchrec.interest import DiffuminConfig, DiffuminInterest
 from cdp_torchrec.interest.channel_denoiser import ChannelDenoiser
 from cdp_torchrec.interest.diffumin import _Calibrator
 from cdp_torchrec.interest.interest_channels import InterestChannels, orthonormal
-from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps, seeded
+from cdp_torchrec.keyed_random import Stream, further_key, keyed_normal, keyed_timesteps
 from tests.gradients import in_float64
 from tests.interest.sequences import items_only
 
@@ -223,7 +223,8 @@ def test_the_denoising_loss_is_the_error_in_the_interest_at_a_random_step(
         )
     )
     steps = [
-        keyed_timesteps(seeded(inputs.key, k), 1000, Stream.TRAINING_TIMESTEP) for k in range(4)
+        keyed_timesteps(further_key(inputs.key, k), 1000, Stream.TRAINING_TIMESTEP)
+        for k in range(4)
     ]
     timesteps = torch.stack(steps, dim=1)
     alphas = module.schedule.alphas_cumprod.double()[timesteps].unsqueeze(2)

@@ -153,6 +153,13 @@ def test_negatives_are_other_items_of_other_users_and_follow_from_the_keys():
     assert following.positive[following.weight > 0].tolist() == [1, 2, 3, 5, 7, 8]
 
 
+def test_the_only_history_of_a_batch_is_told_from_nobody():
+    """Fails where its own oldest behaviour is the negative."""
+    index = sequence_of([[], [1, 2, 3, 4], []], torch.zeros(4, 1)).index
+    following = next_behaviours(index, key=torch.arange(3), length=50)
+    assert following.weight.tolist() == [0, 0, 0, 0]
+
+
 def test_heads_must_divide_the_embedding_dim(dims):
     with pytest.raises(ConfigError, match=r"num_heads = 3: must divide model\.embedding_dim = 8"):
         make_sasrec(dims, num_heads=3)
