@@ -33,7 +33,6 @@ class EvidenceCdp(CdpInterest[EvidenceDenoiser]):
 
         The latents are detached: the loss would be smallest if all behaviours were the same.
         """
-        assert inputs.part is not None
         part, count = self.pooling.of_part(inputs.part)
         x, whole = part.detach(), pooled.latent.detach()
         useful = ((count > 0) & (count < pooled.count)).to(x.dtype)

@@ -39,6 +39,7 @@ from cdp_torchrec.interest.config.generative import (
     DiffRecConfig,
     DiffuminConfig,
 )
+from cdp_torchrec.interest.config.load import load_interest
 from cdp_torchrec.interest.config.long_sequence import LongerConfig, MarmConfig, MtgrConfig
 from cdp_torchrec.interest.config.sequential import (
     CadirecConfig,
@@ -123,6 +124,7 @@ __all__ = [
     "TwinV2Config",
     "TwinV2Interest",
     "build_interest",
+    "load_interest",
 ]
 
 

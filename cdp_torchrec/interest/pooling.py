@@ -43,6 +43,7 @@ class HistoryPooling(nn.Module):
     def __init__(self, config: GatedHistoryConfig, dims: InterestDims) -> None:
         super().__init__()
         self.latent_norm: LatentNorm = config.latent_norm
+        self.num_segments, self.num_dayparts = config.num_segments, dims.dayparts
         self.attention = self.mean = self.shift = None
         if config.pooling == "attention":
             self.attention = AttentivePooling(config.attention, dims)
@@ -54,25 +55,33 @@ class HistoryPooling(nn.Module):
         self.null_latent = nn.Parameter(nn.init.normal_(torch.empty(dims.item), std=0.02))
 
     def forward(self, inputs: InterestInput) -> PooledHistory:
-        """z_0 of every impression."""
+        """z_0 of every impression.
+
+        Raises:
+            ValueError: the inputs lack a pool, or it has other segments than the settings say.
+        """
         if self.attention is not None:
             mean, count = self.attention.pool(inputs)
         else:
-            assert self.mean is not None and inputs.pool is not None
-            mean, count = self.mean(inputs.pool), inputs.pool.lengths.sum(dim=1)
+            assert self.mean is not None
+            pool = _checked(inputs.pool, "pool", self.num_segments)
+            mean, count = self.mean(pool), pool.lengths.sum(dim=1)
             if self.shift is not None:
-                assert inputs.daypart is not None
-                mean = mean + self.shift(inputs.daypart)
+                mean = mean + self.shift(_checked(inputs.daypart, "daypart", self.num_dayparts))
         present = count.unsqueeze(1) > 0
         latent = normalise(mean, self.latent_norm).where(present, self.null_latent)
         return PooledHistory(latent=latent, mean=mean, count=count)
 
-    def of_part(self, part: GatedPool) -> tuple[Tensor, Tensor]:
+    def of_part(self, part: GatedPool | None) -> tuple[Tensor, Tensor]:
         """Latent of a part of the behaviours whatever their recency [B, D], and their number [B].
 
         Args:
             part: InterestInput.part.
+
+        Raises:
+            ValueError: it is missing, or has other segments than there are dayparts.
         """
+        part = _checked(part, "part", self.num_dayparts)
         count = part.lengths.sum(dim=1)
         mean = part.sums.sum(dim=1) / count.clamp(min=1.0).unsqueeze(1)
         if self.shift is not None:
@@ -126,6 +135,17 @@ class DaypartShift(nn.Module):
         """The shift of P segments by the time of day, [B, D]; zeros without a behaviour."""
         shift = pool.sums.flatten(1) @ self.weight.flatten(0, 1) + pool.lengths @ self.bias
         return shift / pool.lengths.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+
+def _checked(pool: GatedPool | None, name: str, num_segments: int) -> GatedPool:
+    if pool is None:
+        raise ValueError(f"InterestInput.{name} is missing: expected sums and lengths")
+    for part, found in (("sums", pool.sums.shape[1]), ("lengths", pool.lengths.shape[1])):
+        if found != num_segments:
+            raise ValueError(
+                f"InterestInput.{name}.{part}: expected {num_segments} segments, found {found}"
+            )
+    return pool
 
 
 class Emission(nn.Module):

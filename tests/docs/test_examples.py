@@ -9,6 +9,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 
 from cdp_torchrec.data.prepare.arrivals.messages import row_formats
 from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.interest.cdp_evidence import EvidenceCdp
 from tests.docs.logs import write_staging
 from tests.docs.pages import blocks_of
 from tests.paths import ROOT
@@ -45,6 +46,12 @@ def test_the_example_in_plain_pytorch_trains_every_parameter() -> None:
     model = names["model"]
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert torch.isfinite(names["loss"])
+    assert isinstance(model.cdp, EvidenceCdp)
+    assert model.cdp.loss_weights == {"noise_loss": 10.0}
+    history = names["history"]
+    part = names["random_part"](history)
+    assert 0 < ((part > 0).sum(1) < (history > 0).sum(1)).sum()
+    assert torch.equal(part[part > 0], history[part > 0])
 
 
 def test_the_example_with_torchrecs_dlrm_trains_every_parameter() -> None:
@@ -73,9 +80,8 @@ def test_the_example_with_torchrecs_dlrm_trains_every_parameter() -> None:
         torch.randint(rows, (int(lengths.sum()),)),
         lengths=lengths,
     )
-    logits, losses = model(torch.randn(batch_size, 5), sparse, torch.arange(batch_size))
-    weights = model.cdp.loss_weights
-    loss = logits.sum() + sum(weight * losses[name].mean() for name, weight in weights.items())
-    loss.backward()
+    logits = model(torch.randn(batch_size, 5), sparse)
+    assert not model.cdp.loss_weights
+    logits.sum().backward()
     assert logits.shape == (batch_size,)
     assert [name for name, p in model.named_parameters() if p.grad is None] == []

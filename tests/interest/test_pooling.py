@@ -6,7 +6,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cdp_torchrec.interest import GatedPool, InterestDims, InterestInput, PooledConfig
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.interest import (
+    CdpConfig,
+    GatedPool,
+    InterestDims,
+    InterestInput,
+    PooledConfig,
+    load_interest,
+)
 from cdp_torchrec.interest.pooling import Emission, HistoryPooling, normalise
 
 DIMS = InterestDims(user=0, query=0, item=3, item_attributes=0, context=0, scene=0)
@@ -175,3 +183,26 @@ def test_monitors_measure_the_histories_that_are_there():
 def test_emitting_nothing_or_twice_the_same_is_refused(parts):
     with pytest.raises(ValidationError, match="emit"):
         PooledConfig(kind="pooled", emit=parts)
+
+
+def test_pools_that_are_missing_or_have_other_segments_are_refused(make_inputs, make_module):
+    """Fails where one segment is read as if it were seven: sums broadcast."""
+    module = make_module("interest/cdp")
+    inputs = make_inputs(num_segments=7)
+    for changed, message in [
+        (replace(inputs, pool=None), r"InterestInput\.pool is missing"),
+        (make_inputs(num_segments=1), r"pool\.sums: expected 7 segments, found 1"),
+        (replace(inputs, part=None), r"InterestInput\.part is missing"),
+        (replace(inputs, part=inputs.pool), r"part\.sums: expected 1 segments, found 7"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            module(changed)
+
+
+def test_settings_of_a_layer_are_there_for_models_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_interest("configs/interest/cdp.toml", "model.interest.recency_segments=[]")
+    assert isinstance(config, CdpConfig)
+    assert (config.noise_level, config.num_segments) == ("evidence", 1)
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_interest("configs/interest/counts.toml")
