@@ -51,7 +51,8 @@ class ManagedCollisionConfig(Config):
     depends on the number of ranks."""
     eviction_policy: EvictionPolicyName = "distance_lfu"
     """Whose row a new id takes: the least frequent id's, the least recent one's, or that with the
-    lowest count per step since it was last seen; and only if the new id scores higher."""
+    lowest count per step since it was last seen; and only if the new id scores higher. What counts
+    is in how many steps an id was seen, whatever the number of ranks."""
     eviction_interval: PositiveInt = 100
     """Steps between two assignments of rows; there is one before each checkpoint, too. Until the
     first one, all ids share their bucket's row."""

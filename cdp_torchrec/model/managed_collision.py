@@ -39,7 +39,7 @@ class BucketedCollisionModule(ManagedCollisionModule):
     """
 
     # One entry per row, sorted by key: its bucket and owner; the row, counted over the whole table;
-    # how often and in which step its owner was seen.
+    # in how many steps its owner was seen, and in which one last.
     keys: Tensor
     rows: Tensor
     counts: Tensor
@@ -66,7 +66,7 @@ class BucketedCollisionModule(ManagedCollisionModule):
         self._config = config
         self._bucket_rows = bucket_rows
         self._policy = _POLICIES[config.eviction_policy]()
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[Tensor] = []
         self._evicted: list[Tensor] = []
         first, end = output_id_range or (0, config.zch_size)
         rows = torch.arange(first, end, device=device)
@@ -78,16 +78,20 @@ class BucketedCollisionModule(ManagedCollisionModule):
     def forward(
         self, features: dict[str, JaggedTensor], mutate_miss_lengths: bool = True
     ) -> dict[str, JaggedTensor]:
-        """Rows in place of ids; in training the ids are counted first."""
+        """Rows in place of ids; in training the steps of ids are counted first."""
         return self.remap(self.profile(features), mutate_miss_lengths)
 
     @torch.no_grad()
     def profile(self, features: dict[str, JaggedTensor]) -> dict[str, JaggedTensor]:
-        """Count the ids of a training step, and assign rows when the interval is over."""
+        """Count a training step for each of its ids, and assign rows when the interval is over.
+
+        Not how often an id occurs in it: ids of a request travel once, or once for each of the
+        ranks that share the request.
+        """
         if self.training:
             self._current_iter_tensor += 1
             ids = torch.cat([feature.values() for feature in features.values()])
-            self._pending.append(self._keys(ids).unique(return_counts=True))
+            self._pending.append(self._keys(ids).unique())
             if len(self._pending) == self._config.eviction_interval:
                 self.assign()
         return features
@@ -99,12 +103,10 @@ class BucketedCollisionModule(ManagedCollisionModule):
             return
         last = int(self._current_iter_tensor)
         first = last - len(self._pending) + 1
-        every_key, inverse = torch.cat([keys for keys, _ in self._pending]).unique(
-            return_inverse=True
+        every_key, inverse, counts = torch.cat(self._pending).unique(
+            return_inverse=True, return_counts=True
         )
-        counts = torch.cat([counts for _, counts in self._pending])
-        steps = [torch.full_like(keys, first + i) for i, (keys, _) in enumerate(self._pending)]
-        counts = torch.zeros_like(every_key).index_add_(0, inverse, counts)
+        steps = [torch.full_like(keys, first + i) for i, keys in enumerate(self._pending)]
         step = torch.zeros_like(every_key).scatter_reduce_(0, inverse, torch.cat(steps), "amax")
         self._pending = []
         for start in range(0, len(self.rows), self._bucket_rows):
@@ -120,7 +122,7 @@ class BucketedCollisionModule(ManagedCollisionModule):
         Args:
             own: its place in the buffers.
             keys: that were counted, increasing, int64 [L].
-            counts: how often, int64 [L].
+            counts: in how many steps, int64 [L].
             step: when last, int64 [L].
             current_iter: the current step.
         """

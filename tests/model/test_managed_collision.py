@@ -62,7 +62,7 @@ class Reference:
         return {"lfu": slot.count, "lru": -age, "distance_lfu": slot.count / age}[self.policy]
 
     def assign(self, steps: list[list[int]], now: int) -> None:
-        count = Counter(id_ for step in steps for id_ in step)
+        count = Counter(id_ for step in steps for id_ in set(step))
         last = {id_: now - len(steps) + 1 + i for i, step in enumerate(steps) for id_ in step}
         for slot in self.slots:
             if slot.owner in count:
@@ -109,6 +109,16 @@ def test_rows_change_owners_as_a_plain_account_of_the_policy_says(
             owned.get(i, (i % BUCKETS + 1) * BUCKET_ROWS - 1) for i in range(110)
         ]
     assert num_evicted > BUCKETS * (BUCKET_ROWS - 1), "not only free rows found an owner"
+
+
+def test_an_id_counts_once_a_step_however_many_ranks_send_it() -> None:
+    """Fails where a request that two ranks share makes its ids twice as frequent."""
+    once, twice = make_module("lfu"), make_module("lfu")
+    for ids in random_steps(4 * INTERVAL):
+        once.profile(features(ids))
+        twice.profile(features([*ids, *ids[:3]]))
+    assert torch.equal(once.keys, twice.keys)
+    assert torch.equal(once.counts, twice.counts)
 
 
 def test_halves_of_the_buckets_map_ids_as_the_whole_does() -> None:
