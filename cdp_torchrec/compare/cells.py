@@ -12,6 +12,7 @@ from cdp_torchrec.compare.histories import unequal_histories
 from cdp_torchrec.compare.search import GridPoint, trials
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.layers import COMMAND_LINE
+from cdp_torchrec.config.shipped import find_beside
 from cdp_torchrec.data.schema import SCHEMA
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
@@ -180,7 +181,7 @@ def _of_table(line: str) -> str:
 
 def _relative_to(folder: Path, layer: str) -> str:
     is_path = layer.endswith(".toml") and "=" not in layer
-    return str(folder / layer) if is_path else layer
+    return str(find_beside(folder, layer)) if is_path else layer
 
 
 def _check_cell(config: ExperimentConfig) -> None:

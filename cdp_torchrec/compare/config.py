@@ -69,8 +69,8 @@ class GainsConfig(Config):
 class CompareConfig(Config):
     """A table: one cell for each dataset, row and seed, at the row's best trial.
 
-    Lists of layers hold paths, relative to the table's file, and key=value as on the command line
-    of `cdp_torchrec train`.
+    Lists of layers hold paths, relative to the table's file or of layers that come with the
+    package, and key=value as on the command line of `cdp_torchrec train`.
     """
 
     run_dir: Path | None = None

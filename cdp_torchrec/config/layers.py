@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config.keys import KeyNode
-from cdp_torchrec.config.shipped import SHIPPED, find_shipped, is_there, similar_layers
+from cdp_torchrec.config.shipped import SHIPPED, find_beside, find_shipped, similar_layers
 from cdp_torchrec.config.toml_file import MAX_DEPTH, UnreadableError, parse_toml, read_toml
 
 COMMAND_LINE = "command line"
@@ -278,15 +278,9 @@ def _read_file(
     lower = [
         found
         for name in names
-        for found in _read_file(_extended(file, name), (*below, file), seen, problems)
+        for found in _read_file(find_beside(file.parent, name), (*below, file), seen, problems)
     ]
     return [*lower, (label, layer)]
-
-
-def _extended(file: Path, name: str) -> Path:
-    """A layer that another one names: beside it, or else one that comes with the package."""
-    beside, shipped = file.parent / name, find_shipped(Path(name))
-    return shipped if not is_there(beside) and shipped.is_relative_to(SHIPPED) else beside
 
 
 def _label(file: Path) -> str:

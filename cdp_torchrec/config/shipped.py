@@ -18,10 +18,20 @@ def find_shipped(path: Path) -> Path:
 
     `configs/data/trivago.toml` and `data/trivago.toml` are found from any working directory.
     """
-    if path.is_absolute() or is_there(path):
-        return path
+    return path if is_there(path) else _among_shipped(path) or path
+
+
+def find_beside(folder: Path, name: str) -> Path:
+    """A layer that a file in a folder names: from there, or else one that comes with the package."""
+    beside = folder / name
+    return beside if is_there(beside) else _among_shipped(Path(name)) or beside
+
+
+def _among_shipped(path: Path) -> Path | None:
+    if path.is_absolute() or ".." in path.parts:
+        return None
     shipped = SHIPPED.joinpath(*path.parts[path.parts[:1] == (_NAME,) :])
-    return shipped if is_there(shipped) else path
+    return shipped if is_there(shipped) else None
 
 
 def is_there(path: Path) -> bool:

@@ -176,9 +176,9 @@ def _changes(
     *,
     in_time: bool,
 ) -> list[_Change]:
-    """What the first culprit is not allowed so far, the shortest shards first; the best for all."""
+    """Other types of the first culprit, the shortest shards first; the best for all."""
     first = culprits[0]
-    kinds = _other_types(case, first, workload)
+    kinds = _other_types(case, first, workload, in_time=in_time)
     if kinds:
         sizes = _sizes(case, first, kinds, workload, in_time=in_time)
         now = max(_amount(shard, in_time=in_time) for shard in first.shards)
@@ -192,14 +192,23 @@ def _changes(
 
 
 def _other_types(
-    case: PlanCase, culprit: TableEstimate, workload: Workload | OutsideWorkload
+    case: PlanCase,
+    culprit: TableEstimate,
+    workload: Workload | OutsideWorkload,
+    *,
+    in_time: bool,
 ) -> list[TypeName]:
-    """Types that the table may not have now, and could."""
+    """Types that the table could have.
+
+    In time those that it may not have now: of the others the planner has taken the fastest, which
+    says nothing of memory.
+    """
     table = culprit.table
     if table.buckets is not None:
         return []  # by rows only
     problem = workload.problem(case)
-    excluded = set(table_constraints(problem)[table.name].sharding_types or ())
+    allowed = table_constraints(problem)[table.name].sharding_types or ()
+    excluded = set(allowed) if in_time else {culprit.sharding_type}
     if not table.is_pooled:
         excluded |= set(FOR_SEQUENCES)
     if case.optimizer.kind == "rowwise_adagrad":

@@ -10,7 +10,7 @@ from cdp_torchrec.compare.run import run_table
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.help import describe
 from tests.compare.conftest import CPU, MakeTable
-from tests.paths import CONFIGS
+from tests.paths import CONFIGS, ROOT
 
 COMPARE = CONFIGS / "compare"
 
@@ -48,6 +48,20 @@ def test_a_cell_that_does_not_fit_its_dataset_is_reported_before_the_first_cell(
     with pytest.raises(ConfigError, match=r"no feature 'weight'.*\(in tiny/none\)"):
         run_table(table, CPU)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("folder", [ROOT, None])
+def test_a_table_anywhere_names_layers_of_the_package(
+    folder: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder or tmp_path)
+    table = tmp_path / "table.toml"
+    table.write_text(
+        "reference = 'din'\nseeds = [0]\n[datasets]\nd = ['data.dir=log']\n"
+        "[models]\ndin = ['configs/interest/din.toml']\ncdp = ['interest/cdp.toml']\n"
+    )
+    made = load_table([str(table)])
+    assert {cell.config.model.interest.kind for cell in made.cells()} == {"din", "cdp"}
 
 
 def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) -> None:

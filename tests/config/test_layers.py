@@ -9,7 +9,7 @@ import pytest
 from cdp_torchrec.config import Config, load_config
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.config.sample import Cdp, Experiment, Model, Optimizer, Twin, layer, lines, load
-from tests.paths import CONFIGS
+from tests.paths import CONFIGS, ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,17 @@ def test_a_layer_extended_twice_does_not_undo_what_lies_between() -> None:
     layer("a.toml", "extends = 'base.toml'\nseed = 2")
     layer("b.toml", "extends = 'base.toml'\n[trainer]\nnum_ranks = 2")
     assert load("a.toml", "b.toml").seed == 2
+
+
+def test_a_layer_extends_those_of_the_package_also_from_a_checkout_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a file of this name below the working directory hides the package's."""
+    monkeypatch.chdir(ROOT)
+    for name in ("configs/interest/din.toml", "interest/din.toml"):
+        mine = tmp_path / "mine.toml"
+        mine.write_text(f"extends = '{name}'\n[data]\ndir = 'log'")
+        assert load_config(ExperimentConfig, [str(mine)]).model.interest.kind == "din"
 
 
 def test_bad_extends_are_named() -> None:
