@@ -50,10 +50,34 @@ def describe_outcome(trained: Trained) -> str:
     if problems and trained.progress.step < FEW_STEPS:
         problems.append(_few_steps(trained, data.schema.splits["train"].impressions))
     lines = [_comparison(trained.report, references), ""]
-    lines += _success(trained.report, references)
+    lines += success(trained.report, references)
     if problems:
         lines += ["SOMETHING IS WRONG:", *map(_item, problems), *_starter_hint(config)]
     return "\n".join([*lines, "", *_next_steps(trained.run_dir, config.data.dir)])
+
+
+def success(report: MetricReport, references: Mapping[str, MetricReport]) -> Iterator[str]:
+    """One sentence if no untrained scorer is as good in any metric.
+
+    Args:
+        report: of the model.
+        references: of the untrained scorers, by name.
+    """
+    if any(getattr(report, m) <= max(0.5, _best(references, m)[1]) for m in _RANKING):
+        return
+    metric = "auc" if math.isnan(report.gauc) else "gauc"
+    name, bar = _best(references, metric)
+    value, low = getattr(report, metric), getattr(report, f"{metric}_interval").low
+    if low <= bar:
+        yield (
+            f"{metric.upper()} {value:.4f} is above every untrained scorer, but not shown to be: "
+            f"the best of them, {name}, has {bar:.4f}, within its interval."
+        )
+    else:
+        yield (
+            f"{metric.upper()} {value:.4f} beats every untrained scorer; the best of them, {name}, "
+            f"has {bar:.4f}."
+        )
 
 
 def weak_metrics(report: MetricReport, references: Mapping[str, MetricReport]) -> Iterator[str]:
@@ -194,18 +218,6 @@ def _best(references: Mapping[str, MetricReport], metric: str) -> tuple[str, flo
     values = {n: getattr(r, metric) for n, r in references.items() if n != TRUTH}
     best = max(values, key=lambda name: -1.0 if math.isnan(values[name]) else values[name])
     return best, values[best]
-
-
-def _success(report: MetricReport, references: Mapping[str, MetricReport]) -> Iterator[str]:
-    """One sentence if no untrained scorer is as good in any metric."""
-    if any(getattr(report, m) <= max(0.5, _best(references, m)[1]) for m in _RANKING):
-        return
-    metric = "auc" if math.isnan(report.gauc) else "gauc"
-    name, bar = _best(references, metric)
-    yield (
-        f"{metric.upper()} {getattr(report, metric):.4f} beats every untrained scorer; the best of "
-        f"them, {name}, has {bar:.4f}."
-    )
 
 
 def _comparison(report: MetricReport, references: Mapping[str, MetricReport]) -> str:

@@ -18,7 +18,14 @@ from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.experiment import open_data, train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import ImpressionMetrics, MetricReport
-from cdp_torchrec.outcome import blind_spots, describe_outcome, idle_settings, weak_metrics
+from cdp_torchrec.metrics.report import Interval
+from cdp_torchrec.outcome import (
+    blind_spots,
+    describe_outcome,
+    idle_settings,
+    success,
+    weak_metrics,
+)
 from tests.paths import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -118,6 +125,15 @@ def test_what_nobody_reads_may_be_empty(
 ) -> None:
     config = config_of(tmp_path, *settings, interest=interest)
     assert list(blind_spots(replace(COVERED, **change), config)) == []
+
+
+@pytest.mark.parametrize(("low", "words"), [(0.55, "but not shown to be"), (0.65, "beats every")])
+def test_a_lead_within_the_interval_is_no_victory(
+    report: MetricReport, low: float, words: str
+) -> None:
+    references = {"position": replace(report, auc=0.6, uauc=0.6, gauc=0.6)}
+    (said,) = success(replace(report, gauc=0.7, gauc_interval=Interval(low, 0.8)), references)
+    assert words in said
 
 
 def test_parts_of_the_day_that_nobody_reads_are_called_idle(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def find_shipped(path: Path) -> Path:
 
 
 def find_beside(folder: Path, name: str) -> Path:
-    """A layer that a file in a folder names: from there, or else one that comes with the package."""
+    """A layer that a file of a folder names: from there, else one that comes with the package."""
     beside = folder / name
     return beside if is_there(beside) else _among_shipped(Path(name)) or beside
 

@@ -27,6 +27,8 @@ _CHANGED_RATE = 1.25
 _FEW_ROWS = 0.1
 """Share of the test ids that rows of their own should cover at least."""
 _EMPTY_GATE = 0.5
+_BETTER_GATE = 0.02
+"""So much better than the gate's, behaviours with another value of the candidate rank."""
 _CHANCE = 0.52
 
 
@@ -156,6 +158,22 @@ def _gate(log: LogMeasures) -> Iterator[Finding]:
     if gate is None and log.gates:
         yield Finding(
             "note", "the log has no category of behaviours, so that the category gate is off."
+        )
+    yield from _better_gate(log, gate)
+
+
+def _better_gate(log: LogMeasures, gate: str | None) -> Iterator[Finding]:
+    ranked = {level.name: level.ranked.gauc for level in log.gates if level.name != "item_id"}
+    ranked = {name: gauc for name, gauc in ranked.items() if not math.isnan(gauc)}
+    best = max(ranked, key=lambda name: ranked[name], default=None)
+    now = ranked.get(gate or "", 0.5)
+    if best is not None and best != gate and ranked[best] > now + _BETTER_GATE:
+        without = f", that with its '{gate}', the gate, {now:.4f}" if gate else ""
+        yield Finding(
+            "warning",
+            f"the number of behaviours with the candidate's '{best}' ranks test requests with GAUC "
+            f"{ranked[best]:.4f}{without}. Prepare the log with '{best}' as the category of "
+            "behaviours, at least to compare.",
         )
 
 

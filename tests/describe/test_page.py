@@ -16,6 +16,7 @@ from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.describe import figures
 from cdp_torchrec.describe.findings import findings
+from cdp_torchrec.describe.gate_levels import GateLevel
 from cdp_torchrec.describe.measure import LogMeasures, measure_log
 from cdp_torchrec.describe.page import MARK, Section, render
 from cdp_torchrec.describe.sections import sections
@@ -91,6 +92,20 @@ def test_a_feature_that_tells_the_label_is_a_warning(log: LogMeasures) -> None:
         leak
     )
     assert "read_time" not in texts(log)
+
+
+def test_a_feature_whose_behaviours_rank_better_than_those_of_the_gate_is_a_warning(
+    log: LogMeasures,
+) -> None:
+    assert "Prepare the log with" not in texts(log)
+    brand, gate = GateLevel("brand", 9), GateLevel("category_id", 9)
+    for level, counts in ((brand, [0, 3]), (gate, [3, 0])):
+        level.add(np.array(counts), np.array([4, 4]), np.array([False, True]), np.array([0, 0]))
+    found = texts(replace(log, gates=[gate, brand]))
+    assert (
+        "warning: the number of behaviours with the candidate's 'brand' ranks test requests with "
+        "GAUC 1.0000, that with its 'category_id', the gate, 0.0000. Prepare"
+    ) in found
 
 
 def test_lists_sorted_by_label_are_a_warning(log: LogMeasures) -> None:
