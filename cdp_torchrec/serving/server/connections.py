@@ -54,6 +54,8 @@ class Connections:
         # Of each host, those that wait longest for their client first.
         self._of_host: dict[str, dict[Connection, None]] = defaultdict(dict)
         self._num_open = 0
+        # The one that comes next; None: nothing was open at the last one.
+        self._sweeping: asyncio.TimerHandle | None = None
         metrics.connections.set_function(lambda: self._num_open)
 
     def make(self, **settings: Any) -> "Connection":
@@ -62,8 +64,8 @@ class Connections:
 
     def admit(self, connection: "Connection") -> bool:
         """Whether a new connection may stay, perhaps in the place of an idle one."""
-        if not self._num_open:
-            connection.loop.call_later(_SWEEP_S, self._sweep, connection.loop)
+        if self._sweeping is None:
+            self._sweep_later(connection.loop)
         host = connection.host
         if len(self._of_host[host]) >= self._most_of_host:
             if not self._evict(host):
@@ -80,7 +82,7 @@ class Connections:
 
     def answered(self, connection: "Connection") -> None:
         """From now on it waits for its client again."""
-        if connection in (known := self._of_host[connection.host]):
+        if connection in (known := self._of_host.get(connection.host, {})):
             del known[connection]
             known[connection] = None
 
@@ -110,7 +112,11 @@ class Connections:
         self.close(next((c for c in idle if c.cycle is None), idle[0]), "evicted")
         return True
 
+    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeping = loop.call_later(_SWEEP_S, self._sweep, loop)
+
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeping = None
         now = time.monotonic()
         for connection in [c for known in self._of_host.values() for c in known]:
             if _is_over(connection.headers_since, self._header_timeout_s, now):
@@ -120,7 +126,7 @@ class Connections:
             elif connection.unread_since is None and connection.transport.is_closing():
                 connection.unread_since = now
         if self._num_open:
-            loop.call_later(_SWEEP_S, self._sweep, loop)
+            self._sweep_later(loop)
 
 
 def _is_over(since: float | None, most_s: float, now: float) -> bool:

@@ -4,12 +4,17 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
 
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
+from cdp_torchrec.serving.server.config import ServerConfig
+from cdp_torchrec.serving.server.connections import Connections
+from cdp_torchrec.serving.server.metrics import ServerMetrics
 
 from .conftest import NAME, GatedPredictor, Server, probabilities
 
@@ -141,3 +146,44 @@ def test_large_bodies_have_a_common_limit_and_small_ones_do_not_care(
             assert time.monotonic() < deadline
         assert answer.headers["Retry-After"] == "1"
         assert len(probabilities(server.infer(requests[0]))) > 0
+
+
+class RecordingLoop:
+    """An event loop that does later only what it is told to do."""
+
+    def __init__(self) -> None:
+        self.scheduled: list[Callable[[], object]] = []
+
+    def call_later(self, delay_s: float, callback: Callable[..., object], *args: Any) -> mock.Mock:
+        self.scheduled.append(lambda: callback(*args))
+        return mock.Mock()
+
+
+def idle_connection(loop: RecordingLoop) -> mock.Mock:
+    idle = {"is_busy": False, "headers_since": None, "unread_since": None}
+    return mock.Mock(loop=loop, host="10.0.0.1", **idle)
+
+
+def test_connections_are_looked_at_in_one_round_however_many_come_and_go() -> None:
+    connections, loop = Connections(ServerConfig(), ServerMetrics()), RecordingLoop()
+    for _ in range(3):
+        for _ in range(20):
+            short = idle_connection(loop)
+            assert connections.admit(short)
+            connections.discard(short)
+        assert len(loop.scheduled) == 1
+        loop.scheduled.pop()()
+        assert not loop.scheduled  # nothing is open
+    assert connections.admit(idle_connection(loop))
+    for _ in range(3):
+        loop.scheduled.pop()()
+        assert len(loop.scheduled) == 1
+
+
+def test_an_answer_to_a_connection_that_is_gone_leaves_nothing_of_its_host() -> None:
+    connections, loop = Connections(ServerConfig(), ServerMetrics()), RecordingLoop()
+    gone = idle_connection(loop)
+    assert connections.admit(gone)
+    connections.discard(gone)
+    connections.answered(gone)
+    assert not connections._of_host
