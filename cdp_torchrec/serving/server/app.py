@@ -162,7 +162,7 @@ def _add_repository(app: FastAPI, model: ServedModel, rights: ReloadRights) -> N
     @app.post("/v2/repository/models/{name}/load")
     async def load(name: str, http: Request) -> dict[str, str]:
         host = http.client.host if http.client else ""
-        problem = rights.problem(host, http.headers.get("Authorization"))
+        problem = rights.problem(host, http.headers)
         if problem is not None:
             raise HTTPException(403, problem)
         _loaded(model, name, None)

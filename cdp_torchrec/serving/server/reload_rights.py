@@ -2,9 +2,13 @@
 
 import hmac
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 
 from cdp_torchrec.config import ConfigError
+
+# What proxies add. It takes a right away and never gives one, so that it need not be believed.
+_OF_PROXIES = ("Forwarded", "X-Forwarded-For")
 
 
 class ReloadRights:
@@ -29,18 +33,18 @@ class ReloadRights:
                 "at least 16 (such as `openssl rand -hex 32`)"
             )
 
-    def problem(self, host: str, authorization: str | None) -> str | None:
+    def problem(self, host: str, headers: Mapping[str, str]) -> str | None:
         """What is wrong with a request to reload; None: nothing.
 
         Args:
-            host: address of the client.
-            authorization: its header.
+            host: address of the client, or of the proxy that it came through.
+            headers: of the request, whose names are found in any case.
         """
         if self._token is None:
-            if _is_this_machine(host):
+            if _is_this_machine(host) and not any(name in headers for name in _OF_PROXIES):
                 return None
             return "only this machine may reload the model: the server has no reload_token_file"
-        given = (authorization or "").encode("latin-1", errors="replace")
+        given = headers.get("Authorization", "").encode("latin-1", errors="replace")
         if hmac.compare_digest(given, b"Bearer " + self._token):
             return None
         return "a reload needs the token of reload_token_file: Authorization: Bearer TOKEN"

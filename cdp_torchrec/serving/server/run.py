@@ -68,6 +68,9 @@ def make_server(
         make_app(model, inferences, metrics, config),
         # A type in uvicorn's eyes, which it only calls.
         http=cast(Any, Connections(config, metrics).make),
+        # By default X-Forwarded-For is believed, from whom FORWARDED_ALLOW_IPS says: then clients
+        # are who they say they are, to the rights of reloads and to every limit by address.
+        proxy_headers=False,
         timeout_keep_alive=config.idle_timeout_s,
         backlog=ACCEPTED_AT_ONCE,
         access_log=False,
