@@ -132,7 +132,7 @@ def _add_inference(app: FastAPI, model: ServedModel, inferences: Inferences) -> 
         loaded = _loaded(model, name, version)
         posted = Posted(
             body=await http.body(),
-            encoding=http.headers.get("Content-Encoding"),
+            compression=http.state.compression,
             json_length=http.headers.get(JSON_LENGTH),
             client=Client(*http.client) if http.client else Client("", 0),
         )

@@ -105,22 +105,22 @@ class Inference:
     """Whether the answer's tensor shall follow its JSON."""
 
 
-def decompress(body: bytes, *, encoding: str, at_most: int) -> bytes:
-    """The body without its Content-Encoding, "gzip" or "deflate".
+def decompress(body: bytes, compression: str, *, at_most: int) -> bytes:
+    """The body as it was before its compression, "gzip" or "deflate".
 
     Raises:
         RequestError: it is damaged.
         BodyTooLargeError: it would have more than `at_most` bytes.
     """
-    stream = zlib.decompressobj(_WINDOW_BITS[encoding])
+    stream = zlib.decompressobj(_WINDOW_BITS[compression])
     try:
         found = stream.decompress(body, at_most + 1)
     except zlib.error as error:
-        raise RequestError("body", f"is no {encoding}") from error
+        raise RequestError("body", f"is no {compression}") from error
     if len(found) > at_most:
         raise BodyTooLargeError(f"the body has more than {at_most} bytes")
     if not stream.eof:
-        raise RequestError("body", f"is no {encoding}: it ends too early")
+        raise RequestError("body", f"is no {compression}: it ends too early")
     return found
 
 

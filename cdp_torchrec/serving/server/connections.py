@@ -5,6 +5,7 @@ a few hundred half-sent lines would keep everyone else out.
 """
 
 import asyncio
+import json
 import resource
 import time
 from collections import defaultdict
@@ -30,13 +31,22 @@ _MANY_PARTS = 2048
 _SHORT_PART = 256
 
 _Reason = Literal["headers late", "headers too long", "answer not read", "evicted", "refused"]
-_TOO_MANY = b"""HTTP/1.1 503 Service Unavailable\r
-content-type: application/json\r
-content-length: 32\r
-retry-after: 1\r
-connection: close\r
-\r
-{"error":"too many connections"}"""
+
+
+def _last_answer(status: str, error: str, *headers: str) -> bytes:
+    """An error like those of the application, after which the connection is closed."""
+    body = json.dumps({"error": error}, separators=(",", ":"))
+    lines = [
+        f"HTTP/1.1 {status}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        *headers,
+        "connection: close",
+    ]
+    return "\r\n".join([*lines, "", body]).encode()
+
+
+_TOO_MANY = _last_answer("503 Service Unavailable", "too many connections", "retry-after: 1")
 
 
 class Connections:
@@ -178,6 +188,11 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._is_in_headers and self._num_bytes > _MOST_HEADER_BYTES:
             self._all.close(self, "headers too long")
+
+    def send_400_response(self, msg: str) -> None:
+        """End what is no HTTP; uvicorn says so in plain text."""
+        self.transport.write(_last_answer("400 Bad Request", msg))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """A request; llhttp stops at what is raised here, and uvicorn answers 400."""

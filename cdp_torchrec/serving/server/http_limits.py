@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,7 +12,7 @@ from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 
 _MEDIA_TYPES = (b"", b"application/json", b"application/octet-stream")
-_ENCODINGS = (b"", b"identity", b"gzip", b"deflate")
+_COMPRESSIONS = ("gzip", "deflate")
 # Of every body; what is beyond it is taken from what the server has for large ones.
 _FREE_BYTES = 64 * 1024
 # To copy them is the event loop's work: so it takes a few percent of its time, and 16 bodies of the
@@ -65,6 +66,9 @@ class BodyLimits:
 
     Statuses: 408 it did not arrive in time, 413 too large, 415 neither JSON nor tensors, 429 too
     much is being received, 503 the connection is one of the reserve.
+
+    The application finds in the state of the request, as `compression`, how the body is compressed:
+    "gzip", "deflate", or None.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
@@ -85,8 +89,10 @@ class BodyLimits:
                 headers = dict(scope["headers"])
                 body.expect(int(headers.get(b"content-length", b"0")))
                 await self._read(body, receive)
+                scope["state"]["compression"] = None
                 if body.content:
-                    _check_headers(headers)
+                    _check_type(headers.get(b"content-type", b""))
+                    scope["state"]["compression"] = _compression(scope["headers"])
             except _Refused as refused:
                 # A body that did not arrive may yet, so the connection cannot be used again.
                 answered = {"Connection": "close"}
@@ -169,20 +175,27 @@ class _Body:
         self.refused = _Refused(status, text)
 
 
-def _check_headers(headers: dict[bytes, bytes]) -> None:
+def _check_type(header: bytes) -> None:
     """Clients of the protocol may send no type at all, and the JSON's length in its own header."""
-    media_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    media_type = header.split(b";")[0].strip().lower()
     if media_type not in _MEDIA_TYPES:
         raise _Refused(
             415,
             "Content-Type: expected application/json or application/octet-stream, found "
             f"{media_type.decode('latin-1')!r}",
         )
-    encoding = headers.get(b"content-encoding", b"")
-    if encoding not in _ENCODINGS:
-        raise _Refused(
-            415, f"Content-Encoding: expected gzip or deflate, found {encoding.decode('latin-1')!r}"
-        )
+
+
+def _compression(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """What Content-Encoding names, in any case; None: nothing that changes the body."""
+    # Several headers are one list, and of a list only the coding that stands alone is known.
+    named = b", ".join(value for name, value in headers if name == b"content-encoding")
+    found = named.decode("latin-1").strip().lower()
+    if found in ("", "identity"):
+        return None
+    if found not in _COMPRESSIONS:
+        raise _Refused(415, f"Content-Encoding: expected gzip or deflate, found {found!r}")
+    return found
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -49,8 +49,8 @@ class Posted:
     """An inference as it came."""
 
     body: bytes
-    encoding: str | None
-    """Content-Encoding."""
+    compression: str | None
+    """How the body is compressed, gzip or deflate; None: not at all."""
     json_length: str | None
     """The header that goes before binary tensors."""
     client: Client
@@ -113,7 +113,7 @@ class Inferences:
     async def _read(self, posted: Posted, loaded: LoadedModel) -> tuple[Inference, EncodedRequest]:
         work = partial(self._prepare, posted, loaded)
         lane = self._small
-        if len(posted.body) > _LARGE_BODY or posted.encoding:
+        if len(posted.body) > _LARGE_BODY or posted.compression:
             lane, work = self._large, partial(_in_short_turns, work)
         waiting = lane.submit(work, client=posted.client, cost=len(posted.body))
         return await asyncio.wrap_future(waiting)
@@ -121,8 +121,8 @@ class Inferences:
     def _prepare(self, posted: Posted, loaded: LoadedModel) -> tuple[Inference, EncodedRequest]:
         """Whatever is wrong with a request is found here, and not in the batch it will be in."""
         config, body = self._config, posted.body
-        if posted.encoding not in (None, "identity"):
-            body = decompress(body, encoding=posted.encoding, at_most=config.max_body_bytes)
+        if posted.compression is not None:
+            body = decompress(body, posted.compression, at_most=config.max_body_bytes)
         asked = read_inference(
             body,
             json_length=_json_length(posted.json_length),

@@ -1,5 +1,6 @@
 """Nobody is shut out by those who open connections and say nothing, or too much at once."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -80,6 +81,23 @@ def test_headers_and_requests_without_end_are_cut_off(server: Server, sent: byte
         except ConnectionError:
             return
         assert is_closed(greedy)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: all\r\n\r\n",
+        b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"anything\r\n\r\n",
+    ],
+    ids=["length in words", "negative length", "no HTTP"],
+)
+def test_what_is_no_http_gets_an_error_in_json_too(server: Server, sent: bytes) -> None:
+    with connect(server, sent) as malformed, malformed.makefile("rb") as answer:
+        head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert f"content-length: {len(body)}\r\n".encode() in head
+    assert json.loads(body) == {"error": "Invalid HTTP request received."}
 
 
 def test_new_connections_take_the_place_of_those_that_wait_longest(

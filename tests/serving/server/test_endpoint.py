@@ -4,6 +4,7 @@ import gzip
 import json
 import socket
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -47,6 +48,38 @@ def test_an_inference_is_the_score_of_the_predictor(
             assert answer["id"] == "abc"
             assert answer["model_name"] == NAME
             assert answer["model_version"] == predictor.metadata.version
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"),
+    [
+        ("", bytes),
+        ("identity", bytes),
+        ("Identity", bytes),
+        ("gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("Deflate", zlib.compress),
+    ],
+)
+def test_a_content_encoding_is_read_in_any_case_and_none_is_one_too(
+    server: Server,
+    predictor: Predictor,
+    requests: list[Request],
+    coding: str,
+    encode: Callable[[bytes], bytes],
+) -> None:
+    body = json.dumps(to_infer_request(requests[0], predictor.metadata)).encode()
+    headers = JSON | {"Content-Encoding": coding}
+    answer = server.client.post(INFER, content=encode(body), headers=headers)
+    np.testing.assert_array_equal(probabilities(answer), predictor.score(requests[0]))
+
+
+def test_headers_that_name_a_coding_each_are_a_list_of_codings(server: Server) -> None:
+    for codings in (("gzip", "gzip"), ("", "gzip"), ("gzip", "identity")):
+        headers = [("Content-Encoding", coding) for coding in codings]
+        response = server.client.post(INFER, content=gzip.compress(b"{}"), headers=headers)
+        assert response.status_code == 415
+        assert repr(", ".join(codings).strip()) in response.json()["error"]
 
 
 def test_concurrent_clients_get_their_own_scores(
@@ -130,6 +163,13 @@ MALFORMED = {
     "too large": (b" " * 100_001, JSON, 413, "more than 100000 bytes"),
     "another type": (b"{}", {"Content-Type": "text/plain"}, 415, "Content-Type"),
     "another encoding": (b"{}", JSON | {"Content-Encoding": "br"}, 415, "Content-Encoding"),
+    "another encoding of nothing": (b"", JSON | {"Content-Encoding": "br"}, 400, "body: "),
+    "two encodings": (
+        gzip.compress(b"{}"),
+        JSON | {"Content-Encoding": "identity, gzip"},
+        415,
+        "expected gzip or deflate, found 'identity, gzip'",
+    ),
     "not compressed": (b"{}", JSON | {"Content-Encoding": "gzip"}, 400, "body: is no gzip"),
     "half compressed": (
         gzip.compress(b"{}")[:-4],
