@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from cdp_torchrec.config import Config
 from cdp_torchrec.data.identity import DatasetDigest
-from cdp_torchrec.serving.signature import SignatureError, check_signature, sign
+from cdp_torchrec.serving.signature import is_signed, read_public_keys, sign
 from cdp_torchrec.user_error import UserError
 
 FORMAT_VERSION = 2
@@ -160,6 +160,7 @@ def read_trusted(path: Path, *, trusted_keys: Sequence[Path]) -> bytes:
         raise ArtifactError(f"{path}: cannot read the artifact: {error.strerror}") from error
     if not trusted_keys:
         return content
+    keys = read_public_keys(trusted_keys)
     try:
         signature = path.with_suffix(".sig").read_bytes()
     except OSError as error:
@@ -167,10 +168,11 @@ def read_trusted(path: Path, *, trusted_keys: Sequence[Path]) -> bytes:
             f"{path.parent}: is not signed, and trusted_keys allows signed artifacts only: export "
             "with export.signing_key, or sign it as cdp_torchrec/serving/README.md says"
         ) from error
-    try:
-        check_signature(content, signature, trusted_keys)
-    except SignatureError as error:
-        raise ArtifactError(f"{path.with_suffix('.sig')}: {error}") from error
+    if not is_signed(content, signature, keys):
+        named = ", ".join(str(key) for key in trusted_keys)
+        raise ArtifactError(
+            f"{path.with_suffix('.sig')}: not signed by any of the trusted keys ({named})"
+        )
     return content
 
 

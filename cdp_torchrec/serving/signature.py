@@ -18,7 +18,7 @@ from cdp_torchrec.user_error import UserError
 
 
 class SignatureError(UserError, RuntimeError):
-    """A key cannot be read, or a content is not signed by a key that is trusted."""
+    """A key cannot be read."""
 
 
 def sign(content: bytes, key: Path) -> bytes:
@@ -43,24 +43,35 @@ def check_signing_key(path: Path) -> None:
     _private_key(path)
 
 
-def check_signature(content: bytes, signature: bytes, trusted_keys: Sequence[Path]) -> None:
+def read_public_keys(paths: Sequence[Path]) -> list[Ed25519PublicKey]:
+    """Keys that are trusted.
+
+    Args:
+        paths: PEM files of Ed25519 public keys.
+
+    Raises:
+        SignatureError: one of them is none.
+    """
+    return [_public_key(path) for path in paths]
+
+
+def is_signed(content: bytes, signature: bytes, keys: Sequence[Ed25519PublicKey]) -> bool:
     """Whether one of the trusted keys signed a content.
 
     Args:
         content: what was signed.
         signature: found beside it.
-        trusted_keys: PEM files of Ed25519 public keys.
-
-    Raises:
-        SignatureError: none of them did, or one cannot be read.
+        keys: from `read_public_keys`.
     """
-    for key in [_public_key(path) for path in trusted_keys]:
-        try:
-            return key.verify(signature, content)
-        except InvalidSignature:
-            continue
-    keys = ", ".join(str(path) for path in trusted_keys)
-    raise SignatureError(f"not signed by any of the trusted keys ({keys})")
+    return any(_verifies(key, signature, content) for key in keys)
+
+
+def _verifies(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
+    try:
+        key.verify(signature, content)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:

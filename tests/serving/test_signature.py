@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cdp_torchrec.serving.artifact import MANIFEST, SIGNATURE, ArtifactError
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.release import find_release, opened
-from cdp_torchrec.serving.signature import SignatureError, check_signature, sign
+from cdp_torchrec.serving.signature import SignatureError, is_signed, read_public_keys, sign
 
 
 def make_key(folder: Path, name: str) -> tuple[Path, Path]:
@@ -59,6 +59,17 @@ def test_an_unsigned_artifact_is_refused_once_keys_are_named(
         Predictor.open(artifact, trusted_keys=[key[1]])
 
 
+def test_a_trusted_key_that_is_none_is_no_fault_of_the_artifact(
+    artifact: Path, copied: Path, key: tuple[Path, Path], tmp_path: Path
+) -> None:
+    private, public = key
+    sign_artifact(copied, private)
+    for unsigned_or_signed in (artifact, copied):
+        for none, words in ((tmp_path / "lost.pub", "No such file"), (private, "a private one")):
+            with pytest.raises(SignatureError, match=rf"{none.name}: .*{words}"):
+                Predictor.open(unsigned_or_signed, trusted_keys=[public, none])
+
+
 def test_a_manifest_changed_after_signing_is_refused(copied: Path, key: tuple[Path, Path]) -> None:
     private, public = key
     sign_artifact(copied, private)
@@ -97,10 +108,10 @@ def test_keys_that_are_none_are_refused(tmp_path: Path, key: tuple[Path, Path]) 
     with pytest.raises(SignatureError, match="no private key"):
         sign(b"content", public)
     with pytest.raises(SignatureError, match="no public key in PEM, but a private one"):
-        check_signature(b"content", b"", [private])
-    for read in (sign, lambda content, path: check_signature(content, b"", [path])):
+        read_public_keys([private])
+    for read in (lambda path: sign(b"content", path), lambda path: read_public_keys([path])):
         with pytest.raises(SignatureError, match="nothing: No such file or directory"):
-            read(b"content", tmp_path / "nothing")
+            read(tmp_path / "nothing")
     rsa = generate_private_key(65537, 2048)
     path = tmp_path / "rsa.pem"
     path.write_bytes(rsa.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -119,5 +130,5 @@ def test_keys_and_signatures_are_those_of_openssl(tmp_path: Path) -> None:
     ):
         subprocess.run(["openssl", *line.split()], cwd=tmp_path, check=True)
     signature = (tmp_path / "content.sig").read_bytes()
-    check_signature(b"anything", signature, [tmp_path / "key.pub"])
+    assert is_signed(b"anything", signature, read_public_keys([tmp_path / "key.pub"]))
     assert sign(b"anything", tmp_path / "key.pem") == signature

@@ -30,6 +30,7 @@ from cdp_torchrec.serving.server.protocol import JSON_LENGTH, model_config, mode
 from cdp_torchrec.serving.server.reload_rights import ReloadRights
 from cdp_torchrec.serving.server.scrapes import Scrapes
 from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
+from cdp_torchrec.serving.signature import SignatureError
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def _add_repository(app: FastAPI, model: ServedModel, rights: ReloadRights) -> N
         _loaded(model, name, None)
         try:
             await model.load()
-        except ArtifactError as error:
+        except (ArtifactError, SignatureError) as error:
             logger.error("the artifact was refused, the previous one stays: %s", error)
             raise HTTPException(400, f"refused, the previous one stays: {error}") from error
         return {}

@@ -39,6 +39,7 @@ def serve(artifact: Path, config: ServerConfig) -> None:
     Raises:
         ConfigError: host and port cannot be listened on.
         ArtifactError: the artifact cannot be served.
+        SignatureError: a trusted key cannot be read.
     """
     # A request is small, and the workers are the parallelism.
     torch.set_num_threads(1)

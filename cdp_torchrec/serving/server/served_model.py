@@ -61,6 +61,7 @@ class ServedModel:
         Raises:
             ArtifactError: the artifact cannot be served, or the server is strict and has no store;
                 the previous one still is.
+            SignatureError: a trusted key cannot be read; the same.
         """
         async with self._one_load_at_a_time:
             # Followed once: all files come from one artifact even if the link changes now.

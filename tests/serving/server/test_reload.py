@@ -106,6 +106,19 @@ def test_a_broken_artifact_is_refused_and_the_old_one_stays(
     assert server.metric('cdp_model_loads_total{result="refused"}') == 1
 
 
+def test_a_trusted_key_that_is_gone_is_said_and_the_old_one_stays(
+    start_server: Callable[..., Server],
+    predictor: Predictor,
+    requests: list[Request],
+    tmp_path: Path,
+) -> None:
+    server = start_server(predictor, trusted_keys=(tmp_path / "gone.pub",))
+    response = server.client.post(LOAD)
+    assert response.status_code == 400
+    assert "gone.pub: No such file or directory" in response.json()["error"]
+    assert len(probabilities(server.infer(requests[0]))) > 0
+
+
 def test_only_the_served_model_can_be_loaded(
     start_server: Callable[..., Server], predictor: Predictor
 ) -> None:
