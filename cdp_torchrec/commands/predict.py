@@ -46,8 +46,15 @@ def main(arguments: list[str]) -> None:
             print(f"not read: {', '.join(predicted.unread)}")
         if not predicted.reads_histories and config.history_store is not None:
             print("history_store has no effect: the model reads no behaviours")
-        if predicted.without_histories:
-            print("every history was empty: name a dataset with history_store=DIR")
+        if predicted.empty_histories == 1.0:
+            advice = (
+                "name a dataset with history_store=DIR"
+                if config.history_store is None
+                else "are user_id and timestamp those of history_store?"
+            )
+            print(f"WARNING: the model reads histories, and every one was empty: {advice}")
+        elif predicted.empty_histories:
+            print(f"history empty: {predicted.empty_histories:.1%} of the requests")
         for what, shares in (
             ("not given", predicted.missing),
             ("never seen in training", predicted.unknown),

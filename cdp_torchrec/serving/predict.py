@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,23 @@ from cdp_torchrec.serving.request_file import Chunk, RequestFileError, RequestFi
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.whole_file import remove_leftovers, whole_file
 
-_Gaps = tuple[Counter[str], Counter[str]]
-"""Values that are missing, and ids that are unknown, by feature."""
+
+@dataclass
+class _Lacks:
+    """What some requests lack."""
+
+    missing: Counter[str] = field(default_factory=Counter)
+    """Values that are not there, by feature."""
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Ids that training never saw, by feature."""
+    empty_histories: int = 0
+
+    def add(
+        self, missing: Mapping[str, int], unknown: Mapping[str, int], empty_histories: int
+    ) -> None:
+        self.missing.update(missing)
+        self.unknown.update(unknown)
+        self.empty_histories += empty_histories
 
 
 @dataclass(frozen=True)
@@ -36,8 +51,9 @@ class Predicted:
     """Columns of the file that had no effect."""
     reads_histories: bool
     """Whether scores depend on behaviours."""
-    without_histories: bool
-    """They do, but neither the file nor a store knows any behaviour."""
+    empty_histories: float
+    """Share of the requests without a behaviour, neither in the file nor in a store; 0 where scores
+    depend on none."""
     missing: Mapping[str, float]
     """Share of the values that are not there, by feature; features without are left out."""
     unknown: Mapping[str, float]
@@ -57,7 +73,8 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
 
     Raises:
         ArtifactError: the artifact cannot be served, or the store does not belong to it.
-        RequestFileError: a file or one of its rows cannot be scored; nothing is written.
+        RequestFileError: a file or one of its rows cannot be scored, or two rows have one id;
+            nothing is written.
     """
     torch.set_num_threads(1)
     predictor = Predictor.open(
@@ -66,11 +83,12 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
     files = RequestFiles(requests, predictor.metadata, keep=config.keep)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if rank == 0:
+        files.check_ids()
         config.output.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(config.output.parent, config.output.name)
     dist.barrier()
     parts = [_part(config.output, other) for other in range(world_size)]
-    counted, gaps = [0], (Counter[str](), Counter[str]())
+    counted, lacks = [0], _Lacks()
     stopped = stopped_by_signals(f"{config.output} is not written")
     with stopped, _removed_at_the_end(parts[rank]):
         with ProgressBar(
@@ -80,32 +98,33 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
             active=rank == 0,
         ) as bar:
             _write_part(
-                parts[rank], predictor, files, bar, rank, world_size, config.batch_size, gaps
+                parts[rank], predictor, files, bar, rank, world_size, config.batch_size, lacks
             )
-        of_ranks = [gaps] * world_size
-        dist.all_gather_object(of_ranks, gaps)
+        of_all = _of_all_ranks(lacks)
         if rank == 0:
             with whole_file(config.output) as whole:
                 counted[0] = _join(parts, whole)
         dist.broadcast_object_list(counted)
-    missing, unknown = (
-        _shares(
-            sum(of_kind, Counter[str]()),
-            predictor.metadata.features,
-            {"candidate": counted[0], "request": files.num_requests},
-        )
-        for of_kind in zip(*of_ranks, strict=True)
-    )
+    sizes = {"candidate": counted[0], "request": files.num_requests}
+    features = predictor.metadata.features
     return Predicted(
         num_requests=files.num_requests,
         num_candidates=counted[0],
         unread=files.unread,
         reads_histories=predictor.metadata.reads_history,
-        without_histories=predictor.metadata.reads_history
-        and not (files.brings_histories or predictor.metadata.has_history_store),
-        missing=missing,
-        unknown=unknown,
+        empty_histories=of_all.empty_histories / files.num_requests,
+        missing=_shares(of_all.missing, features, sizes),
+        unknown=_shares(of_all.unknown, features, sizes),
     )
+
+
+def _of_all_ranks(lacks: _Lacks) -> _Lacks:
+    of_ranks = [lacks] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, lacks)
+    total = _Lacks()
+    for of_rank in of_ranks:
+        total.add(of_rank.missing, of_rank.unknown, of_rank.empty_histories)
+    return total
 
 
 def _write_part(
@@ -116,13 +135,13 @@ def _write_part(
     rank: int,
     world_size: int,
     batch_size: int,
-    gaps: _Gaps,
+    lacks: _Lacks,
 ) -> None:
     """This rank's chunks, each a row group; no file without any."""
     writer: pq.ParquetWriter | None = None
     try:
         for chunk in files.chunks(rank, world_size):
-            scores = _scores(predictor, chunk, files.requests(chunk), batch_size, gaps)
+            scores = _scores(predictor, chunk, files.requests(chunk), batch_size, lacks)
             table = files.written(chunk, scores)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table, row_group_size=len(table))
@@ -137,9 +156,10 @@ def _scores(
     chunk: Chunk,
     requests: Sequence[Request],
     batch_size: int,
-    gaps: _Gaps,
+    lacks: _Lacks,
 ) -> np.ndarray:
-    """Scores of the candidates of a chunk, whose gaps are counted."""
+    """Scores of the candidates of a chunk; what its requests lack is counted."""
+    reads_history = predictor.metadata.reads_history
     scores: list[np.ndarray] = []
     encoded: list[EncodedRequest] = []
     for row, request in enumerate(requests):
@@ -147,9 +167,9 @@ def _scores(
             encoded.append(predictor.encode(request))
         except RequestError as error:
             raise RequestFileError(f"{chunk.where(row)}: {error}") from error
-        found = predictor.gaps(encoded[-1])
-        for total, own in zip(gaps, (found.missing, found.unknown), strict=True):
-            total.update(own)
+        gaps = predictor.gaps(encoded[-1])
+        is_empty = reads_history and not predictor.has_behaviours(encoded[-1])
+        lacks.add(gaps.missing, gaps.unknown, int(is_empty))
     for together in _batches(encoded, batch_size):
         scores += predictor.score_encoded(together)
     return np.concatenate(scores)

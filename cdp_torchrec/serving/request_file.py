@@ -10,7 +10,7 @@ The staging files that a dataset is prepared from are such files, too.
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from cdp_torchrec.data.prepare.column_types import ANY, NUMBER, list_of
-from cdp_torchrec.data.prepare.tables import ParquetTable, check_names, find_parquet, open_parquet
+from cdp_torchrec.data.prepare.tables import (
+    Block,
+    ParquetTable,
+    check_names,
+    find_parquet,
+    open_parquet,
+)
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.serving.predictor import PredictorMetadata
 from cdp_torchrec.serving.request import Behaviours, Request
@@ -47,7 +53,7 @@ class Chunk:
 
     def where(self, row: int) -> str:
         """How errors name a row of the chunk."""
-        return f"{self.path}, row {self.first + row} (from 0)"
+        return _where(self.path, self.first + row)
 
 
 class RequestFiles:
@@ -82,7 +88,35 @@ class RequestFiles:
             ignored = {*_HISTORY, *of_attributes} - {*keep}
         self.unread = [n for n in self._table.names if n not in columns or n in ignored]
         """Columns that have no effect."""
-        self.brings_histories = "history_item" in columns
+
+    def check_ids(self) -> None:
+        """Whether each request has an id of its own, by which its scores can be found.
+
+        Raises:
+            RequestFileError: two have the same one, or a file is damaged.
+        """
+        field = self._table.schema.field("request_id")
+        if not (pa.types.is_integer(field.type) or pa.types.is_string(field.type)):
+            return  # the first row will be refused
+        with _named_errors():
+            blocks = list(replace(self._table, schema=pa.schema([field])).blocks())
+        columns = [block.rows["request_id"].drop_null() for block in blocks]
+        ids = pa.chunked_array(columns, field.type)
+        if len(ids.unique()) < len(ids):
+            self._refuse_repeated(blocks)
+
+    def _refuse_repeated(self, blocks: Sequence[Block]) -> None:
+        """Name the first request whose id is that of an earlier one."""
+        seen: dict[Any, str] = {}
+        for block in blocks:
+            for row, request_id in enumerate(block.rows["request_id"].to_pylist(), block.first):
+                where = _where(self._table.paths[block.file], row)
+                if request_id is not None and request_id in seen:
+                    raise RequestFileError(
+                        f"{where}: request_id {request_id!r} is that of {seen[request_id]}, too: "
+                        "every request needs its own"
+                    )
+                seen[request_id] = where
 
     def chunks(self, rank: int, world_size: int) -> Iterator[Chunk]:
         """Every `world_size`-th chunk, beginning with number `rank`.
@@ -173,6 +207,10 @@ class RequestFiles:
                 if row.get(f"history_{a.name}") is not None
             },
         )
+
+
+def _where(path: Path, row: int) -> str:
+    return f"{path}, row {row} (from 0)"
 
 
 def _open(path: Path, metadata: PredictorMetadata, keep: Sequence[str]) -> ParquetTable:

@@ -192,6 +192,23 @@ def test_a_bad_row_is_named_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["new.parquet"]
 
 
+@pytest.mark.parametrize("first", ["r3", 3], ids=["strings", "integers"])
+def test_two_requests_with_one_id_are_refused_with_both_places(
+    artifact: Path, rows: list[dict[str, Any]], tmp_path: Path, alone: None, first: str | int
+) -> None:
+    for number, row in enumerate(rows):
+        row["request_id"] = number if first == 3 else f"r{number}"
+    rows[40]["request_id"] = rows[50]["request_id"] = first
+    folder, output = tmp_path / "new", tmp_path / "scores.parquet"
+    folder.mkdir()
+    write(folder / "a.parquet", rows[:30])
+    write(folder / "b.parquet", rows[30:])
+    words = rf"b\.parquet, row 10 \(from 0\): request_id {first!r} is that of .*a\.parquet, row 3 "
+    with pytest.raises(RequestFileError, match=words):
+        predict(artifact, folder, output)
+    assert not output.exists()
+
+
 def test_a_file_that_lacks_something_is_named(
     artifact: Path, rows: list[dict[str, Any]], tmp_path: Path, alone: None
 ) -> None:
@@ -235,9 +252,38 @@ def test_the_command_says_what_it_did_not_read(
         main([str(artifact), str(file), f"output={output}", 'keep=["campaign"]'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "not read: label, shelf"
-    assert lines[1].startswith("every history was empty")
+    assert lines[1].startswith("WARNING: the model reads histories, and every one was empty: name")
     count = sum(len(row["item_id"]) for row in rows)
     assert lines[-1] == f"{output}: {count:,} candidates of 60 requests"
+
+
+def test_the_command_says_how_many_histories_were_empty(
+    artifact: Path,
+    rows: list[dict[str, Any]],
+    tiny_dataset: Path,
+    tmp_path: Path,
+    alone: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def said(rows: list[dict[str, Any]]) -> list[str]:
+        file = write(tmp_path / "new.parquet", rows)
+        settings = [f"output={tmp_path / 'scores.parquet'}", f"history_store={tiny_dataset}"]
+        with mock.patch("cdp_torchrec.commands.predict.init_process_group"):
+            main([str(artifact), str(file), *settings])
+        return [line for line in capsys.readouterr().out.splitlines() if "histor" in line]
+
+    names = ("history_item", "history_timestamp", "history_category")
+    some = [
+        row | dict(zip(names, (["item_0"], [row["timestamp"] - 1], ["c"]), strict=True))
+        for row in rows
+    ]
+    empty = {name: [] for name in names}
+    assert said(some) == []
+    assert said([*some[:45], *(row | empty for row in rows[45:])]) == [
+        "history empty: 25.0% of the requests"
+    ]
+    [warned] = said([row | {"user_id": "nobody"} for row in rows])
+    assert warned.startswith("WARNING: the model reads histories, and every one was empty: are ")
 
 
 def test_behaviours_that_no_model_reads_are_named_as_not_read(
