@@ -4,7 +4,7 @@ The log as a whole was judged when it was prepared. A day is compared with it, a
 day is refused: on some days no click is logged. But nobody shall train on one without being told.
 """
 
-from cdp_torchrec.data.plausibility_checks import DAY_MS, NEVER, NOW_MS, Check
+from cdp_torchrec.data.plausibility_checks import DAY_MS, NEVER, Check
 
 DAY_CHECKS = (
     Check(
@@ -90,7 +90,8 @@ DAY_CHECKS = (
     Check(
         "last_time",
         "the last request lies in the future: {date}",
-        warn_above=NOW_MS + DAY_MS,
+        warn_above=DAY_MS,
+        from_now=True,
         at_least=1,
     ),
     Check(

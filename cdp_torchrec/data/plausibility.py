@@ -5,6 +5,7 @@ label that stands among the features. The same table of checks judges a log at p
 `inspect` and at the start of a training.
 """
 
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,16 +39,19 @@ def judge(
         without: features that are not read.
         checks: the thresholds.
     """
+    # Not earlier: a process that follows a log lives for days.
+    now_ms = 1000.0 * time.time()
     findings = []
     for check in checks:
         for of, figure in summary.figures.get(check.figure, {}).items():
             skipped = of in without or (check.only and of not in check.only)
             if skipped or figure.count < check.at_least:
                 continue
+            value = figure.value - now_ms if check.from_now else figure.value
             level: Literal["error", "warning"] | None = None
-            if not check.warn_below <= figure.value <= check.warn_above:
+            if not check.warn_below <= value <= check.warn_above:
                 level = "warning"
-            if not check.error_below <= figure.value <= check.error_above:
+            if not check.error_below <= value <= check.error_above:
                 level = "error"
             if level:
                 date = utc(int(figure.value)) if "{date}" in check.sentence else ""

@@ -4,13 +4,11 @@ Beyond an error threshold no sane log lies; a warning says a figure that a sane 
 seldom has. `prepare/summarise.py` measures the figures, `plausibility.py` judges them.
 """
 
-import time
 from dataclasses import dataclass
 
 NEVER = 1e-9
 """A share below it is none at all."""
 DAY_MS = 24 * 3600 * 1000.0
-NOW_MS = 1000.0 * time.time()
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,8 @@ class Check:
     warn_above: float = float("inf")
     error_below: float = -float("inf")
     error_above: float = float("inf")
+    from_now: bool = False
+    """The value is a moment, and its thresholds are milliseconds after that of the judgement."""
     at_least: int = 20
     """Measured on fewer things, the figure says nothing."""
     only: tuple[str, ...] = ()
@@ -61,8 +61,9 @@ CHECKS = (
     Check(
         "last_time",
         "the last timestamp of {of} lies in the future: {date}",
-        warn_above=NOW_MS + DAY_MS,
-        error_above=NOW_MS + 2 * 365 * DAY_MS,
+        warn_above=DAY_MS,
+        error_above=2 * 365 * DAY_MS,
+        from_now=True,
         at_least=1,
     ),
     Check(

@@ -3,17 +3,19 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from cdp_torchrec.data.clocks import Clock
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.day_checks import DAY_CHECKS
 from cdp_torchrec.data.plausibility import check_plausible, judge
-from cdp_torchrec.data.plausibility_checks import CHECKS
+from cdp_torchrec.data.plausibility_checks import CHECKS, Check
 from cdp_torchrec.data.prepare.leaks import LeakMeter
 from cdp_torchrec.data.prepare.raw_ids import similar_ids
 from cdp_torchrec.data.prepare.split_figures import Lengths, Repeats, digests_of_requests
@@ -265,7 +267,8 @@ def test_every_figure_of_a_check_is_measured(sane: tuple[Path, str]) -> None:
 def test_a_check_speaks_beyond_its_thresholds_only(check) -> None:
     def said(value: float, count: int) -> list[str]:
         figures = {check.figure: {(check.only or ("price",))[0]: Figure(value, count, "x")}}
-        findings = judge(Summary(fingerprint="", figures=figures))
+        with mock.patch("time.time", return_value=0.0):
+            findings = judge(Summary(fingerprint="", figures=figures))
         assert all("{" not in finding.text for finding in findings)
         return [finding.level for finding in findings]
 
@@ -282,6 +285,23 @@ def test_a_check_speaks_beyond_its_thresholds_only(check) -> None:
                 assert level in said(float(beyond), 10**6)
                 assert level not in said(limit, 10**6)
                 assert said(float(beyond), check.at_least - 1) == []
+
+
+@pytest.mark.parametrize("checks", [CHECKS, DAY_CHECKS], ids=["log", "day"])
+def test_the_future_is_what_comes_after_the_judgement_however_old_the_process_is(
+    checks: Sequence[Check],
+) -> None:
+    last_s, day_s = 4_000_000_000, 24 * 3600  # long after this process began
+    figures = {"last_time": {"test": Figure(1000.0 * last_s, 9, "x")}}
+
+    def said(now_s: float) -> list[str]:
+        with mock.patch("time.time", return_value=now_s):
+            found = judge(Summary(fingerprint="", figures=figures), checks=checks)
+        return [f"{finding.level}: {finding.text}" for finding in found]
+
+    assert said(last_s - day_s) == []
+    [doubt] = said(last_s - 2 * day_s)
+    assert doubt.startswith("warning: ") and "lies in the future: 2096-10-02" in doubt
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("seconds", 1), ("micro", 10**6), ("nano", 10**9)])
