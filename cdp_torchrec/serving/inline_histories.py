@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -24,33 +25,66 @@ class EncodedHistory:
 
 
 class InlineHistories:
-    """As HistoryStore, but whose "user" is the number of the request."""
+    """As HistoryStore, but whose "user" is the number of the request.
 
-    def __init__(self, histories: list[EncodedHistory]) -> None:
-        """Sort behaviours like the preparation does: by time, and by codes within one moment."""
+    Each order is made when it is first asked for: most models ask for one of them.
+    """
+
+    def __init__(self, histories: list[EncodedHistory], *, clustered: bool) -> None:
+        """Put the behaviours of all requests together.
+
+        Args:
+            histories: of each request.
+            clustered: whether to find the clusters of behaviours, for a model that reads them.
+        """
         lengths = [len(history.item) for history in histories]
-        owner = np.repeat(np.arange(len(histories)), lengths)
-        item = np.concatenate([h.item for h in histories])
-        timestamp = np.concatenate([h.timestamp for h in histories])
-        category = _joined([h.category for h in histories])
-        action = _joined([h.action for h in histories])
-        attributes = {
+        self._owner = np.repeat(np.arange(len(histories)), lengths)
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self._item = np.concatenate([h.item for h in histories])
+        self._timestamp = np.concatenate([h.timestamp for h in histories])
+        self._category = _joined([h.category for h in histories])
+        self._action = _joined([h.action for h in histories])
+        self._attributes = {
             name: np.concatenate([h.attributes[name] for h in histories])
             for name in histories[0].attributes
         }
-        ties = [column for column in (action, category, item) if column is not None]
-        order = np.lexsort((*_last_ties(attributes), *ties, timestamp, owner))
-        by_time = _in_order(order, item, timestamp, action, category, attributes)
-        alike = alike_columns(by_time.item, by_time.category, by_time.action)
-        clusters = assign_clusters(owner[order], [codes[:] for codes in alike])
-        self._by_time = replace(by_time, cluster=clusters)
-        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
-        if category is not None:
-            self._span = int(category.max(initial=0)) + 1
-            order = order[np.argsort((owner * self._span + category)[order], kind="stable")]
-            self._keys = (owner * self._span + category)[order]
-            self._by_category = _in_order(order, item, timestamp, action, None, attributes)
-        self._has_gate = category is not None
+        self._clustered = clustered
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """Like the preparation's: by time, and by codes within one moment."""
+        columns = (self._action, self._category, self._item)
+        ties = [column for column in columns if column is not None]
+        return np.lexsort((*_last_ties(self._attributes), *ties, self._timestamp, self._owner))
+
+    @cached_property
+    def _by_time(self) -> Behaviours:
+        found = self._ordered(self._order, self._category)
+        if not self._clustered:
+            return found
+        alike = alike_columns(found.item, found.category, found.action)
+        # The order leaves each behaviour to its owner.
+        clusters = assign_clusters(self._owner, [codes[:] for codes in alike])
+        return replace(found, cluster=clusters)
+
+    @cached_property
+    def _by_category(self) -> "_Gated | None":
+        """None where the dataset has no gate."""
+        if self._category is None:
+            return None
+        span = int(self._category.max(initial=0)) + 1
+        keys = (self._owner * span + self._category)[self._order]
+        place = np.argsort(keys, kind="stable")
+        return _Gated(span, keys[place], self._ordered(self._order[place], category=None))
+
+    def _ordered(self, order: np.ndarray, category: np.ndarray | None) -> Behaviours:
+        return Behaviours(
+            item=self._item[order],
+            timestamp=self._timestamp[order],
+            action=None if self._action is None else self._action[order],
+            category=None if category is None else category[order],
+            attributes={name: values[order] for name, values in self._attributes.items()},
+        )
 
     def recent(self, user: np.ndarray, before: np.ndarray) -> tuple[Behaviours, Slices]:
         """All behaviours of each request strictly before a time."""
@@ -61,14 +95,26 @@ class InlineHistories:
         self, user: np.ndarray, category: np.ndarray, before: np.ndarray
     ) -> tuple[Behaviours, Slices]:
         """Those in one category; a missing category (0) matches nothing."""
-        if not self._has_gate:
+        found = self._by_category
+        if found is None:
             return self.recent(user, before)
-        key = user * self._span + category
-        start = np.searchsorted(self._keys, key)
-        stop = np.searchsorted(self._keys, key, side="right")
-        stop = np.where((category > 0) & (category < self._span), stop, start)
+        key = user * found.span + category
+        start = np.searchsorted(found.keys, key)
+        stop = np.searchsorted(found.keys, key, side="right")
+        stop = np.where((category > 0) & (category < found.span), stop, start)
         slices = Slices(start, stop)
-        return self._by_category, _before(self._by_category, slices, before)
+        return found.behaviours, _before(found.behaviours, slices, before)
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """All behaviours by request and category."""
+
+    span: int
+    """One more than the largest category."""
+    keys: np.ndarray
+    """Request times span plus category of each behaviour, rising, [L]."""
+    behaviours: Behaviours
 
 
 def _last_ties(attributes: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -81,23 +127,6 @@ def _last_ties(attributes: Mapping[str, np.ndarray]) -> list[np.ndarray]:
 def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
     found = [part for part in parts if part is not None]
     return np.concatenate(found) if found else None
-
-
-def _in_order(
-    order: np.ndarray,
-    item: np.ndarray,
-    timestamp: np.ndarray,
-    action: np.ndarray | None,
-    category: np.ndarray | None,
-    attributes: Mapping[str, np.ndarray],
-) -> Behaviours:
-    return Behaviours(
-        item=item[order],
-        timestamp=timestamp[order],
-        action=None if action is None else action[order],
-        category=None if category is None else category[order],
-        attributes={name: values[order] for name, values in attributes.items()},
-    )
 
 
 def _before(behaviours: Behaviours, slices: Slices, before: np.ndarray) -> Slices:

@@ -94,10 +94,11 @@ class InputBuilder:
 
     def _histories(self, requests: Sequence[EncodedRequest]) -> tuple[BehaviourSource, np.ndarray]:
         """Where behaviours come from, and what stands for each request's user there."""
+        clustered = self._layout.history.clustered
         histories = [r.history for r in requests if r.history is not None]
         if histories:
             assert len(histories) == len(requests)
-            return InlineHistories(histories), np.arange(len(requests))
+            return InlineHistories(histories, clustered=clustered), np.arange(len(requests))
         if self._store is not None:
             users = np.array([request.user for request in requests])
             # Nobody is user 0, so a user that the store does not know has no behaviours.
@@ -110,4 +111,5 @@ class InputBuilder:
             action=nothing if self._history.action_entity else None,
             attributes=encode_attributes({}, self._history.attributes, {}, length=0, at_most=0),
         )
-        return InlineHistories([empty] * len(requests)), np.arange(len(requests))
+        nobody = InlineHistories([empty] * len(requests), clustered=clustered)
+        return nobody, np.arange(len(requests))

@@ -230,7 +230,8 @@ def test_behaviours_that_a_request_brings_are_those_of_the_store(made: Path) -> 
             action=behaviours.action[rows],
             attributes=encoded,
         )
-        own, own_slices = InlineHistories([history]).recent(np.array([0]), np.array([LATEST]))
+        brought = InlineHistories([history], clustered=False)
+        own, own_slices = brought.recent(np.array([0]), np.array([LATEST]))
         for name, column in behaviours.attributes.items():
             expected = column[slices.rows()]
             assert np.array_equal(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.reader import DatasetReader
+from cdp_torchrec.serving import inline_histories
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories
+from cdp_torchrec.serving.inputs import InputBuilder
 
 LOOKUP = HistoryLookup(pool_segments=(1, 3), whole=True, gated=True, recent=True)
 CLUSTERED = replace(LOOKUP, clustered=True)
@@ -27,7 +30,8 @@ def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence
     impressions = reader.impressions("train").take(0, 300, 332)
     histories = [_of_user(reader.store, u) for u in impressions.request["user_id"]]
     impressions.request["owner"] = np.arange(len(histories))
-    sources = ((reader.store, "user_id"), (InlineHistories(histories), "owner"))
+    brought = InlineHistories(histories, clustered=lookup.clustered)
+    sources = ((reader.store, "user_id"), (brought, "owner"))
     stored, inline = (
         BatchAssembler(
             InputAssembler(
@@ -51,6 +55,46 @@ def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence
     sizes = [index.size for index in (stored.recent, inline.recent) if index.size is not None]
     assert len(sizes) == 2 * lookup.clustered
     assert not sizes or torch.equal(*sizes)
+
+
+def test_an_order_or_clusters_that_nobody_asks_for_are_not_made() -> None:
+    codes = np.array([3, 1, 2])
+    history = EncodedHistory(codes, 1000 * codes, category=codes, action=None)
+    user, before = np.zeros(1, dtype=np.int64), np.array([10_000])
+    ordered = mock.patch.object(
+        InlineHistories, "_ordered", autospec=True, side_effect=InlineHistories._ordered
+    )
+    with ordered as made, mock.patch(f"{inline_histories.__name__}.assign_clusters") as assigned:
+        brought = InlineHistories([history], clustered=False)
+        assert made.call_count == 0
+        for _ in range(2):
+            brought.gated(user, codes[:1], before)
+            assert made.call_count == 1
+        for _ in range(2):
+            brought.recent(user, before)
+            assert made.call_count == 2
+        assigned.assert_not_called()
+        InlineHistories([history], clustered=True).recent(user, before)
+        assigned.assert_called_once()
+
+
+@pytest.mark.parametrize("lookup", [LOOKUP, CLUSTERED], ids=["behaviours", "clusters"])
+def test_a_model_is_served_with_clusters_if_it_reads_them(
+    tiny_dataset: Path, lookup: HistoryLookup
+) -> None:
+    reader = DatasetReader(DataConfig(dir=tiny_dataset))
+    builder = InputBuilder(
+        reader.layout(lookup, history_counts=True),
+        mock.Mock(),
+        reader.schema.history,
+        max_history_length=4,
+        history_store=None,
+    )
+    for history in (_of_user(reader.store, 1), None):
+        source, owner = builder._histories([mock.Mock(history=history)])
+        behaviours, slices = source.recent(owner, np.array([2**62]))
+        assert slices.lengths[0] == (0 if history is None else len(history.item))
+        assert (behaviours.cluster is not None) == lookup.clustered
 
 
 def _of_user(store: BehaviourSource, user: int) -> EncodedHistory:
