@@ -4,7 +4,7 @@
     cdp_torchrec prepare_data generic MAPPING.toml [key=value ...] --input DIR --output DIR
     cdp_torchrec prepare_data draft FILE ... [--output mapping.toml]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
-    cdp_torchrec prepare_data append DIR --input DAY
+    cdp_torchrec prepare_data append DIR --input DAY [--mapping MAPPING.toml [key=value ...]]
     cdp_torchrec prepare_data follow DIR --inbox INBOX [--idle-timeout SECONDS]
     cdp_torchrec prepare_data kafka DIR --inbox INBOX --brokers HOST:PORT --requests TOPIC ...
     cdp_torchrec prepare_data compact DIR
@@ -70,7 +70,10 @@ Trainings, evaluations and exports do the same with run.verify=true."""
 APPEND = """Add a day to DIR: requests/ and behaviours/ as those that it was made of, all later than
 what it has. It lies in days/<date of its first request>, and nothing else changes: ids keep their
 codes, new ones get the codes behind them, and numbers are scaled as before. Trainings read it by
-data.train_on and data.test_on. Whole or not at all: killed at any moment, run it again."""
+data.train_on and data.test_on. Whole or not at all: killed at any moment, run it again.
+
+A dataset of `generic` takes its days by the mapping that it was made by: with --mapping, DAY holds
+the files that the mapping names, those of items and users too. Its split says nothing of a day."""
 COMPACT = """Each appended day adds a segment to the history, and each look into a history goes
 through all of them. Merges them into one and removes them; what is read stays the same."""
 SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its
@@ -196,10 +199,17 @@ def append(options: argparse.Namespace) -> None:
     """Add a day to a dataset."""
     load_schema(options.dataset)
 
-    from cdp_torchrec.data.prepare.append import append_day
-
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
-    day = append_day(options.dataset, options.input, limits)
+    if options.mapping:
+        mapping = load_config(MappingConfig, options.mapping)
+
+        from cdp_torchrec.data.prepare.mapped.day import append_mapped_day
+
+        day = append_mapped_day(mapping, options.input, options.dataset, limits=limits)
+    else:
+        from cdp_torchrec.data.prepare.append import append_day
+
+        day = append_day(options.dataset, options.input, limits)
     say_appended(options.dataset, day)
     print(f"""measure on it:  data.test_on='"{day.name}"'
 train on it:    data.train_on='["{day.name}"]', and a later day as data.test_on""")
@@ -299,6 +309,12 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         metavar="DAY",
         help="directory with requests/*.parquet and behaviours/*.parquet of the day",
+    )
+    addition.add_argument(
+        "--mapping",
+        nargs="+",
+        metavar="SETTING",
+        help="MAPPING.toml by which the files of DAY are read instead, and key=value",
     )
     add_limits(addition)
     addition.set_defaults(run=append)

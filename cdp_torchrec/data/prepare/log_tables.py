@@ -48,18 +48,39 @@ def prepare_log(
     """
     limits = limits or EngineLimits()
     with preparing(output), staging_beside(output) as staging:
-        with (
-            open_database(staging / "work", limits) as connection,
-            ProgressBar(source.resolve().name, total=3, unit="stages") as bar,
-        ):
-            bar.begin("read")
-            spec = read(connection)
-            bar.begin("requests")
-            _stage_requests(connection, staging / "requests", spec)
-            bar.begin("behaviours")
-            _stage_behaviours(connection, staging / "behaviours", spec)
-        shutil.rmtree(staging / "work")
+        spec = stage_log(source, staging, read, limits)
         return build_dataset(staging, output, spec, limits, log=source)
+
+
+def stage_log(
+    source: Path,
+    staging: Path,
+    read: Callable[[duckdb.DuckDBPyConnection], DatasetSpec],
+    limits: EngineLimits,
+) -> DatasetSpec:
+    """Write the three tables of a log as staging files.
+
+    Args:
+        source: where the log lies.
+        staging: directory that gets `requests/` and `behaviours/`.
+        read: makes the three tables, and says what their columns mean.
+        limits: memory and threads of the engine.
+
+    Raises:
+        DatasetError: what `read` finds wrong with the log.
+    """
+    with (
+        open_database(staging / "work", limits) as connection,
+        ProgressBar(source.resolve().name, total=3, unit="stages") as bar,
+    ):
+        bar.begin("read")
+        spec = read(connection)
+        bar.begin("requests")
+        _stage_requests(connection, staging / "requests", spec)
+        bar.begin("behaviours")
+        _stage_behaviours(connection, staging / "behaviours", spec)
+    shutil.rmtree(staging / "work")
+    return spec
 
 
 def number_requests(

@@ -222,7 +222,7 @@ def _count_outside(
     total, outside, first, last = row
     if outside == total:
         raise DatasetError(
-            f"{table.paths[0]}: no row lies in the window: '{clock.column}' runs from "
+            f"{table.paths[0]}: no row lies in the window ([window]): '{clock.column}' runs from "
             f"{utc(int(first))} to {utc(int(last))}"
         )
     if outside:

@@ -8,6 +8,7 @@ where the log does not say what was shown). Attributes are joined here, behaviou
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -54,28 +55,56 @@ def prepare_generic(
     """
 
     def read(connection: duckdb.DuckDBPyConnection) -> DatasetSpec:
-        tables = load_tables(connection, mapping, source)
-        log = tables[mapping.log.table]
-        told = mapping.source
-        if mapping.sampling:
-            told += f"; {draw_requests(connection, log, mapping)}"
-        else:
-            make_requests(connection, log, mapping)
-        test_from = _test_from(connection, mapping)
-        _load_attributes(connection, tables, mapping)
-        _join_attributes(connection, mapping)
-        gather_behaviours(connection, tables, mapping)
-        return DatasetSpec(
-            name=mapping.name,
-            source=told,
-            features=mapping.schema_features(),
-            test_from=test_from,
-            category_entity=mapping.category_entity,
-            action_entity=ACTION_ENTITY if mapping.has_actions else None,
-            attributes=tuple(a.attribute(name) for name, a in mapping.attributes.items()),
-        )
+        told = read_log(connection, mapping, source)
+        spec = spec_of(mapping, test_from=_test_from(connection, mapping))
+        return replace(spec, source=told)
 
     return prepare_log(source, output, read, limits)
+
+
+def spec_of(mapping: MappingConfig, *, test_from: int) -> DatasetSpec:
+    """What the staging files of a mapped log mean.
+
+    Args:
+        mapping: what the columns of the log mean.
+        test_from: first moment of the test split, ms.
+    """
+    return DatasetSpec(
+        name=mapping.name,
+        source=mapping.source,
+        features=mapping.schema_features(),
+        test_from=test_from,
+        category_entity=mapping.category_entity,
+        action_entity=ACTION_ENTITY if mapping.has_actions else None,
+        attributes=tuple(a.attribute(name) for name, a in mapping.attributes.items()),
+    )
+
+
+def read_log(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig, source: Path) -> str:
+    """Make the three tables that `prepare_log` takes.
+
+    Args:
+        connection: to make them in.
+        mapping: what the columns of the log mean.
+        source: folder of its files.
+
+    Returns:
+        Where the requests came from, in words.
+
+    Raises:
+        DatasetError: files are missing, damaged, or not what the mapping says.
+    """
+    tables = load_tables(connection, mapping, source)
+    log = tables[mapping.log.table]
+    told = mapping.source
+    if mapping.sampling:
+        told += f"; {draw_requests(connection, log, mapping)}"
+    else:
+        make_requests(connection, log, mapping)
+    _load_attributes(connection, tables, mapping)
+    _join_attributes(connection, mapping)
+    gather_behaviours(connection, tables, mapping)
+    return told
 
 
 def _test_from(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> int:

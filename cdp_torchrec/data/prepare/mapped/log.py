@@ -224,10 +224,12 @@ def _group(connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: Mappin
         for name in same
     ]
     time = "min(timestamp) AS timestamp, " if "timestamp" not in keys else ""
+    # The row alone would name a request of every file that comes later, too.
+    names = ["min(timestamp)", *keys] if "_row" in keys else keys
     start = mapping.split.requests_from
     connection.execute(f"""
         CREATE TABLE grouped AS
-        SELECT {", ".join(keys)}, {time}concat_ws('/', {", ".join(keys)}) AS request_id,
+        SELECT {", ".join(keys)}, {time}concat_ws('/', {", ".join(names)}) AS request_id,
             {", ".join([*values, *many])}, max(timestamp) - min(timestamp) AS span,
             min(_file * {1 << 40} + _row) AS first_row, max(_file * {1 << 40} + _row) AS last_row
         FROM impressions GROUP BY {", ".join(keys)}

@@ -1,0 +1,72 @@
+"""A later day of a mapped log: read by the mapping of the dataset, and appended.
+
+A day has no splits, so `split.test_from` and `split.test_share` say nothing here; all else of a
+mapping is of rows and columns, and means what it means for the whole log.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+
+from cdp_torchrec.data.prepare.append import append_log
+from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.log_tables import stage_log
+from cdp_torchrec.data.prepare.mapped.generic import read_log, spec_of
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
+from cdp_torchrec.data.prepare.spec import DatasetSpec
+from cdp_torchrec.data.schema import DatasetError, Day
+
+
+def append_mapped_day(
+    mapping: MappingConfig, source: Path, dataset: Path, *, limits: EngineLimits | None = None
+) -> Day:
+    """Add a day of a mapped log to the dataset that `prepare_generic` made; all of it or nothing.
+
+    Args:
+        mapping: that of the dataset.
+        source: folder with the files of the day.
+        dataset: dataset directory.
+        limits: memory and threads of the engine.
+
+    Raises:
+        DatasetError: the mapping draws negatives, or has not the columns of the dataset; files are
+            missing, damaged, or not what the mapping says; or as `append_day`.
+        PreparationError: the day cannot be written.
+    """
+    if mapping.sampling:
+        raise DatasetError(
+            f"{source}: the mapping draws negatives ([sampling]) among all that was before, which "
+            "the files of a day do not have: prepare the log with this day anew"
+        )
+    limits = limits or EngineLimits()
+
+    def stage(staging: Path, expected: DatasetSpec) -> None:
+        spec = spec_of(mapping, test_from=expected.test_from)
+        _check_columns(dataset, _columns(expected), _columns(spec))
+
+        def read(connection: duckdb.DuckDBPyConnection) -> DatasetSpec:
+            read_log(connection, mapping, source)
+            return spec
+
+        stage_log(source, staging, read, limits)
+
+    return append_log(dataset, source, stage, limits)
+
+
+def _check_columns(dataset: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    for name in {**theirs, **ours}:
+        there, here = theirs.get(name, "missing"), ours.get(name, "missing")
+        if there != here:
+            raise DatasetError(
+                f"{dataset}: the mapping is not the one that it was made by: {name} is {there} in "
+                f"the dataset, and {here} in the mapping"
+            )
+
+
+def _columns(spec: DatasetSpec) -> dict[str, str]:
+    """What each column is, in words; without the scale of numbers, which no mapping knows."""
+    columns = {f"feature '{f.name}'": f.meaning for f in spec.features}
+    columns |= {f"attribute '{a.name}'": a.meaning for a in spec.attributes}
+    columns |= {f"'{name}' of behaviours": entity for name, entity in spec.behaviour_columns()}
+    return {name: text.partition(", mean ")[0] for name, text in columns.items()}
