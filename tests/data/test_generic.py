@@ -276,6 +276,38 @@ def test_what_is_odd_about_requests_is_said_with_its_figure(
     assert "1 of 8 candidates stand in their request already" in caplog.text
 
 
+UNNAMED_LABELS = {
+    "no other": ([], None),
+    "a third value": (["maybe"], "'no' 42.9 %, 'maybe' 14.3 % of the candidates"),
+    "more than are listed": (list("123456"), "'4' 8.33 %, and 2 more of the candidates"),
+}
+
+
+@pytest.mark.parametrize("case", UNNAMED_LABELS)
+def test_labels_that_nobody_named_are_said_with_their_shares(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    others, said = UNNAMED_LABELS[case]
+    rows = [row | {"clicks": "yes" if row["clicks"] else "no"} for row in two_days()]
+    rows += [impression(1, f"item {label}", clicks=label) for label in others]
+    write_csv(tmp_path / "log.csv", rows)
+    prepare(tmp_path, IMPRESSIONS.replace("above = 0", 'one_of = ["yes"]'))
+    beside = "'clicks' has values beside one_of = ['yes'], which all count as no click: 'no'"
+    assert (beside in caplog.text) == (said is not None)
+    assert (said or "") in caplog.text
+
+
+def test_the_only_label_that_is_no_click_is_said_where_it_looks_like_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"user": "ann", "items": "a|b", "categories": "x|y", "labels": "Yes|yes"}
+    pages = [row | {"page": f"p{hour}", "time": START + 3600 * hour} for hour in (1, 2, 30)]
+    write_csv(tmp_path / "log.csv", pages)
+    by_label = 'label = {column = "labels", one_of = ["yes"]}'
+    prepare(tmp_path, LISTS.replace('clicked = "clicked"', by_label))
+    assert "which all count as no click: 'Yes' 50 % of the candidates" in caplog.text
+
+
 MOMENT = datetime(2021, 3, 4, 5, 6, 7, 890_000, UTC)
 MOMENT_MS = 1_614_834_367_890
 CLOCKS = {

@@ -26,10 +26,12 @@ from cdp_torchrec.data.prepare.mapped.columns import (
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable
-from cdp_torchrec.data.prepare.table_config import moment
+from cdp_torchrec.data.prepare.table_config import RowRule, moment
 from cdp_torchrec.data.schema import DatasetError
 
 logger = logging.getLogger(__name__)
+
+_VALUES_SAID = 5
 
 
 def log_features(mapping: MappingConfig, level: str) -> dict[str, FeatureConfig]:
@@ -114,6 +116,9 @@ def _read_impressions(
 ) -> None:
     """Make table `impressions` of a log with one row each."""
     columns, inside, label = one_item_a_row(connection, log, mapping)
+    if rule := mapping.log.label:
+        values = f"SELECT {log.sql(rule.column)} AS value FROM {log.name} WHERE {inside}"
+        _doubt_labels(connection, log, rule, values)
     connection.execute(f"""
         CREATE TABLE impressions AS
         SELECT {columns}, 0 AS place, {label}::INTEGER AS label FROM {log.name} WHERE {inside}
@@ -154,6 +159,8 @@ def _read_lists(
     elif config.label:
         _check_elements(connection, log, lists["label"], count_rules(config.label, "x"))
         label = counts(config.label, "label")
+        values = f"SELECT unnest({lists['label']}) AS value FROM {log.name} WHERE {inside}"
+        _doubt_labels(connection, log, config.label, values)
     for name, feature in features.items():
         if feature.kind == "number":
             rules = number_rules(feature.column or name, "x")
@@ -186,6 +193,40 @@ def _check_elements(
             Rule(f"len({b}) > 0", f"{rule.message} in the list", f"{b}[1]")
             for b, rule in zip(bad, rules, strict=True)
         ],
+    )
+
+
+def _doubt_labels(
+    connection: duckdb.DuckDBPyConnection, log: RawTable, rule: RowRule, values: str
+) -> None:
+    """Say which values count as no click, unless there is one only, and none of the clicks' form.
+
+    Args:
+        connection: holds the log.
+        log: its table.
+        rule: which values are clicks.
+        values: SQL: column `value` with the labels of all candidates.
+    """
+    if not rule.one_of:
+        return
+    found = connection.execute(f"""
+        SELECT value, share, count(*) OVER () FROM (
+            SELECT value, count(*) / sum(count(*)) OVER () AS share FROM ({values}) GROUP BY value
+        ) WHERE NOT {counts(rule, "value")} ORDER BY share DESC, value LIMIT {_VALUES_SAID}
+    """).fetchall()
+    clicks = {value.strip().lower() for value in rule.one_of}
+    if len(found) < 2 and not any(value.strip().lower() in clicks for value, *_ in found):
+        return
+    said = ", ".join(f"{value!r} {100 * share:.3g} %" for value, share, _ in found)
+    more = found[0][2] - len(found)
+    logger.warning(
+        "%s: '%s' has values beside one_of = %s, which all count as no click: %s%s of the "
+        "candidates",
+        log.paths[0],
+        rule.column,
+        list(rule.one_of),
+        said,
+        f", and {more} more" if more else "",
     )
 
 
