@@ -120,7 +120,7 @@ def prepare_by_mapping(options: argparse.Namespace) -> None:
 
 def draft(options: argparse.Namespace) -> None:
     """First version of a mapping."""
-    from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+    from cdp_torchrec.data.prepare.mapped.draft import NOT_USED, draft_mapping
     from cdp_torchrec.whole_file import write_whole
 
     output: Path = options.output
@@ -128,6 +128,9 @@ def draft(options: argparse.Namespace) -> None:
         raise DatasetError(f"{output} exists; remove it or choose another name (--output)")
     text = draft_mapping(options.files, mapping=str(output))
     write_whole(output, text)
+    for line in text.splitlines():
+        if line.startswith(f"# {NOT_USED}"):
+            print(line.removeprefix("# "))
     print(f"wrote {output}: read what it guesses, then")
     print(f"  {next(line for line in text.splitlines() if ' generic ' in line).lstrip('# ')}")
 

@@ -23,6 +23,8 @@ from cdp_torchrec.data.prepare.mapped.guessed_log import (
     is_of_candidate,
     rows_of_requests,
     table_name,
+    uneven,
+    why_no_attributes,
 )
 from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
@@ -36,6 +38,8 @@ from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, sniff
 from cdp_torchrec.data.schema import DatasetError
 
+NOT_USED = "Not used:"
+"""Begins the comment on a file of which nothing is read."""
 _EXAMPLES = 3
 _HOUR_S, _DAY_S = 3_600.0, 86_400.0
 _NO_IDS = "numbers, which are no ids: write integers or text"
@@ -59,7 +63,10 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     gate, features = _features(log, attributes)
     attributes = [a for a in attributes if f"table = {toml_value(a.name)}" in features]
     rest = [file for file in others if file not in [a.file for a in attributes]]
-    behaviours = {table_name(f): found for f in rest if (found := find_behaviours(f))}
+    needs_category = gate is not None and not any(
+        guess_category([c]) for a in attributes if a.by == "item" for c in a.file.columns.values()
+    )
+    behaviours, unused = _sorted_out(log, rest, needs_category=needs_category)
     for found in (log, *behaviours.values()):
         _check_ids(found)
     name = table_name(log.file)
@@ -77,12 +84,33 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     ]
     for file in [log.file, *(a.file for a in attributes), *(b.file for b in behaviours.values())]:
         lines += _table(file, folder, attributes)
-    lines += _comment([f"Not used: {f.path}" for f in rest if table_name(f) not in behaviours])
+    lines += _comment(f"{NOT_USED} {path}: {reason}" for path, reason in unused.items())
     lines += [*_log(log), *features]
-    lines += _behaviours(log, behaviours, gate, attributes)
+    lines += _behaviours(log, behaviours, gate)
     lines += _window(log)
     lines += ["", "[split]", "test_share = 0.2 # the latest fifth; or test_from = a date"]
     return "\n".join(lines) + "\n"
+
+
+def _sorted_out(
+    log: GuessedLog, files: Sequence[SniffedFile], *, needs_category: bool
+) -> tuple[dict[str, GuessedLog], dict[Path, str]]:
+    """Files with behaviours by their tables' names, and why each other one is not used."""
+    behaviours, unused = {}, {}
+    for file in files:
+        found = find_behaviours(file)
+        if found is None:
+            reason = why_no_attributes(log, file)
+            unused[file.path] = f"{reason}; behaviours need a user, an item and a time"
+        elif needs_category and _category(found) is None:
+            unused[file.path] = "no column has the category, which only the log has"
+        else:
+            behaviours[table_name(file)] = found
+    return behaviours, unused
+
+
+def _category(log: GuessedLog) -> SniffedColumn | None:
+    return guess_category([c for name, c in log.file.columns.items() if name not in log.used])
 
 
 def _check_ids(log: GuessedLog) -> None:
@@ -134,7 +162,7 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
         written = _feature(name, column, table, log, of_candidate=of_candidate)
         reason = oddly_written(column) if table else doubts.get(column.name)
         if column.is_floating and 'kind = "number"' not in written:
-            reason = reason or f"floating point {_NO_IDS}"
+            reason = reason or _no_ids(log, column)
         if reason:
             lines += ["", *_comment([f"{column.name!r} is left out: {reason}"])]
             lines += [f"# {line}" for line in written]
@@ -145,6 +173,16 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
             lines += ["", *written]
     lines += _hour(log, names)
     return gate_name, lines
+
+
+def _no_ids(log: GuessedLog, column: SniffedColumn) -> str:
+    """Why floating point numbers that are no number of each request or candidate are no feature."""
+    if not column.is_list:
+        return f"floating point {_NO_IDS}"
+    uneven_row = uneven(log, column) if log.rows == "request" else None
+    if uneven_row:
+        return f"lists of numbers that are not one for each candidate: {uneven_row}"
+    return f"lists of floating point {_NO_IDS}"
 
 
 def _feature(
@@ -287,24 +325,13 @@ def _log(log: GuessedLog) -> list[str]:
     return lines
 
 
-def _behaviours(
-    log: GuessedLog,
-    others: dict[str, GuessedLog],
-    gate: str | None,
-    attributes: Sequence[Attributes],
-) -> list[str]:
-    in_log = gate is not None and not any(
-        guess_category([c]) for a in attributes if a.by == "item" for c in a.file.columns.values()
-    )
+def _behaviours(log: GuessedLog, others: dict[str, GuessedLog], gate: str | None) -> list[str]:
     if log.rows == "action":
         lines = ["", "[behaviours.action] # all rows of the log", *_own(table_name(log.file), log)]
     else:
         lines = ["", "[behaviours.click] # the positives of the log"]
     for name, other in others.items():
-        category = guess_category([c for n, c in other.file.columns.items() if n not in other.used])
-        if in_log and category is None:
-            lines += ["", *_comment([f"{name} has no column for the category, so it is not read."])]
-            continue
+        category = _category(other)
         lines += ["", f"[behaviours.{toml_key(name)}]", *_own(name, other)]
         if category and gate:
             lines.append(f"category = {toml_value(category.name)} # by its name")

@@ -139,10 +139,7 @@ def elements(column: SniffedColumn, separator: str | None) -> set[str]:
 
 def find_attributes(log: GuessedLog, files: Sequence[SniffedFile]) -> list[Attributes]:
     """The files with a row for each item or user, by names and by the values of their keys."""
-    known = {
-        "item": elements(log.item.column, log.separator),
-        "user": elements(log.user.column, None),
-    }
+    known = _known(log)
     found = []
     for file in files:
         keys = [
@@ -159,11 +156,49 @@ def find_attributes(log: GuessedLog, files: Sequence[SniffedFile]) -> list[Attri
     return found
 
 
+def _known(log: GuessedLog) -> dict[str, set[str]]:
+    """The items and users of the log."""
+    return {
+        "item": elements(log.item.column, log.separator),
+        "user": elements(log.user.column, None),
+    }
+
+
 def _alike(column: SniffedColumn, by: str, log: GuessedLog, known: set[str]) -> float:
     """How much a column looks like the key of items or users."""
     named = (log.item if by == "item" else log.user).column.name == column.name
     values = set(column.there)
     return named + len(values & known) / max(min(len(known), len(values)), 1)
+
+
+def why_no_attributes(log: GuessedLog, file: SniffedFile) -> str:
+    """Why a file has no attributes of items or users, as far as can be seen.
+
+    Args:
+        log: the file with the requests.
+        file: one in which `find_attributes` found no key, or that has no feature.
+    """
+    known = _known(log)
+    keys = [
+        (_alike(column, by, log, known[by]), by, column)
+        for column in file.columns.values()
+        for by in known
+        if not column.is_list
+    ]
+    score, by, key = max(keys, key=lambda scored: scored[0], default=(0.0, "", None))
+    if key is None or score <= _ALIKE:
+        return "no column has the items or users of the log"
+    places: dict[str, int] = {}
+    for place, value in enumerate(key.values):
+        if value is None:
+            return f"each row needs its {by}, but {key.name!r} is empty in {file.row(place)}"
+        if value in places:
+            return (
+                f"each {by} needs one row, but {key.name!r} has {value!r} in "
+                f"{file.row(places[value])} and in {file.row(place)}"
+            )
+        places[value] = place
+    return "none of its columns is a feature"
 
 
 def find_behaviours(file: SniffedFile) -> GuessedLog | None:
@@ -193,6 +228,16 @@ def is_of_candidate(log: GuessedLog, column: SniffedColumn, rows: Sequence[Seque
     if len(rows) > 0.9 * log.file.num_rows:  # requests of one row: the same
         return is_constant(column, list(groups([log.item.column])))
     return not is_constant(column, rows)
+
+
+def uneven(log: GuessedLog, column: SniffedColumn) -> str | None:
+    """Where the lists of a column are not as long as those of the items; None: nowhere."""
+    item = log.item.column
+    pairs = zip(_lengths(column, log.separator), _lengths(item, log.separator), strict=True)
+    for place, (here, there) in enumerate(pairs):
+        if here != there:
+            return f"{log.file.row(place)} has {here}, and {there} in {item.name!r}"
+    return None
 
 
 def doubts_of(

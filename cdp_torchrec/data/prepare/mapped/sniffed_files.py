@@ -173,6 +173,12 @@ class SniffedFile:
         """Rows of the sample."""
         return len(next(iter(self.columns.values())).values)
 
+    def row(self, place: int) -> str:
+        """A row of the sample, by the number that a preparation calls it."""
+        if self.form is None:
+            return f"row {place}"
+        return f"line {place + (1 if self.form.names else 2)}"
+
 
 def sniff(path: Path) -> SniffedFile:
     """Look at the start of a file.
