@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def test_a_shop_with_items_and_views_is_understood_and_runs_unedited(tmp_path: P
         "key": "id",
     }
     assert found["tables"]["views"]["delimiter"] == ";"
-    assert found["behaviours"]["views"]["time"]["format"] == "%Y-%m-%d %H:%M"
+    assert found["behaviours"]["views"]["time"]["format"] == "iso8601"
     assert {n: (f["role"], f["level"], f["kind"]) for n, f in found["features"].items()} == {
         "category_id": ("item", "candidate", "id"),
         "price": ("item", "candidate", "number"),
@@ -288,18 +289,50 @@ def test_files_whose_names_are_not_ascii_run_unedited(tmp_path: Path) -> None:
     assert schema.splits["train"].requests + schema.splits["test"].requests == 300
 
 
-def test_times_with_and_without_a_z_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "logs" / "log.csv"
-    file.parent.mkdir()
+def with_times(folder: Path, written: Callable[[int], str]) -> Path:
+    """A log of impressions whose times are written in another way; four rows have each."""
     header, rest = impressions(clicked=["0", "0", "1"]).split("\n", 1)
     rows = [line.split(",") for line in rest.splitlines()]
-    zones = ("Z", "+02:00", "-05:00")
     for row in rows:
-        moment = datetime.fromtimestamp(int(row[2]), UTC)
-        row[2] = f"{moment:%Y-%m-%dT%H:%M:%S}{zones[int(row[3][1:]) % 3]}"
+        row[2] = written(int(row[2]))
+    folder.mkdir()
+    file = folder / "log.csv"
     file.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    return file
+
+
+def test_times_with_and_without_a_z_are_read(tmp_path: Path) -> None:
+    def written(second: int) -> str:
+        zone = ("Z", "+02:00", "-05:00")[second // 500 % 3]
+        return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}{zone}"
+
+    file = with_times(tmp_path / "logs", written)
     schema = load_schema(prepared(tmp_path, file))
     assert schema.splits["train"].requests + schema.splits["test"].requests == 100
+
+
+def test_iso_times_with_and_without_fractions_and_zones_are_read(tmp_path: Path) -> None:
+    def written(second: int) -> str:
+        part = 123_456 if second % 3000 else 0  # which isoformat() does not write
+        return datetime.fromtimestamp(second, UTC).replace(microsecond=part).isoformat()
+
+    file = with_times(tmp_path / "logs", written)
+    assert drafted(file)["log"]["time"] == {"column": "ts", "unit": "text", "format": "iso8601"}
+    schema = load_schema(prepared(tmp_path, file))
+    assert schema.splits["train"].first_timestamp == 1000 * START
+    file = with_times(tmp_path / "naive", lambda second: written(second).removesuffix("+00:00"))
+    assert drafted(file)["log"]["time"]["utc_offset"] == "+00:00"
+
+
+def test_days_and_times_without_zeros_keep_a_form_of_their_own(tmp_path: Path) -> None:
+    def form(name: str, written: str) -> str:
+        moments = with_times(
+            tmp_path / name, lambda second: f"{datetime.fromtimestamp(second, UTC):{written}}"
+        )
+        return drafted(moments)["log"]["time"]["format"]
+
+    assert form("days", "%Y-%m-%d") == "%Y-%m-%d"
+    assert form("no_zeros", "%Y-%-m-%-d %-H:%M:%S") == "%Y-%m-%d %H:%M:%S"
 
 
 def test_a_line_with_other_cells_is_named(tmp_path: Path) -> None:

@@ -310,6 +310,7 @@ def test_the_only_label_that_is_no_click_is_said_where_it_looks_like_one(
 
 MOMENT = datetime(2021, 3, 4, 5, 6, 7, 890_000, UTC)
 MOMENT_MS = 1_614_834_367_890
+ISO = Clock("t", "x", "text", "iso8601", 3_600_000)
 CLOCKS = {
     "seconds": (Clock("t", "x", "s"), "1614834367.89", MOMENT_MS),
     "whole seconds": (Clock("t", "x", "s"), "1614834367", MOMENT_MS - 890),
@@ -326,6 +327,16 @@ CLOCKS = {
         "2021-03-04 03:06:07 -0200",
         MOMENT_MS - 890,
     ),
+    "iso": (ISO, "2021-03-04T05:06:07.890", MOMENT_MS - 3_600_000),
+    "iso, microseconds and a zone": (ISO, "2021-03-04T10:36:07.890999+05:30", MOMENT_MS),
+    "iso, nanoseconds": (ISO, "2021-03-04 05:06:07.890999999Z", MOMENT_MS),
+    "iso, a short zone": (ISO, "2021-03-04T03:06:07-02", MOMENT_MS - 890),
+    "iso, minutes": (ISO, "2021-03-04 05:06+0000", MOMENT_MS - 7_890),
+    "iso, a date": (ISO, "2021-03-04", MOMENT_MS - 5 * 3_600_000 - 367_890 - 3_600_000),
+    "iso, no such day": (ISO, "2021-02-30T05:06:07", None),
+    "iso, no zeros": (ISO, "2021-3-4 05:06:07", None),
+    "iso, slashes": (ISO, "2021/03/04 05:06:07", None),
+    "iso, a word": (ISO, "infinity", None),
     "exponent": (Clock("t", "x", "ms"), "1.6e12", None),
     "word": (Clock("t", "x", "s"), "now", None),
     "other form": (Clock("t", "x", "text", "%Y-%m-%d"), "04.03.2021", None),

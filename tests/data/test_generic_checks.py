@@ -66,6 +66,11 @@ BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["log.time={column='time', unit='text', format='%Y-%m-%d'}"],
         "log.csv: line 2: 'time' is no time of the form %Y-%m-%d: 1748739600",
     ),
+    "iso": (
+        {"time": "2025-06-01T08:30:00 +02:00"},
+        ["log.time={column='time', unit='text', format='iso8601'}"],
+        "log.csv: line 2: 'time' is no time of the form iso8601: 2025-06-01T08:30:00 +02:00",
+    ),
     "format": (
         {},
         ["log.time={column='time', unit='text', format='%Q'}"],

@@ -6,6 +6,15 @@ from datetime import UTC, datetime
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.schema import EARLIEST_DATE_MS
 
+ISO_8601 = "iso8601"
+"""A format of text: what `isoformat()` of Python and most databases write, of any precision."""
+ISO_PATTERN = (
+    "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    "([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
+)
+"""Regular expression of a whole text of that format: the engine's own casts take more."""
+ISO_ZONE = ":[0-9.]+(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
+"""Regular expression that is found in those that name their zone."""
 _LATEST_MS = round(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1000
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _PER_MS = {"timestamp": 1, "ms": 1, "us": 1000, "ns": 1_000_000}
@@ -22,13 +31,20 @@ class Clock:
     unit: str
     """s, ms, us, ns, "timestamp" (which is read as ms), or "text"."""
     format: str | None = None
-    """Of "text", for strptime."""
+    """Of "text", for strptime; or ISO_8601."""
     offset_ms: int = 0
     """Of text and timestamps without a zone: by how much their clock is ahead of UTC."""
 
     @property
     def milliseconds(self) -> str:
         """SQL: milliseconds since 1970, rounded down; null where it is no time."""
+        if self.format == ISO_8601:
+            # Of microseconds: epoch_ms would round up.
+            moment = f"epoch_us(try_cast({self.sql} AS TIMESTAMPTZ)) // 1000"
+            zoned = f"regexp_matches({self.sql}, '{ISO_ZONE}')"
+            fits = f"regexp_full_match({self.sql}, '{ISO_PATTERN}')"
+            local = f"{moment} - {self.offset_ms}"
+            return f"CASE WHEN {fits} THEN CASE WHEN {zoned} THEN {moment} ELSE {local} END END"
         if self.unit == "text":
             assert self.format is not None
             text = self.format.replace("'", "''")

@@ -89,7 +89,8 @@ class TimeConfig(Config):
     """Seconds, milli-, micro- or nanoseconds since 1970; "timestamp": of parquet's own type;
     "text": by `format`."""
     format: str | None = None
-    """Of text, in the letters of strptime, such as %Y-%m-%d %H:%M:%S."""
+    """Of text, in the letters of strptime, such as %d.%m.%Y %H:%M:%S; or "iso8601", such as
+    2025-06-01T08:30:00.123+02:00, with or without seconds, their fractions, and a zone."""
     utc_offset: str = Field("+00:00", pattern=r"^[+-]\d\d:\d\d$")
     """Local time of the log: of text and timestamps that name no zone, and of derived hours."""
 

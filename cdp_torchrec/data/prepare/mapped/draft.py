@@ -357,7 +357,7 @@ def _time(column: SniffedColumn) -> list[str]:
     lines = [f"column = {toml_value(column.name)}", f"unit = {toml_value(unit)}"]
     if form:
         lines.append(f"format = {toml_value(form)}")
-    if unit in ("text", "timestamp") and not (form and "%z" in form):
+    if unit in ("text", "timestamp") and not column.names_zones:
         lines.append('utc_offset = "+00:00" # nothing says which: "+08:00" is China')
     return lines
 

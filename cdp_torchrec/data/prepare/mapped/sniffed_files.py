@@ -19,6 +19,7 @@ import pyarrow as pa
 from cdp_torchrec.data.prepare.column_types import ANY, VALUE_OR_LIST
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import first_bytes, stream_csv
+from cdp_torchrec.data.prepare.log_times import ISO_8601, ISO_PATTERN, ISO_ZONE
 from cdp_torchrec.data.prepare.tables import open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
@@ -51,21 +52,17 @@ _LIST_PART = re.compile(r"[\w.:-]*")
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 _EARLIEST_S, _LATEST_S = 631_152_000, 4_102_444_800  # the years 1990 and 2100
 FORMATS = (
-    "%Y-%m-%d %H:%M:%S",
-    "%Y-%m-%dT%H:%M:%S",
-    "%Y-%m-%d %H:%M:%S.%f",
-    "%Y-%m-%dT%H:%M:%S.%f",
-    "%Y-%m-%dT%H:%M:%S%z",
-    "%Y-%m-%dT%H:%M:%S.%f%z",
+    "%Y-%m-%d",
+    ISO_8601,
+    "%Y-%m-%d %H:%M:%S",  # as ISO 8601, but for zeros that are left out
     "%Y-%m-%d %H:%M",
     "%Y/%m/%d %H:%M:%S",
     "%d.%m.%Y %H:%M:%S",
     "%d.%m.%Y %H:%M",
     "%m/%d/%Y %I:%M:%S %p",
     "%Y%m%d%H%M%S",
-    "%Y-%m-%d",
 )
-"""Forms of moments that are recognised."""
+"""Forms of moments that are recognised, the first that fits counts."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +143,13 @@ class SniffedColumn:
             if all(_has_form(value, form) for value in there[:200]):
                 return "text", form
         return None
+
+    @property
+    def names_zones(self) -> bool:
+        """Whether all its moments say how far from UTC their clock is."""
+        return self.moment() == ("text", ISO_8601) and all(
+            re.search(ISO_ZONE, value) for value in self.there
+        )
 
     def as_seconds(self) -> list[float]:
         """Its moments in seconds since 1970, NaN where there is none."""
@@ -362,16 +366,24 @@ def _has_any_form(text: str) -> bool:
 
 def _has_form(text: str, form: str) -> bool:
     try:
-        return 1990 <= datetime.strptime(text, form).year < 2100
+        return 1990 <= _moment(text, form).year < 2100
     except ValueError:
         return False
+
+
+def _moment(text: str, form: str) -> datetime:
+    if form != ISO_8601:
+        return datetime.strptime(text, form)
+    if not re.fullmatch(ISO_PATTERN, text):
+        raise ValueError(f"{text!r} is not of ISO 8601")  # Python reads more of it than we do
+    return datetime.fromisoformat(text)
 
 
 def _seconds(value: str, unit: str, form: str | None) -> float:
     if unit in _UNITS:
         return float(value) / _UNITS[unit]
     try:
-        time = datetime.strptime(value, form) if form else datetime.fromisoformat(value)
+        time = _moment(value, form) if form else datetime.fromisoformat(value)
     except ValueError:
         return float("nan")
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
