@@ -431,6 +431,18 @@ def test_lists_of_numbers_of_other_lengths_are_left_out_with_the_row(tmp_path: P
     ) in text
 
 
+def test_an_empty_user_is_pointed_at_with_the_rule_that_leaves_it_out(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text(impressions(clicked=["0", "0", "1"]).replace("\nu3,", "\n,"))
+    rule = 'only = {column = "user_id", filled = true}'
+    text = draft_mapping([file], mapping="m.toml")
+    assert f"; EMPTY in 16 of 400 rows, refused without {rule}\n" in text
+    ran = text.replace('rows = "impression"', f'{rule}\nrows = "impression"')
+    (tmp_path / "m.toml").write_text(ran)
+    folders = ["--input", str(tmp_path), "--output", str(tmp_path / "data")]
+    main(["generic", str(tmp_path / "m.toml"), *folders])
+
+
 def test_a_name_that_occurs_twice_in_a_header_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text(impressions(clicked=["0", "1"], price=["1", "2"]).replace("price", "item_id"))

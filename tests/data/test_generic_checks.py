@@ -66,6 +66,16 @@ BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["log.time={column='time', unit='text', format='%Y-%m-%d'}"],
         "log.csv: line 2: 'time' is no time of the form %Y-%m-%d: 1748739600",
     ),
+    "no row counts": (
+        {"user": ""},
+        ["log.only={column='user', filled=true}"],
+        "log.csv: all 6 rows left out by the rule on 'user' (log.only)",
+    ),
+    "no row says whether it counts": (
+        {"page": ""},
+        ["log.only={column='page', one_of=['p1']}"],
+        "log.csv: line 2: 'page' is empty",
+    ),
     "iso": (
         {"time": "2025-06-01T08:30:00 +02:00"},
         ["log.time={column='time', unit='text', format='iso8601'}"],
@@ -261,7 +271,7 @@ BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {
     "unused": (["tables.more.files=['x']"], 'tables.more = {files = ["x"]}: is not used'),
     "two labels": (["log.clicked=x"], "exactly one of label and clicked must be set"),
     "separator": (["log.separator='|'"], "has no effect on rows = 'impression'"),
-    "rule": (["log.label.one_of=['1']"], "exactly one of above and one_of must be set"),
+    "rule": (["log.label.one_of=['1']"], "exactly one of above, one_of and filled must be set"),
     "sampling": (["sampling.seed=1"], "rows = 'action' needs it, other logs have none"),
     "no sampling": (["log.rows=action", "log.request=[]"], "has no effect on rows = 'action'"),
     "category": (["category=brand"], "must be a feature of level 'candidate' and kind 'id'"),

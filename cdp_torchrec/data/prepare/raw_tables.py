@@ -83,6 +83,8 @@ class RawTable:
         Raises:
             DatasetError: a rule is broken; names file, row and value.
         """
+        if not rules:
+            return
         bad = first_broken_rule(connection, self.name, rules, ("_file", "_row"))
         if bad:
             message, file, row = bad

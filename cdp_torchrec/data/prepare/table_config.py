@@ -122,9 +122,12 @@ class RowRule(Config):
     """Rows with a number above it, such as 0 for a count of clicks."""
     one_of: tuple[str, ...] = ()
     """Rows with one of these texts."""
+    filled: Literal[True] | None = None
+    """true: rows in which the column is not empty."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.above is None) == (not self.one_of):
-            raise ConfigConflicts([("above", "exactly one of above and one_of must be set")])
+        if [self.above is not None, bool(self.one_of), self.filled is True].count(True) != 1:
+            conflict = "exactly one of above, one_of and filled must be set"
+            raise ConfigConflicts([("above", conflict)])
         return self

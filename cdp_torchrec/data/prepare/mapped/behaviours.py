@@ -9,8 +9,7 @@ from cdp_torchrec.data.prepare.mapped.behaviour_config import BehaviourConfig
 from cdp_torchrec.data.prepare.mapped.columns import (
     cell,
     cells,
-    count_rules,
-    counts,
+    counting_rows,
     filled,
     times,
 )
@@ -87,6 +86,8 @@ def _own_behaviours(
     """SQL: behaviours of a table of their own, checked."""
     assert config.user and config.time
     log = mapping.log
+    number = list(mapping.behaviours).index(name)
+    table = counting_rows(connection, table, config.only, f"counting_{number}")
     is_known = (config.table, config.time.column) == (log.table, log.time.column)
     milliseconds, inside = times(connection, table, config.time, mapping, is_known=is_known)
     rules: list[Rule] = filled(table, config.user)
@@ -96,10 +97,6 @@ def _own_behaviours(
         item = f"concat_ws('/', {', '.join(parts)})"
     else:
         rules += filled(table, *config.item)
-    if config.only:
-        only = table.sql(config.only.column)
-        rules += count_rules(config.only, only)
-        inside += f" AND {counts(config.only, only)}"
     own = {}
     for attribute, column in config.attributes.items():
         found = {attribute: mapping.attributes[attribute]}

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -41,8 +42,9 @@ def _used(mapping: MappingConfig) -> Iterator[tuple[str, str, bool]]:
     for column in (log.user, log.item, *log.request, *([log.clicked] if log.clicked else [])):
         yield log.table, column, True
     yield log.table, log.time.column, False
-    if log.label:
-        yield log.table, log.label.column, False
+    for rule in (log.label, log.only):
+        if rule:
+            yield log.table, rule.column, False
     for name, table in mapping.tables.items():
         if table.key:
             yield name, table.key, True
@@ -131,6 +133,8 @@ def number_rules(name: str, sql: str) -> list[Rule]:
 
 def counts(rule: RowRule, sql: str) -> str:
     """SQL: whether a row counts."""
+    if rule.filled:
+        return f"coalesce({sql} <> '', false)"  # elements of lists may be ''
     if rule.above is not None:
         return f"(try_cast({sql} AS DOUBLE) > {rule.above!r})"
     return f"({sql} IN ({', '.join(map(quoted, rule.one_of))}))"
@@ -138,11 +142,35 @@ def counts(rule: RowRule, sql: str) -> str:
 
 def count_rules(rule: RowRule, sql: str) -> list[Rule]:
     """What a column that decides which rows count may not be."""
+    if rule.filled:
+        return []
     empty = Rule(f"{sql} IS NULL", f"'{rule.column}' is empty")
     if rule.above is None:
         return [empty]
     no_number = Rule(f"isnan(try_cast({sql} AS DOUBLE))", f"'{rule.column}' is no number", sql)
     return [empty, *number_rules(rule.column, sql), no_number]
+
+
+def counting_rows(
+    connection: duckdb.DuckDBPyConnection, table: RawTable, rule: RowRule | None, name: str
+) -> RawTable:
+    """The rows of a table that count: nothing else is asked of the others.
+
+    Args:
+        connection: holds the table.
+        table: all rows.
+        rule: which ones count; None: all.
+        name: of the view that has them.
+
+    Raises:
+        DatasetError: a row does not say whether it counts.
+    """
+    if rule is None:
+        return table
+    column = table.sql(rule.column)
+    table.check(connection, count_rules(rule, column))
+    connection.execute(f"CREATE VIEW {name} AS FROM {table.name} WHERE {counts(rule, column)}")
+    return replace(table, name=name)
 
 
 def times(
@@ -220,7 +248,7 @@ def _count_outside(
     )
     assert row is not None
     total, outside, first, last = row
-    if outside == total:
+    if total and outside == total:
         raise DatasetError(
             f"{table.paths[0]}: no row lies in the window ([window]): '{clock.column}' runs from "
             f"{utc(int(first))} to {utc(int(last))}"

@@ -388,7 +388,9 @@ def _span(column: SniffedColumn) -> str:
 def _guessed(guess: Guess) -> str:
     column = guess.column
     empty = len(column.values) - len(column.there)
-    warning = f"; EMPTY in {empty} of {len(column.values)} rows, which is refused" * bool(empty)
+    rule = f"only = {{column = {toml_value(column.name)}, filled = true}}"
+    warning = f"; EMPTY in {empty} of {len(column.values)} rows, refused without {rule}"
+    warning *= bool(empty)
     return f"{toml_value(column.name)} # {guess.why}: {_described(column)}{warning}"
 
 

@@ -20,6 +20,7 @@ from cdp_torchrec.data.prepare.mapped.behaviours import gather_behaviours, numbe
 from cdp_torchrec.data.prepare.mapped.columns import (
     cells,
     check_attributes,
+    counting_rows,
     load_tables,
 )
 from cdp_torchrec.data.prepare.mapped.log import make_requests
@@ -95,7 +96,7 @@ def read_log(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig, sour
         DatasetError: files are missing, damaged, or not what the mapping says.
     """
     tables = load_tables(connection, mapping, source)
-    log = tables[mapping.log.table]
+    log = _rows_of_log(connection, tables[mapping.log.table], mapping)
     told = mapping.source
     if mapping.sampling:
         told += f"; {draw_requests(connection, log, mapping)}"
@@ -105,6 +106,22 @@ def read_log(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig, sour
     _join_attributes(connection, mapping)
     gather_behaviours(connection, tables, mapping)
     return told
+
+
+def _rows_of_log(
+    connection: duckdb.DuckDBPyConnection, table: RawTable, mapping: MappingConfig
+) -> RawTable:
+    """The rows of the log that count; how many do not is said."""
+    log = counting_rows(connection, table, mapping.log.only, "log_rows")
+    total, rows = (scalar(connection, f"SELECT count(*) FROM {t.name}") for t in (table, log))
+    if rows == total:
+        return log
+    assert mapping.log.only is not None
+    said = f"rows left out by the rule on '{mapping.log.only.column}' (log.only)"
+    if rows == 0:
+        raise DatasetError(f"{table.paths[0]}: all {total} {said}")
+    logger.warning("%s: %d of %d %s", table.paths[0], total - rows, total, said)
+    return log
 
 
 def _test_from(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> int:
@@ -137,8 +154,7 @@ def _load_attributes(
         features, rules = cells(table, _features_of(mapping, name))
         of_behaviours = {n: a for n, a in mapping.attributes.items() if a.table == name}
         attributes, more = cells(table, of_behaviours, prefix="a_")
-        if rules := [*rules, *more]:
-            table.check(connection, rules)
+        table.check(connection, [*rules, *more])
         connection.execute(
             f"CREATE TABLE attributes_{number_of(mapping, name)} AS "
             f"SELECT {table.sql(config.key)} AS key{features}{attributes} FROM {table.name}"

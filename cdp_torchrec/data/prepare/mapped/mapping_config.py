@@ -55,6 +55,8 @@ class LogConfig(Config):
     """Instead of label, if rows = "request": column of the clicked item or items."""
     separator: str | None = Field(None, min_length=1)
     """Between the elements of lists that are text."""
+    only: RowRule | None = None
+    """Which rows are read, such as those with a user (filled = true); not set: all."""
     order: Literal["file", "hash"] = "file"
     """Candidates of a request as they stand in the file, or in the order of a hash: for logs that
     have the clicks first."""
