@@ -443,6 +443,16 @@ def test_an_empty_user_is_pointed_at_with_the_rule_that_leaves_it_out(tmp_path: 
     main(["generic", str(tmp_path / "m.toml"), *folders])
 
 
+def test_a_place_in_the_list_is_said_to_be_known_only_after_ranking(tmp_path: Path) -> None:
+    text = drafted_text(tmp_path, clicked=["0", "0", "1"], position=["1", "2", "3", "4"])
+    said = (
+        "known only after ranking: leave it out with data.exclude_features, or score with a "
+        "constant.\n[features.position] "
+    )
+    assert said in text
+    assert text.count("known only after ranking") == 1
+
+
 def test_a_name_that_occurs_twice_in_a_header_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text(impressions(clicked=["0", "1"], price=["1", "2"]).replace("price", "item_id"))

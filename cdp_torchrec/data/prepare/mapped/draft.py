@@ -31,6 +31,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     guess_category,
     guess_role,
     is_number,
+    is_place,
     oddly_written,
     unread_labels,
 )
@@ -42,6 +43,10 @@ NOT_USED = "Not used:"
 """Begins the comment on a file of which nothing is read."""
 _EXAMPLES = 3
 _HOUR_S, _DAY_S = 3_600.0, 86_400.0
+_KNOWN_LATE = (
+    "READ THIS: known only after ranking: leave it out with data.exclude_features, or score with a "
+    "constant."
+)
 _NO_IDS = "numbers, which are no ids: write integers or text"
 
 
@@ -170,7 +175,8 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
             lines += ["", *_comment([f"{column.name!r} has one value, so that it says nothing"])]
         else:
             gate_name = name if column is gate else gate_name
-            lines += ["", *written]
+            is_known_late = column in candidate and is_place(column)
+            lines += ["", *(_comment([_KNOWN_LATE]) if is_known_late else []), *written]
     lines += _hour(log, names)
     return gate_name, lines
 

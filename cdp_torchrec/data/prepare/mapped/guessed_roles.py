@@ -37,6 +37,7 @@ _ROLES: tuple[tuple[str, Role], ...] = (
     (r"device|platform|(^|_)os($|_)|client|channel|source|scene|tab|pid|app|site|locale", "scene"),
     (r"position|(^|_)rank|hour|day|page|slot|week", "context"),
 )
+_PLACE = r"position|^pos$|(^|_)(rank|slot)$"
 _LEAK = 0.95
 _FEW = 100
 _NEARLY = 0.9
@@ -211,6 +212,11 @@ def known_later(column: SniffedColumn) -> str | None:
     if re.search(_LATER, _plain(column.name)):
         return "by its name it is known after the display only"
     return None
+
+
+def is_place(column: SniffedColumn) -> bool:
+    """Whether a column of candidates is by its name their place in the list."""
+    return re.search(_PLACE, _plain(column.name)) is not None
 
 
 def leaks(
