@@ -73,7 +73,8 @@ codes, new ones get the codes behind them, and numbers are scaled as before. Tra
 data.train_on and data.test_on. Whole or not at all: killed at any moment, run it again.
 
 A dataset of `generic` takes its days by the mapping that it was made by: with --mapping, DAY holds
-the files that the mapping names, those of items and users too. Its split says nothing of a day."""
+the files that the mapping names, those of items and users too, unless key=value says where else
+they lie (tables.items.files=["../items.csv"]). Its split says nothing of a day."""
 COMPACT = """Each appended day adds a segment to the history, and each look into a history goes
 through all of them. Merges them into one and removes them; what is read stays the same."""
 SYNTHETIC = """A simulated search log with known click probabilities. Layers and key=value set its

@@ -1,7 +1,8 @@
 """A later day of a mapped log: read by the mapping of the dataset, and appended.
 
-A day has no splits, so `split.test_from` and `split.test_share` say nothing here; all else of a
-mapping is of rows and columns, and means what it means for the whole log.
+A day has no splits, so `split.test_from` and `split.test_share` say nothing here, and it has not
+the log before it, so nothing is drawn from that. All else of a mapping is of rows and columns, and
+means what it means for the whole log.
 """
 
 from collections.abc import Mapping
