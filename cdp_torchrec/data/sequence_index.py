@@ -145,26 +145,13 @@ def index_sequences(
     def sequence_block(rows: np.ndarray) -> SequenceBlock:
         return SequenceBlock(_tensor(rows), _tensor(behaviours(rows)))
 
-    # Candidates of one sequence in rows, as few and as even as can be.
-    counts = np.bincount(sequence, minlength=batch_size)
-    num_rows = -(-counts // MOST_CANDIDATES_PER_ROW)
-    width = -(-counts // np.maximum(num_rows, 1))
-    if blocks == "one":
-        width[:] = CANDIDATES_PER_SERVED_ROW
-    order = np.argsort(sequence, kind="stable")
-    rank = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
-    in_row = np.repeat(width, counts)
-    key, row = np.unique(sequence[order] * batch_size + rank // in_row, return_inverse=True)
-    row_sequence = key // batch_size
-    impression = np.full((len(key), width.max()), batch_size)
-    impression[row, rank % in_row] = order
+    candidates = _CandidateRows.of(sequence, blocks)
     place = np.zeros(batch_size, dtype=np.int64)
     candidate_blocks, before = [], 0
-    for rows in _alike(size[row_sequence], width[row_sequence]):
-        shown = impression[rows, : width[row_sequence[rows]].max()]
-        block = CandidateBlock(
-            _tensor(row_sequence[rows]), _tensor(behaviours(row_sequence[rows])), _tensor(shown)
-        )
+    for rows in _alike(size[candidates.sequence], candidates.width):
+        shown = candidates.impression[rows, : candidates.width[rows].max()]
+        of_rows = candidates.sequence[rows]
+        block = CandidateBlock(_tensor(of_rows), _tensor(behaviours(of_rows)), _tensor(shown))
         candidate_blocks.append(block)
         filled = shown < batch_size
         place[shown[filled]] = before + np.flatnonzero(filled)
@@ -186,6 +173,41 @@ def index_sequences(
         size=_floats(columns.size),
         attributes=_floats(columns.attributes),
     )
+
+
+@dataclass(frozen=True)
+class _CandidateRows:
+    """The candidates of a batch in rows of one sequence each."""
+
+    sequence: np.ndarray
+    """Of each row, [W]."""
+    width: np.ndarray
+    """Places of each row, [W]."""
+    impression: np.ndarray
+    """In each place, [W, C]; B where there is none."""
+
+    @classmethod
+    def of(cls, sequence: np.ndarray, blocks: Blocks) -> "_CandidateRows":
+        """Rows as few and as even as can be.
+
+        Args:
+            sequence: of each impression, [B].
+            blocks: as in index_sequences; rows of "one" have a fixed width.
+        """
+        batch_size = len(sequence)
+        counts = np.bincount(sequence, minlength=batch_size)
+        num_rows = -(-counts // MOST_CANDIDATES_PER_ROW)
+        width = -(-counts // np.maximum(num_rows, 1))
+        if blocks == "one":
+            width[:] = CANDIDATES_PER_SERVED_ROW
+        order = np.argsort(sequence, kind="stable")
+        rank = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
+        in_row = np.repeat(width, counts)
+        key, row = np.unique(sequence[order] * batch_size + rank // in_row, return_inverse=True)
+        impression = np.full((len(key), width.max()), batch_size)
+        impression[row, rank % in_row] = order
+        of_row = key // batch_size
+        return cls(sequence=of_row, width=width[of_row], impression=impression)
 
 
 def _with_two_sequences(columns: SequenceColumns, batch_size: int) -> SequenceColumns:

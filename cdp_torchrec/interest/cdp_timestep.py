@@ -141,18 +141,22 @@ class TimestepCdp(CdpInterest[Denoiser]):
         noise_loss = NoiseLoss((prediction - target).square().mean(dim=1) * weight, identity)
         return self.schedule.x_0_from(prediction, x_t, timesteps), noise_loss
 
-    def _unroll(self, x_0: Tensor, modulation: Tensor, key: Tensor) -> tuple[Tensor, NoiseLoss]:
-        """z* [B, D] and noise loss of reading R2: K recurrences, then one read-out."""
+    def _unroll(
+        self, x_0: Tensor, modulation: Tensor, key: Tensor
+    ) -> tuple[Tensor, NoiseLoss | None]:
+        """z* [B, D] of reading R2, K recurrences, then one read-out; in training its noise loss."""
         assert self.read_out is not None
         x_t = self._start_state(x_0, key)
         hidden = x_t
         for time_modulation in self.denoiser.time_modulation(self.grid).unbind():
             hidden = self.denoiser(hidden, modulation + time_modulation)
         predicted_noise = self.read_out(hidden)
+        interest = self.schedule.x_0_from(predicted_noise, x_t, self.last_timestep)
+        if not self.training or self.config.noise_loss_weight == 0.0:
+            return interest, None
         noise = keyed_normal(key, self.dim, Stream.START_NOISE)
         identity = noise.square().mean(dim=1) if self.reports else None
-        noise_loss = NoiseLoss((predicted_noise - noise).square().mean(dim=1), identity)
-        return self.schedule.x_0_from(predicted_noise, x_t, self.last_timestep), noise_loss
+        return interest, NoiseLoss((predicted_noise - noise).square().mean(dim=1), identity)
 
     @torch.no_grad()
     def _monitors(self, pooled: PooledHistory, interest: Tensor) -> dict[str, Tensor]:

@@ -95,10 +95,13 @@ class RankingArch(nn.Module):
         pooled: dict[Slot, list[str]] = {}
         for feature in (f for f in layout.bags if f.is_history):
             pooled.setdefault(feature.slot, []).append(feature.key)
-        self._pooled = {
-            slot: (keys, _columns([self._bag_column[key] for key in keys]))
-            for slot, keys in pooled.items()
-        }
+        self._pooled = pooled
+        self._pooled_lengths = nn.ModuleDict(
+            {
+                slot: _Columns([self._bag_column[key] for key in keys])
+                for slot, keys in pooled.items()
+            }
+        )
         self._embedding_dim = config.embedding_dim
         columns = [f for f in layout.features if not f.is_history]
         self._columns = columns
@@ -111,12 +114,12 @@ class RankingArch(nn.Module):
         numbers = {
             role: [n for n, f in enumerate(layout.numbers) if f.role == role] for role in _ROLES
         }
-        self._numbers = {role: _columns(found) for role, found in numbers.items()}
+        self._numbers = nn.ModuleDict({role: _Columns(found) for role, found in numbers.items()})
         self._tower = [f.key for f in columns if f.key not in config.interaction.exclude]
         tower_numbers = [
             n for n, f in enumerate(layout.numbers) if f.name not in config.interaction.exclude
         ]
-        self._tower_numbers = _columns(tower_numbers)
+        self._tower_numbers = _Columns(tower_numbers)
         dim = config.embedding_dim
         self.behaviour_attributes = (
             BehaviourAttributes(layout, embedding_dim=dim, init_std=config.embedding_init_std)
@@ -168,7 +171,7 @@ class RankingArch(nn.Module):
         with torch.autocast(batch.numbers.device.type, torch.bfloat16, enabled=self._autocast):
             features = self._features(embeddings, batch)
             interest = self.interest(self._interest_input(features, embeddings, batch))
-            tower = [features[k] for k in self._tower] + [batch.numbers[:, self._tower_numbers]]
+            tower = [features[k] for k in self._tower] + [self._tower_numbers(batch.numbers)]
             crossed, deep = self.interaction(torch.cat(tower, dim=1))
             parts = [crossed, deep, interest.interest, batch.history_counts.log1p()]
             logits = self.over_arch(torch.cat(parts, dim=1))
@@ -226,12 +229,9 @@ class RankingArch(nn.Module):
     ) -> GatedPool | None:
         if slot not in self._pooled:
             return None
-        keys, columns = self._pooled[slot]
-        sums = torch.stack([embeddings[key] for key in keys], dim=1)
-        return GatedPool(
-            sums=sums.index_select(0, index),
-            lengths=batch.bag_lengths[:, columns].index_select(0, index),
-        )
+        sums = torch.stack([embeddings[key] for key in self._pooled[slot]], dim=1)
+        lengths = self._pooled_lengths[slot](batch.bag_lengths)
+        return GatedPool(sums=sums.index_select(0, index), lengths=lengths.index_select(0, index))
 
     def _behaviours(
         self, slot: Slot, embeddings: dict[str, Tensor], index: SequenceIndex | None
@@ -253,12 +253,20 @@ class RankingArch(nn.Module):
 
     def _role(self, role: Role, features: dict[str, Tensor], numbers: Tensor) -> Tensor:
         parts = [features[f.key] for f in self._by_role[role]]
-        return torch.cat([*parts, numbers[:, self._numbers[role]]], dim=1)
+        return torch.cat([*parts, self._numbers[role](numbers)], dim=1)
 
 
-def _columns(places: list[int]) -> slice | list[int]:
-    """An index of these columns, which copies nothing where they are neighbours."""
-    if not places:
-        return slice(0)
-    neighbours = slice(places[0], places[-1] + 1)
-    return neighbours if places == list(range(neighbours.start, neighbours.stop)) else places
+class _Columns(nn.Module):
+    """Some columns of a matrix; nothing is copied where they are neighbours."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__()
+        first, stop = (places[0], places[-1] + 1) if places else (0, 0)
+        self.neighbours = slice(first, stop) if places == list(range(first, stop)) else None
+        self.register_buffer("places", torch.tensor(places, dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N] -> [B, number of places]."""
+        if self.neighbours is not None:
+            return x[:, self.neighbours]
+        return x.index_select(1, self.places)

@@ -20,7 +20,7 @@ from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.embedding_sets import build_ranking_arch
-from cdp_torchrec.model.ranking import OverArch
+from cdp_torchrec.model.ranking import OverArch, _Columns
 from cdp_torchrec.model.train_task import TrainLoss
 from tests.gradients import idle_parameters, in_float64
 from tests.paths import CONFIGS, GOLDEN
@@ -187,6 +187,16 @@ def test_excluded_features_do_not_reach_the_tower(tiny_dataset: Path) -> None:
         assert torch.equal(model.output(batch).logits, before)
         model.table("position").mul_(-3)
         assert not torch.equal(model.output(batch).logits, before)
+
+
+@pytest.mark.parametrize("places", [[], [1], [1, 2, 3], [0, 2], [3, 1]])
+def test_columns_are_picked_by_what_moves_with_the_module(places: list[int]) -> None:
+    """A list would be copied to a GPU in every step."""
+    columns = _Columns(places)
+    x = torch.arange(12.0).view(3, 4)
+    assert torch.equal(columns(x), x[:, places])
+    assert not columns.state_dict()
+    assert columns.to("meta").places.device.type == "meta"
 
 
 def first_losses(dataset: Path, preset: str) -> list[float]:
