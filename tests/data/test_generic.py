@@ -12,7 +12,7 @@ import pytest
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.data.prepare.log_times import Clock
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
-from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.data.schema import DatasetError, load_schema
 from tests.config.undocumented import undocumented
 from tests.data.mapped_logs import (
     IMPRESSIONS,
@@ -313,6 +313,16 @@ def test_what_is_odd_about_requests_is_said_with_its_figure(
     assert rows[0]["timestamp"] == 1000 * (START + 3600)
     assert "1 of 3 requests have impressions at different times, up to 7 s apart" in caplog.text
     assert "1 of 8 candidates stand in their request already" in caplog.text
+
+
+def test_a_log_that_is_there_twice_is_refused_where_its_copies_meet_in_requests(
+    tmp_path: Path,
+) -> None:
+    rows = [impression(page, item) for page in range(20) for item in "abc"]
+    write_csv(tmp_path / "log.csv", [*rows, *rows[:20]])
+    with pytest.raises(DatasetError, match="20 of 80 candidates stand in their request already"):
+        prepare(tmp_path, IMPRESSIONS)
+    assert not (tmp_path / "data").exists()
 
 
 UNNAMED_LABELS = {

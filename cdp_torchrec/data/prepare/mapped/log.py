@@ -32,6 +32,10 @@ from cdp_torchrec.data.schema import DatasetError
 logger = logging.getLogger(__name__)
 
 _VALUES_SAID = 5
+_MOST_REPEATED = 0.2
+"""Share of the candidates that may stand in their request already, as of requests in a log."""
+_ENOUGH = 50
+"""A share of fewer candidates says nothing."""
 
 
 def log_features(mapping: MappingConfig, level: str) -> dict[str, FeatureConfig]:
@@ -329,6 +333,12 @@ def _check_moments(
 
 
 def _doubt_repeats(connection: duckdb.DuckDBPyConnection, log: RawTable) -> None:
+    """Say how many candidates are there twice.
+
+    Raises:
+        DatasetError: so many that the log cannot be meant; whole requests that are there twice are
+            judged when the dataset is made.
+    """
     row = first_row(
         connection,
         "SELECT sum(n)::BIGINT, coalesce(sum(n - 1) FILTER (n > 1), 0)::BIGINT "
@@ -336,11 +346,12 @@ def _doubt_repeats(connection: duckdb.DuckDBPyConnection, log: RawTable) -> None
     )
     assert row is not None
     total, repeated = row
-    if repeated:
-        logger.warning(
-            "%s: %d of %d candidates stand in their request already: is a file there twice, or "
-            "does log.request need another column?",
-            log.paths[0],
-            repeated,
-            total,
-        )
+    if not repeated:
+        return
+    said = (
+        f"{log.paths[0]}: {repeated} of {total} candidates stand in their request already: is a "
+        "file there twice, or does log.request need another column?"
+    )
+    if total >= _ENOUGH and repeated > _MOST_REPEATED * total:
+        raise DatasetError(said)
+    logger.warning(said)
