@@ -34,7 +34,7 @@ def test_the_example_for_own_data_makes_a_dataset(
     assert schema.splits["test"].first_timestamp >= 1_748_649_600_000
     assert schema.history.num_behaviours == 500
     formats = row_formats(names["spec"], has_probability=False)
-    page = blocks_of(ROOT / "cdp_torchrec/data/README.md")
+    page = blocks_of(ROOT / "cdp_torchrec/data/prepare/arrivals/README.md")
     messages = [block.text.encode() for block in page if block.language == "json"]
     for rows, message in zip(formats.values(), messages, strict=True):
         assert rows.table([rows.decode(message)]).num_rows == 1
