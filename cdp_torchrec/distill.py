@@ -9,8 +9,9 @@ other. It starts as the teacher's own one-step sampler, by regression to the K-s
 # B impressions, D latent dim
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from cdp_torchrec.config.layers import Layers
 from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig, student_beside
 from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import (
     Experiment,
     evaluate_test,
@@ -37,12 +39,19 @@ from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
-from cdp_torchrec.run.directory import open_run_directory, write_run_files
+from cdp_torchrec.run.directory import write_run_files
 from cdp_torchrec.run.monitor import Monitor
-from cdp_torchrec.run.saved import DISTILLATION, holds_run, is_restarted
+from cdp_torchrec.run.saved import DISTILLATION
+from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.stored_run import StoredRun
+from cdp_torchrec.trainer import NonFiniteLossError, average
 from cdp_torchrec.undefined import json_ready, shown
-from cdp_torchrec.whole_file import write_json
+from cdp_torchrec.whole_file import (
+    remove_leftovers,
+    whole_directory,
+    why_unwritable,
+    write_json,
+)
 
 _LOG_EVERY_STEPS = 10
 
@@ -82,8 +91,8 @@ class Distilled:
 def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -> Distilled:
     """Train the student of a run; collective.
 
-    Writes a run directory: config, checkpoint, metrics.jsonl, evaluation.json as a training does,
-    and distillation.json.
+    Makes a run directory: config, checkpoint, metrics.jsonl, evaluation.json as a training does,
+    and distillation.json. It is there when the student is finished, and not before.
 
     Args:
         run: the teacher's run, and its section `distill`.
@@ -92,6 +101,7 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     Raises:
         ConfigError: the run has no chain to distill, or the student's directory is in use.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
+        NonFiniteLossError: the student diverged.
     """
     config = run.config
     interest = _distillable(config.model)
@@ -102,17 +112,39 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
             f"to 2 or more, at most {interest.max_inference_steps}"
         )
     student_dir = config.distill.dir or student_beside(run.directory)
-    if holds_run(student_dir) and not is_restarted(student_dir):
-        raise ConfigError(
-            f"distill.dir = '{student_dir}' holds another run, and a student begins anew: choose "
-            "another directory"
-        )
     teacher_config = _with_steps(config, teacher_steps)
     student_config = _with_steps(config, 1, run=RunConfig(dir=student_dir))
-    with open_run_directory(student_config.run) as run_dir:
+    stopped = stopped_by_signals(f"nothing was distilled, {student_dir} is as it was")
+    with stopped, _whole_student(student_dir) as partial:
         experiment = run.load(device, teacher_config)
         with closing(experiment.loader):
-            return _distill_into(run_dir, run, experiment, student_config, teacher_steps)
+            distilled = _distill_into(partial, run, experiment, student_config, teacher_steps)
+    return replace(distilled, run_dir=student_dir)
+
+
+@contextmanager
+def _whole_student(student_dir: Path) -> Generator[Path]:
+    """A directory for all ranks to fill that becomes the student's at the end; collective.
+
+    What a distillation that was killed left half-written is removed.
+
+    Raises:
+        ConfigError: the student's directory is in use, or cannot be made.
+    """
+    with ExitStack() as held:
+
+        def begin() -> Path:
+            if reason := why_unwritable(student_dir):
+                raise ConfigError(f"distill.dir = '{student_dir}': {reason}")
+            if student_dir.is_dir() and any(student_dir.iterdir()):
+                raise ConfigError(
+                    f"distill.dir = '{student_dir}' is not empty, and a student begins anew: "
+                    "choose another directory, or remove it"
+                )
+            remove_leftovers(student_dir.parent, student_dir.name)
+            return held.enter_context(whole_directory(student_dir))
+
+        yield from_rank_zero(begin, purpose="make the student's directory")
 
 
 def _distill_into(
@@ -148,15 +180,16 @@ def _distill_into(
         inputs = _training_inputs(experiment, config.distill)
         train_student(teacher, student, inputs, config.distill, monitor)
     after = relative_error(experiment, teacher, student, config.distill)
+    if math.isfinite(before) and not math.isfinite(after):  # the last step's own doing
+        raise _diverged(config.distill.max_steps, "relative error", after)
     teacher.denoiser.load_state_dict(student.denoiser.state_dict())
     teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
-    checkpointer = make_checkpointer(student_experiment, run_dir)
-    checkpointer.save(
-        replace(run.record.progress, validations_without_gain=0, validation_is_due=False),
-        parallelized.model,
-        parallelized.optimizer,
-    )
-    checkpointer.finish()
+    with make_checkpointer(student_experiment, run_dir) as checkpointer:
+        checkpointer.save(
+            replace(run.record.progress, validations_without_gain=0, validation_is_due=False),
+            parallelized.model,
+            parallelized.optimizer,
+        )
     stages.begin("score the test split with the student")
     student_report = evaluate_test(student_experiment)
     write_evaluation(run_dir, student_report, student_experiment.data.schema)
@@ -184,6 +217,9 @@ def train_student(
         inputs: of config.max_steps batches.
         config: the distillation.
         monitor: shows progress.
+
+    Raises:
+        NonFiniteLossError: the loss became infinite or not a number.
     """
     parameters = list(student.denoiser.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
@@ -198,9 +234,17 @@ def train_student(
         schedule.step()
         monitor.advance()
         if step % _LOG_EVERY_STEPS == 0 or step == config.max_steps:
-            values = {"distillation_loss": loss.item()}
+            values = {"distillation_loss": average({"loss": loss.detach()})["loss"].item()}
+            if not math.isfinite(values["distillation_loss"]):
+                raise _diverged(step, "loss", values["distillation_loss"])
             monitor.show(values)
             monitor.record("train", step, values)
+
+
+def _diverged(step: int, name: str, value: float) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"step {step}: the {name} is {value}; lower the learning rate (distill.lr)"
+    )
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """The student imitates its teacher, and nothing but its denoiser learns."""
 
 import copy
+import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -9,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import cdp_torchrec.distill as distillation
 from cdp_torchrec.commands.distill import main
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.diffusion.config import DenoiserConfig
-from cdp_torchrec.distill import distill_run, train_student
-from cdp_torchrec.distill_config import DistillConfig
+from cdp_torchrec.distill import Distilled, distill_run, train_student
+from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
+from cdp_torchrec.experiment import train
+from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import (
     CdpConfig,
     CdpInterest,
@@ -24,7 +29,11 @@ from cdp_torchrec.interest import (
 )
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.saved import find_checkpoint
+from cdp_torchrec.stored_run import open_run
+from cdp_torchrec.trainer import NonFiniteLossError
 
+CPU = torch.device("cpu")
 DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4, category=8)
 
 
@@ -100,7 +109,7 @@ def test_a_student_starts_as_the_one_step_sampler_of_its_teacher(
 
 
 def test_distillation_brings_the_student_to_its_teacher(
-    teacher: CdpInterest, student: CdpInterest, tmp_path: Path
+    teacher: CdpInterest, student: CdpInterest, tmp_path: Path, one_rank: None
 ) -> None:
     before = error(teacher, student)
     distill(teacher, student, tmp_path)
@@ -108,7 +117,7 @@ def test_distillation_brings_the_student_to_its_teacher(
 
 
 def test_distillation_changes_nothing_but_the_students_denoiser(
-    teacher: CdpInterest, student: CdpInterest, tmp_path: Path
+    teacher: CdpInterest, student: CdpInterest, tmp_path: Path, one_rank: None
 ) -> None:
     teacher_before = copy.deepcopy(teacher.state_dict())
     before = copy.deepcopy(student.state_dict())
@@ -125,13 +134,15 @@ def test_other_steps_are_refused_where_the_configuration_does_not_allow_them(
         teacher.set_sampling(sampler="ddim", num_inference_steps=101)
 
 
-def test_a_directory_in_use_is_refused_by_its_own_key(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").touch()
-    interest = CdpConfig(kind="cdp", num_inference_steps=4)
-    model = ModelConfig(interest=interest)
-    run = mock.Mock(**{"config.distill": DistillConfig(dir=tmp_path), "config.model": model})
-    with pytest.raises(ConfigError, match=r"distill\.dir = '.*' holds another run"):
-        distill_run(run, torch.device("cpu"))
+def test_a_directory_in_use_is_refused_by_its_own_key(tmp_path: Path, one_rank: None) -> None:
+    (tmp_path / "anything").touch()
+    config = load_config(
+        DistillExperimentConfig,
+        ["data.dir=nowhere", "model.interest.kind=cdp", f"distill.dir={tmp_path}"],
+    )
+    run = mock.Mock(config=config)
+    with pytest.raises(ConfigError, match=r"distill\.dir = '.*' is not empty"):
+        distill_run(run, CPU)
     run.load.assert_not_called()
 
 
@@ -155,5 +166,79 @@ def test_what_has_no_chain_to_distill_is_refused_before_anything_is_made(
     model = ModelConfig(interest=interest, num_embedding_sets=sets)
     run = mock.Mock(**{"config.distill": DistillConfig(), "config.model": model})
     with pytest.raises(ConfigError, match=message):
-        distill_run(run, torch.device("cpu"))
+        distill_run(run, CPU)
     run.load.assert_not_called()
+
+
+# --- what is left of a distillation that did not end well -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Path:
+    """A run of CDP of two steps."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    settings = [
+        f"data.dir={tiny_dataset}",
+        f"run.dir={run_dir}",
+        "model.embedding_dim=4",
+        "model.interest.kind=cdp",
+        "model.interest.num_inference_steps=2",
+        "trainer.global_batch_size=64",
+        "trainer.max_steps=2",
+    ]
+    train(load_config(ExperimentConfig, settings), CPU)
+    return run_dir
+
+
+def distilled_from(trained: Path, student: Path, *settings: str) -> Distilled:
+    chosen = [f"distill.dir={student}", "distill.num_validation_batches=1", *settings]
+    return distill_run(open_run(trained, chosen, DistillExperimentConfig), CPU)
+
+
+@pytest.mark.parametrize("stage", ["train_student", "write_evaluation"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_distillation_leaves_nothing_and_can_be_made_again(
+    stage: str,
+    number: signal.Signals,
+    trained: Path,
+    tmp_path: Path,
+    one_rank: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(distillation, stage, lambda *_: signal.raise_signal(number))
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            distilled_from(trained, tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
+    done = distilled_from(trained, tmp_path / "student", "distill.max_steps=1")
+    assert done.run_dir == tmp_path / "student"
+    assert json.loads((done.run_dir / "distillation.json").read_text())["max_steps"] == 1
+    assert find_checkpoint(done.run_dir).is_dir()
+
+
+def test_what_a_killed_distillation_left_is_no_run_and_is_replaced(
+    trained: Path, tmp_path: Path, one_rank: None
+) -> None:
+    (tmp_path / ".student.partial-1a2b" / "checkpoints").mkdir(parents=True)
+    distilled_from(trained, tmp_path / "student", "distill.max_steps=1")
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "message"),
+    [
+        (20, r"step 10: the loss is (nan|inf); lower the learning rate \(distill\.lr\)"),
+        (1, r"step 1: the relative error is (nan|inf); lower the learning rate"),
+    ],
+)
+def test_a_student_that_diverges_is_an_error_and_nothing_is_saved(
+    max_steps: int, message: str, trained: Path, tmp_path: Path, one_rank: None
+) -> None:
+    with pytest.raises(NonFiniteLossError, match=message):
+        distilled_from(
+            trained,
+            tmp_path / "student",
+            "distill.lr=1e30",
+            f"distill.max_steps={max_steps}",
+        )
+    assert list(tmp_path.iterdir()) == []

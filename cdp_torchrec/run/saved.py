@@ -186,7 +186,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def _runs_in(directory: Path) -> str:
-    runs = sorted(run.parent for run in directory.glob(f"*/{CHECKPOINTS}"))
+    runs = sorted(run.parent for run in directory.glob(f"[!.]*/{CHECKPOINTS}"))
     return f"; runs in {directory}: {_names(runs)}" if runs else ""
 
 

@@ -120,6 +120,7 @@ def misspelt(folder: Path) -> Path:
 
 def parent(folder: Path) -> Path:
     make_run(folder / "one", {3: 0.6})
+    make_run(folder / ".half.partial-1a2b", {3: 0.6})
     return make_run(folder / "two", {3: 0.6}).parent
 
 
@@ -137,7 +138,7 @@ def inside(folder: Path) -> Path:
         (unrecorded, "step-00000003: a checkpoint without its checkpoint.json"),
         (edited, "step-00000003/config.toml: is damaged: its checksum does not match"),
         (misspelt, "trivago-pdc: no such directory; runs in .*: trivago-cdp"),
-        (parent, "neither a run directory nor a checkpoint; runs in .*: one, two"),
+        (parent, "neither a run directory nor a checkpoint; runs in [^:]*: one, two"),
         (inside, "the checkpoints of a run; name the run, .*/run, or one of them"),
     ],
 )
