@@ -5,12 +5,38 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 logger = logging.getLogger(__name__)
 
 _STOPPED_BY = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
+
+
+@contextmanager
+def starting_children() -> Generator[None]:
+    """Around the start of processes: they never hear the signals, unless they ask for them.
+
+    Terminals and schedulers send them to all processes of a job at once, and a child that still
+    imports its modules would end with a traceback. This process hears them when the block ends:
+    then it knows its children and can end them.
+    """
+    resource_tracker.ensure_running()  # whose start lets them through again
+    heard: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {n: signal.getsignal(n) for n in _STOPPED_BY} if is_main else {}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: heard.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)  # which children inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import run_main
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.planning.measured import command as plans
+from cdp_torchrec.stopped_by_signals import stopped_by_signals
 
 BENCHMARKS = {
     "train": train,
@@ -40,7 +41,8 @@ def main(arguments: list[str]) -> None:
     if name in BENCHMARKS and asks_help(rest):
         print(help_of(name, rest))
     elif name in BENCHMARKS:
-        BENCHMARKS[name].run(rest)
+        with stopped_by_signals(f"benchmark {name} has no results yet"):
+            BENCHMARKS[name].run(rest)
     elif asks_help(arguments or ["--help"]):
         print(help_of_all())
     else:

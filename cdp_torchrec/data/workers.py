@@ -17,6 +17,7 @@ from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
 from cdp_torchrec.data.packed import PackedBatch, pack
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.environment import quiet_libraries
+from cdp_torchrec.stopped_by_signals import starting_children
 from cdp_torchrec.user_error import UserError
 
 _END_SHOWS_WITHIN_S = 1.0
@@ -94,7 +95,10 @@ class BatchLoader:
         return self._receive([(number, item) for item in items])
 
     def close(self) -> None:
-        """End the workers; another stretch starts new ones."""
+        """End the workers, and return when they have ended; another stretch starts new ones."""
+        if self._loader is not None and self._loader._iterator is not None:
+            # An error on its way holds frames that hold the iterator, which alone ends them.
+            self._loader._iterator._shutdown_workers()  # pyrefly: ignore[missing-attribute]
         self._loader = None
         self._workers = []
 
@@ -142,7 +146,8 @@ class BatchLoader:
             generator=torch.Generator(),  # draws nothing from the model's
         )
         others = set(multiprocessing.active_children())
-        stretch = iter(self._loader)
+        with starting_children():
+            stretch = iter(self._loader)
         self._workers = [w for w in multiprocessing.active_children() if w not in others]
         return stretch
 

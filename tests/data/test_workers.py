@@ -75,6 +75,18 @@ def test_a_packed_batch_is_the_batch_bit_for_bit_in_one_block_of_memory(data: Da
     assert len({tensor.untyped_storage().data_ptr() for tensor in blocks}) == 1
 
 
+def test_workers_have_ended_when_their_loader_is_closed_whoever_still_holds_a_stretch(
+    data: Dataset, loader: BatchLoader
+) -> None:
+    others = set(active_children())
+    stretch = loader.load(data.train, [0, 1, 2])
+    next(stretch)
+    workers = set(active_children()) - others
+    assert len(workers) == 2
+    loader.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
 def test_workers_give_the_same_batches_in_the_same_order(
     data: Dataset, loader: BatchLoader
 ) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cdp_torchrec.benchmark import children
 from cdp_torchrec.benchmark.endpoint.clients import Exchange, Target, ask, attack
 
 _HALF_SENT = 300
@@ -155,28 +157,23 @@ def _besiege(
     num_attackers: int,
     duration_s: float,
 ) -> Siege:
-    context = multiprocessing.get_context("spawn")
-    stop, is_over = context.Event(), threading.Event()
-    attackers = [
-        context.Process(target=_attack_until, args=(found, target, stop), daemon=True)
-        for _ in range(num_attackers)
-    ]
-    for process in attackers:
-        process.start()
-    time.sleep(_SETTLE_S)
+    stop, is_over = multiprocessing.get_context("spawn").Event(), threading.Event()
+    attackers: list[BaseProcess] = []
     with ThreadPoolExecutor(3) as pool:
-        asking = pool.submit(ask, target, bodies, expected, first=0, is_over=is_over.is_set)
-        probing = pool.submit(_probe, target, is_over)
-        watching = pool.submit(_watch, pid, is_over)
         try:
+            for _ in range(num_attackers):
+                attackers.append(children.start(_attack_until, found, target, stop))
+            time.sleep(_SETTLE_S)
+            asking = pool.submit(ask, target, bodies, expected, first=0, is_over=is_over.is_set)
+            probing = pool.submit(_probe, target, is_over)
+            watching = pool.submit(_watch, pid, is_over)
             time.sleep(duration_s)
         finally:  # threads that go on would keep an interrupted process alive
             is_over.set()
             stop.set()
-        siege = Siege(found.name, asking.result(), probing.result(), watching.result())
-    for process in attackers:
-        process.join()
-    return siege
+            for process in attackers:
+                process.join()
+        return Siege(found.name, asking.result(), probing.result(), watching.result())
 
 
 def _attack_until(found: Attack, target: Target, stop: Event) -> None:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import multiprocessing
 import os
 import socket
 import statistics
@@ -11,11 +10,13 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from cdp_torchrec.benchmark import children
 from cdp_torchrec.benchmark.endpoint.attacks import attacks, besiege
 from cdp_torchrec.benchmark.endpoint.clients import (
     Exchange,
@@ -76,10 +77,7 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder, "current")
         link.symlink_to(before)
-        process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(link, server), daemon=True
-        )
-        process.start()
+        process = children.start(_serve, link, server)
         try:
             _wait_until_ready(target, process)
             assert process.pid is not None
@@ -114,6 +112,7 @@ def measure_endpoint(artifact: Path, config: EndpointBenchmarkConfig) -> Endpoin
         finally:
             process.terminate()
             process.join(_PATIENCE_S)
+            process.kill()
     return EndpointLoad(
         asked=asked,
         attacked=attacked,
@@ -214,7 +213,7 @@ def _cpu_s(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def _wait_until_ready(target: Target, process: multiprocessing.process.BaseProcess) -> None:
+def _wait_until_ready(target: Target, process: BaseProcess) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline and process.is_alive():
         try:

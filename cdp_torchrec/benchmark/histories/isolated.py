@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
+from cdp_torchrec.benchmark import children
+
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -51,12 +53,8 @@ def run_isolated(
     Raises:
         ChildProcessError: the process failed; its traceback is on stderr.
     """
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_run, args=(writer, function, argument, limits.memory_gib), daemon=True
-    )
-    process.start()
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = children.start(_run, writer, function, argument, limits.memory_gib)
     writer.close()
     try:
         return reader.recv() if reader.poll(limits.time_s) else PassedLimit.TIME

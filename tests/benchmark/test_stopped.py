@@ -1,0 +1,76 @@
+"""A benchmark that is stopped ends its children, then removes its files, and says one line."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.benchmark.lingering import CHILD
+from tests.paths import ROOT
+
+_PATIENCE_S = 120.0
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def has_ended(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"  # nobody has asked for its exit code
+
+
+@pytest.fixture
+def lingering(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """A benchmark, the leader of its process group, and the process id of its child at work."""
+    job = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmark.lingering", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: job.poll() is not None or list(tmp_path.glob(f"*/{CHILD}")))
+    (child,) = tmp_path.glob(f"*/{CHILD}")
+    yield job, int(child.read_text())
+    job.kill()
+    job.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it", "to its group"])
+def test_a_signal_ends_the_child_and_leaves_nothing_but_one_line(
+    send: Callable[[int, int], None],
+    number: signal.Signals,
+    lingering: tuple["subprocess.Popen[str]", int],
+    tmp_path: Path,
+) -> None:
+    job, child = lingering
+    send(job.pid, number)
+    out, err = job.communicate(timeout=_PATIENCE_S)
+    assert job.returncode == 128 + number
+    assert has_ended(child)
+    assert list(tmp_path.iterdir()) == []
+    assert out == ""
+    assert re.fullmatch(r"\S+ \S+ WARNING: stopping: .*prepare.*\n", err)
+
+
+def test_a_child_ends_with_a_benchmark_that_was_killed(
+    lingering: tuple["subprocess.Popen[str]", int],
+) -> None:
+    job, child = lingering
+    job.kill()
+    wait_until(lambda: has_ended(child))
