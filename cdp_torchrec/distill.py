@@ -145,6 +145,8 @@ def _whole_student(student_dir: Path) -> Generator[Path]:
             return held.enter_context(whole_directory(student_dir))
 
         yield from_rank_zero(begin, purpose="make the student's directory")
+        # Other ranks go on when it has its name.
+        from_rank_zero(held.close, purpose="complete the student's directory")
 
 
 def _distill_into(

@@ -45,7 +45,11 @@ def describe_outcome(trained: Trained) -> str:
     problems = [
         *weak_metrics(trained.report, references),
         *blind_spots(coverage, config),
-        *idle_settings(config, has_validation=data.validation is not None),
+        *idle_settings(
+            config,
+            has_validation=data.validation is not None,
+            total_steps=trained.experiment.total_steps,
+        ),
     ]
     if problems and trained.progress.step < FEW_STEPS:
         problems.append(_few_steps(trained, data.schema.splits["train"].impressions))
@@ -155,12 +159,15 @@ def blind_spots(coverage: Coverage, config: ExperimentConfig) -> Iterator[str]:
             )
 
 
-def idle_settings(config: ExperimentConfig, *, has_validation: bool) -> Iterator[str]:
-    """Settings that had no effect.
+def idle_settings(
+    config: ExperimentConfig, *, has_validation: bool, total_steps: int
+) -> Iterator[str]:
+    """Settings that had no effect, or not the one that their names promise.
 
     Args:
         config: of the run.
         has_validation: whether requests were held out for validation.
+        total_steps: of the training, if nothing ends it early.
     """
     if config.trainer.patience is not None and not has_validation:
         yield (
@@ -174,6 +181,14 @@ def idle_settings(config: ExperimentConfig, *, has_validation: bool) -> Iterator
     if config.sharding.plan is not None:
         for key in config.sharding.unread_beside_plan():
             yield f"sharding.{key} had no effect: sharding.plan is taken as it is."
+    for name in ("sparse", "dense"):
+        schedule = getattr(config.optimizer, name).schedule
+        if schedule.warmup_steps >= total_steps:
+            yield (
+                f"optimizer.{name}.schedule.warmup_steps = {schedule.warmup_steps} is not below "
+                f"the {total_steps} steps of the training: the learning rate rose to the last one, "
+                "and what follows a warm-up had no effect."
+            )
     dayparts, interest = config.data.history.dayparts, config.model.interest
     if dayparts > 1 and not interest.history.reads_time_of_day:
         yield (

@@ -61,7 +61,7 @@ def test_a_good_training_gets_no_words_of_warning(report: MetricReport, tmp_path
     position = replace(report, auc=0.6, uauc=0.6, gauc=0.6)
     assert list(weak_metrics(report, {"position": position})) == []
     assert list(blind_spots(COVERED, config_of(tmp_path))) == []
-    assert list(idle_settings(config_of(tmp_path), has_validation=True)) == []
+    assert list(idle_settings(config_of(tmp_path), has_validation=True, total_steps=100)) == []
 
 
 @pytest.mark.parametrize(
@@ -139,30 +139,42 @@ def test_a_lead_within_the_interval_is_no_victory(
 def test_parts_of_the_day_that_nobody_reads_are_called_idle(tmp_path: Path) -> None:
     settings = ["data.history.dayparts=6"]
     words = "data.history.dayparts = 6 had no effect: model.interest.kind = none reads"
-    (found,) = idle_settings(config_of(tmp_path, *settings, interest="none"), has_validation=True)
+    (found,) = idle_settings(
+        config_of(tmp_path, *settings, interest="none"), has_validation=True, total_steps=100
+    )
     assert found.startswith(words)
     for interest in ("pooled", "din", "cdp"):
         config = config_of(tmp_path, *settings, interest=interest)
-        assert not list(idle_settings(config, has_validation=True))
+        assert not list(idle_settings(config, has_validation=True, total_steps=100))
 
 
 def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
     config = config_of(tmp_path, "trainer.patience=2", "data.validation_fraction=0")
     words = "trainer.patience = 2 had no effect: data.validation_fraction = 0.0 holds out no"
-    assert words in "\n".join(idle_settings(config, has_validation=False))
+    assert words in "\n".join(idle_settings(config, has_validation=False, total_steps=100))
 
 
 def test_segments_of_counts_that_the_tower_does_not_learn_are_called_idle(tmp_path: Path) -> None:
     config = config_of(
         tmp_path, "data.history.count_segments=[1]", "model.interaction.history_counts=false"
     )
-    (found,) = idle_settings(config, has_validation=True)
+    (found,) = idle_settings(config, has_validation=True, total_steps=100)
     assert found.startswith("data.history.count_segments had no effect")
+
+
+@pytest.mark.parametrize("optimizer", ["sparse", "dense"])
+def test_a_warm_up_that_the_training_does_not_outlast_is_said(
+    optimizer: str, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, f"optimizer.{optimizer}.schedule.warmup_steps=100")
+    (found,) = idle_settings(config, has_validation=True, total_steps=100)
+    assert found.startswith(f"optimizer.{optimizer}.schedule.warmup_steps = 100 is not below the")
+    assert not list(idle_settings(config, has_validation=True, total_steps=101))
 
 
 def test_a_search_beside_a_plan_that_is_given_is_called_idle(tmp_path: Path) -> None:
     settings = ["sharding.plan=plan.json", "sharding.search=torchrec"]
-    (found,) = idle_settings(config_of(tmp_path, *settings), has_validation=True)
+    (found,) = idle_settings(config_of(tmp_path, *settings), has_validation=True, total_steps=100)
     assert found == "sharding.search had no effect: sharding.plan is taken as it is."
 
 

@@ -1,21 +1,31 @@
 """Settings of the optimizers of sparse parameters (tables) and dense parameters (all others)."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from cdp_torchrec.config import MAY_CHANGE, Config, only_if
+from cdp_torchrec.config import MAY_CHANGE, Config, ConfigConflicts, only_if
+
+Patience = Annotated[float, Field(ge=1)]
+"""Seconds; in less than one, ranks that are well have no time to answer."""
 
 
 class RanksConfig(Config):
     """How long the ranks of a job wait for one another."""
 
-    silence_limit_s: Annotated[PositiveFloat, MAY_CHANGE] = 60.0
+    silence_limit_s: Annotated[Patience, MAY_CHANGE] = 60.0
     """Seconds without a sign of life after which a rank counts as lost and the job ends, or is
     restarted: the process is stopped, or its machine is gone. Computing and waiting are no
     silence."""
-    collective_timeout_s: Annotated[PositiveFloat, MAY_CHANGE] = 300.0
+    collective_timeout_s: Annotated[Patience, MAY_CHANGE] = 300.0
     """Seconds after which a collective that some rank never reached is an error, though all ranks
     live; longer than a rank may take for what the others do not do."""
 
@@ -30,11 +40,25 @@ class ScheduleConfig(Config):
     kind: Literal["constant", "linear", "cosine"] = "constant"
     """Shape after the warm-up: constant, or a decay to final_factor."""
     warmup_steps: NonNegativeInt = 0
-    """Steps over which the factor rises linearly from 0 to 1."""
+    """Steps over which the factor rises linearly from 0 to 1; fewer than decay_steps."""
     decay_steps: Annotated[PositiveInt | None, _DECAYS] = None
     """Step at which a decay ends; without it, the last step of the training."""
-    final_factor: Annotated[NonNegativeFloat, _DECAYS] = 0.0
+    final_factor: Annotated[float, Field(ge=0, le=1), _DECAYS] = 0.0
     """Factor at the end of a decay."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.decay_steps is not None and self.warmup_steps >= self.decay_steps:
+            raise ConfigConflicts(
+                [
+                    (
+                        "decay_steps",
+                        f"more than the {self.warmup_steps} of warmup_steps beside it: the decay "
+                        "begins behind the warm-up",
+                    )
+                ]
+            )
+        return self
 
     def factor(self, step: int, max_steps: int) -> float:
         """Factor of the learning rate for a step, counted from 0."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import MAY_CHANGE, Config
 from cdp_torchrec.interest.config import InterestConfig
@@ -15,7 +15,7 @@ class InteractionConfig(Config):
     """Low-rank cross layers (DCN-V2)."""
     cross_rank: PositiveInt = 32
     """Rank of each cross layer."""
-    deep_layer_sizes: tuple[PositiveInt, ...] = (128, 64)
+    deep_layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64)
     """Widths of the deep layers."""
     history_counts: bool = False
     """Also tell the tower how many behaviours the gated history has, and how many of them are on
@@ -41,7 +41,7 @@ class ModelConfig(Config):
     """The interest module."""
     interaction: InteractionConfig = InteractionConfig()
     """Cross and deep layers."""
-    over_arch_layer_sizes: tuple[PositiveInt, ...] = (64, 32)
+    over_arch_layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 32)
     """Hidden widths of the final MLP over [cross, deep, interest] (paper eq. 1)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the dense part; parameters and losses stay float32."""

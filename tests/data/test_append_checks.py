@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cdp_torchrec.commands import prepare_data
 from cdp_torchrec.data.days import load_grown_schema
 from cdp_torchrec.data.history_segments import open_history
 from cdp_torchrec.data.manifest import find_damage
@@ -116,3 +117,14 @@ def test_a_damaged_day_is_found(made: Path, tmp_path: Path) -> None:
     assert list(find_damage(tmp_path / "data", active=False)) == [str(path)]
     with pytest.raises(DatasetError, match=r"item\.npy: other bytes"):
         open_history(tmp_path / "data", load_grown_schema(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--threads", "0"), ("--threads", "1000000000"), ("--memory", "0")]
+)
+def test_limits_of_the_engine_that_it_cannot_keep_are_refused_by_name(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        prepare_data.main(["append", "dataset", "--input", "day", option, value])
+    assert f"argument {option}: '{value}' is no " in capsys.readouterr().err

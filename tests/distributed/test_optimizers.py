@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from cdp_torchrec.distributed.config import (
     DenseOptimizerConfig,
     OptimizerConfig,
+    RanksConfig,
     ScheduleConfig,
     SparseOptimizerConfig,
 )
@@ -280,3 +282,23 @@ def test_warm_up_rises_linearly_then_hands_over() -> None:
     config = ScheduleConfig(kind="cosine", warmup_steps=4)
     assert [config.factor(s, 104) for s in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
     assert config.factor(54, 104) == pytest.approx((1 + math.cos(math.pi / 2)) / 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "linear", "final_factor": 1.5},
+        {"kind": "cosine", "warmup_steps": 50, "decay_steps": 50},
+    ],
+    ids=["a decay that rises", "a decay that ends before it begins"],
+)
+def test_a_schedule_that_is_no_decay_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"final_factor|decay_steps"):
+        ScheduleConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["collective_timeout_s", "silence_limit_s"])
+def test_ranks_have_a_second_to_answer_at_least(name: str) -> None:
+    assert getattr(RanksConfig(**{name: 1}), name) == 1
+    with pytest.raises(ValueError, match=name):
+        RanksConfig(**{name: 1e-7})

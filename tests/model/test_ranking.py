@@ -310,3 +310,11 @@ def test_a_batch_moves_and_keeps_its_fields(tiny_dataset: Path) -> None:
         if isinstance(value, Tensor):
             assert torch.equal(getattr(moved, field.name), value)
     assert replace(batch, key=batch.key + 1).key.tolist() != batch.key.tolist()
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.over_arch_layer_sizes=[]", "model.interaction.deep_layer_sizes=[]"]
+)
+def test_a_tower_without_layers_is_refused_by_its_key(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.removesuffix("=[]").replace(".", r"\.")):
+        load_config(ExperimentConfig, ["data.dir=x", "model.interest.kind=pooled", setting])

@@ -24,6 +24,9 @@ what comes later than that, or cannot be read, goes to the entry's refused.jsonl
 in the entries: killed at any moment, the same line goes on, and each message lands once. Needs
 `pip install 'cdp_torchrec[kafka]'`."""
 
+_MOST_THREADS = 1024
+"""The engine starts as many as it is told, for minutes if they are a million."""
+
 
 def add_follow(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command `follow`."""
@@ -153,9 +156,9 @@ def say_appended(dataset: Path, day: Day) -> None:
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """How much of the machine the engine uses."""
     parser.add_argument(
-        "--memory", type=float, default=4.0, metavar="GIB", help="memory of the engine (4)"
+        "--memory", type=_gib, default=4.0, metavar="GIB", help="memory of the engine (4)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads of the engine (2)")
+    parser.add_argument("--threads", type=_threads, default=2, help="threads of the engine (2)")
 
 
 def _add_idle_timeout(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +182,20 @@ def _whole_seconds(text: str) -> int:
     if seconds < 1 or seconds != int(seconds):
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number of seconds")
     return int(seconds)
+
+
+def _gib(text: str) -> float:
+    gib = _number(text)
+    if not 0 < gib < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size above 0 in GiB")
+    return gib
+
+
+def _threads(text: str) -> int:
+    threads = _number(text)
+    if not 1 <= threads <= _MOST_THREADS or threads != int(threads):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of threads, 1 to {_MOST_THREADS}")
+    return int(threads)
 
 
 def _share(text: str) -> float:
