@@ -1,6 +1,7 @@
 """One thread per process, so that tests and ranks share the cores; and one small dataset."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 from cdp_torchrec.environment import quiet_libraries
 
 quiet_libraries()
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, as what tests start shall: in a script's background it is ignored by all."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

@@ -163,10 +163,9 @@ def _decode(text: bytes) -> _Inference:
         return _INFERENCE.decode(text)
     except msgspec.ValidationError as error:
         raise _wrong_value(text, str(error)) from error
-    except msgspec.DecodeError as error:
+    # Which of them text that is no UTF-8 gets depends on the version of msgspec.
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError("body", _malformed(text, str(error))) from error
-    except UnicodeDecodeError as error:
-        raise RequestError("body", f"is no UTF-8: {error.reason}") from error
     except RecursionError as error:
         raise RequestError("body", "is nested too deeply") from error
 
@@ -195,6 +194,10 @@ def _outputs(text: msgspec.Raw) -> list[_Output]:
 
 
 def _malformed(text: bytes, problem: str) -> str:
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"is no UTF-8: {error.reason}"
     place = re.search(r"byte (\d+)", problem)
     number = _NOT_JSON.match(text, int(place[1])) if place is not None else None
     return (

@@ -108,7 +108,7 @@ JSON = {"Content-Type": "application/json"}
 MALFORMED = {
     "no body": (b"", JSON, 400, "body: "),
     "half a body": (b'{"inputs": [', JSON, 400, "body: "),
-    "no text": (b"\xff\xfe", JSON, 400, "body: JSON is malformed"),
+    "no text": (b"\xff\xfe", JSON, 400, "body: is no UTF-8"),
     "no UTF-8": (b'{"id": "\xff", "inputs": []}', JSON, 400, "body: is no UTF-8"),
     "deeply nested": (b"[" * 50_000, JSON, 400, "body: "),
     "deep parameters": (
