@@ -75,10 +75,23 @@ def check(config_class: type[ConfigT], layers: Layers) -> tuple[ConfigT | None, 
 
 
 def _without_effect(config: BaseModel, layers: Layers) -> Iterator[Problem]:
-    """Keys that nothing reads, and that no later layer has made idle: nobody can mean them."""
-    for key in idle_keys(layers.tree, tables_of(config), default_tables(type(config))):
-        if layers.rank(key.path) >= max(0, layers.rank(key.because_of)):
+    """Keys that nothing reads, and that no later layer has made idle: nobody can mean them.
+
+    Unless it is a whole section that a layer has, as in a configuration that was saved.
+    """
+    tables = tables_of(config)
+    for key in idle_keys(layers.tree, tables, default_tables(type(config))):
+        is_later = layers.rank(key.path) >= max(0, layers.rank(key.because_of))
+        if is_later and not _sets_all(layers, layers.source(key.path), tables, key.because_of[:-1]):
             yield Problem(key.path, key.reason, is_conflict=True)
+
+
+def _sets_all(
+    layers: Layers, source: str | None, tables: Mapping[str, Any], section: tuple[str, ...]
+) -> bool:
+    for name in section:
+        tables = tables[name]
+    return all(layers.source((*section, name)) == source for name in tables)
 
 
 def _hidden_conflicts(

@@ -60,9 +60,13 @@ class Layers:
         self.asked.append(source)
 
     def put(self, layers: "Layers") -> None:
-        """Put layers that are merged already on top, with their sources."""
+        """Put layers that are merged already on top, with their sources.
+
+        A key that gets the value that it has keeps its source.
+        """
+        same = {p: s for p, s in self.sources.items() if _at(self.data, p) == _at(layers.data, p)}
         self.add(layers.data, "")
-        self.sources |= layers.sources
+        self.sources |= layers.sources | same
         self.asked += layers.asked
 
     def unset(self, path: Sequence[str]) -> None:
@@ -111,6 +115,13 @@ class Layers:
     def _forget(self, path: KeyPath) -> None:
         for key in [key for key in self.sources if key[: len(path)] == path]:
             del self.sources[key]
+
+
+def _at(table: Any, path: KeyPath) -> Any:
+    """What stands at a place in nested tables; None where nothing does."""
+    for name in path:
+        table = table.get(name) if isinstance(table, Mapping) else None
+    return table
 
 
 def is_layer(argument: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from cdp_torchrec.data.schema import Feature
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.serving.encode import EncodedRequest
 from cdp_torchrec.serving.predict_config import PredictConfig
@@ -82,11 +83,13 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
     )
     files = RequestFiles(requests, predictor.metadata, keep=config.keep)
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    if rank == 0:
+
+    def begin() -> None:
         files.check_ids()
         config.output.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(config.output.parent, config.output.name)
-    dist.barrier()
+
+    from_rank_zero(begin, purpose="begin the predictions")
     parts = [_part(config.output, other) for other in range(world_size)]
     counted, lacks = [0], _Lacks()
     stopped = stopped_by_signals(f"{config.output} is not written")

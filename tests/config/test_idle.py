@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import pytest
 
-from cdp_torchrec.config import MAY_CHANGE, Config, ConfigError, load_config, load_toml, only_if
+from cdp_torchrec.config import (
+    MAY_CHANGE,
+    Config,
+    ConfigError,
+    dump_toml,
+    load_config,
+    load_toml,
+    only_if,
+)
 from cdp_torchrec.config.help import commented_toml, describe
 from tests.config.sample import layer
 
@@ -111,6 +119,22 @@ def test_a_configuration_that_ran_before_is_read_as_it_is(tmp_path: Path) -> Non
     assert load_config(Model, ["module.user_width=5"], base=base).module.user_width == 5
     with pytest.raises(ConfigError, match=r"attention\.heads = 3: has no effect"):
         load_config(Model, ["module.attention.heads=3"], base=base)
+
+
+def test_a_configuration_that_was_saved_is_a_layer_whatever_is_idle_in_it() -> None:
+    layer("sizes.toml", "[module]\npooling = 'attention'\nattention.heads = 2")
+    config = load_config(Model, ["sizes.toml", "module.pooling=mean"])
+    for saved in (commented_toml(config), dump_toml(config)):
+        layer("saved.toml", saved)
+        assert load_config(Model, ["saved.toml"]) == config
+        assert mistakes("saved.toml", "module.attention.heads=3")
+
+
+def test_a_value_that_the_run_has_may_be_repeated(tmp_path: Path) -> None:
+    base = tmp_path / "config.toml"
+    base.write_text("[module]\npooling = 'mean'\nattention.heads = 2\n")
+    again = load_config(Model, ["module.attention.heads=2"], base=base)
+    assert again.module.attention.heads == 2
 
 
 def test_the_help_says_when_a_key_is_read() -> None:
