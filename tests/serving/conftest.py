@@ -50,6 +50,7 @@ def short_run(
     preset: str,
     *settings: str,
     vocabulary: Sequence[str] = _RARE_IDS,
+    batch_size: int = 256,
 ) -> Path:
     """A run of an interest module whose scores depend on every part of a request."""
     layers = [
@@ -63,7 +64,7 @@ def short_run(
         "model.embedding_dim=8",
         "optimizer.sparse.kind=rowwise_adagrad",
         "optimizer.sparse.lr=0.1",
-        "trainer.global_batch_size=256",
+        f"trainer.global_batch_size={batch_size}",
         "trainer.max_steps=40",
     ]
     with one_rank():

@@ -89,7 +89,10 @@ def test_rows_that_changed_owners_go_out_with_their_owners(
     rule = 'managed_collision={zch_size=64,buckets=4,eviction_interval=2,eviction_policy="lru"}'
     entities = [f"data.vocabulary.{name}={{{rule}}}" for name in ("item", "user")]
     every = "trainer.checkpoint_every_steps=20"
-    run = short_run(tiny_dataset, tmp_path / "run", "din", every, vocabulary=entities)
+    # Few ids a step, so that some were seen later than others.
+    run = short_run(
+        tiny_dataset, tmp_path / "run", "din", every, vocabulary=entities, batch_size=16
+    )
     early, late = sorted((run / "checkpoints").iterdir())
     base = export_untuned(early, tmp_path / "base")
     delta = export_untuned(late, tmp_path / "delta", delta_from=base)
