@@ -61,7 +61,8 @@ class InterestInput:
     scene: Tensor
     """Client type, search source ..., [B, D_scene]."""
     key: Tensor
-    """Int64 [B]: names each impression; all randomness is a function of it."""
+    """Int64 [B]: names each impression; all randomness is a function of it, but which negatives
+    DIEN, SASRec and DiffuMIN draw also of the rank's batch."""
     item_id: Tensor
     """Code of the target item, exact also without a row of its own, int64 [B]."""
     category_id: Tensor
