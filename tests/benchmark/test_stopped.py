@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,23 +12,9 @@ import pytest
 
 from tests.benchmark.lingering import CHILD
 from tests.paths import ROOT
+from tests.processes import is_running, wait_until
 
 _PATIENCE_S = 120.0
-
-
-def wait_until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def has_ended(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return True
-    return state == "Z"  # nobody has asked for its exit code
 
 
 @pytest.fixture
@@ -62,7 +47,7 @@ def test_a_signal_ends_the_child_and_leaves_nothing_but_one_line(
     send(job.pid, number)
     out, err = job.communicate(timeout=_PATIENCE_S)
     assert job.returncode == 128 + number
-    assert has_ended(child)
+    assert not is_running(child)
     assert list(tmp_path.iterdir()) == []
     assert out == ""
     assert re.fullmatch(r"\S+ \S+ WARNING: stopping: .*prepare.*\n", err)
@@ -73,4 +58,4 @@ def test_a_child_ends_with_a_benchmark_that_was_killed(
 ) -> None:
     job, child = lingering
     job.kill()
-    wait_until(lambda: has_ended(child))
+    wait_until(lambda: not is_running(child))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
 from cdp_torchrec.distributed.stopped import stopped_ranks
 from tests.distributed.project import make_project
 from tests.paths import ROOT
+from tests.processes import is_running, wait_until
 
 SCRIPTS = Path(sys.executable).parent
 LIMIT_S = 1.0
@@ -86,22 +87,6 @@ def processes(job: subprocess.Popen[str]) -> set[int]:
         for pid, parent in re.findall(r"rank \d is (\d+) of (\d+)", line):
             found[pid] = parent
     return {int(pid) for pid in (*found, *found.values())}
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + WITHIN_S
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process has not ended, waited for or not."""
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
