@@ -1,0 +1,101 @@
+"""A draft says what it leaves out, what it doubts, and why."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cdp_torchrec.commands.prepare_data import main
+from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+from tests.data.mapped_logs import START
+from tests.data.test_draft import drafted_text, impressions, parquet_log, prepared
+from tests.docs.logs import write_shop
+
+
+def test_columns_that_no_mapping_reads_are_named(tmp_path: Path) -> None:
+    structs, raw = [{"a": 1}] * 400, [b"\xff"] * 400
+    file = parquet_log(tmp_path, structs=structs, raw=raw)
+    text = draft_mapping([file], mapping="m.toml")
+    assert "# 'structs' is of type struct<a: int64>, which is not read.\n" in text
+    assert "# 'raw' is of type binary, which is not read.\n" in text
+    prepared(tmp_path, file)
+
+
+def test_a_file_that_is_not_used_is_named_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shop(tmp_path)
+    items = tmp_path / "items.csv"
+    lines = items.read_text().splitlines()
+    items.write_text("\n".join([*lines, lines[3]]) + "\n")
+    (tmp_path / "shops.csv").write_text("shop,town\n1,Bonn\n2,Ulm\n3,Bonn\n")
+    files = [tmp_path / f"{name}.csv" for name in ("impressions", "items", "shops")]
+    prepared(tmp_path, *files)
+    behind = "; behaviours need a user, an item and a time"
+    twice = f"each item needs one row, but 'id' has 'i2' in line 4 and in line 32{behind}"
+    unknown = f"no column has the items or users of the log{behind}"
+    told = capsys.readouterr().out
+    for said in (f"Not used: {items}: {twice}\n", f"Not used: {files[2]}: {unknown}\n"):
+        assert said in told
+        assert f"# {said}" in (tmp_path / "mapping.toml").read_text()
+
+
+def test_a_key_that_is_empty_in_a_row_is_the_reason(tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    (tmp_path / "items.csv").write_text("id,price\ni1,1.5\n,2.5\ni2,3.5\n")
+    text = draft_mapping([tmp_path / f"{n}.csv" for n in ("impressions", "items")], mapping="m")
+    assert "items.csv: each row needs its item, but 'id' is empty in line 3; behaviours" in text
+
+
+def test_behaviours_without_the_category_that_only_the_log_has_are_not_used(
+    tmp_path: Path,
+) -> None:
+    write_shop(tmp_path)
+    rows = impressions(clicked=["0", "0", "1"], category=["hats", "shoes"])
+    (tmp_path / "log.csv").write_text(rows)
+    files = [tmp_path / f"{name}.csv" for name in ("log", "views")]
+    said = f"# Not used: {files[1]}: no column has the category, which only the log has\n"
+    assert said in draft_mapping(files, mapping="m.toml")
+    prepared(tmp_path, *files)
+
+
+def test_lists_of_numbers_of_other_lengths_are_left_out_with_the_row(tmp_path: Path) -> None:
+    rows = [
+        {
+            "user_id": f"u{n % 7}",
+            "time": START + 60 * n,
+            "items": [f"i{n % 5}", f"i{n % 5 + 1}"],
+            "clicked": [n % 2, 0],
+            "scores": [0.5 + n, 1.5, 2.5][: 2 + (n == 3)],
+        }
+        for n in range(40)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    text = draft_mapping([tmp_path / "log.parquet"], mapping="m.toml")
+    assert (
+        "# 'scores' is left out: lists of numbers that are not one for each candidate: row 3 has "
+        "3, and 2 in 'items'\n"
+    ) in text
+
+
+def test_an_empty_user_is_pointed_at_with_the_rule_that_leaves_it_out(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text(impressions(clicked=["0", "0", "1"]).replace("\nu3,", "\n,"))
+    rule = 'only = {column = "user_id", filled = true}'
+    text = draft_mapping([file], mapping="m.toml")
+    assert f"; EMPTY in 16 of 400 rows, refused without {rule}\n" in text
+    ran = text.replace('rows = "impression"', f'{rule}\nrows = "impression"')
+    (tmp_path / "m.toml").write_text(ran)
+    folders = ["--input", str(tmp_path), "--output", str(tmp_path / "data")]
+    main(["generic", str(tmp_path / "m.toml"), *folders])
+
+
+def test_a_place_in_the_list_is_said_to_be_known_only_after_ranking(tmp_path: Path) -> None:
+    text = drafted_text(tmp_path, clicked=["0", "0", "1"], position=["1", "2", "3", "4"])
+    said = (
+        "known only after ranking: leave it out with data.exclude_features, or score with a "
+        "constant.\n[features.position] "
+    )
+    assert said in text
+    assert text.count("known only after ranking") == 1
