@@ -1,6 +1,6 @@
 """Strict layered configuration: sections, layers, keys, errors and help."""
 
-from cdp_torchrec.config.keys import MAY_CHANGE, only_if
+from cdp_torchrec.config.keys import MAY_CHANGE, not_with, only_if
 from cdp_torchrec.config.load import (
     Config,
     ConfigConflicts,
@@ -18,5 +18,6 @@ __all__ = [
     "dump_toml",
     "load_config",
     "load_toml",
+    "not_with",
     "only_if",
 ]

@@ -91,9 +91,9 @@ def _type(node: KeyNode, value: Any) -> str:
 
 
 def _read_if(node: KeyNode) -> str:
-    return "".join(
-        f", only with {key} = {one_of(list(allowed))}" for key, allowed in node.only_if.items()
-    )
+    conditions = [f"only with {k} = {one_of(list(values))}" for k, values in node.only_if.items()]
+    conditions += [f"not with {k} = {one_of([value])}" for k, value in node.not_with.items()]
+    return "".join(f", {condition}" for condition in conditions)
 
 
 def _describe(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -109,7 +109,8 @@ def _describe(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterator
         inner = values.get(name, {})
         yield from ("", f"[{prefix}{name}]")
         required = f" (required: choose a {child.tag})" if child.tag and child.required else ""
-        condition = f" ({_read_if(child)[2:]})" if child.only_if else ""
+        read_if = _read_if(child)
+        condition = f" ({read_if[2:]})" if read_if else ""
         yield from _wrapped(child.doc + required + condition, "  ")
         for tag, table in child.tables().items():
             in_force = not tag or inner.get(child.tag) == tag
@@ -131,7 +132,8 @@ def _commented(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterato
     for name in tables:
         child, inner, path = node.keys[name], values.get(name), prefix + toml_key(name)
         yield ""
-        condition = f" ({_read_if(child)[2:]})" if child.only_if else ""
+        read_if = _read_if(child)
+        condition = f" ({read_if[2:]})" if read_if else ""
         yield from _wrapped(child.doc + condition, "# ")
         if inner is None:
             yield f"# [{path}]  (not set)"

@@ -1,6 +1,6 @@
-"""Settings that nothing reads, because of what other settings say (`only_if`)."""
+"""Settings that nothing reads, because of what other settings say (`only_if`, `not_with`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,21 +33,26 @@ def idle_keys(
     for name, value in values.items():
         child = node.keys.get(name) or node.values or KeyNode()
         default, here = usual.get(name, child.default), (*path, name)
-        unmet = [key for key in child.only_if if not _met(values[key], child.only_if[key])]
+        unmet = next(_unmet(child, values), None)
         if unmet:
-            because_of = (*path, unmet[0])
-            reason = (
-                f"has no effect with {'.'.join(because_of)} = {one_of([values[unmet[0]]])}, only "
-                f"with {one_of(list(child.only_if[unmet[0]]))}"
-            )
-            for key in _changed(value, default, here):
-                yield IdleKey(key, because_of, reason)
+            key, instead = unmet
+            because_of = (*path, key)
+            reason = f"has no effect with {'.'.join(because_of)} = {one_of([values[key]])}{instead}"
+            for changed in _changed(value, default, here):
+                yield IdleKey(changed, because_of, reason)
         elif isinstance(value, Mapping):
             yield from idle_keys(child.table(value.get(child.tag)), value, default or {}, here)
 
 
-def _met(value: Any, allowed: Sequence[str]) -> bool:
-    return not set(allowed).isdisjoint(value if isinstance(value, list) else [value])
+def _unmet(node: KeyNode, beside: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys that keep this one from being read, each with what it should be instead."""
+    for key, allowed in node.only_if.items():
+        value = beside[key]
+        if set(allowed).isdisjoint(value if isinstance(value, list) else [value]):
+            yield key, f", only with {one_of(list(allowed))}"
+    for key, excluded in node.not_with.items():
+        if beside[key] == excluded:
+            yield key, ""
 
 
 def _changed(value: Any, default: Any, path: KeyPath) -> Iterator[KeyPath]:

@@ -15,6 +15,7 @@ from pydantic.config import JsonDict
 
 _MARK = "may_change"
 _CONDITIONS = "only_if"
+_EXCLUSIONS = "not_with"
 
 MAY_CHANGE = Field(json_schema_extra={_MARK: True})
 """Marks a key, or all keys of a section: a run may go on with another value, because it decides
@@ -33,6 +34,18 @@ def only_if(**conditions: str | tuple[str, ...]) -> Any:
         for key, values in conditions.items()
     }
     return Field(json_schema_extra={_CONDITIONS: allowed})
+
+
+def not_with(**exclusions: float | tuple[()]) -> Any:
+    """Marks a key, or all keys of a section: nothing reads it beside these values of other keys.
+
+    Args:
+        exclusions: keys beside it, each with the value that it must not have.
+    """
+    excluded: JsonDict = {
+        key: [] if isinstance(value, tuple) else value for key, value in exclusions.items()
+    }
+    return Field(json_schema_extra={_EXCLUSIONS: excluded})
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,8 @@ class KeyNode:
     """Whether a run may go on with another value (`MAY_CHANGE`)."""
     only_if: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Values that keys beside it must have for it to be read (`only_if`)."""
+    not_with: Mapping[str, Any] = field(default_factory=dict)
+    """Values of keys beside it with which it is not read (`not_with`)."""
 
     @property
     def is_table(self) -> bool:
@@ -188,6 +203,7 @@ def _node(
         ),
         may_change=may_change,
         only_if=raw.get(_CONDITIONS, {}),
+        not_with=raw.get(_EXCLUSIONS, {}),
     )
 
 

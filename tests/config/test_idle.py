@@ -12,6 +12,7 @@ from cdp_torchrec.config import (
     dump_toml,
     load_config,
     load_toml,
+    not_with,
     only_if,
 )
 from cdp_torchrec.config.help import commented_toml, describe
@@ -36,6 +37,12 @@ class Module(Config):
     """Experts."""
     user_width: Annotated[int, MAY_CHANGE, only_if(experts="user")] = 3
     """Of the expert."""
+    weight: float = 1.0
+    """Of the loss."""
+    levels: Annotated[str, not_with(weight=0.0)] = "all"
+    """Levels with a loss."""
+    fusion: Annotated[str, not_with(experts=())] = "mean"
+    """Of the experts."""
 
 
 class Model(Config):
@@ -70,6 +77,14 @@ def mistakes(*arguments: str) -> list[str]:
             ["module.experts=['scene']", "module.user_width=5"],
             'module.user_width = 5: has no effect with module.experts = ["scene"], '
             "only with 'user' [command line]",
+        ),
+        (
+            ["module.weight=0", "module.levels=one"],
+            "module.levels = 'one': has no effect with module.weight = 0.0 [command line]",
+        ),
+        (
+            ["module.experts=[]", "module.fusion=sum"],
+            "module.fusion = 'sum': has no effect with module.experts = [] [command line]",
         ),
         (
             ["others.b.attention.heads=2"],
@@ -143,5 +158,6 @@ def test_the_help_says_when_a_key_is_read() -> None:
         "user_width = 3  (an integer, may change when a run goes on, only with experts = 'user')"
         in told
     )
+    assert 'levels = "all"  (a string, not with weight = 0.0)' in told
     assert "The attention. (only with pooling = 'attention' or 'max')" in told
     assert "# The attention. (only with pooling = 'attention' or 'max')" in commented_toml(Model())

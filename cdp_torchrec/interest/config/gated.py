@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from cdp_torchrec.config import Config, only_if
+from cdp_torchrec.config import Config, not_with, only_if
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import (
     NUM_EVIDENCE_LEVELS,
@@ -100,19 +100,21 @@ class ConditionConfig(Config):
     the target's. Tastes in different categories have much in common, so what is thin here can be
     completed from there; the behaviours here are what the denoiser has to restore. Needs pooling =
     "mean"."""
-    fusion: Literal["moe", "mean", "sum", "concat_mlp"] = "moe"
+    fusion: Annotated[Literal["moe", "mean", "sum", "concat_mlp"], not_with(experts=())] = "moe"
     """How experts become one condition (ambiguity a2). Paper: "moe", the gated sum of eq. 8. Its
     "no MoE" ablation is not specified: "mean" here; "concat_mlp" is a 2-layer MLP on them all."""
-    gate: Annotated[Literal["softmax", "sigmoid"], only_if(fusion="moe")] = "softmax"
+    gate: Annotated[Literal["softmax", "sigmoid"], only_if(fusion="moe"), not_with(experts=())] = (
+        "softmax"
+    )
     """Gate of the experts (eq. 7). Paper: softmax. "sigmoid" opens every expert independently."""
 
-    gain_dim: NonNegativeInt = 0
+    gain_dim: Annotated[NonNegativeInt, not_with(experts=())] = 0
     """Hidden width of a direct gain on the interest beside the fusion, z * (1 + MLP(query, context,
     scene)), 1 at the start; 0: no gain. Ours: what query, hour and source make of a taste is a
     product of weights, which a mixture of experts cannot express. An input belongs to it only with
     its expert (the query with "collaborative")."""
 
-    item_gradient: Literal["flow", "stop"] = "flow"
+    item_gradient: Annotated[Literal["flow", "stop"], only_if(experts="collaborative")] = "flow"
     """Whether the condition trains the target item's embedding. Paper: end to end, "flow". "stop"
     still reads it; on logs whose items are mostly new, "flow" learns training items by heart."""
 
@@ -179,7 +181,9 @@ class CdpConfig(GatedHistoryConfig):
     instead of one draw, at as many times the cost."""
     start_timestep: PositiveInt | None = None
     """Noise level of the start state; T if not given. Training draws its timesteps up to here."""
-    sampler: Annotated[SamplerType, only_if(train_path=("chain", "x0_onestep"))] = "ddim"
+    sampler: Annotated[
+        SamplerType, only_if(train_path=("chain", "x0_onestep")), not_with(num_inference_steps=0)
+    ] = "ddim"
     """Deterministic solver of the reverse process (a6)."""
     num_inference_steps: NonNegativeInt = 20
     """K, denoiser calls per impression in serving (a6). Paper: 20. 0 needs start = "clean" and
@@ -201,7 +205,7 @@ class CdpConfig(GatedHistoryConfig):
     rounded, because a mean of n observes the taste with a variance of 1 / n. The chain starts at
     the evidence that an impression has, and its K steps end at that of 181 behaviours; schedule,
     sampler and timesteps have no part in it."""
-    recon_detach: bool = False
+    recon_detach: Annotated[bool, not_with(noise_loss_weight=0.0)] = False
     """Noise loss trains the denoiser only, not the embeddings, the pooling or the experts (a11).
     The paper is silent; without it the noise loss is minimised by collapsing z_0. With corruption =
     "subsample" latents are detached anyhow, and this says whether the experts are."""
@@ -209,7 +213,9 @@ class CdpConfig(GatedHistoryConfig):
     """Lambda, weight of the noise loss beside the BCE (eqs. 11-13, a12); the loss is a mean over
     dimensions. Paper: no factor shown. At 0 the noise loss is not computed."""
     loss_weighting: Annotated[
-        Literal["uniform", "min_snr"], only_if(train_path=("chain", "x0_onestep"))
+        Literal["uniform", "min_snr"],
+        only_if(train_path=("chain", "x0_onestep")),
+        not_with(noise_loss_weight=0.0),
     ] = "uniform"
     """Weight of timesteps in the noise loss. Paper: uniform. "min_snr": arXiv 2303.09556."""
     min_snr_gamma: Annotated[PositiveFloat, only_if(loss_weighting="min_snr")] = 5.0
