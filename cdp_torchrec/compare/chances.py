@@ -19,7 +19,8 @@ from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest.base import InterestInput
 from cdp_torchrec.model.embedding_sets import build_ranking_arch
-from cdp_torchrec.model.ranking import ITEM_KEY, RankingArch
+from cdp_torchrec.model.impression_features import ITEM_KEY
+from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.text_table import markdown_table
 from cdp_torchrec.whole_file import write_json
 

@@ -12,7 +12,6 @@ from torchrec.modules.mlp import MLP
 
 from cdp_torchrec.data.layout import FeatureLayout, Slot
 from cdp_torchrec.data.model_inputs import DenseInputs
-from cdp_torchrec.data.schema import Role
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest import build_interest
 from cdp_torchrec.interest.base import (
@@ -26,9 +25,7 @@ from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.model.behaviour_attributes import BehaviourAttributes
 from cdp_torchrec.model.config import InteractionConfig, ModelConfig
 from cdp_torchrec.model.cross_net import CrossNet
-
-ITEM_KEY = "item_id"
-_ROLES: tuple[Role, ...] = ("user", "query", "item", "context", "scene")
+from cdp_torchrec.model.impression_features import ITEM_KEY, ROLES, Columns, ImpressionFeatures
 
 
 @dataclass(frozen=True)
@@ -91,75 +88,50 @@ class RankingArch(nn.Module):
             config: the model's configuration.
         """
         super().__init__()
-        self._bag_column = {f.key: column for column, f in enumerate(layout.bags)}
-        pooled: dict[Slot, list[str]] = {}
-        for feature in (f for f in layout.bags if f.is_history):
-            pooled.setdefault(feature.slot, []).append(feature.key)
-        self._pooled = pooled
-        self._pooled_lengths = nn.ModuleDict(
-            {
-                slot: _Columns([self._bag_column[key] for key in keys])
-                for slot, keys in pooled.items()
-            }
-        )
-        self._embedding_dim = config.embedding_dim
-        columns = [f for f in layout.features if not f.is_history]
-        self._columns = columns
-        self._per_request = [f.key for f in columns if f.slot == "request"]
-        # The category first: modules compare it with the category of a behaviour.
-        first = sorted(columns, key=lambda f: f.key != layout.category_key)
-        self._by_role = {
-            role: [f for f in first if f.role == role and f.key != ITEM_KEY] for role in _ROLES
-        }
-        numbers = {
-            role: [n for n, f in enumerate(layout.numbers) if f.role == role] for role in _ROLES
-        }
-        self._numbers = nn.ModuleDict({role: _Columns(found) for role, found in numbers.items()})
-        self._tower = [f.key for f in columns if f.key not in config.interaction.exclude]
-        tower_numbers = [
-            n for n, f in enumerate(layout.numbers) if f.name not in config.interaction.exclude
-        ]
-        self._tower_numbers = _Columns(tower_numbers)
         dim = config.embedding_dim
+        self._features = ImpressionFeatures(layout, embedding_dim=dim)
         self.behaviour_attributes = (
             BehaviourAttributes(layout, embedding_dim=dim, init_std=config.embedding_init_std)
             if (layout.attributes or layout.dayparts > 1) and layout.history.has_sequences
             else None
         )
-        width = {r: dim * len(self._by_role[r]) + len(numbers[r]) for r in _ROLES}
-        self.interest: InterestModule = build_interest(
-            config.interest,
-            InterestDims(
-                user=width["user"],
-                query=width["query"],
-                item=dim,
-                item_attributes=width["item"],
-                context=width["context"],
-                scene=width["scene"],
-                category=dim if layout.category_key else 0,
-                action=(dim if layout.has_actions else 0) + self._attribute_dim,
-                domains=layout.num_domains,
-                dayparts=layout.dayparts,
-            ),
-        )
-        num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
+        self.interest: InterestModule = build_interest(config.interest, self._dims(layout, dim))
+        excluded = config.interaction.exclude
+        self._tower = [f.key for f in self._features.features if f.key not in excluded]
+        tower_numbers = [n for n, f in enumerate(layout.numbers) if f.name not in excluded]
+        self._tower_numbers = Columns(tower_numbers)
         self.interaction = InteractionArch(
             dim * len(self._tower) + len(tower_numbers), config.interaction
         )
+        num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
         self.over_arch = OverArch(
             self.interaction.out_features + self.interest.interest_dim + num_counts,
             config.over_arch_layer_sizes,
         )
         self._autocast = config.precision == "bfloat16"
 
+    def _dims(self, layout: FeatureLayout, embedding_dim: int) -> InterestDims:
+        """Widths of what the interest module gets."""
+        attributes = self.behaviour_attributes
+        width = self._features.role_width
+        return InterestDims(
+            user=width["user"],
+            query=width["query"],
+            item=embedding_dim,
+            item_attributes=width["item"],
+            context=width["context"],
+            scene=width["scene"],
+            category=embedding_dim if layout.category_key else 0,
+            action=(embedding_dim if layout.has_actions else 0)
+            + (0 if attributes is None else attributes.out_features),
+            domains=layout.num_domains,
+            dayparts=layout.dayparts,
+        )
+
     @property
     def sets(self) -> Sequence["RankingArch"]:
         """The only one, itself; see EmbeddingSets."""
         return (self,)
-
-    @property
-    def _attribute_dim(self) -> int:
-        return 0 if self.behaviour_attributes is None else self.behaviour_attributes.out_features
 
     def forward(self, embeddings: dict[str, Tensor], batch: DenseInputs) -> RankingOutput:
         """Logits and interest of B impressions.
@@ -184,7 +156,11 @@ class RankingArch(nn.Module):
     def _interest_input(
         self, features: dict[str, Tensor], embeddings: dict[str, Tensor], batch: DenseInputs
     ) -> InterestInput:
-        by_role = {r: self._role(r, features, batch.numbers) for r in _ROLES}
+        by_role = {role: self._features.role(role, features, batch.numbers) for role in ROLES}
+
+        def pool(slot: Slot, index: Tensor) -> GatedPool | None:
+            return self._features.pool(slot, embeddings, batch, index)
+
         return InterestInput(
             user=by_role["user"],
             query=by_role["query"],
@@ -197,41 +173,14 @@ class RankingArch(nn.Module):
             item_id=batch.item_id,
             category_id=batch.category_id,
             domain_id=batch.domain_id,
-            pool=self._pool("pool", embeddings, batch, batch.pool_index),
-            daypart=self._pool("daypart", embeddings, batch, batch.pool_index),
-            part=(
-                self._pool("part", embeddings, batch, batch.pool_index) if self.training else None
-            ),
-            whole=self._pool("whole", embeddings, batch, batch.request_index),
+            pool=pool("pool", batch.pool_index),
+            daypart=pool("daypart", batch.pool_index),
+            part=pool("part", batch.pool_index) if self.training else None,
+            whole=pool("whole", batch.request_index),
             gated=self._behaviours("gated", embeddings, batch.gated),
             recent=self._behaviours("recent", embeddings, batch.recent),
             stranger=self._behaviours("stranger", embeddings, batch.stranger),
         )
-
-    def _features(self, embeddings: dict[str, Tensor], batch: DenseInputs) -> dict[str, Tensor]:
-        """Embeddings of all features but the history for each impression, [B, D] by key."""
-        features = {f.key: embeddings[f.key] for f in self._columns}
-        for feature in self._columns:
-            if feature.is_bag:
-                length = batch.bag_lengths[:, self._bag_column[feature.key], None]
-                features[feature.key] = features[feature.key] / length.clamp(min=1)
-        if self._per_request:
-            # One gather for all of them: its backward is a scatter, the dearest part of the step.
-            together = torch.cat([features[key] for key in self._per_request], dim=1)
-            spread = together.index_select(0, batch.request_index)
-            features.update(
-                zip(self._per_request, spread.split(self._embedding_dim, dim=1), strict=True)
-            )
-        return features
-
-    def _pool(
-        self, slot: Slot, embeddings: dict[str, Tensor], batch: DenseInputs, index: Tensor
-    ) -> GatedPool | None:
-        if slot not in self._pooled:
-            return None
-        sums = torch.stack([embeddings[key] for key in self._pooled[slot]], dim=1)
-        lengths = self._pooled_lengths[slot](batch.bag_lengths)
-        return GatedPool(sums=sums.index_select(0, index), lengths=lengths.index_select(0, index))
 
     def _behaviours(
         self, slot: Slot, embeddings: dict[str, Tensor], index: SequenceIndex | None
@@ -250,23 +199,3 @@ class RankingArch(nn.Module):
             action=action,
             index=index,
         )
-
-    def _role(self, role: Role, features: dict[str, Tensor], numbers: Tensor) -> Tensor:
-        parts = [features[f.key] for f in self._by_role[role]]
-        return torch.cat([*parts, self._numbers[role](numbers)], dim=1)
-
-
-class _Columns(nn.Module):
-    """Some columns of a matrix; nothing is copied where they are neighbours."""
-
-    def __init__(self, places: list[int]) -> None:
-        super().__init__()
-        first, stop = (places[0], places[-1] + 1) if places else (0, 0)
-        self.neighbours = slice(first, stop) if places == list(range(first, stop)) else None
-        self.register_buffer("places", torch.tensor(places, dtype=torch.int64), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N] -> [B, number of places]."""
-        if self.neighbours is not None:
-            return x[:, self.neighbours]
-        return x.index_select(1, self.places)

@@ -15,7 +15,7 @@ from tests.interest.variants import ABLATIONS, CDP_FAMILY, PRESETS, Variant
 
 SMALL: dict[str, Variant] = dict.fromkeys(("interest/twin", "interest/twin_v2"), ("num_kept=5",))
 """Where heads keep all behaviours of inputs as small as these, they do not choose."""
-KNOWN = {("interest/cdp", "ablation/no_condition"): "recon_detach"}
+KNOWN: dict[Variant, str] = {("interest/cdp", "ablation/no_condition"): "recon_detach"}
 """There is no expert that the noise loss could train; a key of another section says so."""
 NAMES = ("collaborative", "context", "scene", "interest", "interest_item", "pooled", "action")
 """Elements that lists of names may have."""

@@ -20,7 +20,8 @@ from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.model.embedding_sets import build_ranking_arch
-from cdp_torchrec.model.ranking import OverArch, _Columns
+from cdp_torchrec.model.impression_features import Columns
+from cdp_torchrec.model.ranking import OverArch
 from cdp_torchrec.model.train_task import TrainLoss
 from tests.gradients import idle_parameters, in_float64
 from tests.paths import CONFIGS, GOLDEN
@@ -192,7 +193,7 @@ def test_excluded_features_do_not_reach_the_tower(tiny_dataset: Path) -> None:
 @pytest.mark.parametrize("places", [[], [1], [1, 2, 3], [0, 2], [3, 1]])
 def test_columns_are_picked_by_what_moves_with_the_module(places: list[int]) -> None:
     """A list would be copied to a GPU in every step."""
-    columns = _Columns(places)
+    columns = Columns(places)
     x = torch.arange(12.0).view(3, 4)
     assert torch.equal(columns(x), x[:, places])
     assert not columns.state_dict()
