@@ -107,7 +107,7 @@ def _number_positives(
         CREATE TABLE positives AS
         SELECT row_number() OVER (ORDER BY timestamp, _file, _row) - 1 AS event,
             * EXCLUDE (_file, _row)
-        FROM (SELECT {columns} FROM {log.name} WHERE {inside} AND {label})
+        FROM (SELECT {columns} FROM {log.name} WHERE {inside} AND coalesce({label}, true))
     """)
 
 

@@ -4,13 +4,14 @@ A converter reads its files into an engine of its own and leaves three tables (o
 
     requests     number (0, 1 ... in the order of time), request_id, user_id, timestamp, and the
                  features of the request
-    candidates   number, place (order in the list), the features of the candidate, label
+    candidates   number, place (order in the list), the features of the candidate, label (not read
+                 of rows that are to be scored)
     behaviours   user_id, item, timestamp, category and action where the dataset has them, and the
                  attributes of the spec
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -76,11 +77,43 @@ def stage_log(
         bar.begin("read")
         spec = read(connection)
         bar.begin("requests")
-        _stage_requests(connection, staging / "requests", spec)
+        _stage_requests(connection, staging / "requests", spec, [*_of_candidates(spec), "label"])
         bar.begin("behaviours")
         _stage_behaviours(connection, staging / "behaviours", spec)
     shutil.rmtree(staging / "work")
     return spec
+
+
+def stage_new_requests(
+    source: Path,
+    staging: Path,
+    read: Callable[[duckdb.DuckDBPyConnection], DatasetSpec],
+    limits: EngineLimits,
+) -> list[Path]:
+    """Write requests that are to be scored as staging files without labels.
+
+    Args:
+        source: where their rows lie.
+        staging: directory that gets `requests/`.
+        read: makes the tables `requests` and `candidates`, and says what their columns mean.
+        limits: memory and threads of the engine.
+
+    Returns:
+        The files, in the order of the requests.
+
+    Raises:
+        DatasetError: what `read` finds wrong with the rows.
+    """
+    with (
+        open_database(staging / "work", limits) as connection,
+        ProgressBar(source.resolve().name, total=2, unit="stages") as bar,
+    ):
+        bar.begin("read")
+        spec = read(connection)
+        bar.begin("requests")
+        files = _stage_requests(connection, staging / "requests", spec, _of_candidates(spec))
+    shutil.rmtree(staging / "work")
+    return files
 
 
 def number_requests(
@@ -127,18 +160,26 @@ def start_of_test(
     return last - last % DAY_MS - (last_days - 1) * DAY_MS - utc_offset_ms
 
 
+def _of_candidates(spec: DatasetSpec) -> list[str]:
+    return [f'"{feature.name}"' for feature in spec.candidate_features()]
+
+
 def _stage_requests(
-    connection: duckdb.DuckDBPyConnection, directory: Path, spec: DatasetSpec
-) -> None:
+    connection: duckdb.DuckDBPyConnection,
+    directory: Path,
+    spec: DatasetSpec,
+    candidate: Sequence[str],
+) -> list[Path]:
+    """Write the requests with lists of these columns of their candidates."""
     directory.mkdir()
-    candidate = [f'"{f.name}"' for f in spec.candidate_features()] + ["label"]
     connection.execute(f"""
         CREATE TABLE ordered_candidates AS
         SELECT number, place, {", ".join(candidate)} FROM candidates ORDER BY number, place
     """)
     lists = ", ".join(f"list({name} ORDER BY place) AS {name}" for name in candidate)
     single = "".join(f', "{f.name}"' for f in spec.request_features())
-    for within, path in request_parts(connection, directory, size=_REQUESTS_PER_FILE):
+    parts = list(request_parts(connection, directory, size=_REQUESTS_PER_FILE))
+    for within, path in parts:
         connection.execute(f"""
             COPY (
                 SELECT request_id, user_id, timestamp{single}, listed.* EXCLUDE (number)
@@ -150,6 +191,7 @@ def _stage_requests(
             ) TO {sql_path(path)} (FORMAT parquet)
         """)
     connection.execute("DROP TABLE ordered_candidates")
+    return [path for _, path in parts]
 
 
 def _stage_behaviours(

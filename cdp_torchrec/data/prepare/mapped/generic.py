@@ -7,8 +7,8 @@ where the log does not say what was shown). Attributes are joined here, behaviou
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -103,9 +103,37 @@ def read_log(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig, sour
     else:
         make_requests(connection, log, mapping)
     _load_attributes(connection, tables, mapping)
+    for unmatched in _unmatched(connection, tables, mapping):
+        if unmatched.is_all:
+            raise DatasetError(unmatched.problem)
+        logger.warning(unmatched.problem)
     _join_attributes(connection, mapping)
     gather_behaviours(connection, tables, mapping)
     return told
+
+
+def read_new_rows(
+    connection: duckdb.DuckDBPyConnection, mapping: MappingConfig, source: Path
+) -> None:
+    """Make the tables `requests` and `candidates` of rows that are to be scored.
+
+    They may be few, so that none of them has a user or item that a table of attributes knows.
+
+    Args:
+        connection: to make them in.
+        mapping: what their columns mean, but for labels.
+        source: folder of their files.
+
+    Raises:
+        DatasetError: as `read_log`.
+    """
+    tables = load_tables(connection, mapping, source)
+    log = _rows_of_log(connection, tables[mapping.log.table], mapping)
+    make_requests(connection, log, mapping)
+    _load_attributes(connection, tables, mapping)
+    for unmatched in _unmatched(connection, tables, mapping):
+        logger.warning(unmatched.problem)
+    _join_attributes(connection, mapping)
 
 
 def _rows_of_log(
@@ -144,7 +172,7 @@ def _load_attributes(
     """Make table `attributes_<n>` (key, f_<feature>...) of each table of attributes.
 
     Raises:
-        DatasetError: a key is empty or occurs twice, a number is none, or no key is one of the log.
+        DatasetError: a key is empty or occurs twice, or a number is none.
     """
     for name, config in mapping.tables.items():
         if config.by is None or config.key is None:
@@ -159,40 +187,49 @@ def _load_attributes(
             f"CREATE TABLE attributes_{number_of(mapping, name)} AS "
             f"SELECT {table.sql(config.key)} AS key{features}{attributes} FROM {table.name}"
         )
-        _check_matches(connection, table, mapping, name)
 
 
-def _check_matches(
-    connection: duckdb.DuckDBPyConnection, table: RawTable, mapping: MappingConfig, name: str
-) -> None:
-    config = mapping.tables[name]
-    rows, column = "request_rows", "user_id"
-    if config.by == "item":
-        rows, column = "candidate_rows", "item_id"
-    row = first_row(
-        connection,
-        f"SELECT count(*), count(key), min({column}) FROM {rows} LEFT JOIN "
-        f"attributes_{number_of(mapping, name)} ON key = {column}",
-    )
-    assert row is not None
-    total, known, example = row
-    if known == 0:
-        theirs = first_row(
-            connection, f"SELECT min({table.sql(config.key or '')}) FROM {table.name}"
+@dataclass(frozen=True)
+class _Unmatched:
+    """Rows of the log whose user or item a table of attributes does not have."""
+
+    problem: str
+    is_all: bool
+    """It has none of the log."""
+
+
+def _unmatched(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, RawTable], mapping: MappingConfig
+) -> Iterator[_Unmatched]:
+    """What each table of attributes lacks."""
+    for name, config in mapping.tables.items():
+        if config.by is None or config.key is None:
+            continue
+        table = tables[name]
+        rows, column, what = {
+            "user": ("request_rows", "user_id", "requests"),
+            "item": ("candidate_rows", "item_id", "candidates"),
+        }[config.by]
+        row = first_row(
+            connection,
+            f"SELECT count(*), count(key), min({column}) FROM {rows} LEFT JOIN "
+            f"attributes_{number_of(mapping, name)} ON key = {column}",
         )
-        raise DatasetError(
-            f"{table.paths[0]}: column '{config.key}' has no {config.by} of the log: compare "
-            f"{theirs and theirs[0]!r} with {example!r}"
-        )
-    if known < total:
-        logger.warning(
-            "%s: %d of %d %s are of a %s that is not there: its attributes are missing",
-            table.paths[0],
-            total - known,
-            total,
-            "requests" if config.by == "user" else "candidates",
-            config.by,
-        )
+        assert row is not None
+        total, known, example = row
+        if known == 0:
+            theirs = first_row(connection, f"SELECT min({table.sql(config.key)}) FROM {table.name}")
+            yield _Unmatched(
+                f"{table.paths[0]}: column '{config.key}' has no {config.by} of the log: compare "
+                f"{theirs and theirs[0]!r} with {example!r}",
+                is_all=True,
+            )
+        elif known < total:
+            yield _Unmatched(
+                f"{table.paths[0]}: {total - known} of {total} {what} are of a {config.by} that "
+                "is not there: its attributes are missing",
+                is_all=False,
+            )
 
 
 def _join_attributes(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> None:

@@ -3,7 +3,8 @@
 Tables made here, and by `drawn_negatives` for a log that does not say what was shown:
 
     request_rows     number (in the order of time), request_id, user_id, timestamp, f_<feature>...
-    candidate_rows   number, place (order in the list), item_id, label, f_<feature>...
+    candidate_rows   number, place (order in the list), item_id, label (NULL: the mapping has
+                     none), f_<feature>...
     positives        user_id, item_id, timestamp, f_<feature>...
 
 They hold the features that stand in columns of the log.
@@ -101,12 +102,15 @@ def columns_of_request(
 def one_item_a_row(
     connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: MappingConfig
 ) -> tuple[str, str, str]:
-    """SQL: columns of a log with one item in each row; rows that count; label. All are checked."""
+    """SQL: columns of a log with one item in each row; rows that count; label. All are checked.
+
+    Without a label in the mapping it is NULL.
+    """
     config = mapping.log
     shared, inside = columns_of_request(connection, log, mapping)
     features, rules = cells(log, log_features(mapping, "candidate"))
     rules += filled(log, config.item)
-    label = "true"
+    label = "NULL::BOOLEAN"
     if config.label:
         column = log.sql(config.label.column)
         rules += count_rules(config.label, column)
@@ -155,6 +159,8 @@ def _read_lists(
     log.check(connection, rules)
     unnested = [f"unnest({elements}) AS {name}" for name, elements in lists.items()]
     label = "label"
+    if not config.label:
+        unnested.append("NULL AS label")
     if config.clicked:
         clicked = _clicked(log, mapping)
         unnested.append(f"coalesce({clicked}, []) AS clicked")
@@ -180,7 +186,6 @@ def _read_lists(
         FROM (
             SELECT {shared}, generate_subscripts({items}, 1) AS place,
                 unnest({items}) AS item_id, {", ".join(unnested)}
-                {", NULL AS label" if config.clicked else ""}
             FROM {log.name} WHERE {inside}
         )
     """)
@@ -288,6 +293,7 @@ def _group(connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: Mappin
                 f"{log.paths[0]}: request {bad[0]} has more than one value of '{column}': is it "
                 "of level 'candidate', or a column that log.request needs?"
             )
+    _check_names(connection, log, mapping)
     _check_moments(connection, log, mapping)
     connection.execute(f"""
         CREATE TABLE request_rows AS
@@ -297,7 +303,26 @@ def _group(connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: Mappin
     """)
     connection.execute("DROP TABLE grouped")
     if scalar(connection, "SELECT count(*) FROM request_rows") == 0:
-        raise DatasetError(f"{log.paths[0]}: no request at or after requests_from ({start})")
+        which = f"request at or after requests_from ({start})" if start else "row"
+        raise DatasetError(f"{log.paths[0]}: no {which}")
+
+
+def _check_names(
+    connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: MappingConfig
+) -> None:
+    """No two requests may get one name, as those of 'a/b', 'c' and of 'a', 'b/c' would."""
+    columns = mapping.log.request
+    if len(columns) < 2:
+        return
+    bad = first_row(
+        connection,
+        "SELECT request_id FROM grouped GROUP BY request_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1",
+    )
+    if bad:
+        raise DatasetError(
+            f"{log.paths[0]}: two requests would be named {bad[0]}, since values of "
+            f"{list(columns)} hold a '/' themselves"
+        )
 
 
 def _check_moments(

@@ -249,6 +249,23 @@ class MappingConfig(Config):
                 fitting = [name for name, t in self.tables.items() if t.by == by]
                 yield f"{key}.table", f"must be one of the tables with by = '{by}': {fitting}"
 
+    def of_new_rows(self) -> "MappingConfig":
+        """What is read of rows that are to be scored, on which nobody has clicked yet.
+
+        Nothing of labels, behaviours and [split], nor of tables that only those need. No file can
+        say such a mapping.
+        """
+        tables = {self.log.table, *(feature.table for feature in self.features.values())}
+        return self.model_copy(
+            update={
+                "tables": {name: t for name, t in self.tables.items() if name in tables},
+                "log": self.log.model_copy(update={"label": None, "clicked": None}),
+                "behaviours": {},
+                "attributes": {},
+                "split": self.split.model_copy(update={"requests_from": None}),
+            }
+        )
+
     def schema_features(self) -> tuple[Feature, ...]:
         """The features of the dataset."""
         user = Feature(name="user_id", role="user", level="request", kind="id", entity=USER_ENTITY)
