@@ -57,6 +57,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "prepare_data",
         "no/data is no dataset directory",
     ),
+    "prepare_data requests no/data --input x --output y --mapping z.toml": (
+        "prepare_data",
+        "no/data is no dataset directory",
+    ),
     "prepare_data starter no/data": ("prepare_data", "no/data is no dataset directory"),
     "prepare_data trivago --input no --output x": ("prepare_data", "no"),
     "prepare_data ebnerd --input data --output x": ("prepare_data", "that holds train/ and"),

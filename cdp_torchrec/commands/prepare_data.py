@@ -5,6 +5,7 @@
     cdp_torchrec prepare_data draft FILE ... [--output mapping.toml]
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data append DIR --input DAY [--mapping MAPPING.toml [key=value ...]]
+    cdp_torchrec prepare_data requests DIR --input NEW --mapping MAPPING.toml --output FILE
     cdp_torchrec prepare_data follow DIR --inbox INBOX [--idle-timeout SECONDS]
     cdp_torchrec prepare_data kafka DIR --inbox INBOX --brokers HOST:PORT --requests TOPIC ...
     cdp_torchrec prepare_data compact DIR
@@ -37,6 +38,7 @@ from cdp_torchrec.data.prepare.arrivals.commands import (
 )
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
 from cdp_torchrec.data.prepare.database import EngineLimits, EngineName
+from cdp_torchrec.data.prepare.mapped.commands import add_requests
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from cdp_torchrec.data.synthetic_config import SyntheticConfig
@@ -323,6 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     add_limits(addition)
     addition.set_defaults(run=append)
 
+    add_requests(commands)
     add_follow(commands)
     add_kafka(commands)
 

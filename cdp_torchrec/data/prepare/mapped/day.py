@@ -5,7 +5,6 @@ the log before it, so nothing is drawn from that. All else of a mapping is of ro
 means what it means for the whole log.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
@@ -13,6 +12,7 @@ import duckdb
 from cdp_torchrec.data.prepare.append import append_log
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.prepare.log_tables import stage_log
+from cdp_torchrec.data.prepare.mapped.agreement import check_all_columns
 from cdp_torchrec.data.prepare.mapped.generic import read_log, spec_of
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.spec import DatasetSpec
@@ -44,7 +44,7 @@ def append_mapped_day(
 
     def stage(staging: Path, expected: DatasetSpec) -> None:
         spec = spec_of(mapping, test_from=expected.test_from)
-        _check_columns(dataset, _columns(expected), _columns(spec))
+        check_all_columns(dataset, expected, spec)
 
         def read(connection: duckdb.DuckDBPyConnection) -> DatasetSpec:
             read_log(connection, mapping, source)
@@ -53,21 +53,3 @@ def append_mapped_day(
         stage_log(source, staging, read, limits)
 
     return append_log(dataset, source, stage, limits)
-
-
-def _check_columns(dataset: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    for name in {**theirs, **ours}:
-        there, here = theirs.get(name, "missing"), ours.get(name, "missing")
-        if there != here:
-            raise DatasetError(
-                f"{dataset}: the mapping is not the one that it was made by: {name} is {there} in "
-                f"the dataset, and {here} in the mapping"
-            )
-
-
-def _columns(spec: DatasetSpec) -> dict[str, str]:
-    """What each column is, in words; without the scale of numbers, which no mapping knows."""
-    columns = {f"feature '{f.name}'": f.meaning for f in spec.features}
-    columns |= {f"attribute '{a.name}'": a.meaning for a in spec.attributes}
-    columns |= {f"'{name}' of behaviours": entity for name, entity in spec.behaviour_columns()}
-    return {name: text.partition(", mean ")[0] for name, text in columns.items()}

@@ -207,8 +207,8 @@ def _unmatched(
             continue
         table = tables[name]
         rows, column, what = {
-            "user": ("request_rows", "user_id", "requests"),
-            "item": ("candidate_rows", "item_id", "candidates"),
+            "user": ("request_rows", "user_id", "requests are of a user"),
+            "item": ("candidate_rows", "item_id", "candidates are of an item"),
         }[config.by]
         row = first_row(
             connection,
@@ -226,8 +226,8 @@ def _unmatched(
             )
         elif known < total:
             yield _Unmatched(
-                f"{table.paths[0]}: {total - known} of {total} {what} are of a {config.by} that "
-                "is not there: its attributes are missing",
+                f"{table.paths[0]}: {total - known} of {total} {what} that is not "
+                "there: its attributes are missing",
                 is_all=False,
             )
 

@@ -303,8 +303,7 @@ def _group(connection: duckdb.DuckDBPyConnection, log: RawTable, mapping: Mappin
     """)
     connection.execute("DROP TABLE grouped")
     if scalar(connection, "SELECT count(*) FROM request_rows") == 0:
-        which = f"request at or after requests_from ({start})" if start else "row"
-        raise DatasetError(f"{log.paths[0]}: no {which}")
+        raise DatasetError(f"{log.paths[0]}: no request at or after requests_from ({start})")
 
 
 def _check_names(
