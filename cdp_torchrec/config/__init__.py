@@ -9,15 +9,18 @@ from cdp_torchrec.config.load import (
     load_config,
     load_toml,
 )
+from cdp_torchrec.config.several import OneOrSeveral, several
 
 __all__ = [
     "MAY_CHANGE",
     "Config",
     "ConfigConflicts",
     "ConfigError",
+    "OneOrSeveral",
     "dump_toml",
     "load_config",
     "load_toml",
     "not_with",
     "only_if",
+    "several",
 ]

@@ -21,6 +21,7 @@ from cdp_torchrec.config.keys import (
     toml_value,
 )
 from cdp_torchrec.config.layers import DEFAULT, Layers, cut
+from cdp_torchrec.config.several import ONE, SEVERAL
 
 _MOST_PROBLEMS = 50
 _MAX_INTEGER = 2**63
@@ -227,6 +228,8 @@ def _locate(loc: Location, tree: KeyNode) -> tuple[Location, KeyNode, KeyNode]:
     path: Location = ()
     node = holder = tree
     for part in loc:
+        if part in (ONE, SEVERAL):
+            continue
         if isinstance(part, str) and part in node.kinds:
             # The tag of a union is part of the location but no key.
             node = node.kinds[part]

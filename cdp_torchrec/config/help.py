@@ -107,8 +107,10 @@ def _describe(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterator
             yield from _wrapped(child.doc, "      ")
     for name, child in node.inner_tables():
         inner = values.get(name, {})
+        inner = inner if isinstance(inner, Mapping) else {}  # a list of tables
         yield from ("", f"[{prefix}{name}]")
         required = f" (required: choose a {child.tag})" if child.tag and child.required else ""
+        required += f" ({child.allowed})" if child.items else ""
         read_if = _read_if(child)
         condition = f" ({read_if[2:]})" if read_if else ""
         yield from _wrapped(child.doc + required + condition, "  ")
@@ -149,4 +151,6 @@ def _commented(node: KeyNode, values: Mapping[str, Any], prefix: str) -> Iterato
 
 
 def _is_table(node: KeyNode, value: Any) -> bool:
-    return node.is_table or (isinstance(value, Mapping) and bool(value))
+    return not isinstance(value, list) and (
+        node.is_table or (isinstance(value, Mapping) and bool(value))
+    )

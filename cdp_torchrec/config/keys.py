@@ -6,7 +6,7 @@ is accepted.
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tomli_w
@@ -50,7 +50,10 @@ def not_with(**exclusions: float | tuple[()]) -> Any:
 
 @dataclass(frozen=True)
 class KeyNode:
-    """One key: a value, a list, a table, or one of several tables chosen by a tag."""
+    """One key: a value, a list, a table, or one of several tables chosen by a tag.
+
+    What has keys and items is a table or a list of such tables.
+    """
 
     doc: str = ""
     """Docstring of the field; of its class, where a section says no more than its class."""
@@ -169,6 +172,12 @@ def _node(
     may_change: bool = False,
 ) -> KeyNode:
     shape = _resolved(raw, definitions)
+    if one := _one_of_several(shape):
+        return replace(
+            _node({**raw, **one}, definitions, required=required, may_change=may_change),
+            allowed=_allowed(shape, definitions),
+            items=(_node(one, definitions),),
+        )
     choice = shape.get("discriminator", {})
     elements = shape.get("prefixItems") or ([shape["items"]] if "items" in shape else [])
     free = shape.get("additionalProperties")
@@ -205,6 +214,11 @@ def _node(
         only_if=raw.get(_CONDITIONS, {}),
         not_with=raw.get(_EXCLUSIONS, {}),
     )
+
+
+def _one_of_several(shape: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Schema of the table where one or a list of them may stand (`OneOrSeveral`); else nothing."""
+    return {} if "discriminator" in shape else next(iter(shape.get("oneOf", ())), {})
 
 
 def _one_line(text: str) -> str:
@@ -248,8 +262,8 @@ _SIZES = {
 
 def _allowed(raw: Mapping[str, Any], definitions: Mapping[str, Any], plural: bool = False) -> str:
     raw = _resolved(raw, definitions)
-    if "anyOf" in raw:
-        return " or ".join(_allowed(choice, definitions, plural) for choice in raw["anyOf"])
+    if alternatives := raw.get("anyOf") or (_one_of_several(raw) and raw["oneOf"]):
+        return " or ".join(_allowed(choice, definitions, plural) for choice in alternatives)
     if choices := raw.get("enum") or ([raw["const"]] if "const" in raw else []):
         return ("values out of " if plural else "") + one_of(choices)
     kind = raw.get("type", "object" if "discriminator" in raw else "")
