@@ -247,37 +247,6 @@ def test_behaviours_come_from_the_positives_and_from_a_log_of_their_own(
     assert load_schema(tmp_path / "data").history.num_behaviours == 4
 
 
-@pytest.mark.parametrize("empty", ["user", "item"])
-def test_rows_that_the_log_shall_not_read_are_counted_and_need_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, empty: str
-) -> None:
-    stray = impression(1, "c", time="", clicks="") | {empty: ""}
-    write_csv(tmp_path / "whole" / "log.csv", two_days())
-    write_csv(tmp_path / "dirty" / "log.csv", [stray, *two_days(), stray])
-    rule = f"log.only={{column='{empty}', filled=true}}"
-    assert prepare(tmp_path / "dirty", IMPRESSIONS, rule) == prepare(
-        tmp_path / "whole", IMPRESSIONS
-    )
-    assert f"2 of 8 rows left out by the rule on '{empty}' (log.only)" in caplog.text
-
-
-def test_behaviours_of_the_log_may_be_other_rows_than_its_requests(tmp_path: Path) -> None:
-    rows = [row | {"place": "home" if row["item"] == "a" else "search"} for row in two_days()]
-    write_csv(tmp_path / "log.csv", rows)
-    seen = """
-[behaviours.seen]
-table = "log"
-user = "user"
-item = ["item"]
-time = {column = "time", unit = "s"}
-only = {column = "place", one_of = ["home"]}
-"""
-    only = "log.only={column='place', one_of=['search']}"
-    found = prepare(tmp_path, IMPRESSIONS + seen, only)
-    assert [row["item_id"] for row in found] == [["b"]] * 3
-    assert [row["history_length"] for row in found] == [0, 2, 4]
-
-
 def test_a_column_that_is_filled_can_be_the_label(tmp_path: Path) -> None:
     write_csv(tmp_path / "rows" / "log.csv", two_days())
     expected = prepare(tmp_path / "rows", IMPRESSIONS)

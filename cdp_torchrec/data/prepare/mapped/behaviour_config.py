@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.config import Config, ConfigConflicts, OneOrSeveral
 from cdp_torchrec.data.behaviour_attributes import (
     RESERVED_ATTRIBUTES,
     AttributeKind,
@@ -37,8 +37,9 @@ class BehaviourConfig(Config):
     """Column of the kind of action, such as view or buy."""
     time: TimeConfig | None = None
     """When it happened."""
-    only: RowRule | None = None
-    """Which rows count; not set: all."""
+    only: OneOrSeveral[RowRule] = ()
+    """Which rows count; not set: all. Rules in a list must all hold, each asked of the rows that
+    those before it leave."""
     attributes: Mapping[str, str] = {}
     """Column of each attribute ([attributes]) that this table has; it is missing in behaviours of
     the others."""

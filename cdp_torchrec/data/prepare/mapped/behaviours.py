@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import duckdb
 
+from cdp_torchrec.config import several
 from cdp_torchrec.data.prepare.database import Rule
 from cdp_torchrec.data.prepare.mapped.behaviour_config import BehaviourConfig
 from cdp_torchrec.data.prepare.mapped.columns import (
@@ -87,7 +88,8 @@ def _own_behaviours(
     assert config.user and config.time
     log = mapping.log
     number = list(mapping.behaviours).index(name)
-    table = counting_rows(connection, table, config.only, f"counting_{number}")
+    for place, rule in enumerate(several(config.only)):
+        table = counting_rows(connection, table, rule, f"counting_{number}_{place}")
     is_known = (config.table, config.time.column) == (log.table, log.time.column)
     milliseconds, inside = times(connection, table, config.time, mapping, is_known=is_known)
     rules: list[Rule] = filled(table, config.user)

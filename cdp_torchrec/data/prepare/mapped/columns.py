@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 
+from cdp_torchrec.config import several
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.database import Rule, first_row
 from cdp_torchrec.data.prepare.log_times import Clock
@@ -42,9 +43,8 @@ def _used(mapping: MappingConfig) -> Iterator[tuple[str, str, bool]]:
     for column in (log.user, log.item, *log.request, *([log.clicked] if log.clicked else [])):
         yield log.table, column, True
     yield log.table, log.time.column, False
-    for rule in (log.label, log.only):
-        if rule:
-            yield log.table, rule.column, False
+    for rule in (*([log.label] if log.label else []), *several(log.only)):
+        yield log.table, rule.column, False
     for name, table in mapping.tables.items():
         if table.key:
             yield name, table.key, True
@@ -64,8 +64,8 @@ def _used(mapping: MappingConfig) -> Iterator[tuple[str, str, bool]]:
             yield behaviour.table, column, True
         if behaviour.time:
             yield behaviour.table, behaviour.time.column, False
-        if behaviour.only:
-            yield behaviour.table, behaviour.only.column, False
+        for rule in several(behaviour.only):
+            yield behaviour.table, rule.column, False
 
 
 def filled(table: RawTable, *columns: str) -> list[Rule]:
@@ -152,21 +152,19 @@ def count_rules(rule: RowRule, sql: str) -> list[Rule]:
 
 
 def counting_rows(
-    connection: duckdb.DuckDBPyConnection, table: RawTable, rule: RowRule | None, name: str
+    connection: duckdb.DuckDBPyConnection, table: RawTable, rule: RowRule, name: str
 ) -> RawTable:
-    """The rows of a table that count: nothing else is asked of the others.
+    """The rows of a table that count by a rule: nothing else is asked of the others.
 
     Args:
         connection: holds the table.
         table: all rows.
-        rule: which ones count; None: all.
+        rule: which ones count.
         name: of the view that has them.
 
     Raises:
         DatasetError: a row does not say whether it counts.
     """
-    if rule is None:
-        return table
     column = table.sql(rule.column)
     table.check(connection, count_rules(rule, column))
     connection.execute(f"CREATE VIEW {name} AS FROM {table.name} WHERE {counts(rule, column)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import duckdb
 
+from cdp_torchrec.config import several
 from cdp_torchrec.data.prepare.database import EngineLimits, first_row, scalar
 from cdp_torchrec.data.prepare.drawn_negatives import draw_requests
 from cdp_torchrec.data.prepare.log_tables import DAY_MS, prepare_log
@@ -139,17 +140,19 @@ def read_new_rows(
 def _rows_of_log(
     connection: duckdb.DuckDBPyConnection, table: RawTable, mapping: MappingConfig
 ) -> RawTable:
-    """The rows of the log that count; how many do not is said."""
-    log = counting_rows(connection, table, mapping.log.only, "log_rows")
-    total, rows = (scalar(connection, f"SELECT count(*) FROM {t.name}") for t in (table, log))
-    if rows == total:
-        return log
-    assert mapping.log.only is not None
-    said = f"rows left out by the rule on '{mapping.log.only.column}' (log.only)"
-    if rows == 0:
-        raise DatasetError(f"{table.paths[0]}: all {total} {said}")
-    logger.warning("%s: %d of %d %s", table.paths[0], total - rows, total, said)
-    return log
+    """The rows of the log that count; how many do not is said, of each rule."""
+    rules = several(mapping.log.only)
+    for number, rule in enumerate(rules):
+        rows = counting_rows(connection, table, rule, f"log_rows_{number}")
+        total, left = (scalar(connection, f"SELECT count(*) FROM {t.name}") for t in (table, rows))
+        key = "log.only" if len(rules) == 1 else f"log.only.{number}"
+        said = f"rows left out by the rule on '{rule.column}' ({key})"
+        if left == 0:
+            raise DatasetError(f"{table.paths[0]}: all {total} {said}")
+        if left < total:
+            logger.warning("%s: %d of %d %s", table.paths[0], total - left, total, said)
+        table = rows
+    return table
 
 
 def _test_from(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> int:

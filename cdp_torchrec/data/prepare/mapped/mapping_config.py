@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.config import Config, ConfigConflicts, OneOrSeveral
 from cdp_torchrec.data.prepare.mapped.behaviour_config import (
     AttributeConfig,
     BehaviourConfig,
@@ -55,8 +55,9 @@ class LogConfig(Config):
     """Instead of label, if rows = "request": column of the clicked item or items."""
     separator: str | None = Field(None, min_length=1)
     """Between the elements of lists that are text."""
-    only: RowRule | None = None
-    """Which rows are read, such as those with a user (filled = true); not set: all."""
+    only: OneOrSeveral[RowRule] = ()
+    """Which rows are read, such as those with a user (filled = true); not set: all. Rules in a
+    list must all hold, each asked of the rows that those before it leave."""
     order: Literal["file", "hash"] = "file"
     """Candidates of a request as they stand in the file, or in the order of a hash: for logs that
     have the clicks first."""

@@ -1,0 +1,114 @@
+"""Which rows of a mapped log are read: by one rule, or by several that must all hold."""
+
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.data.schema import DatasetError
+from tests.data.mapped_logs import IMPRESSIONS, impression, mapping_of, prepare, two_days, write_csv
+
+
+@pytest.mark.parametrize("empty", ["user", "item"])
+def test_rows_that_the_log_shall_not_read_are_counted_and_need_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, empty: str
+) -> None:
+    stray = impression(1, "c", time="", clicks="") | {empty: ""}
+    write_csv(tmp_path / "whole" / "log.csv", two_days())
+    write_csv(tmp_path / "dirty" / "log.csv", [stray, *two_days(), stray])
+    rule = f"log.only={{column='{empty}', filled=true}}"
+    assert prepare(tmp_path / "dirty", IMPRESSIONS, rule) == prepare(
+        tmp_path / "whole", IMPRESSIONS
+    )
+    assert f"2 of 8 rows left out by the rule on '{empty}' (log.only)" in caplog.text
+
+
+def test_behaviours_of_the_log_may_be_other_rows_than_its_requests(tmp_path: Path) -> None:
+    rows = [row | {"place": "home" if row["item"] == "a" else "search"} for row in two_days()]
+    write_csv(tmp_path / "log.csv", rows)
+    seen = """
+[behaviours.seen]
+table = "log"
+user = "user"
+item = ["item"]
+time = {column = "time", unit = "s"}
+only = {column = "place", one_of = ["home"]}
+"""
+    only = "log.only={column='place', one_of=['search']}"
+    found = prepare(tmp_path, IMPRESSIONS + seen, only)
+    assert [row["item_id"] for row in found] == [["b"]] * 3
+    assert [row["history_length"] for row in found] == [0, 2, 4]
+
+
+def test_rows_must_obey_every_rule_and_each_rule_is_said_with_its_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row | {"score": 1} for row in two_days()]
+    write_csv(tmp_path / "whole" / "log.csv", rows)
+    # Only what the rule before leaves is asked for a number.
+    nobody = impression(1, "c", user="") | {"score": "none"}
+    poor = impression(1, "c") | {"score": 0}
+    write_csv(tmp_path / "dirty" / "log.csv", [nobody, poor, *rows, nobody, poor, poor])
+    by_user, by_score = "{column='user', filled=true}", "{column='score', above=0}"
+    found = prepare(tmp_path / "dirty", IMPRESSIONS, f"log.only=[{by_user}, {by_score}]")
+    assert found == prepare(tmp_path / "whole", IMPRESSIONS)
+    assert "2 of 11 rows left out by the rule on 'user' (log.only.0)" in caplog.text
+    assert "3 of 9 rows left out by the rule on 'score' (log.only.1)" in caplog.text
+
+
+def test_behaviours_must_obey_every_rule(tmp_path: Path) -> None:
+    seen = """
+[behaviours.seen]
+table = "log"
+user = "user"
+item = ["item"]
+time = {column = "time", unit = "s"}
+"""
+    lengths = []
+    for rules in (
+        [],
+        ["{column = 'seconds', above = 3}"],
+        ["{column = 'seconds', above = 3}", "{column = 'shop', one_of = ['north']}"],
+        ["{column = 'seconds', above = 3}", "{column = 'item', one_of = ['a']}"],
+        ["{column = 'seconds', above = 9}", "{column = 'item', one_of = ['a']}"],
+    ):
+        folder = tmp_path / str(len(lengths))
+        write_csv(folder / "log.csv", [row | {"shop": "north", "seconds": 5} for row in two_days()])
+        rows = prepare(folder, IMPRESSIONS + seen + f"only = [{', '.join(rules)}]")
+        lengths.append(rows[-1]["history_length"])
+    assert lengths == [6, 6, 6, 4, 2]
+
+
+BAD = {
+    "a rule that leaves nothing": (
+        "[{column='user', filled=true}, {column='item', one_of=['z']}]",
+        DatasetError,
+        "log.csv: all 6 rows left out by the rule on 'item' (log.only.1)",
+    ),
+    "a column that is not there": (
+        "[{column='user', filled=true}, {column='shop', filled=true}]",
+        DatasetError,
+        "log.csv: column 'shop' is missing, found",
+    ),
+    "no rule": (
+        "[{column='user', filled=true}, {column='item'}]",
+        ConfigError,
+        "log.only.1.above: exactly one of above, one_of and filled must be set",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_rule_that_cannot_be_meant_is_named(tmp_path: Path, case: str) -> None:
+    rules, error, message = BAD[case]
+    write_csv(tmp_path / "log.csv", two_days())
+    with pytest.raises(error) as caught:
+        prepare(tmp_path, IMPRESSIONS, f"log.only={rules}")
+    assert message in str(caught.value)
+
+
+def test_no_rule_at_all_takes_back_that_of_the_file(tmp_path: Path) -> None:
+    rule = 'only = {column = "shop", filled = true}'
+    text = IMPRESSIONS.replace("[features.", f"{rule}\n\n[features.")
+    assert mapping_of(tmp_path, text).log.only
+    assert mapping_of(tmp_path, text, "log.only=[]").log.only == ()
