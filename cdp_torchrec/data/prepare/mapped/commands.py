@@ -15,8 +15,8 @@ those that the preparation would make of them, in the order of time. MAPPING.tom
 DIR was made by; NEW holds the files that it names. Labels, behaviours and tables that only those
 need are not read and need not be there. log.only and [window] hold, and what they leave out is
 counted; [split] says nothing of new rows, all of which are to be scored. Histories come from
-predict's history_store, which knows what was appended to it. FILE is written whole or not at
-all."""
+predict's history_store, which knows what was appended to it. FILE must not exist, and is
+written whole or not at all."""
 
 
 def add_requests(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.prepare.database import EngineLimits
@@ -57,7 +56,7 @@ def write_new_requests(
             are missing, damaged, or not what the mapping says; there is no row; `output` exists.
         PreparationError: the file cannot be written.
     """
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise DatasetError(f"{output} exists; remove it or choose another file (--output)")
     if mapping.sampling:
         raise DatasetError(
@@ -90,11 +89,11 @@ def _join(parts: Sequence[Path], whole: Path) -> NewRequests:
             for group in range(file.num_row_groups):
                 rows: pa.Table = file.read_row_group(group)
                 writer.write_table(rows, row_group_size=max(len(rows), 1))
-                num_candidates += pc.sum(pc.list_value_length(rows["item_id"])).as_py()
-                times += pc.min_max(rows["timestamp"]).as_py().values()
+                num_candidates += len(rows["item_id"].combine_chunks().flatten())
+                times += [rows["timestamp"][place].as_py() for place in (0, -1)]
     return NewRequests(
         num_requests=sum(file.metadata.num_rows for file in files),
         num_candidates=num_candidates,
-        first_timestamp=min(times),
-        last_timestamp=max(times),
+        first_timestamp=times[0],
+        last_timestamp=times[-1],
     )
