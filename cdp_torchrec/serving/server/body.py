@@ -121,6 +121,10 @@ def decompress(body: bytes, compression: str, *, at_most: int) -> bytes:
         raise BodyTooLargeError(f"the body has more than {at_most} bytes")
     if not stream.eof:
         raise RequestError("body", f"is no {compression}: it ends too early")
+    if stream.unused_data:
+        # Also another member of gzip: of many small ones the rest would be copied for each.
+        behind = len(stream.unused_data)
+        raise RequestError("body", f"is no single {compression}: {behind} bytes follow its end")
     return found
 
 

@@ -6,6 +6,7 @@ a few hundred half-sent lines would keep everyone else out.
 
 import asyncio
 import json
+import re
 import resource
 import time
 from collections import defaultdict
@@ -29,6 +30,9 @@ _MOST_PIPELINED = 16
 # Each part of a body is a call of Python code. Those of a fast network have thousands of bytes.
 _MANY_PARTS = 2048
 _SHORT_PART = 256
+# Clients offer another protocol (HTTP/2) with a request that is complete in this one, which may be
+# answered as if they had not (RFC 9110, 7.8). llhttp would take the body for the other protocol.
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 _Reason = Literal["headers late", "headers too long", "answer not read", "evicted", "refused"]
 
@@ -156,6 +160,7 @@ class Connection(HttpToolsProtocol):
         """When headers that are not complete began; a new connection must begin at once."""
         self.unread_since: float | None = None
         """When the client stopped to read an answer."""
+        self._mistake = ""
         self._is_in_headers = True
         self._num_bytes = 0
         self._num_header_bytes = 0
@@ -185,19 +190,19 @@ class Connection(HttpToolsProtocol):
         if self.headers_since is None and not self.is_busy:
             self.headers_since = time.monotonic()
         self._num_bytes += len(data)
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if self._is_in_headers else data)
         if self._is_in_headers and self._num_bytes > _MOST_HEADER_BYTES:
             self._all.close(self, "headers too long")
 
     def send_400_response(self, msg: str) -> None:
         """End what is no HTTP; uvicorn says so in plain text."""
-        self.transport.write(_last_answer("400 Bad Request", msg))
+        self.transport.write(_last_answer("400 Bad Request", self._mistake or msg))
         self.transport.close()
 
     def on_message_begin(self) -> None:
         """A request; llhttp stops at what is raised here, and uvicorn answers 400."""
         if len(self.pipeline) >= _MOST_PIPELINED:
-            raise ValueError("too many requests before the first answer")
+            raise self._refusal("too many requests before the first answer")
         self._num_header_bytes = self._num_parts = self._num_part_bytes = 0
         super().on_message_begin()
         self.scope["state"]["is_reserve"] = self.is_reserve
@@ -206,13 +211,15 @@ class Connection(HttpToolsProtocol):
         """One of a request's, or behind its chunks."""
         self._num_header_bytes += len(name) + len(value)
         if self._num_header_bytes > _MOST_HEADER_BYTES:
-            raise ValueError("headers too long")
+            raise self._refusal("headers too long")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Now the limits of bodies hold."""
         self._is_in_headers = False
         self.headers_since = None
+        if self.parser.should_upgrade():
+            raise self._refusal("Upgrade: this server speaks HTTP/1.1 only")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -220,7 +227,7 @@ class Connection(HttpToolsProtocol):
         self._num_parts += 1
         self._num_part_bytes += len(body)
         if self._num_parts > _MANY_PARTS and self._num_part_bytes < self._num_parts * _SHORT_PART:
-            raise ValueError("a body in too many parts")
+            raise self._refusal("a body in too many parts")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -243,3 +250,15 @@ class Connection(HttpToolsProtocol):
         """It does again."""
         self.unread_since = None
         super().resume_writing()
+
+    def _refusal(self, mistake: str) -> ValueError:
+        """What a callback raises: the parser stops, and the client is told the mistake."""
+        self._mistake = mistake
+        return ValueError(mistake)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Bytes that begin within headers, whose offer of another protocol is not heard."""
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + data[len(head) :]

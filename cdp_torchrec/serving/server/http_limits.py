@@ -65,7 +65,8 @@ class BodyLimits:
     """Reads a body whole before the application sees the request, or refuses it.
 
     Statuses: 408 it did not arrive in time, 413 too large, 415 neither JSON nor tensors, 429 too
-    much is being received, 503 the connection is one of the reserve.
+    much is being received, 501 a transfer coding beside chunked, 503 the connection is one of the
+    reserve.
 
     The application finds in the state of the request, as `compression`, how the body is compressed:
     "gzip", "deflate", or None.
@@ -92,6 +93,7 @@ class BodyLimits:
                 scope["state"]["compression"] = None
                 if body.content:
                     _check_type(headers.get(b"content-type", b""))
+                    _check_transfer(headers.get(b"transfer-encoding", b"chunked"))
                     scope["state"]["compression"] = _compression(scope["headers"])
             except _Refused as refused:
                 # A body that did not arrive may yet, so the connection cannot be used again.
@@ -184,6 +186,12 @@ def _check_type(header: bytes) -> None:
             "Content-Type: expected application/json or application/octet-stream, found "
             f"{media_type.decode('latin-1')!r}",
         )
+
+
+def _check_transfer(header: bytes) -> None:
+    found = header.decode("latin-1").strip().lower()
+    if found != "chunked":
+        raise _Refused(501, f"Transfer-Encoding: expected chunked, found {found!r}")
 
 
 def _compression(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -72,6 +72,8 @@ def make_server(
         # By default X-Forwarded-For is believed, from whom FORWARDED_ALLOW_IPS says: then clients
         # are who they say they are, to the rights of reloads and to every limit by address.
         proxy_headers=False,
+        # A connection that another protocol takes over would be out of reach of the limits.
+        ws="none",
         timeout_keep_alive=config.idle_timeout_s,
         backlog=ACCEPTED_AT_ONCE,
         access_log=False,

@@ -100,6 +100,46 @@ def test_what_is_no_http_gets_an_error_in_json_too(server: Server, sent: bytes) 
     assert json.loads(body) == {"error": "Invalid HTTP request received."}
 
 
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"
+
+
+def answers(connection: socket.socket) -> bytes:
+    with connection.makefile("rb") as answer:
+        return answer.read()
+
+
+def test_an_offer_of_another_protocol_is_not_heard(server: Server) -> None:
+    """Clients of Java make it with their first request, whatever it is."""
+    body = b'{"inputs":[], "id":"\r\nUpgrade: "}'
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" % INFER.encode()
+    head += b"Content-Length: %d\r\n" % len(body)
+    with connect(server, head + b"Connection: close\r\n\r\n" + body) as plain:
+        expected = answers(plain).partition(b"\r\n\r\n")[2]
+    assert b"truncated" not in expected
+    for whole in (head + UPGRADE + b"\r\n" + body, head + UPGRADE.upper() + b"\r\n" + body):
+        with connect(server, whole) as offering:
+            assert expected in offering.recv(65536)
+            offering.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert answers(offering).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_offer_in_pieces_is_refused_by_name(server: Server) -> None:
+    with connect(server, b"POST /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpg") as offering:
+        time.sleep(0.2)
+        offering.sendall(b"rade: h2c\r\nContent-Length: 2\r\n\r\n{}")
+        answer = answers(offering)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Upgrade: this server speaks HTTP/1.1 only" in answer
+
+
+def test_a_transfer_coding_that_is_not_undone_is_refused(server: Server) -> None:
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n" % INFER.encode()
+    with connect(server, head + b"\r\n2\r\n{}\r\n0\r\n\r\n") as coded:
+        answer = answers(coded)
+    assert answer.startswith(b"HTTP/1.1 501 ")
+    assert b"Transfer-Encoding: expected chunked, found 'gzip, chunked'" in answer
+
+
 def test_new_connections_take_the_place_of_those_that_wait_longest(
     start_server: Callable[..., Server], predictor: Predictor, requests: list[Request]
 ) -> None:

@@ -170,6 +170,12 @@ MALFORMED = {
         415,
         "expected gzip or deflate, found 'identity, gzip'",
     ),
+    "two members": (
+        gzip.compress(b"{") + gzip.compress(b"}"),
+        JSON | {"Content-Encoding": "gzip"},
+        400,
+        f"body: is no single gzip: {len(gzip.compress(b'}'))} bytes follow its end",
+    ),
     "not compressed": (b"{}", JSON | {"Content-Encoding": "gzip"}, 400, "body: is no gzip"),
     "half compressed": (
         gzip.compress(b"{}")[:-4],
