@@ -31,6 +31,9 @@ from cdp_torchrec.serving.server.served_model import LoadedModel, ServedModel
 from tests.serving.conftest import complete
 
 NAME = "synthetic-cdp"
+INFER = f"/v2/models/{NAME}/infer"
+JSON = {"Content-Type": "application/json"}
+CLOSE = 1e-6  # another batch, another order of sums
 STOP_S = 120.0  # a stopping server waits 61 s for its connections at most
 
 

@@ -22,9 +22,8 @@ from cdp_torchrec.serving.server.run import serve
 from tests.distributed.commands import run_command
 from tests.paths import ROOT
 
-from .conftest import NAME, probabilities
+from .conftest import INFER, probabilities
 
-INFER = f"/v2/models/{NAME}/infer"
 PATIENCE_S = 120.0
 
 

@@ -17,10 +17,8 @@ from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.metrics import ServerMetrics
 from cdp_torchrec.serving.server.served_model import ServedModel
 
-from .conftest import NAME, Server, probabilities
+from .conftest import CLOSE, NAME, Server, probabilities
 
-# Another batch, another order of sums.
-CLOSE = 1e-6
 LOAD = f"/v2/repository/models/{NAME}/load"
 
 

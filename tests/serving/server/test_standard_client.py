@@ -12,10 +12,8 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.protocol import to_infer_request
 
-from .conftest import NAME, Server
+from .conftest import CLOSE, NAME, Server
 
-# Of an answer in another batch: another order of sums.
-CLOSE = 1e-6
 _DTYPES = {"BYTES": np.object_, "INT64": np.int64, "FP32": np.float32}
 
 
