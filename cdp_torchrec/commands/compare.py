@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     from cdp_torchrec.compare.output import write_table
     from cdp_torchrec.compare.run import run_table
 
-    failures = run_table(table, init_process_group(), announce=print)
+    failures = run_table(table, init_process_group(table.ranks), announce=print)
     if is_rank_zero():
         print(write_table(table))
     if failures:

@@ -14,6 +14,7 @@ from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.layers import COMMAND_LINE
 from cdp_torchrec.config.shipped import find_beside
 from cdp_torchrec.data.schema import SCHEMA
+from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
 
@@ -128,6 +129,11 @@ class Table:
         """A configuration that names the dataset's directory."""
         return self.first_config(dataset, self.config.reference)
 
+    @property
+    def ranks(self) -> RanksConfig:
+        """How long the ranks wait for one another, in all cells."""
+        return next(iter(self.configs.values())).ranks
+
     def first_config(self, dataset: str, model: str) -> ExperimentConfig:
         """The configuration of a row's first trial."""
         return self.configs[dataset, model, self.points(model)[0]]
@@ -205,12 +211,18 @@ def _unequal_rows(
     for (dataset, model, point), config in configs.items():
         for key, value in {
             "data.dir": str(config.data.dir),
+            "data.train_on": list(config.data.train_on),
+            "data.test_on": config.data.test_on,
             "data.validation_fraction": config.data.validation_fraction,
             "data.exclude_features": config.data.exclude_features,
             "model.interaction.exclude": config.model.interaction.exclude,
             "trainer.validation_metric": config.trainer.validation_metric,
+            "ranks.silence_limit_s": config.ranks.silence_limit_s,
+            "ranks.collective_timeout_s": config.ranks.collective_timeout_s,
         }.items():
-            expected = first.setdefault((dataset, key), value)
+            # The ranks are those of the whole table.
+            scope = "" if key.startswith("ranks.") else dataset
+            expected = first.setdefault((scope, key), value)
             if value != expected:
                 line = f"{key} = {value}: must be the same in all rows, others have {expected}"
                 problems[line].append(f"{dataset}/{model}/{point.name}")

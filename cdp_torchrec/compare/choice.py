@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cdp_torchrec.compare.cells import Cell, Table
+from cdp_torchrec.compare.ideal_gap import Runs
 from cdp_torchrec.compare.results import Result, TrainingCost, read_failure, read_result
 from cdp_torchrec.compare.search import GridPoint
 
@@ -29,23 +30,30 @@ def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:
     return max(scores, key=lambda point: scores[point], default=None)
 
 
-def strongest_baseline(
-    table: Table, dataset: str, results: Mapping[str, Sequence[Result]]
-) -> str | None:
-    """The baseline with the best mean validation metric over its runs; None without results.
+def strongest_baseline(table: Table, dataset: str, runs: Mapping[str, Runs]) -> str | None:
+    """The baseline with the best mean validation metric; None without results.
+
+    In an unfinished table it is a mean over the runs, worlds and seeds, that all of them have.
 
     Args:
         table: says which rows are no baseline.
         dataset: whose rows.
-        results: of all rows.
+        runs: of all rows.
     """
-    metric = table.any_config(dataset).trainer.validation_metric
-    means = {
-        model: mean_validation(of_row) * _sign(metric)
-        for model, of_row in results.items()
+    by_place = {
+        model: {(world, seed): r for world, seeds in of_row.items() for seed, r in seeds.items()}
+        for model, of_row in runs.items()
         if of_row and model != table.config.reference and model not in table.config.floors
     }
-    return max(means, key=lambda model: means[model], default=None)
+    common = set.intersection(*map(set, by_place.values())) if by_place else set()
+    if not common:
+        return None
+    sign = _sign(table.any_config(dataset).trainer.validation_metric)
+
+    def goodness(model: str) -> float:
+        return sign * mean_validation([by_place[model][place] for place in common])
+
+    return max(by_place, key=goodness)
 
 
 def mean_validation(results: Sequence[Result]) -> float:

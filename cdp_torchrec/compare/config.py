@@ -111,7 +111,7 @@ class CompareConfig(Config):
     """The figure of gains."""
     caption: str = ""
     """Text below the tables, such as the paper's own numbers."""
-    num_bootstrap: PositiveInt = 400
+    num_bootstrap: Annotated[int, Field(ge=2)] = 400
     """Replicates of the user bootstrap, which tell how much a metric owes to the test users: 400
     give the standard error within 4 %. A finished cell keeps 21 bytes of each."""
     select: SelectConfig = SelectConfig()
@@ -138,10 +138,22 @@ class CompareConfig(Config):
             for key, of_row in seeds.items()
             if len(set(of_row)) < len(of_row)
         ]
-        conflicts += [*self._bad_grid(), *self._bad_groups()]
+        conflicts += [*self._unpaired_rows(), *self._bad_grid(), *self._bad_groups()]
         if conflicts:
             raise ConfigConflicts(conflicts)
         return self
+
+    def _unpaired_rows(self) -> Iterator[tuple[str, str]]:
+        reference = self.seeds_of.get(self.reference, self.seeds)
+        for model in self.models:
+            seeds = self.seeds_of.get(model, self.seeds)
+            if not set(seeds) & set(reference):
+                key = model if model in self.seeds_of else self.reference
+                yield (
+                    f"seeds_of.{key}",
+                    f"'{model}' has seeds {list(seeds)} and the reference {list(reference)}: rows "
+                    "are compared on seeds that they share, and there is none",
+                )
 
     def _bad_grid(self) -> Iterator[tuple[str, str]]:
         own = {

@@ -1,4 +1,4 @@
-"""How much of what a history can tell a row gets out of it, where the ideal observer is known."""
+"""How much of what is possible a row gets out of a history, where an ideal is known."""
 
 import math
 import statistics
@@ -34,18 +34,41 @@ def ideal_share(runs: Mapping[str, Runs], name: str) -> IdealShare | None:
     Returns:
         None if a world of the row has no ideal observer.
     """
-    ideal, without = runs.get(IDEAL, {}), runs.get(WITHOUT_HISTORY, {})
-    worlds = [world for world, seeds in runs[name].items() if seeds]
-    if not worlds or not all(ideal.get(world) and without.get(world) for world in worlds):
+    share = gap_closed(runs, name, low=WITHOUT_HISTORY, high=IDEAL)
+    if share is None:
         return None
-    lows = {world: _gauc(without[world]) for world in worlds}
-    gap = sum(_gauc(ideal[world]) - lows[world] for world in worlds)
-    share = sum(_gauc(runs[name][world]) - lows[world] for world in worlds) / gap
+    worlds = _worlds(runs, name)
+    gap = sum(_gauc(runs[IDEAL][w]) - _gauc(runs[WITHOUT_HISTORY][w]) for w in worlds)
     errors = [
-        next(iter(ideal[world].values())).metrics.get(OBSERVER_ERROR, 0.0) for world in worlds
+        next(iter(runs[IDEAL][world].values())).metrics.get(OBSERVER_ERROR, 0.0) for world in worlds
     ]
     error = 0.0 if name == IDEAL else abs(share / gap) * math.hypot(*errors)
     return IdealShare(share, error)
+
+
+def gap_closed(runs: Mapping[str, Runs], name: str, *, low: str, high: str) -> float | None:
+    """(row - low) / (high - low) in GAUC, over the worlds of the row's runs.
+
+    Args:
+        runs: of all rows.
+        name: the row.
+        low: the row at 0.
+        high: the row at 1.
+
+    Returns:
+        None if one of them has no run in a world of the row, or there is no gap.
+    """
+    worlds = _worlds(runs, name)
+    ends = [runs.get(low, {}), runs.get(high, {})]
+    if not worlds or not all(end.get(world) for end in ends for world in worlds):
+        return None
+    gap = sum(_gauc(runs[high][world]) - _gauc(runs[low][world]) for world in worlds)
+    closed = sum(_gauc(runs[name][world]) - _gauc(runs[low][world]) for world in worlds)
+    return closed / gap if gap else None
+
+
+def _worlds(runs: Mapping[str, Runs], name: str) -> list[str]:
+    return [world for world, seeds in runs[name].items() if seeds]
 
 
 def _gauc(of_seeds: Mapping[int, Result]) -> float:

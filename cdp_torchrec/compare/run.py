@@ -39,6 +39,7 @@ from cdp_torchrec.ideal_scorer import IDEAL, ideal_scorer
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.lock import RunInUseError
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
 from cdp_torchrec.trainer import NonFiniteLossError
 from cdp_torchrec.whole_file import whole_directory
@@ -147,6 +148,9 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
         cost = measure_cost(trained, cpu_s=cpu_s)
         if cost is not None:
             write_result(cell.file, result_of(trained.report, cost), _origin(cell.config))
+    except RunInUseError as error:
+        # What becomes of the cell is the other process's affair, and so is the choice behind it.
+        return str(error)
     except Exception as error:
         if dist.get_world_size() > 1 and not isinstance(error, _OF_ALL_RANKS):
             raise
@@ -232,12 +236,17 @@ def _foreign_cells(table: Table) -> Iterator[str]:
     for cell in table.cells():
         begun = cell.directory / CONFIG
         if (origin := read_origin(cell.file)) is not None and origin.config is not None:
+            result = read_result(cell.file)
+            assert result is not None, "it has an origin"
             place, stored = cell.file, dotted(origin.config)
+            stored["num_bootstrap"] = int(result.metrics["num_bootstrap"])
         elif begun.is_file():
             place, stored = cell.directory, dotted(tomllib.loads(begun.read_text()))
         else:
             continue
         asked = dotted(_settings(cell.config))
+        if "num_bootstrap" in stored:
+            asked["num_bootstrap"] = table.config.num_bootstrap
         for key in sorted(stored | asked):
             old, new = stored.get(key, "unset"), asked.get(key, "unset")
             if old != new and not key.startswith("run.") and key != "data.dir":

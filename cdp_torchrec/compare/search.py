@@ -2,6 +2,7 @@
 
 # T trials
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ import numpy as np
 
 from cdp_torchrec.compare.config import CompareConfig, Value
 from cdp_torchrec.config.keys import toml_value
+
+_LONGEST_NAME = 200  # file systems allow 255 bytes
+_KEPT = 40
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,11 @@ class GridPoint:
 
     @property
     def name(self) -> str:
-        """Name of its directory."""
-        return ",".join(self.settings).replace('"', "") or "default"
+        """Name of its directory: the settings, as far as a name may be long."""
+        name = ",".join(self.settings).replace('"', "") or "default"
+        if len(name.encode()) <= _LONGEST_NAME:
+            return name
+        return f"{name[:_KEPT]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def trials(config: CompareConfig, model: str) -> tuple[GridPoint, ...]:

@@ -19,11 +19,11 @@ Applications in Genetics and Molecular Biology 3.1.3, section 4)
 
     (d_0 2 v_0 + d s^2) / (d_0 + d)    with d_0 + d degrees, at most (R - 1)(S - 1)
 
-or its own s^2 if that is larger, so that a row that is less certain than the others does not borrow
-their certainty. Where rows are told to differ v_0 is near a geometric mean, which one erratic row
-moves little. Intervals and p-values are those of Student's t with Satterthwaite's degrees of
-freedom; p-values over the rows of a table are corrected after Holm, which bounds the probability of
-any false one among them.
+or its own s^2 with its own d degrees if that is larger, so that a row that is less certain than the
+others does not borrow their certainty. Where rows are told to differ v_0 is near a geometric mean,
+which one erratic row moves little. Intervals and p-values are those of Student's t with
+Satterthwaite's degrees of freedom; p-values over the rows of a table are corrected after Holm,
+which bounds the probability of any false one among them.
 """
 
 # R rows, S seeds, W worlds, K replicates of the user bootstrap
@@ -88,10 +88,12 @@ class Noise:
     def moderate(self, own: float, degrees: int) -> "_Variance":
         """A difference's own variance, of so many degrees of freedom, with what is expected."""
         if math.isinf(self.weight):
-            return _Variance(max(own, self.variance), self.degrees)
-        both = self.weight + degrees
-        moderated = (self.weight * self.variance + degrees * own) / both
-        return _Variance(max(own, moderated), min(both, self.degrees))
+            moderated = _Variance(self.variance, self.degrees)
+        else:
+            both = self.weight + degrees
+            value = (self.weight * self.variance + degrees * own) / both
+            moderated = _Variance(value, min(both, self.degrees))
+        return _Variance(own, degrees) if own > moderated.value else moderated
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from cdp_torchrec.compare.cells import Cell, Table
 from cdp_torchrec.compare.choice import best_point, strongest_baseline
-from cdp_torchrec.compare.ideal_gap import IdealShare, Runs, ideal_share
+from cdp_torchrec.compare.ideal_gap import IdealShare, Runs, gap_closed, ideal_share
 from cdp_torchrec.compare.results import METRICS, Result, read_failure, read_origin, read_result
 from cdp_torchrec.compare.search import GridPoint
 from cdp_torchrec.compare.statistics import (
@@ -20,6 +20,7 @@ from cdp_torchrec.compare.statistics import (
     holm,
 )
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.reference_scorers import TRUTH
 
 CONFIDENCE = 0.95
 
@@ -89,11 +90,7 @@ def summarize(table: Table, name: str) -> Summary:
         points[model] = best_point(table, worlds[0], model)
         runs[model], unfinished = _runs(table, worlds, model, points[model])
         missing |= {cell.name: cell for cell in unfinished}
-    trained = {
-        model: [result for seeds in of_row.values() for result in seeds.values()]
-        for model, of_row in runs.items()
-    }
-    strongest = strongest_baseline(table, worlds[0], trained)
+    strongest = strongest_baseline(table, worlds[0], runs)
     runs = _untrained(table, worlds) | runs
     for world in worlds:
         _check_test_split(world, {row: of_row.get(world, {}) for row, of_row in runs.items()})
@@ -119,7 +116,11 @@ def summarize(table: Table, name: str) -> Summary:
             measured=measured[row_name],
             to_reference=to_reference[row_name],
             to_strongest=_differences(measured, row_name, strongest, noises),
-            gap_closed=_gap_closed(measured, row_name, table.config.without_history),
+            gap_closed=(
+                gap_closed(runs, row_name, low=table.config.without_history, high=TRUTH)
+                if table.config.without_history
+                else None
+            ),
             ideal_share=ideal_share(runs, row_name),
         )
 
@@ -255,12 +256,3 @@ def _corrected(
         for name, p_holm in holm(p_values).items():
             corrected[name][metric] = replace(corrected[name][metric], p_holm=p_holm)
     return corrected
-
-
-def _gap_closed(
-    measured: Mapping[str, Mapping[str, Measured]], name: str, without_history: str | None
-) -> float | None:
-    if without_history not in measured or "bayes" not in measured:
-        return None
-    low, high = measured[without_history]["gauc"].mean, measured["bayes"]["gauc"].mean
-    return (measured[name]["gauc"].mean - low) / (high - low)

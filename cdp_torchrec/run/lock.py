@@ -11,6 +11,11 @@ from pathlib import Path
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.saved import LOCK, is_restarted
 
+
+class RunInUseError(ConfigError):
+    """Another process writes into a run directory."""
+
+
 _RESTART_GRACE_S = 10.0
 """How long a restarted attempt waits for the process of the one before it to be gone."""
 
@@ -26,7 +31,7 @@ def locked(run_dir: Path) -> Generator[None]:
         run_dir: directory of the run; it exists.
 
     Raises:
-        ConfigError: another process holds it; names the process and its machine.
+        RunInUseError: another process holds it; names the process and its machine.
     """
     with (run_dir / LOCK).open("a+") as file:
         deadline = time.monotonic() + (_RESTART_GRACE_S if is_restarted(run_dir) else 0.0)
@@ -34,7 +39,7 @@ def locked(run_dir: Path) -> Generator[None]:
             if time.monotonic() >= deadline:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise ConfigError(
+                raise RunInUseError(
                     f"run.dir = '{run_dir}' is in use by {holder}: wait for its end, stop it, or "
                     "choose another directory"
                 )

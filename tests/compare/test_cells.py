@@ -84,6 +84,21 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
             "models.odd=['model.interaction.exclude=[\"item_id\"]']",
             "model.interaction.exclude = ('item_id',): must be the same in all rows",
         ),
+        (
+            'models.odd=[\'data.train_on=["train", "test"]\', \'data.test_on="2030-01-01"\']',
+            "data.train_on = ['train', 'test']: must be the same in all rows",
+        ),
+        (
+            "models.odd=['ranks.collective_timeout_s=7200']",
+            "ranks.collective_timeout_s = 7200.0: must be the same in all rows",
+        ),
+        (
+            "seeds_of.none=[7, 8]",
+            "seeds_of.none = [7, 8]: 'none' has seeds [7, 8] and the reference [0, 1]: rows are "
+            "compared on seeds that they share, and there is none",
+        ),
+        ("seeds_of.pooled=[7, 8]", "seeds_of.pooled = [7, 8]: 'none' has seeds [0, 1] and the"),
+        ("num_bootstrap=1", "num_bootstrap = 1: must be an integer >= 2"),
         ("seeds_of.none=[1, 1]", "seeds_of.none = [1, 1]: repeats a seed"),
         ("seeds_of.nome=[1]", "there is no row 'nome' in models"),
         ("search.trials=3", "search.trials = 3: grid has only 2 combinations"),
@@ -199,6 +214,18 @@ def test_every_row_tries_the_same_grid_points_whatever_it_searches_of_its_own(
         "search.seed=1",
     )
     assert set(again.points("none")) != set(none)
+
+
+def test_a_wide_grid_has_names_that_a_file_system_takes(make_table: MakeTable) -> None:
+    keys = [f"optimizer.{side}.{key}" for side in ("dense", "sparse") for key in ("lr", "eps")]
+    keys += [f"data.vocabulary.{entity}.min_count" for entity in ("item", "user", "query", "token")]
+    wide = ", ".join(f'"{key}"=[1]' for key in keys)
+    table = make_table(f'grid={{{wide}, "model.embedding_init_std"=[0.01, 0.02]}}')
+    names = {point.name for point in table.points("none")}
+    assert len(names) == 2
+    assert all(200 < len(",".join(p.settings)) and len(p.name) < 100 for p in table.points("none"))
+    for cell in table.tuning_cells("tiny", "none"):
+        cell.directory.mkdir(parents=True)
 
 
 def test_worlds_of_a_group_are_searched_on_the_first_one(make_table: MakeTable) -> None:

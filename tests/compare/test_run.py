@@ -13,6 +13,7 @@ from cdp_torchrec.commands import compare
 from cdp_torchrec.compare import run
 from cdp_torchrec.compare.cells import Cell, load_table
 from cdp_torchrec.compare.chances import read_chances
+from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.output import write_table
 from cdp_torchrec.compare.results import read_failure, read_result
 from cdp_torchrec.compare.run import run_table
@@ -22,6 +23,7 @@ from cdp_torchrec.experiment import open_data, train
 from cdp_torchrec.model.ranking_model import RankingModel
 from cdp_torchrec.run import writer
 from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.lock import RunInUseError
 from cdp_torchrec.run.monitor import Monitor
 from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file
 from tests.distributed.spawn import run_ranks
@@ -241,6 +243,29 @@ def test_a_cell_that_another_process_finishes_has_not_failed(
     assert failures == {tried[1]: "run.dir is in use"}
 
 
+def test_a_cell_that_another_process_has_leaves_the_choice_open(
+    make_table: MakeTable, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table()
+    first, _ = table.tuning_cells("tiny", "none")
+    monkeypatch.setattr(
+        run, "train_experiment", mock.Mock(side_effect=RunInUseError.of(["in use"]))
+    )
+    reason = run._attempt(first, CPU, num_bootstrap=50)
+    assert reason is not None
+    assert "in use" in reason
+    assert read_failure(first.directory) is None
+    assert best_point(table, "tiny", "none") is None
+
+
+def test_another_number_of_replicates_is_refused_before_anything_is_trained(
+    finished: tuple[Path, Path], tmp_path: Path, one_rank: None
+) -> None:
+    table = load_table([*copied(finished, tmp_path), "num_bootstrap=40", "seeds=[0, 1, 2]"])
+    with pytest.raises(ConfigError, match="cell with num_bootstrap = 50, the table asks for 40"):
+        run_table(table, CPU)
+
+
 def on_two_ranks(path: str, run_dir: str) -> tuple[dict[str, str], list[float]]:
     one_point = 'grid={"optimizer.dense.lr"=[0.001]}'
     table = load_table([*arguments(Path(path), Path(run_dir)), "seeds=[0]", one_point])
@@ -252,7 +277,7 @@ def on_two_ranks(path: str, run_dir: str) -> tuple[dict[str, str], list[float]]:
 def test_the_command_fails_after_the_table_if_a_cell_has_failed(
     finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "init_process_group", lambda: CPU)
+    monkeypatch.setattr(compare, "init_process_group", lambda ranks: CPU)
     monkeypatch.setattr(
         run, "run_table", lambda table, device, announce: {"tiny/none/x/seed-0": "it broke"}
     )

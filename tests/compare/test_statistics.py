@@ -141,7 +141,8 @@ def test_a_difference_has_the_larger_of_its_own_and_the_moderated_variance() -> 
         (1e-3, math.inf, 1e-3, 8),
         (1e-3, 2.0, (1e-3 + 1e-4) / 2, 4),
         (1e-3, 20.0, (20e-3 + 2e-4) / 22, 8),
-        (1e-6, 2.0, 1e-4, 4),
+        (1e-6, 2.0, 1e-4, 2),
+        (1e-6, math.inf, 1e-4, 2),
     ):
         noise = Noise("seeds", variance, weight, degrees=8)
         found = difference(row, ZERO, noise=noise, confidence=0.95)
@@ -257,6 +258,23 @@ def test_five_percent_of_tables_of_equal_rows_show_any_difference(
         covered += [pair.low < 0 < pair.high for pair in found.values()]
     assert false / num_tables < 0.05 + 2 * math.sqrt(0.05 * 0.95 / num_tables)
     assert 0.94 < np.mean(covered) < 0.985
+
+
+@pytest.mark.parametrize("odd", [1.0, 2.0, 3.0])
+def test_rows_that_are_less_certain_than_the_others_do_not_borrow_their_certainty(
+    odd: float,
+) -> None:
+    """Two of ten rows, equal in truth, in three worlds: 5 % of tables may tell them apart."""
+    random = np.random.default_rng(1)
+    tables, worlds, told_apart = 400, 3, 0
+    for _ in range(tables):
+        values = random.normal(0.0, 0.5, worlds) + random.normal(0.0, 1.0, (10, worlds))
+        values[:2] += random.normal(0.0, math.sqrt(odd**2 - 1), (2, worlds))
+        rows = [of_worlds([[value] for value in row]) for row in values]
+        pair = difference(rows[0], rows[1], noise=common_noise(rows), confidence=0.95)
+        assert pair is not None
+        told_apart += pair.p_value < 0.05
+    assert told_apart / tables < 0.05 + 3 * math.sqrt(0.05 * 0.95 / tables)
 
 
 USERS, PER_USER = 120, 12

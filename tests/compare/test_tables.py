@@ -125,6 +125,19 @@ def test_the_strongest_baseline_is_chosen_on_validation_and_is_no_floor(
     assert "The paper has other numbers." in text
 
 
+def test_the_strongest_baseline_is_told_by_runs_that_all_baselines_have(
+    make_table: MakeTable, make_result: MakeResult
+) -> None:
+    """Seed 1 is luckier, and only one of them has it."""
+    table = make_table(*OTHERS)
+    for model, by_seed in {"a": (0.7,), "b": (0.6, 0.9), "pooled": (0.5, 0.5)}.items():
+        for point in table.points(model):
+            for seed, validation in enumerate(by_seed):
+                result = make_result(gauc=0.7, validation=validation)
+                finish(table.cell("tiny", model, point, seed), result)
+    assert summarize(table, "tiny").strongest == "a"
+
+
 def test_the_worlds_of_a_group_are_the_samples_of_its_table(
     make_table: MakeTable, make_result: MakeResult
 ) -> None:
@@ -232,6 +245,26 @@ def test_untrained_scorers_close_the_gap_to_bayes(
     assert rows["none"].gap_closed == 0.0
     assert rows["bayes"].to_reference["gauc"].mean == pytest.approx(0.2)
     assert "| *bayes* | 0.9000 |" in squeezed(write_table(table))
+
+
+def test_a_gap_is_closed_in_the_worlds_that_a_row_has(
+    make_table: MakeTable, make_result: MakeResult
+) -> None:
+    worlds = ["tiny", "second"]
+    table = make_table('datasets.second=["data.toml"]', f"groups.worlds={worlds}")
+    for world, level in (("tiny", 0.5), ("second", 0.8)):
+        scorer = replace(make_result(gauc=level + 0.1, validation=0.0), cost=None)
+        write_result(table.untrained_directory(world) / "bayes.json", scorer, ORIGIN)
+        for point in table.points("none"):
+            finish(table.cell(world, "none", point, 0), make_result(gauc=level, validation=level))
+    for cell in table.tuning_cells("tiny", "pooled"):
+        finish(cell, make_result(gauc=0.55, validation=0.5))
+    rows = {row.name: row for row in summarize(table, "worlds").rows}
+    assert rows["pooled"].gap_closed == pytest.approx(0.5)
+    for point in table.points("none"):
+        finish(table.cell("tiny", "none", point, 0), make_result(gauc=0.6, validation=0.6))
+    rows = {row.name: row for row in summarize(table, "worlds").rows}
+    assert rows["pooled"].gap_closed is None
 
 
 def test_the_ideal_observer_says_what_share_of_a_history_a_row_uses(
