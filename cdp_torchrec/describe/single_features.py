@@ -37,6 +37,7 @@ class SingleFeatures:
             if first.entity == second.entity
         ]
         self._found: dict[str, RankedBy] = {}
+        self._never_missing = {_if_missing(name) for name in self._numbers}
 
     def learn(self, part: Impressions) -> None:
         """Count the clicks of each id in some training impressions."""
@@ -57,8 +58,10 @@ class SingleFeatures:
             number = part.candidate[name].astype(np.float64)
             missing = np.isnan(number)
             self._add(f"{name}, by size", np.where(missing, mean, number), clicked, index)
+            # Also where nothing is missing: it ranks all requests, or it is not comparable.
+            self._add(_if_missing(name), missing.astype(float), clicked, index)
             if missing.any():
-                self._add(f"{name}, if missing", missing.astype(float), clicked, index)
+                self._never_missing.discard(_if_missing(name))
         self._add(PLACE, places_in_lists(part), clicked, index)
         for first, second in self._pairs:
             same = part.request[first][index] == part.candidate[second]
@@ -69,9 +72,13 @@ class SingleFeatures:
 
     def gauc(self) -> dict[str, float]:
         """GAUC on the test split by what ranks, from .5 on: the better of both directions."""
-        found = {name: ranked.gauc for name, ranked in self._found.items()}
+        found = {n: r.gauc for n, r in self._found.items() if n not in self._never_missing}
         best = {name: max(value, 1 - value) for name, value in found.items()}
         return dict(sorted(best.items(), key=lambda item: -item[1]))
+
+
+def _if_missing(feature: str) -> str:
+    return f"{feature}, if missing"
 
 
 def by_click_rate(feature: str) -> str:

@@ -31,6 +31,18 @@ def input_ms(problem: PlanProblem, tables: Sequence[TableEstimate]) -> float:
         by_columns = table.sharding_type in COLUMN_TYPES
         parts = table.table.embedding_dim / table.shards[0].columns if by_columns else 1.0
         factors = (problem.pooling_factors.get(key, 1.0) for key in table.table.features)
-        ids += parts * sum(1 + factor for factor in factors)  # a length, and the ids
+        lengths = _lengths(problem, table.sharding_type)
+        ids += parts * sum(lengths + factor for factor in factors)
     link = link_of_collective(problem.hardware, problem.world_size, CollectiveType.ALL_TO_ALL)
     return problem.batch_size * ids * _ID_BYTES / link
+
+
+def _lengths(problem: PlanProblem, sharding_type: str) -> int:
+    """Of an impression: ids that go by rows are told apart before, so each rank gets a length."""
+    match sharding_type:
+        case "row_wise":
+            return problem.world_size
+        case "table_row_wise" | "grid_shard":
+            return problem.local_world_size
+        case _:
+            return 1

@@ -1,6 +1,6 @@
 """A model from outside, without a dataset: described by its tables, or made by a function."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -55,7 +55,7 @@ class DescribedModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        conflicts = []
+        conflicts = [*self._unequal_features()]
         if bool(self.dense_features) != bool(self.dense_arch_layer_sizes):
             conflicts.append(
                 ("dense_arch_layer_sizes", "goes with dense_features: set both, or none")
@@ -74,6 +74,19 @@ class DescribedModelConfig(Config):
         if conflicts:
             raise ConfigConflicts(conflicts)
         return self
+
+    def _unequal_features(self) -> Iterator[tuple[str, str]]:
+        """Features of several tables, of which each has its own number of ids."""
+        seen: dict[str, tuple[str, float]] = {}
+        for table in self.tables:
+            for feature, factor in self.features_of(table).items():
+                first, expected = seen.setdefault(feature, (table, factor))
+                if factor != expected:
+                    yield (
+                        f"tables.{table}",
+                        f"feature '{feature}' has {factor:g} ids here and {expected:g} in {first}: "
+                        "it is one list of ids, that both look up",
+                    )
 
     def features_of(self, table: str) -> Mapping[str, float]:
         """Mean number of ids per impression by feature."""

@@ -1,16 +1,13 @@
 """Any log by its mapping gives the dataset that its rows say; whatever its files look like."""
 
 import logging
-from datetime import UTC, datetime
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands.prepare_data import main
-from cdp_torchrec.data.prepare.log_times import Clock
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import DatasetError, load_schema
 from tests.config.undocumented import undocumented
@@ -324,50 +321,6 @@ def test_the_only_label_that_is_no_click_is_said_where_it_looks_like_one(
     by_label = 'label = {column = "labels", one_of = ["yes"]}'
     prepare(tmp_path, LISTS.replace('clicked = "clicked"', by_label))
     assert "which all count as no click: 'Yes' 50 % of the candidates" in caplog.text
-
-
-MOMENT = datetime(2021, 3, 4, 5, 6, 7, 890_000, UTC)
-MOMENT_MS = 1_614_834_367_890
-ISO = Clock("t", "x", "text", "iso8601", 3_600_000)
-CLOCKS = {
-    "seconds": (Clock("t", "x", "s"), "1614834367.89", MOMENT_MS),
-    "whole seconds": (Clock("t", "x", "s"), "1614834367", MOMENT_MS - 890),
-    "milliseconds": (Clock("t", "x", "ms"), f"{MOMENT_MS}.0", MOMENT_MS),
-    "microseconds": (Clock("t", "x", "us"), f"{MOMENT_MS}999", MOMENT_MS),
-    "nanoseconds": (Clock("t", "x", "ns"), f"{MOMENT_MS}999999", MOMENT_MS),
-    "text": (
-        Clock("t", "x", "text", "%d.%m.%y %H:%M:%S.%g", 3_600_000),
-        "04.03.21 06:06:07.890",
-        MOMENT_MS,
-    ),
-    "zone": (
-        Clock("t", "x", "text", "%Y-%m-%d %H:%M:%S %z", 3_600_000),
-        "2021-03-04 03:06:07 -0200",
-        MOMENT_MS - 890,
-    ),
-    "iso": (ISO, "2021-03-04T05:06:07.890", MOMENT_MS - 3_600_000),
-    "iso, microseconds and a zone": (ISO, "2021-03-04T10:36:07.890999+05:30", MOMENT_MS),
-    "iso, nanoseconds": (ISO, "2021-03-04 05:06:07.890999999Z", MOMENT_MS),
-    "iso, a short zone": (ISO, "2021-03-04T03:06:07-02", MOMENT_MS - 890),
-    "iso, minutes": (ISO, "2021-03-04 05:06+0000", MOMENT_MS - 7_890),
-    "iso, a date": (ISO, "2021-03-04", MOMENT_MS - 5 * 3_600_000 - 367_890 - 3_600_000),
-    "iso, no such day": (ISO, "2021-02-30T05:06:07", None),
-    "iso, no zeros": (ISO, "2021-3-4 05:06:07", None),
-    "iso, slashes": (ISO, "2021/03/04 05:06:07", None),
-    "iso, a word": (ISO, "infinity", None),
-    "exponent": (Clock("t", "x", "ms"), "1.6e12", None),
-    "word": (Clock("t", "x", "s"), "now", None),
-    "other form": (Clock("t", "x", "text", "%Y-%m-%d"), "04.03.2021", None),
-}
-
-
-def test_moments_are_read_in_any_unit_and_form() -> None:
-    assert round(MOMENT.timestamp() * 1000) == MOMENT_MS
-    connection = duckdb.connect(config={"threads": 1})
-    connection.execute("SET TimeZone = 'UTC'")
-    for clock, text, expected in CLOCKS.values():
-        query = f"SELECT {clock.milliseconds} FROM (SELECT ? AS x)"
-        assert connection.execute(query, [text]).fetchall() == [(expected,)], text
 
 
 def test_every_key_of_a_mapping_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

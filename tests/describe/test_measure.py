@@ -1,6 +1,7 @@
 """The figures of a log, against loops over its requests."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from cdp_torchrec.describe.gate_levels import GateLevels
 from cdp_torchrec.describe.id_coverage import starter_minimum_counts
 from cdp_torchrec.describe.measure import LogMeasures, measure_log
 from cdp_torchrec.describe.over_time import bins_of
-from cdp_torchrec.describe.single_features import PLACE, by_click_rate
+from cdp_torchrec.describe.single_features import PLACE, SingleFeatures, by_click_rate
 from tests.describe.logs import lists
 
 
@@ -61,6 +62,30 @@ def test_a_number_ranks_by_its_size_and_an_id_by_its_click_rate_in_training(
     found = gauc(score[test.candidate["position"]], test)
     assert log.single[by_click_rate("position")] == pytest.approx(found)
     assert PLACE in log.single
+
+
+def test_what_is_missing_in_some_files_ranks_the_requests_of_all(
+    tiny_dataset: Path, parts: dict[str, Impressions]
+) -> None:
+    test = parts["test"]
+    price = test.candidate["log_price"].copy()
+    first = test.request_index < 20
+    price[first & (test.candidate["label"] == 0)] = np.nan
+    spoiled = replace(test, candidate={**test.candidate, "log_price": price})
+    whole, halves = (SingleFeatures(load_schema(tiny_dataset)) for _ in range(2))
+    whole.measure(spoiled)
+    assert whole.gauc()["log_price, if missing"] < 0.8
+    for rows in (first, ~first):
+        index = test.request_index[rows]
+        requests = np.unique(index)
+        part = replace(
+            spoiled,
+            request={name: column[requests] for name, column in spoiled.request.items()},
+            candidate={name: column[rows] for name, column in spoiled.candidate.items()},
+            request_index=index - index.min(),
+        )
+        halves.measure(part)
+    assert halves.gauc() == pytest.approx(whole.gauc())
 
 
 def test_coverage_counts_the_ids_with_rows_in_test_and_behaviours(

@@ -102,6 +102,11 @@ def test_a_file_is_no_directory_of_plans(key: str, load, tmp_path: Path) -> None
         ([PLANNER, "sharding.plan=plan.json"], r"sharding\.plan: none of .* add 'constraints'"),
         ([PLANNER, "sharding.hardware=a10"], r"sharding\.hardware = 'a10': .*planning\.hardware"),
         ([OWN, 'sharding.tables.planet.types=["row_wise"]'], r"tables\.planet: the model has no"),
+        (
+            [OWN, "sharding.tables.item.types=[]"],
+            r"types = \[\]: must be a list .*at least 1",
+        ),
+        ([OWN, "sharding.tables.item.kernels=[]"], r"kernels = \[\]: must be a list .*at least 1"),
         ([OWN, "sharding.tables.item.column_width=3"], r"column_width = 3: expected a multiple"),
         (
             [OWN, 'sharding.tables.item={types=["row_wise"],column_width=8}'],

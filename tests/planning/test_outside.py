@@ -219,6 +219,10 @@ def test_what_the_dense_part_costs_decides_whether_a_plan_is_known(tmp_path: Pat
         ("planning.rows.cat_0=5", "says how many rows"),
         ("from_torchrec=a:b", "expected this or from_torchrec"),
         ("described.tables.cat_0.row=5", "unknown key"),
+        (
+            "described.tables={a={rows=5, features={x=2}}, b={rows=9, features={x=3}}}",
+            r"tables\.b = .*: feature 'x' has 3 ids here and 2 in a",
+        ),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(change: str, message: str) -> None:

@@ -16,6 +16,7 @@ from cdp_torchrec.data.prepare.column_types import CODE_OR_LIST, VALUE_OR_LIST
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import stream_csv
 from cdp_torchrec.data.prepare.database import Rule, first_broken_rule
+from cdp_torchrec.data.prepare.log_times import milliseconds_of
 from cdp_torchrec.data.prepare.table_config import TableConfig
 from cdp_torchrec.data.prepare.tables import open_parquet
 from cdp_torchrec.data.schema import DatasetError
@@ -185,7 +186,10 @@ def _load_parquet(
         )
         casts[sql] = f"{sql}::VARCHAR{'[]' if is_list else ''}"
         if is_moment:
-            casts[sql] = f"epoch_ms({sql}::TIMESTAMP)::VARCHAR"
+            in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns" and kind.tz is None
+            # The engine rounds nanoseconds up on their way to a TIMESTAMP.
+            ms = f"(epoch_ns({sql}) // 1000000)" if in_ns else milliseconds_of(f"{sql}::TIMESTAMP")
+            casts[sql] = f"{ms}::VARCHAR"
         elif pa.types.is_floating(kind):  # a time is written in digits, not as 1.5e+18
             whole = f"{sql}::HUGEINT::VARCHAR"
             casts[sql] = (

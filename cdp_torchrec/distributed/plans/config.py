@@ -28,9 +28,9 @@ ProposerName = Literal["grid_search", "greedy", "greedy_sum", "uniform", "dynami
 class TableShardingConfig(Config):
     """How one table may be sharded; what is not named is as for all tables."""
 
-    types: tuple[TypeName, ...] | None = None
+    types: Annotated[tuple[TypeName, ...], Field(min_length=1)] | None = None
     """Sharding types to choose from."""
-    kernels: tuple[KernelName, ...] | None = None
+    kernels: Annotated[tuple[KernelName, ...], Field(min_length=1)] | None = None
     """Compute kernels to choose from, on CUDA: fused keeps the table in the GPU's memory,
     fused_uvm in the host's, fused_uvm_caching in the host's with a cache on the GPU."""
     cache_load_factor: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -161,7 +161,12 @@ def _fixed_costs(hardware: HardwareConfig, found: Fit, world_size: int) -> dict[
     if world_size > 1:
         sent = [pieces[name] for name in COMMUNICATION if name in pieces]
         messages = (world_size - 1) * hardware.fixed_cost("message_us") / 1e3
-        costs["collective_us"] = sum(sent) / max(1, len(sent)) - messages
+        collective = sum(sent) / max(1, len(sent))
+        if _SMALLEST_MS < collective <= messages + _SMALLEST_MS:
+            # Faster than the messages alone were taken for.
+            costs["message_us"] = (collective - _SMALLEST_MS) / (world_size - 1)
+            messages = collective - _SMALLEST_MS
+        costs["collective_us"] = collective - messages
     return {name: float(f"{1e3 * ms:.3g}") for name, ms in costs.items() if ms > _SMALLEST_MS}
 
 

@@ -16,12 +16,15 @@ from cdp_torchrec.distributed.plans.search import choose_plan
 from cdp_torchrec.planning.estimate import TableEstimate
 from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.comparison import (
+    COMMUNICATION,
     ESTIMATES,
     Comparison,
+    _fitted,
     compare,
     estimated_ms,
 )
 from cdp_torchrec.planning.measured.config import PlansConfig
+from cdp_torchrec.planning.measured.fit import Fit
 from cdp_torchrec.planning.measured.job import MeasuredJob
 from cdp_torchrec.planning.measured.measurement import MeasuredPlan, MeasuredStep
 from cdp_torchrec.planning.measured.output import write_outputs
@@ -95,6 +98,17 @@ def test_links_between_nodes_are_fitted_where_there_are_nodes(tmp_path: Path) ->
     found = compared(tmp_path, ranks_per_node=1, inter_node_gb_s=4)
     assert found.job.num_nodes == 2
     assert found.hardware.inter_node_gb_s == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("collective_ms", [0.8, 0.51, 0.49, 0.2, 0.02])
+@pytest.mark.parametrize(("hardware", "ranks"), [("cpu", 2), ("h100", 8)])
+def test_collectives_cost_what_was_measured_however_fast_they_are(
+    hardware: str, ranks: int, collective_ms: float
+) -> None:
+    fixed: dict[Piece, float] = dict.fromkeys(("lookup", "update"), 0.1)
+    fixed |= dict.fromkeys(COMMUNICATION, collective_ms)
+    found = _fitted(load_hardware(hardware), Fit(slowdown={}, fixed_ms=fixed), ranks)
+    assert found.collective_ms(ranks - 1) == pytest.approx(collective_ms, rel=0.02)
 
 
 def test_an_absurd_bandwidth_is_refused_with_what_would_help(tmp_path: Path) -> None:
