@@ -30,10 +30,8 @@ def wrong_rows(layout: FeatureLayout, rows: Mapping[str, int], *, key: str) -> l
                 f"{key}.{entity}: data.vocabulary.{entity}.hash_bucket_size is its size, one more "
                 "for missing ids"
             )
-        elif num_embeddings < 2 + table.num_oov_rows:
-            problems.append(
-                f"{key}.{entity} = {num_embeddings}: expected at least {2 + table.num_oov_rows}"
-            )
+        elif num_embeddings < (least := 2 + table.num_oov_rows + len(table.later)):
+            problems.append(f"{key}.{entity} = {num_embeddings}: expected at least {least}")
     return problems
 
 

@@ -25,7 +25,8 @@ def run(arguments: list[str]) -> None:
     check_output(settings.output)
 
     from cdp_torchrec.benchmark.denoiser.table import as_json, as_markdown, measure_chains
-    from cdp_torchrec.distributed.process_group import init_process_group
+    from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero
 
     table = measure_chains(settings, init_process_group())
-    publish(settings.output, "denoiser", text=as_markdown(table), numbers=as_json(table))
+    if is_rank_zero():
+        publish(settings.output, "denoiser", text=as_markdown(table), numbers=as_json(table))

@@ -19,7 +19,7 @@ from cdp_torchrec.benchmark.output import check_output, publish
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.layers import is_override
 from cdp_torchrec.diffusion.config import SamplerType
-from cdp_torchrec.distributed.process_group import init_process_group
+from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.interest.config.gated import CdpConfig
 from cdp_torchrec.stored_run import StoredRun, open_run
@@ -47,6 +47,8 @@ def run(arguments: list[str]) -> None:
     from cdp_torchrec.benchmark.latency.report import as_json, as_markdown, draw_frontier
 
     report = measure_run(cdp_run, init_process_group(cdp_run.config.ranks))
+    if not is_rank_zero():
+        return
     if report.qualities:
         with whole_file(output / "frontier.png") as partial:
             draw_frontier(report, partial)

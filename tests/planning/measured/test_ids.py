@@ -1,7 +1,9 @@
 """Ids for tables of any size."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cdp_torchrec.config import load_config
@@ -39,3 +41,14 @@ def test_rows_that_no_table_can_have_are_named(
     (wrong,) = wrong_rows(data.layout, rows, key="benchmark.rows")
     assert wrong.startswith("benchmark.rows.")
     assert message in wrong
+
+
+def test_rows_that_later_days_have_added_stay(tiny_dataset: Path) -> None:
+    config = load_config(PlansConfig, settings(tiny_dataset))
+    layout = open_data(config, share=Share(0, 1), global_batch_size=64).layout
+    grown = replace(layout.tables["item"], later=np.arange(90, 100))
+    layout = replace(layout, tables={**layout.tables, "item": grown})
+    (wrong,) = wrong_rows(layout, {"item": 12}, key="benchmark.rows")
+    assert "expected at least 13" in wrong
+    assert not wrong_rows(layout, {"item": 13}, key="benchmark.rows")
+    assert resize_tables(layout, {"item": 13}).tables["item"].num_kept == 1
