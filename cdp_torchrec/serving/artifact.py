@@ -192,6 +192,8 @@ def parse_listing(
     """
     try:
         fields = json.loads(content)
+        if not isinstance(fields, dict):
+            raise ValueError("expected a JSON object")
         found = fields.get("format_version")
         if found != format_version:
             raise ArtifactError(
@@ -201,7 +203,7 @@ def parse_listing(
         version = fields.pop("version", None)
         # strict=False: JSON has arrays where the listing has tuples.
         listing = kind.model_validate(fields, strict=False)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: cannot read the artifact: {error}") from error
     if listing.version != version:
         raise ArtifactError(f"{path}: was altered after the export")

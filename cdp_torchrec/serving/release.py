@@ -166,6 +166,8 @@ def check_follows(delta: Path, served: Release, *, trusted_keys: Sequence[Path])
 def _bring(file: Path, private: Path, checksum: str, opened: ExitStack) -> None:
     """Verify a file; afterwards exactly what was verified can be read at `private`."""
     private.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not file.is_file():
+        raise ArtifactError(f"{file}: is no regular file")  # a pipe would be waited for
     try:
         source = opened.enter_context(file.open("rb"))
         if file.parent.name in _LINKED:

@@ -1,6 +1,7 @@
 """An artifact that is not what was exported is not served."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def test_an_altered_or_missing_file_is_named(copied: Path, name: str) -> None:
         Predictor.open(copied)
     (copied / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name}: missing"):
+        Predictor.open(copied)
+    os.mkfifo(copied / name)  # whoever opens it waits for a writer
+    with pytest.raises(ArtifactError, match=f"{name}: is no regular file"):
         Predictor.open(copied)
 
 
