@@ -118,8 +118,9 @@ def tables_of(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude_none=True)
 
 
-def default_tables(config_class: type[BaseModel]) -> dict[str, Any]:
-    """Defaults of all sections, as the lowest layer.
+@functools.cache
+def default_tables(config_class: type[BaseModel]) -> Mapping[str, Any]:
+    """Defaults of all sections, as the lowest layer; the same object each time, not to be changed.
 
     A layer that sets one key of a section thereby keeps the section's other defaults, which may
     differ from those of its class (`sparse: OptimizerConfig = OptimizerConfig(lr=5e-4)`).

@@ -1,5 +1,7 @@
 """One TOML file, whatever may stand under its name: a table, or one line that says why not."""
 
+import copy
+import functools
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ MAX_BYTES = 1 << 20
 """Of a configuration, which people write; anything longer is another file."""
 MAX_DEPTH = 32
 """Tables and lists inside each other."""
+_MOST_REMEMBERED = 256  # the hundreds of cells of a table name the same few layers
 
 
 class UnreadableError(ValueError):
@@ -48,6 +51,12 @@ def parse_toml(text: str) -> dict[str, Any]:
     Raises:
         UnreadableError: it describes none.
     """
+    return copy.deepcopy(_parsed(text))
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def _parsed(text: str) -> dict[str, Any]:
+    """As `parse_toml`, for readers that change nothing in it."""
     try:
         table = tomllib.loads(text)
     except RecursionError:

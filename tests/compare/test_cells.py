@@ -1,13 +1,15 @@
 """Everything wrong with a table is said before anything runs."""
 
+import tomllib
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from cdp_torchrec.compare.cells import load_table
 from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.compare.run import run_table
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config import ConfigError, toml_file
 from cdp_torchrec.config.help import describe
 from tests.compare.conftest import CPU, MakeTable
 from tests.paths import CONFIGS, ROOT
@@ -264,3 +266,16 @@ def test_help_explains_every_key() -> None:
     text = describe(CompareConfig)
     for key in ("run_dir", "seeds", "[select]", "num_bootstrap = 400"):
         assert key in text
+
+
+def test_the_layers_that_cells_share_are_parsed_once(
+    make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toml_file._parsed.cache_clear()
+    parse = mock.Mock(side_effect=tomllib.loads)
+    monkeypatch.setattr(toml_file.tomllib, "loads", parse)
+    table = make_table('grid={"optimizer.dense.lr"=[0.001, 0.003, 0.01, 0.03]}')
+    texts = [call.args[0] for call in parse.call_args_list]
+    assert len(table.configs) == 8
+    assert any("rowwise_adagrad" in text for text in texts)
+    assert len(texts) == len(set(texts))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.config.toml_file import read_toml
 from tests.config.sample import Experiment, lines
 
 
@@ -97,3 +98,14 @@ def test_what_an_argument_cannot_be_is_one_short_line(argument: str, said: str) 
 def test_a_byte_order_mark_is_no_mistake() -> None:
     Path("bom.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n")
     assert load_config(Experiment, ["data.dir=log", "bom.toml"]).seed == 3
+
+
+def test_a_reader_may_change_the_table_that_it_got(tmp_path: Path) -> None:
+    path = tmp_path / "layer.toml"
+    path.write_text("extends = []\nsection.list = [1, 2]")
+    table = read_toml(path)
+    del table["extends"]
+    table["section"]["list"].append(3)
+    assert read_toml(path) == {"extends": [], "section": {"list": [1, 2]}}
+    path.write_text("section.list = [4]")
+    assert read_toml(path) == {"section": {"list": [4]}}
