@@ -261,12 +261,13 @@ def test_five_percent_of_tables_of_equal_rows_show_any_difference(
 
 
 @pytest.mark.parametrize("odd", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("worlds", [3, 5])
 def test_rows_that_are_less_certain_than_the_others_do_not_borrow_their_certainty(
-    odd: float,
+    worlds: int, odd: float
 ) -> None:
-    """Two of ten rows, equal in truth, in three worlds: 5 % of tables may tell them apart."""
+    """Two of ten rows, equal in truth: 5 % of tables may tell them apart."""
     random = np.random.default_rng(1)
-    tables, worlds, told_apart = 400, 3, 0
+    tables, told_apart = 800, 0
     for _ in range(tables):
         values = random.normal(0.0, 0.5, worlds) + random.normal(0.0, 1.0, (10, worlds))
         values[:2] += random.normal(0.0, math.sqrt(odd**2 - 1), (2, worlds))
