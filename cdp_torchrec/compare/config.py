@@ -111,9 +111,9 @@ class CompareConfig(Config):
     """The figure of gains."""
     caption: str = ""
     """Text below the tables, such as the paper's own numbers."""
-    num_bootstrap: Annotated[int, Field(ge=2)] = 400
+    num_bootstrap: Annotated[int, Field(ge=50)] = 400
     """Replicates of the user bootstrap, which tell how much a metric owes to the test users: 400
-    give the standard error within 4 %. A finished cell keeps 21 bytes of each."""
+    give the standard error within 4 %, 50 within 10 %. A finished cell keeps 21 bytes of each."""
     select: SelectConfig = SelectConfig()
     """Which cells are run now."""
 

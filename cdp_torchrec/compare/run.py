@@ -250,11 +250,22 @@ def _foreign_cells(table: Table) -> Iterator[str]:
         for key in sorted(stored | asked):
             old, new = stored.get(key, "unset"), asked.get(key, "unset")
             if old != new and not key.startswith("run.") and key != "data.dir":
-                yield (
-                    f"{place}: holds a cell with {key} = {old}, the table asks for {new}: remove "
-                    "it, or choose another run_dir"
-                )
+                yield _foreign(place, key, old, new)
                 break
+    asked = table.config.num_bootstrap
+    for dataset in table.config.datasets:
+        for path in table.untrained_directory(dataset).glob("*.json"):
+            result = read_result(path)
+            if result is not None and (old := int(result.metrics["num_bootstrap"])) != asked:
+                yield _foreign(path.parent, "num_bootstrap", old, asked)
+                break
+
+
+def _foreign(place: Path, key: str, old: Any, asked: Any) -> str:
+    return (
+        f"{place}: holds a cell with {key} = {old}, the table asks for {asked}: remove it, or "
+        "choose another run_dir"
+    )
 
 
 def _other_files(table: Table) -> Iterator[str]:

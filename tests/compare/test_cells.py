@@ -100,7 +100,7 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
             "compared on seeds that they share, and there is none",
         ),
         ("seeds_of.pooled=[7, 8]", "seeds_of.pooled = [7, 8]: 'none' has seeds [0, 1] and the"),
-        ("num_bootstrap=1", "num_bootstrap = 1: must be an integer >= 2"),
+        ("num_bootstrap=49", "num_bootstrap = 49: must be an integer >= 50"),
         ("seeds_of.none=[1, 1]", "seeds_of.none = [1, 1]: repeats a seed"),
         ("seeds_of.nome=[1]", "there is no row 'nome' in models"),
         ("search.trials=3", "search.trials = 3: grid has only 2 combinations"),

@@ -261,9 +261,20 @@ def test_a_cell_that_another_process_has_leaves_the_choice_open(
 def test_another_number_of_replicates_is_refused_before_anything_is_trained(
     finished: tuple[Path, Path], tmp_path: Path, one_rank: None
 ) -> None:
-    table = load_table([*copied(finished, tmp_path), "num_bootstrap=40", "seeds=[0, 1, 2]"])
-    with pytest.raises(ConfigError, match="cell with num_bootstrap = 50, the table asks for 40"):
+    table = load_table([*copied(finished, tmp_path), "num_bootstrap=60", "seeds=[0, 1, 2]"])
+    with pytest.raises(ConfigError, match="cell with num_bootstrap = 50, the table asks for 60"):
         run_table(table, CPU)
+
+
+def test_untrained_scorers_with_another_number_of_replicates_are_refused_too(
+    finished: tuple[Path, Path], tmp_path: Path, one_rank: None
+) -> None:
+    """All that an attempt has left which was stopped in its first cell."""
+    asked = [*copied(finished, tmp_path), "num_bootstrap=60"]
+    for path in (tmp_path / "runs").glob("*/**/pooled"):
+        shutil.rmtree(path)
+    with pytest.raises(ConfigError, match="untrained: holds a cell with num_bootstrap = 50"):
+        run_table(load_table(asked), CPU)
 
 
 def on_two_ranks(path: str, run_dir: str) -> tuple[dict[str, str], list[float]]:
