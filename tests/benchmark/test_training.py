@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from cdp_torchrec.benchmark.training import command
 from cdp_torchrec.benchmark.training import contestants as contestants_module
 from cdp_torchrec.benchmark.training.command import load_rows
 from cdp_torchrec.benchmark.training.config import TrainingBenchmarkConfig, TrainingSettings
@@ -27,6 +29,7 @@ from cdp_torchrec.benchmark.training.rounds import (
     time_training,
 )
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.distributed.pipeline import train_pipeline
 from cdp_torchrec.experiment import Experiment, build_experiment, train
 from cdp_torchrec.timer import Timer, Times
@@ -264,3 +267,13 @@ def test_rows_differ_in_the_interest_module_alone(tiny_dataset: Path) -> None:
 def test_without_a_layer_the_synthetic_log_is_trained_on() -> None:
     assert {str(c.data.dir) for c in load_rows([]).values()} == {"data/synthetic"}
     assert list(load_rows([])) == ["pooled", "cdp", "cdp_paper"]
+
+
+def test_the_ranks_wait_as_long_as_the_layers_say(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(command, "init_process_group", joined)
+    with pytest.raises(InterruptedError):
+        command.run(settings(tiny_dataset, "ranks.collective_timeout_s=7"))
+    joined.assert_called_once_with(RanksConfig(collective_timeout_s=7))

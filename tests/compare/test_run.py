@@ -19,6 +19,7 @@ from cdp_torchrec.compare.results import read_failure, read_result
 from cdp_torchrec.compare.run import run_table
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.loader import Share
+from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.experiment import open_data, train
 from cdp_torchrec.model.ranking_model import RankingModel
 from cdp_torchrec.run import writer
@@ -295,6 +296,17 @@ def test_the_command_fails_after_the_table_if_a_cell_has_failed(
     with pytest.raises(compare.FailedCellsError, match=r"1 cell failed:\n  tiny/none/x.*broke"):
         compare.main(arguments(*finished))
     assert "| **pooled** |" in squeezed(capsys.readouterr().out)
+
+
+def test_the_ranks_of_a_table_wait_as_long_as_its_cells_say(
+    finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(compare, "init_process_group", joined)
+    settings = 'settings=["ranks.collective_timeout_s=7", "ranks.silence_limit_s=8"]'
+    with pytest.raises(InterruptedError):
+        compare.main([*arguments(finished[0], tmp_path), settings])
+    joined.assert_called_once_with(RanksConfig(collective_timeout_s=7, silence_limit_s=8))
 
 
 def test_a_cell_leaves_the_terminal_to_the_bar_of_the_table(
