@@ -31,9 +31,10 @@ def best_point(table: Table, dataset: str, model: str) -> GridPoint | None:
 
 
 def strongest_baseline(table: Table, dataset: str, runs: Mapping[str, Runs]) -> str | None:
-    """The baseline with the best mean validation metric; None without results.
+    """The baseline with the best mean validation metric over the runs that all of them have.
 
-    In an unfinished table it is a mean over the runs, worlds and seeds, that all of them have.
+    A run is of a world and a seed; rows of an unfinished table, and those with other seeds, have
+    some of them. None without a common one.
 
     Args:
         table: says which rows are no baseline.
