@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from cdp_torchrec.config import Config, dump_toml
+from cdp_torchrec.config import Config, ConfigError, dump_toml
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.environment import describe_environment
 from cdp_torchrec.run.config import RunConfig
@@ -31,7 +31,7 @@ from cdp_torchrec.run.saved import (
     named_directory,
     saved_checkpoints,
 )
-from cdp_torchrec.whole_file import write_json, write_whole
+from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
 
 
 @contextmanager
@@ -42,8 +42,8 @@ def open_run_directory(config: RunConfig) -> Generator[Path]:
     restarted attempt of an elastic job finds that of the attempts before it.
 
     Raises:
-        ConfigError: it holds another run, which this one shall not continue, another job is at
-            work there, or it cannot be written.
+        RunInUseError: another job is at work there, whatever it has written.
+        ConfigError: it holds another run, which this one shall not continue, or cannot be written.
         CheckpointError: the checkpoints of a finished run are gone.
     """
     with ExitStack() as held:
@@ -55,7 +55,13 @@ def _directory(config: RunConfig, held: ExitStack) -> Path:
     named = named_directory(config)
     is_made_here = named is None or not named.exists()
     run_dir = named or _unnamed()
-    check_run_directory(run_dir, resume=config.resume)
+    try:
+        check_run_directory(run_dir, resume=config.resume)
+    except ConfigError:
+        if (run_dir / LOCK).is_file() and not why_unwritable(run_dir):
+            with locked(run_dir):  # that another job is at work there says more
+                pass
+        raise
     run_dir.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(run_dir))
     held.callback(_remove_unused, run_dir, with_directory=is_made_here)

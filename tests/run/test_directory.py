@@ -13,6 +13,7 @@ import torch.distributed as dist
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
+from cdp_torchrec.run.lock import RunInUseError
 from cdp_torchrec.run.saved import check_run_directory
 from cdp_torchrec.whole_file import write_whole
 
@@ -140,10 +141,15 @@ with locked(Path(sys.argv[1])):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         who = f"is in use by process {holder.pid} on {platform.node()}: wait for its end"
-        with pytest.raises(ConfigError, match=who):
+        with pytest.raises(RunInUseError, match=who):
+            opened(RunConfig(dir=run_dir))
+        (run_dir / "checkpoints" / "step-00000003").mkdir(parents=True)
+        with pytest.raises(RunInUseError, match=who):
             opened(RunConfig(dir=run_dir))
         holder.kill()
-    assert opened(RunConfig(dir=run_dir)) == run_dir
+    with pytest.raises(ConfigError, match="holds another run"):
+        opened(RunConfig(dir=run_dir))
+    assert opened(RunConfig(dir=run_dir, resume=True)) == run_dir
 
 
 def test_a_resume_begins_where_no_run_began(tmp_path: Path) -> None:
