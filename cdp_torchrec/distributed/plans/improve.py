@@ -7,7 +7,7 @@ import numpy as np
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.types import Perf, ShardingOption
 
-from cdp_torchrec.distributed.plans.fixed_costs import Group, group_ms
+from cdp_torchrec.distributed.plans.fixed_costs import Group, group_ms, option_input_ms
 from cdp_torchrec.distributed.plans.local_search import LocalSearch, placed_options
 from cdp_torchrec.distributed.plans.planner import (
     LOCAL_SHARE,
@@ -43,6 +43,7 @@ def improve(
         np.array([[s.hbm for s in storages], [s.ddr for s in storages]], dtype=float),
         local_world_size=problem.local_world_size,
         group_cost=lambda groups: group_ms(problem.hardware, problem.world_size, groups),
+        input_cost=lambda option: option_input_ms(problem, option),
     )
     found = search.improve(plan, problem.sharding.search_seconds * LOCAL_SHARE)
     if found is None:
@@ -53,7 +54,7 @@ def improve(
 
 
 def slowest_ms(plan: Sequence[ShardingOption], problem: PlanProblem) -> float:
-    """Planner's time of the slowest rank, and the fixed costs that all ranks pay."""
+    """Planner's time of the slowest rank, and what all ranks pay: fixed costs, and their ids."""
     by_rank = np.zeros(problem.world_size)
     groups: set[Group] = set()
     for option in plan:
@@ -61,4 +62,6 @@ def slowest_ms(plan: Sequence[ShardingOption], problem: PlanProblem) -> float:
         for shard in option.shards:
             assert shard.rank is not None
             by_rank[shard.rank] += cast(Perf, shard.perf).total
-    return float(by_rank.max()) + group_ms(problem.hardware, problem.world_size, groups)
+    of_ids = sum(option_input_ms(problem, option) for option in plan)
+    fixed = group_ms(problem.hardware, problem.world_size, groups)
+    return float(by_rank.max()) + fixed + of_ids

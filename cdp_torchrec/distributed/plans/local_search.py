@@ -56,6 +56,7 @@ class LocalSearch:
         *,
         local_world_size: int,
         group_cost: Callable[[set[Group]], float],
+        input_cost: Callable[[ShardingOption], float],
     ) -> None:
         """Look at all options.
 
@@ -64,15 +65,17 @@ class LocalSearch:
             free: bytes of device and host that tables may use, [2, W].
             local_world_size: ranks of a node.
             group_cost: milliseconds that every rank pays for so many kinds of sharding.
+            input_cost: milliseconds that every rank pays for the ids of an option.
         """
         self._free = free
         self._local = local_world_size
         self._group_cost = group_cost
+        self._input_cost = input_cost
         self._choices: dict[str, list[Choice]] = {}
         self._unplaceable = {option.fqn for option in options}
         """Tables none of whose options can be placed group by group."""
         for option in options:
-            choice = make_choice(option, free.shape[1], local_world_size)
+            choice = self._choice(option)
             if choice is not None:
                 self._choices.setdefault(option.fqn, []).append(choice)
         self._unplaceable -= set(self._choices)
@@ -113,7 +116,7 @@ class LocalSearch:
         loads = RankLoads(self._free)
         chosen = {}
         for option in plan:
-            choice = make_choice(option, len(loads.ms), self._local)
+            choice = self._choice(option)
             if choice is None or option.fqn not in self._choices:
                 return None
             places = places_of(choice, option)
@@ -121,12 +124,17 @@ class LocalSearch:
             chosen[option.fqn] = (choice, places)
         return Placed(chosen, loads)
 
+    def _choice(self, option: ShardingOption) -> Choice | None:
+        world_size = self._free.shape[1]
+        return make_choice(option, world_size, self._local, input_ms=self._input_cost(option))
+
     def _value(self, placed: Placed) -> tuple[float, float]:
         """The slowest rank with what all ranks pay; among equals, how uneven the ranks are."""
         return self._value_of(placed.loads, placed.groups())
 
     def _value_of(self, loads: RankLoads, groups: set[Group]) -> tuple[float, float]:
-        return float(loads.ms.max()) + self._group_cost(groups), float((loads.ms**2).sum())
+        of_all = self._group_cost(groups) + loads.input_ms
+        return float(loads.ms.max()) + of_all, float((loads.ms**2).sum())
 
     def _thresholds(self, placed: Placed | None) -> list[float]:
         """Times to allow the slowest shard, from what is there to what cannot be avoided."""

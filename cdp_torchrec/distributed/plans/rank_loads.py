@@ -24,6 +24,8 @@ class Choice:
     """Time on each rank of each group, [G, S]."""
     memory: np.ndarray
     """Bytes of device and host on each rank of each group, [2, G, S]."""
+    input_ms: float
+    """What its ids cost every rank on their way."""
 
     @property
     def longest_ms(self) -> float:
@@ -41,7 +43,9 @@ class Choice:
         return self.option.path, self.option.sharding_type, self.option.compute_kernel
 
 
-def make_choice(option: ShardingOption, world_size: int, local_world_size: int) -> Choice | None:
+def make_choice(
+    option: ShardingOption, world_size: int, local_world_size: int, *, input_ms: float
+) -> Choice | None:
     """The choice of an option; None if its shards do not fill whole groups."""
     spans = {
         PartitionByType.DEVICE.value: 1,
@@ -55,7 +59,7 @@ def make_choice(option: ShardingOption, world_size: int, local_world_size: int) 
     perfs = [cast(Perf, shard.perf).total for shard in option.shards]
     storages = [cast(Storage, shard.storage) for shard in option.shards]
     memory = np.array([[s.hbm for s in storages], [s.ddr for s in storages]], dtype=float)
-    return Choice(option, np.reshape(perfs, (-1, span)), memory.reshape(2, -1, span))
+    return Choice(option, np.reshape(perfs, (-1, span)), memory.reshape(2, -1, span), input_ms)
 
 
 class RankLoads:
@@ -68,10 +72,13 @@ class RankLoads:
             free: bytes of device and host that tables may use, [2, W].
         """
         self.ms = np.zeros(free.shape[1])
+        self.input_ms = 0.0
+        """What the ids of all choices cost every rank, beside `ms`."""
         self.free = free.copy()
 
     def add(self, choice: Choice, places: Sequence[int], sign: int = 1) -> None:
         """Put the groups of a choice at these places, or take them away with -1."""
+        self.input_ms += sign * choice.input_ms
         for group, place in enumerate(places):
             span = choice.ms.shape[1]
             ranks = slice(place * span, (place + 1) * span)
@@ -99,6 +106,7 @@ class RankLoads:
             loads[place] += choice.ms[group]
             free[:, place] -= choice.memory[:, group]
             places[group] = place
+        self.input_ms += choice.input_ms
         return places
 
     def _take_back(self, choice: Choice, places: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from torchrec.distributed.planner.types import ShardingOption
 
 from cdp_torchrec.distributed.plans import planner
 from cdp_torchrec.distributed.plans.config import TableShardingConfig
-from cdp_torchrec.distributed.plans.fixed_costs import group_ms
+from cdp_torchrec.distributed.plans.fixed_costs import group_ms, option_input_ms
 from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.distributed.plans.improve import slowest_ms
 from cdp_torchrec.distributed.plans.local_search import LocalSearch, placed_options
@@ -53,7 +53,8 @@ def best_of_all(posed: PlanProblem, free: np.ndarray) -> float:
     """The fastest plan that fits, by trying all of them."""
     ways: dict[str, list[tuple[Choice, np.ndarray, np.ndarray]]] = {}
     for option in enumerate_options(posed).options:
-        choice = make_choice(option, WORLD_SIZE, posed.local_world_size)
+        of_ids = option_input_ms(posed, option)
+        choice = make_choice(option, WORLD_SIZE, posed.local_world_size, input_ms=of_ids)
         assert choice is not None
         span = choice.ms.shape[1]
         for places in placements(choice, WORLD_SIZE):
@@ -61,7 +62,7 @@ def best_of_all(posed: PlanProblem, free: np.ndarray) -> float:
             for group, place in enumerate(places):
                 ms[place * span : (place + 1) * span] = choice.ms[group]
                 memory[:, place * span : (place + 1) * span] = choice.memory[:, group]
-            ways.setdefault(option.name, []).append((choice, ms, memory))
+            ways.setdefault(option.name, []).append((choice, ms + of_ids, memory))
     best = float("inf")
     # By kind of sharding, since what a plan pays for its groups depends on these alone.
     kinds = [sorted({way[0].group for way in some}) for some in ways.values()]
@@ -133,21 +134,24 @@ def test_ranks_and_loads_of_a_found_plan_are_those_of_its_shards() -> None:
     np.testing.assert_allclose(found.loads.ms, ms, rtol=1e-9)
     np.testing.assert_allclose(free[0] - found.loads.free[0], memory, rtol=1e-9)
     cost = group_ms(posed.hardware, WORLD_SIZE, found.groups())
-    assert slowest_ms(plan, posed) == pytest.approx(ms.max() + cost)
+    of_ids = sum(option_input_ms(posed, option) for option in plan)
+    assert found.loads.input_ms == pytest.approx(of_ids)
+    assert slowest_ms(plan, posed) == pytest.approx(ms.max() + cost + of_ids)
 
 
 def test_columns_are_split_in_more_than_two_where_that_is_faster() -> None:
-    # One table with all the work, on the eight ranks that eight shards can share.
-    wide = problem(Tables({"item": 100_000}, {}, width=128), world_size=8, hardware="h100")
+    # One table with all the work, on the eight ranks that eight shards can share; so wide that
+    # its ids, which every shard needs, are little beside its rows.
+    wide = problem(Tables({"item": 100_000}, {}, width=1024), world_size=8, hardware="h100")
     posed = replace(wide, batch_size=4096, pooling_factors={"item": 100.0})
     by_columns = replace(
         posed, sharding=posed.sharding.model_copy(update={"strategy": "column_wise"})
     )
     (option,) = search_plan(by_columns).options
-    assert {shard.size[1] for shard in option.shards} == {16}
+    assert {shard.size[1] for shard in option.shards} == {128}
     assert sorted(shard.rank or 0 for shard in option.shards) == list(range(8))
-    assert {o.shards[0].size[1] for o in narrower_options(by_columns)} == {32, 16}
-    own = {"item": TableShardingConfig(column_width=64)}
+    assert {o.shards[0].size[1] for o in narrower_options(by_columns)} == {256, 128}
+    own = {"item": TableShardingConfig(column_width=512)}
     fixed = replace(posed, sharding=posed.sharding.model_copy(update={"tables": own}))
     assert narrower_options(fixed) == []
 
@@ -182,4 +186,5 @@ def local_search(
         free,
         local_world_size=posed.local_world_size,
         group_cost=lambda groups: group_ms(posed.hardware, WORLD_SIZE, groups),
+        input_cost=lambda option: option_input_ms(posed, option),
     )
