@@ -94,10 +94,13 @@ class VocabularyConfig(Config):
         chosen = [key for key in either if getattr(self, key) is not None]
         if len(chosen) == 2:
             raise ValueError("only one of hash_bucket_size and managed_collision may be set")
-        if chosen and (self.min_count, self.num_oov_rows, self.dropout) != (1, 1, 0):
+        unused = {"min_count": 1, "num_oov_rows": 1, "dropout": 0}
+        set_here = [key for key, nothing in unused.items() if getattr(self, key) != nothing]
+        if chosen and set_here:
+            remedy = ", ".join(f"{k} = {unused[k]} (found {getattr(self, k)})" for k in set_here)
             raise ValueError(
                 f"{chosen[0]} decides which ids have rows: it leaves nothing for min_count, "
-                "num_oov_rows and dropout"
+                f"num_oov_rows and dropout; set {remedy}"
             )
         if self.hash_seed and self.hash_bucket_size is None:
             raise ValueError("hash_seed has no effect without hash_bucket_size")

@@ -123,7 +123,7 @@ def test_the_preparation_measures_collisions_of_large_vocabularies(
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("{hash_bucket_size=9, min_count=2}", "leaves nothing for min_count, num_oov_rows and"),
+        ("{hash_bucket_size=9, min_count=2}", r"and dropout; set min_count = 1 \(found 2\)"),
         ("{hash_bucket_size=9, managed_collision={zch_size=64}}", "only one of hash_bucket_size"),
         ("{hash_seed=9}", "hash_seed has no effect without hash_bucket_size"),
         ("{hash_bucket_size=0}", "hash_bucket_size = 0"),
