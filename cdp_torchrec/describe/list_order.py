@@ -104,11 +104,10 @@ class ListOrder:
         total = sum(wanted.values())
         if not total:
             return Comparison(float("nan"), float("nan"), 0)
-        chance = {
-            shape: chance_of_positives_first(self._rates(shape[0]), shape[1]) for shape in wanted
-        }
+        lengths = {length for length, _ in wanted}
+        chances = {length: chances_of_positives_first(self._rates(length)) for length in lengths}
         found = sum(self._sorted[shape] for shape in wanted)
-        expected = sum(count * chance[shape] for shape, count in wanted.items())
+        expected = sum(n * float(chances[length][m]) for (length, m), n in wanted.items())
         return Comparison(found / total, expected / total, total)
 
 
@@ -118,17 +117,17 @@ def places_in_lists(part: Impressions) -> np.ndarray:
     return np.arange(len(part.request_index)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def chance_of_positives_first(rates: np.ndarray, clicks: int) -> float:
-    """Probability that the first places are clicked if so many are.
+def chances_of_positives_first(rates: np.ndarray) -> np.ndarray:
+    """Probability that the first m places are clicked if m are, of m = 0 ... n, [n + 1].
 
     Args:
         rates: click rate of each place, within (0, 1), [n].
-        clicks: clicked places, 0 < m <= n.
     """
     odds = np.log(rates) - np.log1p(-rates)
-    # Logarithms of e_0, e_1, ..., e_m of the places so far.
-    sums = np.full(clicks + 1, -np.inf)
+    # Logarithms of e_0, e_1, ..., e_n of the places so far.
+    sums = np.full(len(rates) + 1, -np.inf)
     sums[0] = 0.0
     for odd in odds:
         sums[1:] = np.logaddexp(sums[1:], sums[:-1] + odd)
-    return float(np.exp(odds[:clicks].sum() - sums[clicks]))
+    of_first = np.concatenate([[0.0], np.cumsum(odds)])
+    return np.exp(of_first - sums)

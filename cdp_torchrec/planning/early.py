@@ -55,6 +55,8 @@ def check_settings(
         for name in config.planning.compare or ()
         if name not in names
     ]
+    if config.planning.compare and len(set(config.planning.compare)) == 1:
+        problems.append(f"planning.compare: '{config.planning.compare[0]}' stands twice")
     if problems:
         raise ConfigError.of(problems)
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from cdp_torchrec.describe.list_order import ListOrder, chance_of_positives_first
+from cdp_torchrec.describe.list_order import ListOrder, chances_of_positives_first
 from tests.describe.logs import lists
 
 
@@ -23,7 +23,7 @@ def test_the_chance_of_positives_first_is_its_share_of_all_choices_of_places() -
             for places in combinations(range(n), m)
         }
         expected = chosen[tuple(range(m))] / sum(chosen.values())
-        assert chance_of_positives_first(rates[:n], m) == pytest.approx(expected)
+        assert chances_of_positives_first(rates[:n])[m] == pytest.approx(expected)
 
 
 def test_position_bias_explains_how_often_the_positives_stand_first() -> None:

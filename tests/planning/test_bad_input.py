@@ -100,6 +100,10 @@ def test_a_file_is_no_directory_of_plans(key: str, load, tmp_path: Path) -> None
             r"sharding\.strategy: none of .*'planner'.* reads it",
         ),
         ([PLANNER, "sharding.plan=plan.json"], r"sharding\.plan: none of .* add 'constraints'"),
+        (
+            [PLANNER, "planning.compare=['a10-4-planner', 'a10-4-planner']"],
+            r"planning\.compare: 'a10-4-planner' stands twice",
+        ),
         ([PLANNER, "sharding.hardware=a10"], r"sharding\.hardware = 'a10': .*planning\.hardware"),
         ([OWN, 'sharding.tables.planet.types=["row_wise"]'], r"tables\.planet: the model has no"),
         (
