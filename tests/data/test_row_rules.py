@@ -8,6 +8,14 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import IMPRESSIONS, impression, mapping_of, prepare, two_days, write_csv
 
+SEEN = """
+[behaviours.seen]
+table = "log"
+user = "user"
+item = ["item"]
+time = {column = "time", unit = "s"}
+"""
+
 
 @pytest.mark.parametrize("empty", ["user", "item"])
 def test_rows_that_the_log_shall_not_read_are_counted_and_need_nothing(
@@ -26,14 +34,7 @@ def test_rows_that_the_log_shall_not_read_are_counted_and_need_nothing(
 def test_behaviours_of_the_log_may_be_other_rows_than_its_requests(tmp_path: Path) -> None:
     rows = [row | {"place": "home" if row["item"] == "a" else "search"} for row in two_days()]
     write_csv(tmp_path / "log.csv", rows)
-    seen = """
-[behaviours.seen]
-table = "log"
-user = "user"
-item = ["item"]
-time = {column = "time", unit = "s"}
-only = {column = "place", one_of = ["home"]}
-"""
+    seen = SEEN + 'only = {column = "place", one_of = ["home"]}\n'
     only = "log.only={column='place', one_of=['search']}"
     found = prepare(tmp_path, IMPRESSIONS + seen, only)
     assert [row["item_id"] for row in found] == [["b"]] * 3
@@ -57,13 +58,6 @@ def test_rows_must_obey_every_rule_and_each_rule_is_said_with_its_count(
 
 
 def test_behaviours_must_obey_every_rule(tmp_path: Path) -> None:
-    seen = """
-[behaviours.seen]
-table = "log"
-user = "user"
-item = ["item"]
-time = {column = "time", unit = "s"}
-"""
     lengths = []
     for rules in (
         [],
@@ -74,7 +68,7 @@ time = {column = "time", unit = "s"}
     ):
         folder = tmp_path / str(len(lengths))
         write_csv(folder / "log.csv", [row | {"shop": "north", "seconds": 5} for row in two_days()])
-        rows = prepare(folder, IMPRESSIONS + seen + f"only = [{', '.join(rules)}]")
+        rows = prepare(folder, IMPRESSIONS + SEEN + f"only = [{', '.join(rules)}]")
         lengths.append(rows[-1]["history_length"])
     assert lengths == [6, 6, 6, 4, 2]
 

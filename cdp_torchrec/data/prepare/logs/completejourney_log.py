@@ -28,6 +28,7 @@ from cdp_torchrec.data.prepare.database import (
     load_parquet,
     null_rules,
 )
+from cdp_torchrec.data.prepare.log_times import milliseconds_of
 from cdp_torchrec.data.prepare.tables import open_file, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.progress import ProgressBar
@@ -134,14 +135,14 @@ def load_tables(connection: duckdb.DuckDBPyConnection, directory: Path) -> int:
             _load(connection, directory, name)
             bar.advance()
     _check_baskets(connection, directory / "transactions.parquet")
-    connection.execute("""
+    connection.execute(f"""
         CREATE TABLE purchases AS
         SELECT basket_id AS basket, household_id AS household, store_id AS store, week,
             product_id AS product,
             -- Whole cents, so that sums are exact in any order.
             sum(round(100 * (sales_value + retail_disc))::BIGINT)::BIGINT AS cents,
             sum(quantity)::BIGINT AS quantity,
-            epoch_ms(transaction_timestamp::TIMESTAMP) AS timestamp
+            {milliseconds_of("transaction_timestamp::TIMESTAMP")} AS timestamp
         FROM raw_transactions WHERE quantity > 0 GROUP BY ALL
     """)
     left_out = first_row(connection, "SELECT count(*) FROM raw_transactions WHERE quantity <= 0")

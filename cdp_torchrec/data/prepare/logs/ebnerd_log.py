@@ -31,6 +31,7 @@ from cdp_torchrec.data.prepare.database import (
     load_parquet,
     null_rules,
 )
+from cdp_torchrec.data.prepare.log_times import milliseconds_of
 from cdp_torchrec.data.prepare.tables import ParquetTable, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
@@ -116,7 +117,7 @@ def load_requests(connection: duckdb.DuckDBPyConnection, source: Path) -> int:
             impression_id AS request_id, *
         FROM (
             SELECT * EXCLUDE (impression_time, _file, _row),
-                epoch_ms(impression_time::TIMESTAMP) AS timestamp,
+                {milliseconds_of("impression_time::TIMESTAMP")} AS timestamp,
                 1000 * coalesce(read_time::DOUBLE, {LONGEST_READ_S}) AS shown_ms
             FROM behaviors
         )
@@ -159,11 +160,11 @@ def load_reads(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
         )
     )
     check_rows(connection, "history", history, rules, named="user_id")
-    connection.execute("""
+    connection.execute(f"""
         CREATE TABLE reads AS
         SELECT * FROM (
             SELECT user_id, unnest(article_id_fixed) AS item,
-                epoch_ms(unnest(impression_time_fixed)::TIMESTAMP) AS opened,
+                {milliseconds_of("unnest(impression_time_fixed)::TIMESTAMP")} AS opened,
                 unnest(read_time_fixed) AS read_time, unnest(scroll_percentage_fixed) AS scroll
             FROM history
         )
@@ -196,7 +197,7 @@ def load_articles(connection: duckdb.DuckDBPyConnection, path: Path) -> Sequence
         "article_type": ("article_type", "article_type"),
         "premium": ("premium", "premium::VARCHAR"),
         "body": ("body_bucket", "length(bin(length(body)))"),
-        "published_time": ("published", "epoch_ms(published_time::TIMESTAMP)"),
+        "published_time": ("published", milliseconds_of("published_time::TIMESTAMP")),
     }
     selected = "".join(f", {columns[name][1]} AS {columns[name][0]}" for name in extras)
     connection.execute(f"""
@@ -251,9 +252,9 @@ def _start_of_validation(connection: duckdb.DuckDBPyConnection, files: Sequence[
     """Time of the first validation request, after the last training request."""
     row = first_row(
         connection,
-        """
+        f"""
         SELECT max(time) FILTER (NOT later), min(time) FILTER (later) FROM (
-            SELECT epoch_ms(impression_time::TIMESTAMP) AS time,
+            SELECT {milliseconds_of("impression_time::TIMESTAMP")} AS time,
                 _file = 1 AS later
             FROM behaviors
         )
