@@ -261,6 +261,28 @@ def test_a_message_that_cannot_be_used_is_kept_with_its_place_and_the_reason(
         list(landing.land())
 
 
+def test_what_was_refused_stays_so_when_it_is_read_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clock_at(moment: int) -> None:
+        monkeypatch.setattr("time.time", lambda: moment / 1000)
+
+    moments = [0, 3 * HOUR_MS, 2 * HOUR_MS, 2 * HOUR_MS + MINUTE_MS]
+    rows = [request(n, timestamp=BEGIN + moment) for n, moment in enumerate(moments)]
+    # While the second message waits for its hour, another one is dated an hour too late.
+    rows.insert(2, request(9, timestamp=BEGIN + 4 * HOUR_MS))
+    log: Log = {("shown", 0): [as_message(row) for row in rows]}
+    clock_at(BEGIN + 3 * HOUR_MS)
+    [(_, landed)] = read(landing_at(tmp_path, max_refused=1.0), log, random.Random(0))
+    assert landed.refused == 1
+    clock_at(BEGIN + 9 * HOUR_MS)
+    more = request(10, timestamp=BEGIN + 6 * HOUR_MS)
+    log["shown", 0].append(as_message(more))
+    read(landing_at(tmp_path, max_refused=1.0), log, random.Random(0))
+    names = [name for entry in entries(tmp_path) for name in rows_of(entry)]
+    assert names == ["r0", "r2", "r3", "r1"]
+
+
 def test_ids_become_text_and_what_may_be_null_is() -> None:
     row = request(5, user_id=7, words=None, topic=None, item_id=[1, "b"], price=[1, None])
     table = FORMATS["requests"].table([FORMATS["requests"].decode(as_message(row))])

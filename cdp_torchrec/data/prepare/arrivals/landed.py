@@ -19,6 +19,8 @@ class Place(Config):
     read: int
     """The one behind the last message that was read. Those before it have landed, or belong to
     what comes later."""
+    refused: list[int] = []
+    """Those between the two that were refused, so that they stay so when they are read again."""
 
 
 class Landed(Config):

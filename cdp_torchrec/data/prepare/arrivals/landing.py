@@ -58,6 +58,8 @@ class _Reading:
     last_ms: int = -1
     """The latest moment of its messages."""
     is_at_end: bool = False
+    refused: set[int] = field(default_factory=set)
+    """Messages that were refused, of those that may be read again."""
 
     @property
     def is_catching_up(self) -> bool:
@@ -128,15 +130,18 @@ class Landing:
         """Know of a partition; where to read on: a message's number, None: at its beginning."""
         topic, number = partition
         place = self._resumed.places.get(topic, {}).get(number)
-        first, known = (place.first, place.read) if place else (0, 0)
-        self._readings[partition] = _Reading(first, known)
-        return first if place else None
+        if place is None:
+            self._readings[partition] = _Reading(0, 0)
+            return None
+        self._readings[partition] = _Reading(place.first, place.read, refused={*place.refused})
+        return place.first
 
     def add(self, kind: Kind, partition: Partition, offset: int, message: bytes | None) -> None:
         """Take a message, the next one of its partition."""
         reading = self._readings[partition]
         reading.read, reading.is_at_end = offset + 1, False
-        was_read = offset < reading.known
+        if offset in reading.refused:  # though it lay in the future then, and does no longer
+            return
         try:
             row = self._formats[kind].decode(message or b"")
             moment: int = row.timestamp
@@ -152,8 +157,9 @@ class Landing:
                     "had landed"
                 )
         except MessageError as error:
-            if not was_read:  # else it has landed, or was refused then
+            if offset >= reading.known:  # else it has landed
                 self._num_seen += 1
+                reading.refused.add(offset)
                 self._refuse(partition, offset, message, str(error))
             return
         self._num_seen += 1
@@ -253,7 +259,10 @@ class Landing:
         for (topic, number), reading in self._readings.items():
             waiting = [w.first.get((topic, number), reading.read) for w in self._windows.values()]
             first = min([reading.read, *waiting])
-            places.setdefault(topic, {})[number] = Place(first=first, read=reading.read)
+            reading.refused = {offset for offset in reading.refused if offset >= first}
+            places.setdefault(topic, {})[number] = Place(
+                first=first, read=reading.read, refused=sorted(reading.refused)
+            )
         return places
 
     def _write_rows(self, window: _Window) -> None:
