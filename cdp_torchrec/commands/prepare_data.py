@@ -6,7 +6,7 @@
     cdp_torchrec prepare_data synthetic --output DIR [LAYER.toml ...] [key=value ...]
     cdp_torchrec prepare_data append DIR --input DAY [--mapping MAPPING.toml [key=value ...]]
     cdp_torchrec prepare_data requests DIR --input NEW --mapping MAPPING.toml --output FILE
-    cdp_torchrec prepare_data follow DIR --inbox INBOX [--idle-timeout SECONDS]
+    cdp_torchrec prepare_data follow DIR --inbox INBOX [--mapping MAPPING.toml [key=value ...]]
     cdp_torchrec prepare_data kafka DIR --inbox INBOX --brokers HOST:PORT --requests TOPIC ...
     cdp_torchrec prepare_data compact DIR
     cdp_torchrec prepare_data inspect DIR
@@ -34,6 +34,7 @@ from cdp_torchrec.data.prepare.arrivals.commands import (
     add_follow,
     add_kafka,
     add_limits,
+    add_mapping,
     say_appended,
 )
 from cdp_torchrec.data.prepare.converters import CONVERTERS, Converter
@@ -316,12 +317,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DAY",
         help="directory with requests/*.parquet and behaviours/*.parquet of the day",
     )
-    addition.add_argument(
-        "--mapping",
-        nargs="+",
-        metavar="SETTING",
-        help="MAPPING.toml by which the files of DAY are read instead, and key=value",
-    )
+    add_mapping(addition, "MAPPING.toml by which the files of DAY are read instead, and key=value")
     add_limits(addition)
     addition.set_defaults(run=append)
 

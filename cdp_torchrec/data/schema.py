@@ -167,6 +167,8 @@ class Day(Config):
     """Vocabularies of the dataset that it was appended to."""
     entities: dict[str, Entity]
     """Vocabularies with its new ids."""
+    log_bytes: int | None = None
+    """Size of the files that a mapping read it from; None: it came as staging files."""
 
 
 class Schema(Config):

@@ -72,6 +72,8 @@ def append_log(
     log: Path,
     stage: Callable[[Path, DatasetSpec], None],
     limits: EngineLimits | None = None,
+    *,
+    name: str | None = None,
 ) -> Day:
     """Add a day that lies elsewhere in another form; all of it or nothing.
 
@@ -80,6 +82,7 @@ def append_log(
         log: where the day lies; errors about the day as a whole name it.
         stage: fills a directory with staging files of what the dataset holds.
         limits: memory and threads of the engine.
+        name: as of `append_day`.
 
     Raises:
         DatasetError: what `stage` finds wrong with the day, or as `append_day`.
@@ -93,7 +96,13 @@ def append_log(
         stage(staging, spec)
         return _DayFiles(staging, log)
 
-    return _append(dataset, staged, limits, None)
+    return _append(dataset, staged, limits, name)
+
+
+def log_bytes(folder: Path) -> int:
+    """Size of the files of a log, without marks and what is being written."""
+    files = (path for path in folder.rglob("[!._]*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,7 @@ class _DayLog:
     requests: Split
     last_timestamp: int
     has_probability: bool
+    log_bytes: int | None
 
 
 @contextmanager
@@ -208,7 +218,8 @@ def _load(
         first_timestamp=first,
         last_timestamp=last,
     )
-    return _DayLog(name, split, latest, has_probability)
+    size = log_bytes(files.log) if files.log else None
+    return _DayLog(name, split, latest, has_probability, size)
 
 
 def has_click_probability(dataset: Path) -> bool:
@@ -331,6 +342,7 @@ def _write(
         last_timestamp=log.last_timestamp,
         entities_before=schema.entities,
         entities=entities,
+        log_bytes=log.log_bytes,
     )
 
 

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.days import load_days
 from cdp_torchrec.data.plausibility import judge_days
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import Day, load_schema
 
 FOLLOW = """Append what arrives in a directory, entry by entry in the order of their names, and wait
@@ -14,7 +15,8 @@ for the next one. An entry is a directory that becomes the period of its name, a
 `append`, each row later than those of the entry before. It is read as soon as a file _SUCCESS is
 in it (or in both folders, as Spark leaves it): write that last. What was appended is recorded with
 its rows, so the same line goes on wherever it was stopped or killed. Entries that were appended may
-be removed. An entry that comes behind a later one is an error."""
+be removed. An entry that comes behind a later one is an error. With --mapping an entry has the
+files that the mapping names instead of the two folders, as for `append`."""
 
 KAFKA = """Read two topics of JSON messages, and land what they say in INBOX, an entry for each hour
 (--window): from there `follow` takes it. A message of TOPIC_OF_REQUESTS is one result page, with
@@ -37,6 +39,7 @@ def add_follow(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--inbox", type=Path, required=True, metavar="INBOX", help="where entries arrive"
     )
+    add_mapping(parser, "MAPPING.toml by which the files of an entry are read, and key=value")
     _add_idle_timeout(parser)
     add_limits(parser)
     parser.set_defaults(run=follow)
@@ -46,6 +49,7 @@ def follow(options: argparse.Namespace) -> None:
     """Append what arrives in an inbox."""
     dataset: Path = options.dataset
     load_schema(dataset)  # says what is wrong, before the engine is imported
+    mapping = load_config(MappingConfig, options.mapping) if options.mapping else None
 
     from cdp_torchrec.data.prepare.arrivals import inbox
     from cdp_torchrec.data.prepare.database import EngineLimits
@@ -54,9 +58,14 @@ def follow(options: argparse.Namespace) -> None:
     limits = EngineLimits(memory_gib=options.memory, num_threads=options.threads)
     with stopped_by_signals(f"{dataset} has what was appended; the same line goes on"):
         print(f"{options.inbox}: what arrives is appended to {dataset}", flush=True)
-        for day in inbox.follow(
-            dataset, options.inbox, limits=limits, idle_timeout_s=options.idle_timeout
-        ):
+        days = inbox.follow(
+            dataset,
+            options.inbox,
+            mapping=mapping,
+            limits=limits,
+            idle_timeout_s=options.idle_timeout,
+        )
+        for day in days:
             say_appended(dataset, day)
     print(f"{options.inbox}: nothing new for {options.idle_timeout:g} s")
 
@@ -159,6 +168,11 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--memory", type=_gib, default=4.0, metavar="GIB", help="memory of the engine (4)"
     )
     parser.add_argument("--threads", type=_threads, default=2, help="threads of the engine (2)")
+
+
+def add_mapping(parser: argparse.ArgumentParser, what: str) -> None:
+    """How the files of a mapped log are read, where a command does without, too."""
+    parser.add_argument("--mapping", nargs="+", metavar="SETTING", help=what)
 
 
 def _add_idle_timeout(parser: argparse.ArgumentParser) -> None:

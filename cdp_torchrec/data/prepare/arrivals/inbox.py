@@ -2,7 +2,7 @@
 
     <inbox>/2025-06-01T13-00-00/     named as the period that it becomes
         requests/*.parquet
-        behaviours/*.parquet
+        behaviours/*.parquet         or, of a mapped log, the files that its mapping names
         _SUCCESS                     comes last: before it is there, nobody reads the rest
 
 What was appended is known from the dataset, whose day has the name of the entry: it becomes part of
@@ -17,8 +17,10 @@ from pathlib import Path
 
 from cdp_torchrec.data.config import APPENDED_NAMES, is_appended
 from cdp_torchrec.data.days import appended_names, load_days
-from cdp_torchrec.data.prepare.append import append_day
+from cdp_torchrec.data.prepare.append import append_day, log_bytes
 from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.mapped.day import append_mapped_day
+from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet
 from cdp_torchrec.data.prepare.workplace import DatasetBusyError
 from cdp_torchrec.data.schema import DatasetError, Day, load_schema
@@ -34,6 +36,7 @@ def follow(
     dataset: Path,
     inbox: Path,
     *,
+    mapping: MappingConfig | None = None,
     limits: EngineLimits | None = None,
     idle_timeout_s: float | None = None,
 ) -> Iterator[Day]:
@@ -42,6 +45,7 @@ def follow(
     Args:
         dataset: dataset directory.
         inbox: directory in which entries arrive.
+        mapping: that of the dataset, by which entries are read; None: they are staging files.
         limits: memory and threads of the engine.
         idle_timeout_s: seconds without a new entry after which it ends; None: never.
 
@@ -59,7 +63,10 @@ def follow(
         entry, obstacle = _next_entry(dataset, inbox)
         if entry is not None:
             try:
-                day = append_day(dataset, entry, limits, name=entry.name)
+                if mapping is None:
+                    day = append_day(dataset, entry, limits, name=entry.name)
+                else:
+                    day = append_mapped_day(mapping, entry, dataset, limits=limits, name=entry.name)
             except DatasetBusyError as busy:
                 obstacle = str(busy)
             else:
@@ -125,11 +132,18 @@ def _check_appended(dataset: Path, inbox: Path) -> None:
         if entry.name not in days or not is_complete(entry):
             continue
         day = days[entry.name]
+        if day.log_bytes is not None:
+            _check_same(entry, "bytes", log_bytes(entry), day.log_bytes, dataset)
+            continue
         for table, count in zip(_TABLES, (day.requests.requests, day.num_behaviours), strict=True):
             paths = find_parquet(entry / table)
             found = sum(open_parquet(paths, {}).num_rows)
-            if found != count:
-                raise DatasetError(
-                    f"{entry / table}: has {found:,} rows now, {count:,} of them were appended to "
-                    f"{dataset} under this name: what was appended cannot be changed"
-                )
+            _check_same(entry / table, "rows", found, count, dataset)
+
+
+def _check_same(place: Path, what: str, found: int, appended: int, dataset: Path) -> None:
+    if found != appended:
+        raise DatasetError(
+            f"{place}: has {found:,} {what} now, {appended:,} of them were appended to {dataset} "
+            "under this name: what was appended cannot be changed"
+        )

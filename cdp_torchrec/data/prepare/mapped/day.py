@@ -20,7 +20,12 @@ from cdp_torchrec.data.schema import DatasetError, Day
 
 
 def append_mapped_day(
-    mapping: MappingConfig, source: Path, dataset: Path, *, limits: EngineLimits | None = None
+    mapping: MappingConfig,
+    source: Path,
+    dataset: Path,
+    *,
+    limits: EngineLimits | None = None,
+    name: str | None = None,
 ) -> Day:
     """Add a day of a mapped log to the dataset that `prepare_generic` made; all of it or nothing.
 
@@ -29,6 +34,7 @@ def append_mapped_day(
         source: folder with the files of the day.
         dataset: dataset directory.
         limits: memory and threads of the engine.
+        name: of the day, as a period; None: the date of its first request at UTC.
 
     Raises:
         DatasetError: the mapping draws negatives, or has not the columns of the dataset; files are
@@ -52,4 +58,4 @@ def append_mapped_day(
 
         stage_log(source, staging, read, limits)
 
-    return append_log(dataset, source, stage, limits)
+    return append_log(dataset, source, stage, limits, name=name)
