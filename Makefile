@@ -26,10 +26,10 @@ STAMP := $(VENV)/.installed-$(DEVICE)-$(TORCH)
 WHEELS := $(VENV)/wheels
 
 # Tests run in a process more than there are cores, because many wait for what they started, and in
-# at most 4, because each holds torch. A file stays in one process, so that what its tests share is
-# made once, and files come in the order of tests/conftest.py.
+# at most 4, because each holds torch. They come in the order of tests/conftest.py, so that files stay
+# together and what their tests share is made once, but a process that is done takes from another.
 TEST_PROCESSES ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 4 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 4 )))
-PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 # torch==2.13.0 torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0, or as TORCH and DEVICE say;
 # $(call pinned,torch) is the first.

@@ -33,15 +33,17 @@ def one_rank() -> Iterator[None]:
         yield
 
 
-_MAKES_THE_ARTIFACT = Path(__file__).parent / "serving" / "test_artifact.py"
+_TESTS = Path(__file__).parent
+_FIRST = (_TESTS / "serving" / "test_artifact.py", _TESTS / "docs" / "test_commands.py")
+"""The one makes what many others wait for, the other takes longest."""
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many tests come first, before them one that makes what many others wait for."""
+    """Files with many tests come first, before them those that the others would end before."""
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path != _MAKES_THE_ARTIFACT, -tests[item.path]))
+    items.sort(key=lambda item: (item.path not in _FIRST, -tests[item.path]))
 
 
 @pytest.fixture(scope="session")

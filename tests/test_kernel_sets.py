@@ -58,6 +58,8 @@ def supported(kernels: str) -> bool:
 def test_numerical_tests_pass_with_the_kernels_of(kernels: str) -> None:
     if not supported(kernels):
         pytest.skip(f"this processor has no {kernels}")
+    if kernels == "sse" and not WHOLE_MATRIX:
+        pytest.skip("processors without AVX2 are rare, and slow: the whole matrix has them")
     if kernels == OWN and not WHOLE_MATRIX:
         pytest.skip(f"{kernels} is what this processor takes in all other tests")
     # A pytest of its own, also where this one is a worker of another.

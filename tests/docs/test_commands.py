@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeOnce
 from tests.docs.logs import (
     write_completejourney,
     write_ebnerd,
@@ -22,9 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tiny_dataset: Path, make_once: MakeOnce) -> Path:
     """What the pages start from: logs, datasets, a trained run and its artifact."""
-    directory = tmp_path_factory.mktemp("pages") / "checkout"
+    pages = make_once("pages", lambda folder: _prepare(folder / "checkout", tiny_dataset))
+    return pages / "checkout"
+
+
+def _prepare(directory: Path, tiny_dataset: Path) -> None:
     playground = Playground(directory)
     for name in ("quickstart", "synthetic"):
         shutil.copytree(tiny_dataset, directory / "data" / name)
@@ -41,7 +46,6 @@ def prepared(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "tests/docs/untuned_export.py runs/first",
     ):
         playground.run(["python", *command.split()], "before all pages")
-    return directory
 
 
 @pytest.fixture
