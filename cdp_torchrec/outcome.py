@@ -190,7 +190,7 @@ def idle_settings(
                 "and what follows a warm-up had no effect."
             )
     dayparts, interest = config.data.history.dayparts, config.model.interest
-    if dayparts > 1 and not interest.history.reads_time_of_day:
+    if dayparts > 1 and not interest.reads_time_of_day:
         yield (
             f"data.history.dayparts = {dayparts} had no effect: model.interest.kind = "
             f"{interest.kind} reads no behaviour by its time."

@@ -143,6 +143,10 @@ def test_parts_of_the_day_that_nobody_reads_are_called_idle(tmp_path: Path) -> N
         config_of(tmp_path, *settings, interest="none"), has_validation=True, total_steps=100
     )
     assert found.startswith(words)
+    for interest in ("ddrm", "ldiffrec"):  # they read items, whenever
+        config = config_of(tmp_path, *settings, interest=interest)
+        (found,) = idle_settings(config, has_validation=True, total_steps=100)
+        assert found.startswith(words.replace("none", interest.removeprefix("l")))
     for interest in ("pooled", "din", "cdp"):
         config = config_of(tmp_path, *settings, interest=interest)
         assert not list(idle_settings(config, has_validation=True, total_steps=100))

@@ -28,7 +28,7 @@ def describe_history(config: ExperimentConfig) -> str:
         parts.append(f"recent: last {history.longest_recent(kept)}")
     parts += [f"{key} = {number}" for key, number in config.model.interest.searches.items()]
     dayparts = config.data.history.dayparts
-    if history.reads_time_of_day and dayparts > 1:
+    if config.model.interest.reads_time_of_day and dayparts > 1:
         parts.append(f"{dayparts} parts of the day")
     if config.model.interaction.history_counts:
         parts.append("counts: all")

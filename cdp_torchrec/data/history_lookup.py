@@ -45,11 +45,6 @@ class HistoryLookup:
         return self.gated or self.recent
 
     @property
-    def reads_time_of_day(self) -> bool:
-        """Whether data.history.dayparts changes anything."""
-        return self.has_sequences or self.pool_segments is not None
-
-    @property
     def num_pool_segments(self) -> int:
         """Segments of the pooled history; 0 without one."""
         return 0 if self.pool_segments is None else len(self.pool_segments) + 1

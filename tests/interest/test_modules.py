@@ -62,6 +62,27 @@ def test_a_pooled_history_by_the_time_of_day_keeps_the_contract(
     check_contract(make_module, make_inputs, replace(dims, dayparts=3), variant)
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
+def test_a_module_says_whether_it_reads_the_time_of_day(
+    make_module, make_inputs, load_interest, dims, variant
+):
+    """The part of the day is in what a behaviour has beside item, category and age, or in pools."""
+    dims = replace(dims, dayparts=3)
+    module = make_module(*variant, dims=dims).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    inputs = make_inputs(dims, num_segments=segments(module), lengths=LENGTHS)
+    otherwise = replace(
+        inputs,
+        daypart=replace(inputs.daypart, sums=inputs.daypart.sums + 1.0),
+        gated=replace(inputs.gated, action=inputs.gated.action + torch.randn(dims.action)),
+        recent=replace(inputs.recent, action=inputs.recent.action + torch.randn(dims.action)),
+    )
+    changes = not torch.equal(module(inputs).interest, module(otherwise).interest)
+    assert load_interest(*variant).reads_time_of_day == changes
+
+
 def check_contract(make_module, make_inputs, dims, variant):
     module = make_module(*variant, dims=dims).double()
     inputs = in_float64(make_inputs(dims, num_segments=segments(module), lengths=LENGTHS))

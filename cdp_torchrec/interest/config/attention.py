@@ -49,6 +49,11 @@ class DinConfig(InterestVectorConfig):
         """The whole history, not gated."""
         return HistoryLookup(recent=True, recent_length=self.recent_length)
 
+    @property
+    def reads_time_of_day(self) -> bool:
+        """Only among what weighs a behaviour: it is no part of the interest."""
+        return "action" in self.attention.score_features
+
 
 class SimConfig(TargetAttentionConfig):
     """Settings of SIM."""

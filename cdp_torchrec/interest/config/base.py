@@ -23,6 +23,15 @@ class InterestConfigBase(Config):
         return HistoryLookup()
 
     @property
+    def reads_time_of_day(self) -> bool:
+        """Whether data.history.dayparts changes anything.
+
+        It does where a module reads what a behaviour has beside item, category and age, or the sums
+        of a pooled history by the time of day.
+        """
+        return self.history.has_sequences or self.history.pool_segments is not None
+
+    @property
     def searches(self) -> Mapping[str, int]:
         """Behaviours that each search of the module hands on, by key; empty: it does not search."""
         return {}

@@ -74,6 +74,11 @@ class DdrmConfig(InterestVectorConfig):
             return HistoryLookup(pool_segments=())
         return HistoryLookup(recent=True)
 
+    @property
+    def reads_time_of_day(self) -> bool:
+        """No: of a behaviour, only its item is read."""
+        return False
+
 
 class ItemBucketsConfig(InterestVectorConfig):
     """How items are hashed into the buckets that diffusion knows."""
@@ -136,6 +141,11 @@ class DiffRecConfig(ItemBucketsConfig):
         """Behaviours of the request, or those in the target item's category."""
         by_category = self.history_filter == "category"
         return HistoryLookup(gated=by_category, recent=not by_category)
+
+    @property
+    def reads_time_of_day(self) -> bool:
+        """No: of a behaviour, only item and category are read."""
+        return False
 
 
 class DiffuminConfig(InterestConfigBase):
