@@ -203,3 +203,12 @@ def test_impressions_of_a_request_have_its_augmentation_in_any_batch(make_inputs
 def test_a_curriculum_that_ends_before_it_begins_is_refused():
     with pytest.raises(ValidationError, match=r"curriculum_start = 2.0 is not below"):
         Diff4RecConfig(kind="diff4rec", curriculum_start=2.0, curriculum_end=1.0)
+
+
+def test_a_history_that_is_only_cut_short_is_not_taken_for_a_sparse_one():
+    """Of a history of any length, max_length behaviours are all that the module sees."""
+    with pytest.raises(ValidationError, match=r"sparse_below = 20 is above max_length = 19"):
+        Diff4RecConfig(kind="diff4rec", max_length=19)
+    module = make_diff4rec(ITEMS_ONLY, max_length=4, sparse_below=4, **SMALL)
+    recent, stranger = histories([1, 2, 3], [1, 2, 3, 4]), histories([7], [7])
+    assert allowed(augment(module, recent, stranger)) == [[7], []]

@@ -22,7 +22,8 @@ class Diff4RecConfig(ItemBucketsConfig, SasrecEncoderConfig):
     denoiser: ConcatDenoiserConfig = ConcatDenoiserConfig()
     """Network of the denoiser."""
     sparse_below: PositiveInt = 20
-    """Histories with fewer behaviours are sparse: they are augmented."""
+    """Histories with fewer behaviours are sparse: they are augmented. At most max_length, which is
+    all that is seen of a history."""
     max_augmented: PositiveInt = 5
     """Behaviours that a sparse history gets at the end of the curriculum."""
     augmented_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
@@ -50,6 +51,15 @@ class Diff4RecConfig(ItemBucketsConfig, SasrecEncoderConfig):
             raise ValueError(
                 f"curriculum_start = {self.curriculum_start} is not below "
                 f"curriculum_end = {self.curriculum_end}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sparse(self) -> "Diff4RecConfig":
+        if self.sparse_below > self.max_length:
+            raise ValueError(
+                f"sparse_below = {self.sparse_below} is above max_length = {self.max_length}: of a "
+                "rich history no more behaviours are seen, so every history would be sparse"
             )
         return self
 
