@@ -15,6 +15,7 @@ from cdp_torchrec.config.errors import check
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import Layers, read_layers
 from cdp_torchrec.config.shipped import QUICKSTART
+from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
@@ -85,15 +86,59 @@ def check_unchanged(config: ExperimentConfig, run_dir: Path) -> None:
     )
 
 
-def flattered(parent: ExperimentConfig, config: ExperimentConfig) -> Iterator[str]:
-    """What is wrong with the validation of a fork, in words."""
-    before, now = parent.data.validation_fraction, config.data.validation_fraction
-    if now > before:
+def flattered(
+    parent: ExperimentConfig, config: ExperimentConfig, requests: Mapping[str, int]
+) -> Iterator[str]:
+    """What is wrong with the measurements of a fork, in words.
+
+    Args:
+        parent: of the run that it is forked from.
+        config: of the fork.
+        requests: of each period of the dataset, in the order of time.
+    """
+    seen = _trained_on(parent, requests)
+    now, before = config.data, parent.data
+    held_out = _held_out(now, requests)
+    if any(seen[period] > requests[period] - held_out[period] for period in now.train_on):
         yield (
-            f"WARNING: data.validation_fraction = {now}: the run that this one is forked from held "
-            f"out {before} only, so it was trained on a part of what is validated here, and looks "
-            "better than it is"
+            f"WARNING: data.validation_fraction = {now.validation_fraction} of "
+            f"data.train_on = {list(now.train_on)}: the run that this one is forked from held out "
+            f"{before.validation_fraction} of {list(before.train_on)} only, so it was trained on a "
+            "part of what is validated here, and looks better than it is"
         )
+    if seen[now.test_on]:
+        yield (
+            f"WARNING: data.test_on = '{now.test_on}': the run that this one is forked from was "
+            f"trained up to '{before.train_on[-1]}', so it has seen what is measured here, and "
+            "looks better than it is"
+        )
+
+
+def _trained_on(config: ExperimentConfig, requests: Mapping[str, int]) -> Mapping[str, int]:
+    """How many requests of each period, the first ones, a run was trained on, or those before it.
+
+    What a run was forked from is taken to have gone through all periods before its own, as
+    `train_days` does.
+    """
+    data, seen = config.data, dict.fromkeys(requests, 0)
+    if not requests.keys() >= {*data.train_on}:
+        return seen  # days of another copy of the dataset, of which this one knows nothing
+    if config.run.fork_from is not None:
+        periods = list(requests)
+        earlier = periods[: periods.index(data.train_on[0])]
+        seen |= {period: requests[period] for period in earlier}
+    held_out = _held_out(data, requests)
+    return seen | {period: requests[period] - held_out[period] for period in data.train_on}
+
+
+def _held_out(data: DataConfig, requests: Mapping[str, int]) -> Mapping[str, int]:
+    """How many requests of each training period, the last ones, are held out for validation."""
+    left = int(data.validation_fraction * sum(requests[period] for period in data.train_on))
+    found = {}
+    for period in reversed(data.train_on):
+        found[period] = min(left, requests[period])
+        left -= found[period]
+    return found
 
 
 def _refused(own: ExperimentConfig, config: ExperimentConfig) -> list[str]:

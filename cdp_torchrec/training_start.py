@@ -7,6 +7,7 @@ import torch
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.continuation import check_unchanged, flattered
+from cdp_torchrec.data.days import requests_of_periods
 from cdp_torchrec.distributed.parallelize import Parallelized
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -70,7 +71,8 @@ def load_start(
             parent.checkpoint, parallelized.model, parallelized.optimizer, may_grow=True
         ).forked()
         torch.manual_seed(config.seed)  # the checkpoint has brought the generator's state
-        notes = [f"forked from {parent.checkpoint}", *flattered(parent.config, config)]
+        warnings = flattered(parent.config, config, requests_of_periods(config.data.dir))
+        notes = [f"forked from {parent.checkpoint}", *warnings]
         return TrainingStart(progress, parent.checkpoint, tuple(notes))
     notes = ["there is no checkpoint to resume: begun at step 0"] if config.run.resume else []
     return TrainingStart(BEGINNING, None, tuple(notes))

@@ -1,5 +1,6 @@
 """A run goes on as it was begun, or is refused; a fork may differ."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -249,11 +250,64 @@ def test_a_fork_is_resumed_by_the_line_that_began_it_and_records_its_parent() ->
     assert alone == fork == load_toml(ExperimentConfig, Path("fork", "config.toml"))
 
 
+DAY, NEXT_DAY = "2025-06-01", "2025-06-02"
+REQUESTS = {"train": 900, "test": 100, DAY: 100, NEXT_DAY: 100}
+
+
+def periods(*train_on: str, test_on: str) -> list[str]:
+    return [f"data.train_on={json.dumps(train_on)}", f'data.test_on="{test_on}"']
+
+
+def warnings_of(parent: ExperimentConfig, *settings: str) -> list[str]:
+    return [*flattered(parent, load_training([*LINE, *settings]), REQUESTS)]
+
+
 def test_a_fork_that_holds_out_what_its_parent_trained_on_is_told_so() -> None:
     parent = begin()
-    (warning,) = flattered(parent, load_training([*LINE, "data.validation_fraction=0.4"]))
-    assert "data.validation_fraction = 0.4" in warning and "0.1 only" in warning
-    assert [*flattered(parent, load_training([*LINE, "data.validation_fraction=0.05"]))] == []
+    (warning,) = warnings_of(parent, "data.validation_fraction=0.4")
+    assert "data.validation_fraction = 0.4" in warning and "0.1 of ['train'] only" in warning
+    assert warnings_of(parent, "data.validation_fraction=0.05") == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "forked", "is_flattered"),
+    [
+        (["train"], ["train", "test"], False),  # holds out 100 of 1000: test, and nothing else
+        (["test"], ["train", "test"], True),  # the same 100, of which 90 were trained on
+        (["train", "test"], ["train"], True),
+        (["train"], ["test"], False),
+    ],
+)
+def test_what_a_fork_holds_out_is_compared_request_by_request(
+    begun: list[str], forked: list[str], is_flattered: bool
+) -> None:
+    """Fails where shares are compared: of other periods they say nothing."""
+    parent = begin(*periods(*begun, test_on=DAY))
+    found = warnings_of(parent, *periods(*forked, test_on=DAY))
+    assert [("is validated here" in warning) for warning in found] == [True] * is_flattered
+
+
+def test_a_larger_share_of_later_days_flatters_nobody() -> None:
+    parent = begin("data.validation_fraction=0")
+    later = periods(DAY, test_on=NEXT_DAY)
+    assert warnings_of(parent, *later, "data.validation_fraction=0.5") == []
+
+
+@pytest.mark.parametrize("is_fork", [False, True])
+def test_a_fork_that_is_measured_on_what_its_parent_trained_on_is_told_so(is_fork: bool) -> None:
+    """The parent is trained on it, or is a fork of a run that was."""
+    parent = begin(*periods(DAY if is_fork else "test", test_on=NEXT_DAY))
+    run = parent.run.model_copy(update={"fork_from": Path("former") if is_fork else None})
+    parent = parent.model_copy(update={"run": run})
+    everything = "data.validation_fraction=0"
+    (warning,) = warnings_of(parent, *periods("train", test_on="test"), everything)
+    assert warning.startswith("WARNING: data.test_on = 'test'")
+    assert warnings_of(parent, *periods(DAY, test_on=NEXT_DAY), everything) == []
+
+
+def test_a_parent_of_days_that_are_not_here_is_no_reason_for_a_warning() -> None:
+    parent = begin(*periods("2025-05-31", test_on=DAY))
+    assert warnings_of(parent, *periods(DAY, test_on=NEXT_DAY)) == []
 
 
 def test_there_must_be_a_run_to_fork() -> None:

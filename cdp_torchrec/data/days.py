@@ -113,6 +113,17 @@ def load_days(dataset: Path, base: Schema) -> tuple[Day, ...]:
     return tuple(days)
 
 
+def requests_of_periods(dataset: Path) -> dict[str, int]:
+    """How many requests each period of a dataset has, in the order of time.
+
+    Raises:
+        DatasetError: there is no readable dataset, or a day is damaged.
+    """
+    base = load_schema(dataset)
+    of_days = {day.name: day.requests.requests for day in load_days(dataset, base)}
+    return {name: base.splits[name].requests for name in (TRAIN, TEST)} | of_days
+
+
 def grown(base: Schema, days: Sequence[Day], *, trained_days: int | None = None) -> Schema:
     """The schema of a dataset with some of its days, the first ones.
 
