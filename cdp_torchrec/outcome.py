@@ -67,6 +67,8 @@ def success(report: MetricReport, references: Mapping[str, MetricReport]) -> Ite
         report: of the model.
         references: of the untrained scorers, by name.
     """
+    if math.isnan(report.auc):
+        return  # nothing was ranked
     if any(getattr(report, m) <= max(0.5, _best(references, m)[1]) for m in _RANKING):
         return
     metric = "auc" if math.isnan(report.gauc) else "gauc"
@@ -96,7 +98,7 @@ def weak_metrics(report: MetricReport, references: Mapping[str, MetricReport]) -
             f"NE {report.ne:.3f} is not below 1: the probabilities are worse than the click rate "
             f"{report.ctr:.4f} for every impression."
         )
-    if not CALIBRATED[0] <= report.calibration <= CALIBRATED[1]:
+    if report.num_clicks and not CALIBRATED[0] <= report.calibration <= CALIBRATED[1]:
         yield (
             f"calibration {report.calibration:.2f}: the model predicts {report.calibration:.2f} "
             "clicks for every click that happened. Often training learnt rare ids by heart: fewer "
@@ -106,7 +108,13 @@ def weak_metrics(report: MetricReport, references: Mapping[str, MetricReport]) -
         value = getattr(report, name)
         if value <= 0.5:
             yield f"{name.upper()} {value:.4f} is not above 0.5, which any random order reaches."
-    if math.isnan(report.gauc):
+    if math.isnan(report.auc):
+        yield (
+            f"{report.num_clicks:,} of the {report.num_impressions:,} test impressions are clicks: "
+            "there is no pair to rank, and the order of the model was not measured. Name a period "
+            "with both (data.test_on)."
+        )
+    elif math.isnan(report.gauc):
         yield (
             "GAUC is undefined: no test request has candidates with and without a click. Use AUC "
             "and UAUC, and for the choice of the checkpoint trainer.validation_metric=auc."

@@ -64,6 +64,29 @@ def test_a_good_training_gets_no_words_of_warning(report: MetricReport, tmp_path
     assert list(idle_settings(config_of(tmp_path), has_validation=True, total_steps=100)) == []
 
 
+@pytest.mark.parametrize("clicks", [0, 200])
+def test_a_test_split_of_one_label_is_no_success_and_said_so(clicks: int) -> None:
+    """On some days no click is logged. Fails where an undefined AUC beats another."""
+
+    def undefined(probability: torch.Tensor) -> MetricReport:
+        metrics = ImpressionMetrics(strata={})
+        metrics.update(
+            probability=probability,
+            labels=torch.full((200,), float(clicks > 0)),
+            user_id=torch.arange(200) // 8,
+            request_id=torch.arange(200) // 4,
+            weights=torch.ones(200),
+            strata={},
+        )
+        return metrics.compute(num_bootstrap=4)
+
+    report = undefined(torch.full((200,), clicks / 200))
+    references = {"position": undefined(torch.linspace(0, 1, 200))}
+    assert list(success(report, references)) == []
+    (problem,) = weak_metrics(report, references)
+    assert problem.startswith(f"{clicks} of the 200 test impressions are clicks: there is no pair")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
