@@ -126,6 +126,13 @@ class QuerySearch(nn.Module):
         queries = self.direction(query.index_select(0, index.first_impression)).detach()
         kept = index.lengths.new_full((index.lengths.shape[0], self.num_kept), num_behaviours)
         long = [b for b in index.sequence_blocks if b.behaviour.shape[1] > self.num_kept]
+        if long:
+            # Candidates are in other blocks than sequences: a short one may stand among long ones.
+            for block in index.sequence_blocks:
+                missing = self.num_kept - block.behaviour.shape[1]
+                if missing >= 0:
+                    everything = functional.pad(block.behaviour, (missing, 0), value=num_behaviours)
+                    kept = kept.index_copy(0, block.sequence, everything)
         of_blocks = gather_each(behaviours, [b.behaviour for b in long]) if long else []
         for block, rows in zip(long, of_blocks, strict=True):
             of_rows = queries.index_select(0, block.sequence).double().unsqueeze(2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from cdp_torchrec.data import sequence_index
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.config.attention import QinConfig
 from cdp_torchrec.interest.qin import QinInterest
@@ -65,6 +66,22 @@ def test_a_search_that_keeps_everything_is_no_search(make_qin, make_inputs):
     wide = make_qin(num_query_kept=50, num_kept=50).eval()
     wide.load_state_dict(module.state_dict())
     torch.testing.assert_close(wide(inputs).interest, module(inputs).interest)
+
+
+def test_a_short_history_is_read_whole_whatever_stands_in_its_block(
+    make_qin, make_inputs, monkeypatch
+):
+    """Candidates are grouped otherwise than sequences: a short history may be padded to the length
+    of one that is searched. Fails where it is then taken for one of which nothing was found."""
+    module = make_qin(num_query_kept=9, num_kept=9).eval()
+    inputs = make_inputs(lengths=[0, 3, 8, 40])  # a block for each length
+    index = inputs.recent.index
+    monkeypatch.setattr(sequence_index, "_PAIRS_PER_BLOCK", 1e9)
+    together = make_inputs(lengths=[0, 3, 8, 40]).recent.index  # one block of all
+    assert len(index.sequence_blocks) > len(together.candidate_blocks) == 1
+    index = replace(index, candidate_blocks=together.candidate_blocks, place=together.place)
+    mixed = replace(inputs, recent=replace(inputs.recent, index=index))
+    torch.testing.assert_close(module(mixed).interest, module(inputs).interest)
 
 
 def test_the_click_loss_does_not_reach_the_vectors_of_the_search(make_qin, make_inputs):
