@@ -3,9 +3,11 @@
 from dataclasses import replace
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 
+from cdp_torchrec.data import sequence_index
 from cdp_torchrec.interest import InterestInput
 from tests.gradients import idle_parameters, in_float64
 from tests.interest.sequences import padded, take
@@ -60,6 +62,27 @@ def test_a_pooled_history_by_the_time_of_day_keeps_the_contract(
     make_module, make_inputs, dims, variant
 ):
     check_contract(make_module, make_inputs, replace(dims, dayparts=3), variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
+def test_rows_may_be_grouped_in_any_blocks(make_module, make_inputs, dims, variant, monkeypatch):
+    """Sequences and candidates are grouped apart: a short one may stand among long ones."""
+    module = make_module(*variant, dims=dims).double()
+
+    def computed():
+        inputs = make_inputs(dims, num_segments=segments(module), lengths=LENGTHS)
+        output = module(in_float64(replace(inputs, progress=torch.ones(12))))
+        return {"interest": output.interest} | auxiliary(output)
+
+    def in_two(length, width):
+        rows = np.arange(len(length))
+        # Of the 3 sequences with behaviours the shortest alone, of the 4 of candidates every other.
+        first = rows < 1 if len(rows) == 3 else rows % 2 == 0
+        return [rows[first], rows[~first]]
+
+    expected = computed()  # in a block for each length
+    monkeypatch.setattr(sequence_index, "_alike", in_two)
+    torch.testing.assert_close(computed(), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids="+".join)
