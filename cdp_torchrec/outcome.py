@@ -197,12 +197,24 @@ def idle_settings(
                 f"the {total_steps} steps of the training: the learning rate rose to the last one, "
                 "and what follows a warm-up had no effect."
             )
-    dayparts, interest = config.data.history.dayparts, config.model.interest
-    if dayparts > 1 and not interest.reads_time_of_day:
+    yield from _idle_history_settings(config)
+
+
+def _idle_history_settings(config: ExperimentConfig) -> Iterator[str]:
+    """Those of what is read of the history."""
+    history, interest = config.data.history, config.model.interest
+    if history.dayparts > 1 and not interest.reads_time_of_day:
         yield (
-            f"data.history.dayparts = {dayparts} had no effect: model.interest.kind = "
+            f"data.history.dayparts = {history.dayparts} had no effect: model.interest.kind = "
             f"{interest.kind} reads no behaviour by its time."
         )
+    longest = interest.history.longest_sequence(history.max_length)
+    for key, number in interest.searches.items():
+        if longest is not None and number >= longest:
+            yield (
+                f"model.interest.{key} = {number} had no effect: no search happens among "
+                f"{longest} behaviours (data.history.max_length)."
+            )
 
 
 def _starter_hint(config: ExperimentConfig) -> Iterator[str]:

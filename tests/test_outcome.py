@@ -175,6 +175,18 @@ def test_parts_of_the_day_that_nobody_reads_are_called_idle(tmp_path: Path) -> N
         assert not list(idle_settings(config, has_validation=True, total_steps=100))
 
 
+def test_a_search_among_too_few_behaviours_is_called_idle(tmp_path: Path) -> None:
+    def found(interest: str, max_length: int) -> list[str]:
+        config = config_of(tmp_path, f"data.history.max_length={max_length}", interest=interest)
+        return list(idle_settings(config, has_validation=True, total_steps=100))
+
+    (by_score,) = found("twin", 100)
+    assert by_score.startswith("model.interest.num_kept = 100 had no effect: no search happens")
+    assert found("twin", 101) == found("sim_hard", 51) == found("din", 2) == found("cdp", 2) == []
+    (by_query,) = found("qin", 100)
+    assert by_query.startswith("model.interest.num_query_kept = 200 had no effect")
+
+
 def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
     config = config_of(tmp_path, "trainer.patience=2", "data.validation_fraction=0")
     words = "trainer.patience = 2 had no effect: data.validation_fraction = 0.0 holds out no"

@@ -10,10 +10,7 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 
 def longest_sequence(config: ExperimentConfig) -> int | None:
     """Behaviours of the longest sequence that a row reads; None: it has none, or pools all."""
-    history, kept = config.model.interest.history, config.data.history.max_length
-    if history.gated:
-        return kept
-    return history.longest_recent(kept) if history.recent else None
+    return config.model.interest.history.longest_sequence(config.data.history.max_length)
 
 
 def describe_history(config: ExperimentConfig) -> str:

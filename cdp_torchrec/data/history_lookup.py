@@ -53,6 +53,12 @@ class HistoryLookup:
         """Most behaviours of a sequence in `recent`, given data.history.max_length."""
         return min(self.recent_length or max_length, max_length)
 
+    def longest_sequence(self, max_length: int) -> int | None:
+        """Most behaviours of a sequence, given data.history.max_length; None: there is none."""
+        if self.gated:
+            return max_length
+        return self.longest_recent(max_length) if self.recent else None
+
     def served_recent_length(self, max_length: int) -> int | None:
         """Length to which serving pads every sequence in `recent`; None: to that of the longest.
 
