@@ -64,7 +64,7 @@ class PredictionWriter:
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._part(dist.get_rank()), table.schema)
         if len(table):
-            self._writer.write_table(table)
+            self._writer.write_table(table, row_group_size=len(table))  # however large
 
     def close(self) -> None:
         """Join the parts of all ranks; collective."""
