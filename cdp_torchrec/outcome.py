@@ -137,26 +137,28 @@ def blind_spots(coverage: Coverage, config: ExperimentConfig) -> Iterator[str]:
         config: of the run.
     """
     lookup = config.model.interest.history
-    reads_pool = lookup.gated or lookup.pool_segments is not None
-    readers = (
-        [f"model.interest.kind = {config.model.interest.kind}"]
-        if (reads_pool or lookup.recent)
-        else []
-    )
-    if config.model.interaction.history_counts:
-        readers.append("model.interaction.history_counts")
-    if readers and not coverage.with_history:
+    module = f"model.interest.kind = {config.model.interest.kind}"
+    has_counts = config.model.interaction.history_counts
+    counts = ["model.interaction.history_counts"] if has_counts else []
+    through_gate = [module] if lookup.gated or lookup.pool_segments is not None else []
+    past_gate = [module] if lookup.recent and not through_gate else []
+    if not coverage.with_history and (readers := [*through_gate, *past_gate, *counts]):
         yield (
             "no test request has a single behaviour before it, so there is nothing to read for "
             f"{' and '.join(readers)}: compare user_id and timestamp (milliseconds) of the "
             "requests with those of the behaviours."
         )
-    elif readers and coverage.has_gate and not coverage.with_gated_history:
-        yield (
-            "the category gate never passes a behaviour, so there is nothing to read for "
-            f"{' and '.join(readers)}: the categories of the behaviours are written otherwise than "
-            "those of the candidates."
-        )
+    elif coverage.has_gate and not coverage.with_gated_history:
+        effects = []
+        if readers := [*through_gate, *counts]:
+            effects.append(f"there is nothing to read for {' and '.join(readers)}")
+        if past_gate:
+            effects.append(f"{module} meets no category twice")
+        if effects:
+            yield (
+                f"the category gate never passes a behaviour, so {' and '.join(effects)}: the "
+                "categories of the behaviours are written otherwise than those of the candidates."
+            )
     for feature, share in coverage.own_rows.items():
         if not share and feature not in config.model.interaction.exclude:
             yield (

@@ -135,6 +135,16 @@ def test_what_never_matches_is_named_in_words(
     )
 
 
+def test_what_does_not_go_through_the_gate_has_something_to_read(tmp_path: Path) -> None:
+    """Fails where a module of the whole history is said to have nothing to read."""
+    shut = replace(COVERED, with_gated_history=0.0)
+    (words,) = blind_spots(shut, config_of(tmp_path, interest="din"))
+    assert "so model.interest.kind = din meets no category twice: the categories" in words
+    counts = "model.interaction.history_counts=true"
+    (words,) = blind_spots(shut, config_of(tmp_path, counts, interest="din"))
+    assert "nothing to read for model.interaction.history_counts and model.interest.kind" in words
+
+
 @pytest.mark.parametrize(
     ("change", "settings", "interest"),
     [
