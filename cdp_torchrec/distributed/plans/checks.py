@@ -10,14 +10,14 @@ from cdp_torchrec.distributed.plans.constraints import (
     FOR_SEQUENCES,
     LANES,
     NO_ROWWISE_ADAGRAD,
+    NODE_TYPES,
+    node_type_conflicts,
 )
 from cdp_torchrec.distributed.plans.format import PlanFile, ShardEntry, TableEntry
 from cdp_torchrec.distributed.plans.managed_collision import managed_collision_conflicts
 from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable, shardings_of
 
-_NODE_TYPES = ("table_row_wise", "grid_shard")
-"""Types that spread the rows of a table over the ranks of one node."""
 _CACHING = "fused_uvm_caching"
 
 
@@ -39,7 +39,7 @@ def find_mismatches(file: PlanFile, problem: PlanProblem) -> list[str]:
             + (" for each copy of the tables" if problem.num_replicas > 1 else "")
             + "; start as many ranks, or plan anew"
         )
-    by_node = [n for n, entry in file.tables.items() if entry.sharding_type in _NODE_TYPES]
+    by_node = [n for n, entry in file.tables.items() if entry.sharding_type in NODE_TYPES]
     if by_node and file.local_world_size != problem.local_world_size:
         mismatches.append(
             f"local_world_size: {file.local_world_size} ranks per node in the plan, "
@@ -99,11 +99,13 @@ def _table_mismatches(entry: TableEntry, table: EmbeddingTable, problem: PlanPro
         mismatches.append(f"{entry.sharding_type} {NO_ROWWISE_ADAGRAD}")
     if entry.compute_kernel.startswith("fused_uvm") and problem.device == "cpu":
         mismatches.append(f"{entry.compute_kernel} needs a GPU, and the ranks compute on the CPU")
+    mismatches += node_type_conflicts([entry.sharding_type], problem)
     return mismatches + managed_collision_conflicts(
         table,
         types=[entry.sharding_type],
         kernels=[entry.compute_kernel],
         world_size=problem.world_size,
+        num_replicas=problem.num_replicas,
     )
 
 
@@ -173,7 +175,7 @@ def _layout_mistakes(
         return [f"shards need multiples of {LANES} columns"]
     if list(entry.shards) != sorted(entry.shards, key=lambda s: (s.offsets[1], s.offsets[0])):
         return ["shards are not in the order of columns, then rows"]
-    parts = {"row_wise": file.world_size} | dict.fromkeys(_NODE_TYPES, file.local_world_size)
+    parts = {"row_wise": file.world_size} | dict.fromkeys(NODE_TYPES, file.local_world_size)
     num_parts = parts.get(kind, 1)
     rows = _even_rows(entry.num_embeddings, num_parts)
     for stack in stacks:

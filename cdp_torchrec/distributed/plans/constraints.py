@@ -1,6 +1,7 @@
 """What the planner may choose for each table."""
 
 import logging
+from collections.abc import Iterable
 from functools import cache
 
 from torchrec.distributed.planner.types import ParameterConstraints
@@ -150,12 +151,10 @@ def _conflicts(
     problem: PlanProblem,
 ) -> list[str]:
     key = f"sharding.tables.{table.entity}"
-    conflicts = []
+    asked = key if own.types else f"sharding.strategy = '{problem.sharding.strategy}'"
+    conflicts = [f"{asked}: {found}" for found in node_type_conflicts(types, problem)]
     if problem.optimizer.kind == "rowwise_adagrad":
-        asked = key if own.types else f"sharding.strategy = '{problem.sharding.strategy}'"
         conflicts += [f"{asked}: {n} {NO_ROWWISE_ADAGRAD}" for n in types if n in COLUMN_TYPES]
-    if problem.num_replicas > 1:
-        conflicts += _conflicts_of_replicas(table, own, types, problem)
     width = own.column_width
     if width is not None and (table.embedding_dim % width or width % LANES):
         conflicts.append(
@@ -175,32 +174,28 @@ def _conflicts(
     if own.cache_load_factor is not None and "fused_uvm_caching" not in (own.kernels or ()):
         conflicts.append(f"{key}.cache_load_factor: only the kernel fused_uvm_caching has a cache")
     of_collision = managed_collision_conflicts(
-        table, types=types, kernels=own.kernels or (), world_size=problem.world_size
+        table,
+        types=types,
+        kernels=own.kernels or (),
+        world_size=problem.world_size,
+        num_replicas=problem.num_replicas,
     )
     return conflicts + [f"{key}: {conflict}" for conflict in of_collision]
 
 
-def _conflicts_of_replicas(
-    table: EmbeddingTable,
-    own: TableShardingConfig,
-    types: tuple[TypeName, ...],
-    problem: PlanProblem,
-) -> list[str]:
-    key = f"sharding.sharding_group_size = {problem.world_size}"
-    asked = (
-        f"sharding.tables.{table.entity}"
-        if own.types
-        else f"sharding.strategy = '{problem.sharding.strategy}'"
-    )
-    conflicts = [
-        f"{asked}: {name} and {key} do not go together: TorchRec makes the groups of ranks within "
-        "and between nodes of all ranks, not of those that share a copy of the tables"
+def node_type_conflicts(types: Iterable[str], problem: PlanProblem) -> list[str]:
+    """Why a table of which there are several copies cannot be sharded so.
+
+    Args:
+        types: sharding types that are asked for.
+        problem: tells how many copies there are.
+    """
+    if problem.num_replicas == 1:
+        return []
+    return [
+        f"{name} and sharding.sharding_group_size = {problem.world_size} do not go together: "
+        "TorchRec makes the groups of ranks within and between nodes of all ranks, not of those "
+        "that share a copy of the tables"
         for name in types
         if name in NODE_TYPES
     ]
-    if table.buckets is not None:
-        conflicts.append(
-            f"data.vocabulary.{table.entity}.managed_collision and {key} do not go together: each "
-            "replica would give rows to the ids that it has seen"
-        )
-    return conflicts

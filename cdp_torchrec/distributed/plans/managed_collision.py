@@ -6,7 +6,12 @@ from cdp_torchrec.distributed.plans.tables import EmbeddingTable
 
 
 def managed_collision_conflicts(
-    table: EmbeddingTable, *, types: Iterable[str], kernels: Iterable[str], world_size: int
+    table: EmbeddingTable,
+    *,
+    types: Iterable[str],
+    kernels: Iterable[str],
+    world_size: int,
+    num_replicas: int,
 ) -> list[str]:
     """Why a table cannot be sharded so; nothing for tables without managed collision.
 
@@ -14,7 +19,8 @@ def managed_collision_conflicts(
         table: of the model.
         types: sharding types that are asked for.
         kernels: compute kernels that are asked for.
-        world_size: number of ranks.
+        world_size: number of ranks that hold a copy of the table.
+        num_replicas: copies of the table.
     """
     if table.buckets is None:
         return []
@@ -34,5 +40,10 @@ def managed_collision_conflicts(
         problems.append(
             f"{key}.buckets = {table.buckets}: expected a multiple of the {world_size} ranks, each "
             "of which holds whole buckets"
+        )
+    if num_replicas > 1:
+        problems.append(
+            f"sharding.sharding_group_size = {world_size} and {key} do not go together: each "
+            "replica would give rows to the ids that it has seen"
         )
     return problems

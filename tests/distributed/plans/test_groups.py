@@ -1,5 +1,6 @@
 """Several copies of the tables, each on a group of ranks of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from torch import nn
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.constraints import table_constraints
+from cdp_torchrec.distributed.plans.file import read_plan, write_plan
 from cdp_torchrec.distributed.plans.job import count_replicas
+from cdp_torchrec.distributed.plans.managed_collision import managed_collision_conflicts
+from cdp_torchrec.distributed.plans.search import choose_plan
 from cdp_torchrec.distributed.row_optimizers import LazyAdam
 from tests.distributed.plans.cases import Case, Layout, tables_of
 from tests.distributed.plans.problems import ADAGRAD, ADAM, problem, with_replicas
@@ -91,3 +95,27 @@ def test_types_that_tell_nodes_apart_are_refused_with_replicas(kind: str) -> Non
     types = table_constraints(with_replicas(problem()))["t_user"].sharding_types
     assert types is not None
     assert kind not in types
+
+
+@pytest.mark.parametrize("kind", ["table_row_wise", "grid_shard"])
+def test_such_types_are_refused_in_a_plan_file_too(kind: str, tmp_path: Path) -> None:
+    """Fails where a file is only compared with the ranks of one copy, which it fits."""
+    write_plan(tmp_path / "plan.json", choose_plan(problem(strategy=kind)), problem())
+    assert read_plan(tmp_path / "plan.json", problem())
+    with pytest.raises(ConfigError, match=f"t_user: {kind} and sharding.sharding_group_size = 2"):
+        read_plan(tmp_path / "plan.json", with_replicas(problem()))
+
+
+def test_rows_that_ids_win_are_refused_with_replicas() -> None:
+    """In a search and in a plan file: each replica would count its own ids, in silence."""
+    [table] = (table for table in problem().tables if table.entity == "user")
+    managed = replace(table, buckets=16)
+
+    def conflicts(num_replicas: int) -> list[str]:
+        return managed_collision_conflicts(
+            managed, types=["row_wise"], kernels=[], world_size=2, num_replicas=num_replicas
+        )
+
+    assert conflicts(1) == []
+    (conflict,) = conflicts(2)
+    assert conflict.startswith("sharding.sharding_group_size = 2 and data.vocabulary.user.managed")
