@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.model_inputs import DenseInputs
 from cdp_torchrec.model.config import ModelConfig
@@ -29,12 +30,22 @@ class EmbeddingSets(nn.Module):
         Args:
             layout: keys and numbers of the dataset.
             config: the model's configuration; its sets divide the columns of the tables.
+
+        Raises:
+            ConfigError: a module does not fit the width of a set.
         """
         super().__init__()
         self._width = config.embedding_dim // config.num_embedding_sets
         own = config.model_copy(update={"embedding_dim": self._width, "num_embedding_sets": 1})
         count = range(config.num_embedding_sets)
-        self._archs = nn.ModuleList([RankingArch(layout, own) for _ in count])
+        try:
+            self._archs = nn.ModuleList([RankingArch(layout, own) for _ in count])
+        except ConfigError as error:
+            # To a set, its own columns are the width of the tables.
+            raise ConfigError(
+                f"{error} (of model.embedding_dim = {config.embedding_dim}, each of "
+                f"model.num_embedding_sets = {config.num_embedding_sets} has {self._width})"
+            ) from error
 
     @property
     def sets(self) -> Sequence[RankingArch]:

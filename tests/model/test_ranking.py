@@ -288,6 +288,12 @@ def test_sets_that_do_not_divide_the_columns_are_an_error(tiny_dataset: Path) ->
         Setting(tiny_dataset, "pooled", "model.num_embedding_sets=3")
 
 
+def test_a_width_that_a_set_does_not_have_is_no_width_of_the_tables(tiny_dataset: Path) -> None:
+    """Fails where 4 is said to be model.embedding_dim, which is 8."""
+    with pytest.raises(ConfigError, match=r"num_heads = 8: .*embedding_dim = 8, each .* has 4\)"):
+        Setting(tiny_dataset, "sasrec", SETS, "model.interest.num_heads=8")
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_bfloat16_changes_scores_little(tiny_dataset: Path, preset: str) -> None:
     exact = Setting(tiny_dataset, preset)
