@@ -165,6 +165,15 @@ class Trainer:
         # Where a signal ends the segment, the pipeline finishes what it has begun.
         source = itertools.takewhile(lambda _: not self._interruption.signal, batches)
         started, first = time.perf_counter(), progress.step
+        unlogged: tuple[TrainOutput, dict[str, float]] | None = None
+
+        def log(output: TrainOutput, rates: dict[str, float]) -> None:
+            nonlocal started, first
+            now = time.perf_counter()
+            speed = (progress.step - first) * self._config.global_batch_size / (now - started)
+            started, first = now, progress.step
+            self._log(progress.step, output, rates, speed)
+
         for step, position in zip(itertools.count(progress.step), positions, strict=False):
             rates = self._optimizer.set_learning_rates(step)
             is_logged = (step + 1) % self._config.log_every_steps == 0 or step + 1 == stop
@@ -177,13 +186,13 @@ class Trainer:
                 progress, step=step + 1, position=position + self._config.global_batch_size
             )
             self._monitor.advance()
+            unlogged = None if is_logged else (output, rates)
             if is_logged:
-                now = time.perf_counter()
-                speed = (progress.step - first) * self._config.global_batch_size / (now - started)
-                started, first = now, progress.step
-                self._log(progress.step, output, rates, speed)
+                log(output, rates)
             self._hear()
         pipeline.detach()
+        if unlogged is not None:  # a signal has ended the segment, and what is saved must be sound
+            log(*unlogged)
         assign_counted_rows(self._model)
         return progress
 

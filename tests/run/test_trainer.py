@@ -1,0 +1,58 @@
+"""The training loop, where it ends before its time."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdp_torchrec.config import load_config
+from cdp_torchrec.distributed.interruption import Interrupted
+from cdp_torchrec.experiment import train_experiment
+from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.saved import CHECKPOINTS, saved_checkpoints
+from cdp_torchrec.trainer import NonFiniteLossError
+from tests.paths import CONFIGS
+from tests.runs import losses
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
+def interrupted(
+    dataset: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, *, lr: float
+) -> None:
+    """Train; a signal comes at the third step, long before anything is logged."""
+    steps = []
+
+    def advance(monitor: Monitor) -> None:
+        steps.append(monitor)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Monitor, "advance", advance)
+    settings = [f"data.dir={dataset}", f"run.dir={run_dir}", f"optimizer.dense.lr={lr}"]
+    settings += ["trainer.global_batch_size=64", "trainer.log_every_steps=1000"]
+    layers = [str(CONFIGS / "interest" / "pooled.toml"), *settings]
+    train_experiment(load_config(ExperimentConfig, layers), torch.device("cpu"), quiet=True)
+
+
+def test_nothing_is_saved_of_a_model_that_a_signal_finds_diverged(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where the steps since the last line of the log are saved unseen: every resume would go
+    on from them, and end."""
+    with pytest.raises(NonFiniteLossError, match="lower the learning rates"):
+        interrupted(tiny_dataset, tmp_path / "run", monkeypatch, lr=1e30)
+    assert saved_checkpoints(tmp_path / "run" / CHECKPOINTS) == []
+
+
+def test_the_last_step_before_a_signal_is_logged(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        interrupted(tiny_dataset, tmp_path / "run", monkeypatch, lr=1e-3)
+    [checkpoint] = saved_checkpoints(tmp_path / "run" / CHECKPOINTS)
+    assert int(checkpoint.name.removeprefix("step-")) >= 3
+    assert len(losses(tmp_path / "run")) == 1
