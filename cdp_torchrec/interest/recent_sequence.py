@@ -67,6 +67,9 @@ def only_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
     place = functional.pad(shown, (0, 1), value=True).cumsum(0) - 1
     places = shown.nonzero().squeeze(1)
 
+    def of_those(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.index_select(0, places)
+
     def here(behaviour: Tensor) -> Tensor:
         return place.index_select(0, behaviour.flatten()).view_as(behaviour)
 
@@ -87,7 +90,8 @@ def only_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
             candidate_blocks=tuple(
                 replace(block, behaviour=here(block.behaviour)) for block in index.candidate_blocks
             ),
-            size=None if index.size is None else index.size.index_select(0, places),
+            size=of_those(index.size),
+            attributes=of_those(index.attributes),
         ),
     )
 

@@ -163,6 +163,8 @@ def test_official_search_and_attention_give_the_same_interest(make_inputs):
 def test_dropping_older_behaviours_is_hiding_them(make_inputs, length):
     """The same rows in every block, and an index that fits what is left."""
     sequence = make_inputs(batch=20, lengths=[0, 3, 40, 8, 21]).recent
+    index = replace(sequence.index, attributes=torch.randn(len(sequence.item), 2))
+    sequence = replace(sequence, index=index)
     hidden, dropped = keep_recent(sequence, length), only_recent(sequence, length)
     assert dropped.index.lengths.tolist()[:5] == [min(n, length) for n in (0, 3, 40, 8, 21)]
     assert len(dropped.item) == len(dropped.index.owner) == int(dropped.index.lengths.sum())
@@ -172,6 +174,9 @@ def test_dropping_older_behaviours_is_hiding_them(make_inputs, length):
             for name in ("item", "category", "action"):
                 expected = gather(getattr(hidden, name), theirs.behaviour)
                 assert torch.equal(gather(getattr(dropped, name), ours.behaviour), expected)
+            assert hidden.index.attributes is not None and dropped.index.attributes is not None
+            expected = gather(hidden.index.attributes, theirs.behaviour)
+            assert torch.equal(gather(dropped.index.attributes, ours.behaviour), expected)
     for index in (hidden.index, dropped.index):
         ages = [index.age[index.owner == row][-length:] for row in range(5)]
         assert torch.equal(torch.cat(ages), dropped.index.age)
