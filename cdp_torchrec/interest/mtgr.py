@@ -33,10 +33,9 @@ class MtgrInterest(InterestModule):
     """The interest is the encoded candidate.
 
     User features are a token of the row, read from any of its impressions; without them in the log
-    it is a learned one. Query, context and
-    scene can differ between the requests of a row, so they join the candidate's token, beside item
-    and attributes. A log without some of these is read as far as it goes; without history a
-    candidate attends to the user and to itself.
+    it is a learned one. Query, context and scene can differ between the requests of a row, so they
+    join the candidate's token, beside item and attributes. A log without some of these is read as
+    far as it goes; without history a candidate attends to the user and to itself.
 
     Our batches have one request in a row. Its real-time behaviours are those of the last
     `realtime_hours`. A row of several requests goes through `encode_rows`.

@@ -40,7 +40,8 @@ class DdrmConfig(InterestVectorConfig):
     item, [D]. "ideal_item": the mean history into an ideal item; the tower also receives its inner
     product with the target item (DDRM's score) and their cosine, [2]."""
     history_filter: Literal["none", "category"] = "none"
-    """Which behaviours are averaged. DDRM: all, "none". "category": those in the target item's."""
+    """Which behaviours are averaged. DDRM: all, "none", of which the last data.history.max_length
+    are read. "category": all in the target item's."""
     latent_norm: Literal["none", "layernorm"] = "none"
     """Scale of the vectors that are denoised. DDRM: "none", of a pre-trained backbone. Embeddings
     that start small would vanish in the noise: "layernorm" gives them unit variance."""
@@ -69,7 +70,7 @@ class DdrmConfig(InterestVectorConfig):
 
     @property
     def history(self) -> HistoryLookup:
-        """All behaviours, or those in the target item's category, for their mean."""
+        """The recent behaviours, or all in the target item's category, for their mean."""
         if self.history_filter == "category":
             return HistoryLookup(pool_segments=())
         return HistoryLookup(recent=True)
@@ -112,7 +113,8 @@ class DiffRecConfig(ItemBucketsConfig):
     oldest_weight: Annotated[NonNegativeFloat, only_if(interaction_weight="recency")] = 0.1
     """w_min of the weights. T-DiffRec: 0.1, or 0.5 on one of its datasets."""
     history_filter: Literal["none", "category"] = "none"
-    """Which interactions enter. DiffRec: all, "none". "category": those in the target item's."""
+    """Which interactions enter. DiffRec: all, "none". "category": those in the target item's. Of
+    either, the last data.history.max_length are read."""
     latent_per_cluster: Annotated[PositiveInt, only_if(space="latent")] = 8
     """Z / K. L-DiffRec: 300 in all, shared out by the size of clusters."""
     schedule: NoiseScheduleConfig = DIFFREC_SCHEDULE
