@@ -13,7 +13,7 @@ from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.id_hash import IdHash
 from cdp_torchrec.data.own_rows import OwnRows
-from cdp_torchrec.data.schema import DatasetError, Feature, Role, Schema
+from cdp_torchrec.data.schema import USER_ENTITY, DatasetError, Feature, Role, Schema
 from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts, stored_ids
 
 Slot = Literal[
@@ -175,7 +175,10 @@ class FeatureLayout:
     """Recency segments in which the tower learns the counts of the gated history; None: it does
     not."""
     num_users: int
-    """Largest user code that the history store has behaviours of."""
+    """Largest user code that a training knows, of whatever day it is measured on."""
+    num_domains: int = 0
+    """Codes that a domain may have, with that of a missing one; 0 without domains. Those before any
+    day was appended: networks of domains do not grow as tables do."""
     dayparts: int = 1
     """Equal parts of the day by which behaviours are told apart."""
     attributes: tuple[BehaviourAttribute, ...] = ()
@@ -191,14 +194,6 @@ class FeatureLayout:
         """Columns of SequenceIndex.attributes; 0 where there is nothing of it."""
         of_attributes = sum(attribute.num_values for attribute in self.attributes)
         return of_attributes + (self.dayparts if self.dayparts > 1 else 0)
-
-    @property
-    def num_domains(self) -> int:
-        """Codes that a domain may have, with that of a missing one; 0 without domains."""
-        if self.domain_key is None:
-            return 0
-        entity = next(f.table for f in self.features if f.key == self.domain_key)
-        return self.tables[entity].num_ids + 1
 
     @cached_property
     def pooled_features(self) -> tuple[SparseFeature, ...]:
@@ -316,15 +311,19 @@ def declare_layout(
     if history.stranger:
         features += _behaviour_features(schema, "stranger")
     entities = dict.fromkeys(feature.table for feature in features)
+    domain_key = schema.domain_feature() if history.domain else None
+    domain = None if domain_key is None else schema.feature(domain_key).entity
+    user = schema.trained_entities.get(USER_ENTITY)
     return FeatureLayout(
         tables={entity: make_table(entity) for entity in entities},
         features=tuple(features),
         numbers=tuple(f for f in schema.features if f.kind == "number"),
         history=history,
         category_key=schema.gate_feature(),
-        domain_key=schema.domain_feature() if history.domain else None,
+        domain_key=domain_key,
         count_segments=count_segments,
-        num_users=schema.history.num_users,
+        num_users=0 if user is None else user.num_ids,
+        num_domains=0 if domain is None else schema.first_entities[domain].num_ids + 1,
         dayparts=dayparts,
         attributes=schema.history.attributes,
     )

@@ -203,6 +203,18 @@ class Schema(Config):
             raise ValueError("a feature named 'item_id' (level candidate, kind id) is required")
         return self
 
+    @property
+    def first_entities(self) -> Mapping[str, Entity]:
+        """Vocabularies before any day was appended."""
+        return self.days[0].entities_before if self.days else self.entities
+
+    @property
+    def trained_entities(self) -> Mapping[str, Entity]:
+        """Vocabularies as a training knows them, whatever day it is measured on."""
+        return (
+            self.days[self.trained_days - 1].entities if self.trained_days else self.first_entities
+        )
+
     def feature(self, name: str) -> Feature:
         """The feature of that name.
 
@@ -261,8 +273,7 @@ class Schema(Config):
     def _digest(self, entities: Iterable[str], features: Mapping[str, str]) -> DatasetDigest:
         """What a training knows, and beside it how the vocabularies have grown day by day."""
         names = sorted({*entities} & self.entities.keys())
-        stages = [day.entities for day in self.days]
-        stages.insert(0, self.days[0].entities_before if self.days else self.entities)
+        stages = [self.first_entities, *(day.entities for day in self.days)]
         grown = {
             name: tuple(
                 VocabularyDigest(num_ids=stage[name].num_ids, digest=stage[name].digest)

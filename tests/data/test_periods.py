@@ -10,8 +10,9 @@ import pytest
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_days, load_grown_schema, read_schema
+from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.identity import mismatch
-from cdp_torchrec.data.layout import _table
+from cdp_torchrec.data.layout import Table, _table, declare_layout
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 from tests.conftest import MakeOnce
@@ -67,6 +68,35 @@ def test_rows_of_a_table_stay_and_later_ids_get_the_next_ones(made: Path, min_co
         assert (before.rows(codes)[own] == after.rows(codes)[own]).all()
     if min_count == 3:
         assert tables[0].num_embeddings < tables[1].num_embeddings
+
+
+@pytest.mark.parametrize("test_on", DAYS)
+def test_what_is_measured_later_changes_neither_draws_nor_networks(
+    made: Path, test_on: str
+) -> None:
+    """Fails where users or domains of days that were not trained on count: strangers would be other
+    ones, and a network for each domain would fit no checkpoint of the day before."""
+    base = load_schema(made / "grown")
+    schema = reading(made / "grown", test_on=test_on).schema
+    # As if the measured day had brought many, in a log whose scene is the topic.
+    history = schema.history.model_copy(update={"num_users": 999})
+    more = schema.entities["category"].model_copy(update={"num_ids": 999})
+    topic = schema.feature("topic").model_copy(update={"role": "scene"})
+    schema = schema.model_copy(
+        update={
+            "history": history,
+            "entities": schema.entities | {"category": more},
+            "features": tuple(topic if f.name == "topic" else f for f in schema.features),
+        }
+    )
+    layout = declare_layout(
+        schema,
+        lambda entity: Table(entity, num_oov_rows=1, num_kept=0, num_ids=999),
+        history=HistoryLookup(recent=True, stranger=True, domain=True),
+        count_segments=None,
+    )
+    assert layout.num_users == base.entities["user"].num_ids
+    assert layout.num_domains == base.entities["category"].num_ids + 1
 
 
 def test_what_knew_less_of_a_vocabulary_reads_it_and_another_does_not(made: Path) -> None:
