@@ -195,8 +195,10 @@ def distilled_from(trained: Path, student: Path, *settings: str) -> Distilled:
     return distill_run(open_run(trained, chosen, DistillExperimentConfig), CPU)
 
 
-@pytest.mark.parametrize("stage", ["train_student", "write_evaluation"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [("train_student", signal.SIGINT), ("write_evaluation", signal.SIGTERM)],
+)
 def test_an_interrupted_distillation_leaves_nothing_and_can_be_made_again(
     stage: str,
     number: signal.Signals,

@@ -87,13 +87,12 @@ def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("split", "said"),
+    ("split", "number", "said"),
     [
-        (0, "stopped after step 2 of 4, with a checkpoint in {run}"),
-        (1, "stopped after step 4 of 4, with a checkpoint in {run}"),
-        (2, "{run} is trained, and not measured on the test split yet"),
+        (0, signal.SIGTERM, "stopped after step 2 of 4, with a checkpoint in {run}"),
+        (1, signal.SIGINT, "stopped after step 4 of 4, with a checkpoint in {run}"),
+        (2, signal.SIGTERM, "{run} is trained, and not measured on the test split yet"),
     ],
 )
 def test_a_training_that_is_stopped_while_it_is_measured_goes_on_to_the_same_numbers(

@@ -35,8 +35,11 @@ def lingering(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     job.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it", "to its group"])
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)],
+    ids=["to it", "to its group"],
+)
 def test_a_signal_ends_the_child_and_leaves_nothing_but_one_line(
     send: Callable[[int, int], None],
     number: signal.Signals,

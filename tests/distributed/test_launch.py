@@ -87,6 +87,7 @@ def test_torchx_builtins_lists_every_stock_component(project: Path) -> None:
     assert all(f" {name}\n" in listed for name in STOCK_COMPONENTS), listed
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_literal_line_joins_four_ranks(project: Path) -> None:
     done = torchx_run(project, "dist.ddp -j 1x4 launch/train.py join")
