@@ -44,7 +44,14 @@ class NoiseScheduleConfig(Config):
                 f"beta_start = {self.beta_start} is above beta_end = {self.beta_end}: "
                 "noise must not shrink"
             )
-        if self.beta_schedule == "linear_var" and self.noise_scale * self.beta_end >= 1.0:
+        if self.beta_schedule != "linear_var":
+            return self
+        if self.beta_start == self.beta_end and self.num_train_timesteps > 1:
+            raise ValueError(
+                f"beta_start and beta_end are both {self.beta_end}, variances of the first and the "
+                "last step: no step after the first one would add noise"
+            )
+        if self.noise_scale * self.beta_end >= 1.0:
             raise ValueError(
                 f"noise_scale * beta_end = {self.noise_scale * self.beta_end} is a variance "
                 "and must stay below 1"

@@ -135,6 +135,10 @@ def test_constants_are_buffers_that_stay_out_of_checkpoints():
     ("settings", "message"),
     [
         ({"beta_start": 0.02}, "beta_start = 0.02 is above beta_end = 0.01"),
+        (
+            {"beta_schedule": "linear_var", "beta_start": 0.01},
+            "beta_start and beta_end are both 0.01",
+        ),
         ({"beta_schedule": "linear_var", "noise_scale": 200.0}, "must stay below 1"),
         ({"beta_end": 1.0}, "beta_end"),
         ({"num_train_timesteps": 0}, "num_train_timesteps"),
