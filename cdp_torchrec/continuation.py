@@ -106,11 +106,27 @@ def flattered(
             f"{before.validation_fraction} of {list(before.train_on)} only, so it was trained on a "
             "part of what is validated here, and looks better than it is"
         )
-    if seen[now.test_on]:
+    yield from measured_on_training(
+        parent, config, requests, who="the run that this is forked from"
+    )
+
+
+def measured_on_training(
+    trained: ExperimentConfig, config: ExperimentConfig, requests: Mapping[str, int], *, who: str
+) -> Iterator[str]:
+    """That a run is measured on requests that it was trained on, in words.
+
+    Args:
+        trained: as which it was trained.
+        config: as which it is measured.
+        requests: of each period of the dataset, in the order of time.
+        who: what the run is called.
+    """
+    if _trained_on(trained, requests)[config.data.test_on]:
         yield (
-            f"WARNING: data.test_on = '{now.test_on}': the run that this one is forked from was "
-            f"trained up to '{before.train_on[-1]}', so it has seen what is measured here, and "
-            "looks better than it is"
+            f"WARNING: data.test_on = '{config.data.test_on}': {who} was trained up to "
+            f"'{trained.data.train_on[-1]}', so it has seen what is measured here, and looks "
+            "better than it is"
         )
 
 

@@ -7,7 +7,12 @@ import pytest
 
 from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import changeable
-from cdp_torchrec.continuation import check_unchanged, flattered, load_training
+from cdp_torchrec.continuation import (
+    check_unchanged,
+    flattered,
+    load_training,
+    measured_on_training,
+)
 from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checksums import record_text
@@ -303,6 +308,16 @@ def test_a_fork_that_is_measured_on_what_its_parent_trained_on_is_told_so(is_for
     (warning,) = warnings_of(parent, *periods("train", test_on="test"), everything)
     assert warning.startswith("WARNING: data.test_on = 'test'")
     assert warnings_of(parent, *periods(DAY, test_on=NEXT_DAY), everything) == []
+
+
+def test_a_run_that_is_measured_on_what_it_was_trained_on_is_told_so() -> None:
+    own = begin(*periods("test", test_on=DAY))
+    for period, is_known in (("test", True), (DAY, False), (NEXT_DAY, False)):
+        measured = own.model_copy(update={"data": own.data.model_copy(update={"test_on": period})})
+        found = [*measured_on_training(own, measured, REQUESTS, who="this run")]
+        assert [("this run was trained up to 'test'" in warning) for warning in found] == (
+            [True] * is_known
+        )
 
 
 def test_a_parent_of_days_that_are_not_here_is_no_reason_for_a_warning() -> None:

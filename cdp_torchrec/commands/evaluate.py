@@ -17,10 +17,12 @@ from pathlib import Path
 
 from cdp_torchrec.command_line import CommandParser
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.continuation import measured_on_training
+from cdp_torchrec.data.days import requests_of_periods
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import ExperimentConfig, check_early
 from cdp_torchrec.run.saved import EVALUATION, holds_run, is_dataset
-from cdp_torchrec.stored_run import evaluate_run, evaluation_directory, open_run
+from cdp_torchrec.stored_run import evaluate_run, evaluation_directory, open_run, parent_run
 from cdp_torchrec.whole_file import why_unwritable
 
 
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> None:
     if options is None:
         return
 
-    run, output = None, options.output
+    run, output, warnings = None, options.output, []
     if is_dataset(options.path):
         unused = options.settings + ["--predictions"] * options.predictions
         unused += ["--output"] * (output is not None)
@@ -55,6 +57,10 @@ def main(arguments: list[str]) -> None:
             raise ConfigError(f"--ladder: {options.path} is no dataset directory")
         run = open_run(options.path, options.settings, ExperimentConfig)
         check_early(run.config)
+        if run.changes and run.config.data.dir.is_dir():
+            requests = requests_of_periods(run.config.data.dir)
+            own = parent_run(run.checkpoint).config
+            warnings += measured_on_training(own, run.config, requests, who="this run")
         output = output or evaluation_directory(run)
         if holds_run(output) and output.resolve() != evaluation_directory(run).resolve():
             raise ConfigError(
@@ -79,7 +85,7 @@ def main(arguments: list[str]) -> None:
         if output != run.directory:
             table += f"\n{output / EVALUATION} has this result"
     if is_rank_zero():
-        print(table)
+        print("\n".join([*warnings, table]))
 
 
 if __name__ == "__main__":
