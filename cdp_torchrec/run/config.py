@@ -48,7 +48,8 @@ class TrainerConfig(Config):
     patience: Annotated[PositiveInt | None, MAY_CHANGE] = None
     """Stop after this many validations in a row without a better one; without it, never."""
     checkpoint_every_steps: Annotated[PositiveInt | None, MAY_CHANGE] = None
-    """Steps between two checkpoints; without it, one at each validation and at the end."""
+    """Steps between two checkpoints; without it, one at each validation and at the end. Tables with
+    managed collision assign rows at each, so there it has a part in the result."""
     checkpoint_mode: Annotated[CheckpointMode, MAY_CHANGE] = "background"
     """"background": the loop stops for a copy of the tensors only, which takes as much main memory
     as they do, and goes on while the copy is written; "blocking": it waits until they are
