@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
 
 from cdp_torchrec.distributed.rank_zero import on_all_ranks
 from cdp_torchrec.run.checksums import record_file
@@ -130,6 +131,25 @@ class _CopyPlanner(DefaultSavePlanner):
         return self._copies[write_item.index]
 
 
+class _DiskWriter(dcp.FileSystemWriter):
+    """Writes this rank's tensors, and says what the disk said.
+
+    Where a write fails, torch.save ends on its own count of bytes, and the disk's error is only
+    what it was handling; that would be lost on the way from rank to rank.
+    """
+
+    def write_data(
+        self, plan: SavePlan, planner: SavePlanner
+    ) -> torch.futures.Future[list[WriteResult]]:
+        """Write them; they are there when it returns."""
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
 class _Task:
     """One checkpoint on its way to the disk, on this rank; every step is one on all ranks."""
 
@@ -161,7 +181,7 @@ class _Task:
                 partial = _on_rank_zero(lambda: self._open(opened), self._group)
                 dcp.save(
                     self._state,
-                    storage_writer=dcp.FileSystemWriter(partial),
+                    storage_writer=_DiskWriter(partial),
                     planner=self._planner,
                     process_group=self._group,
                 )
