@@ -1,5 +1,6 @@
 """The history benchmark measures what it says, and never hangs."""
 
+import errno
 import json
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_his
 from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import Config, load_config
 from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.prepare.workplace import PreparationError
 from cdp_torchrec.interest import (
     DienConfig,
     DinConfig,
@@ -181,6 +183,22 @@ def test_a_failure_in_a_process_is_raised(capfd: pytest.CaptureFixture[str]) -> 
     with pytest.raises(ChildProcessError, match="exit code 1"):
         run_isolated(int, "three", Limits(time_s=60, memory_gib=4))
     assert "invalid literal" in capfd.readouterr().err
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error", [PreparationError("was not made"), OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_what_its_user_can_mend_is_raised_as_it_was(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        run_isolated(raised, error, Limits(time_s=60, memory_gib=4))
+    assert str(caught.value) == str(error)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_peak_of_memory_outlives_what_was_freed() -> None:

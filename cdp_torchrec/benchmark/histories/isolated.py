@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from cdp_torchrec.benchmark import children
+from cdp_torchrec.distributed.failure import MACHINE_ERRORS
+from cdp_torchrec.user_error import UserError
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -51,13 +53,15 @@ def run_isolated(
         limits: the process is ended when it passes one of them.
 
     Raises:
+        UserError: of the function.
+        OSError: of the machine, such as a full disk.
         ChildProcessError: the process failed; its traceback is on stderr.
     """
     reader, writer = multiprocessing.Pipe(duplex=False)
     process = children.start(_run, writer, function, argument, limits.memory_gib)
     writer.close()
     try:
-        return reader.recv() if reader.poll(limits.time_s) else PassedLimit.TIME
+        found = reader.recv() if reader.poll(limits.time_s) else PassedLimit.TIME
     except EOFError:
         process.join()
         if process.exitcode == -signal.SIGKILL:  # by the kernel, which ran out of memory first
@@ -68,6 +72,9 @@ def run_isolated(
     finally:
         process.kill()
         process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def reset_peak_memory() -> float:
@@ -92,7 +99,11 @@ def _run(
     limit = int(memory_gib * _BYTES_PER_GIB)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        result: Result | PassedLimit = function(argument)
+        result: Result | PassedLimit | Exception = function(argument)
+    except (UserError, OSError) as error:
+        if not (isinstance(error, UserError) or error.errno in MACHINE_ERRORS):
+            raise
+        result = error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
