@@ -12,7 +12,11 @@ from typing import Any
 from torch import Size
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    TensorStorageMetadata,
+)
 
 from cdp_torchrec.run.records import DamagedCheckpointError
 
@@ -44,7 +48,16 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _CLASSES or (module == "torch" and name in _DTYPES):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no index does")
+
+
+def _memory_format(kind: Any, name: Any) -> _MEM_FORMAT_ENCODING:
+    """In place of getattr, by which Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
+    if kind is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError("it names builtins.getattr, which no index does")
+    return _MEM_FORMAT_ENCODING[name]
 
 
 class SafeReader(FileSystemReader):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from cdp_torchrec.run.metadata import SafeReader
 from cdp_torchrec.run.records import DamagedCheckpointError
@@ -39,6 +39,24 @@ def test_a_checkpoint_of_tensors_is_read(checkpoint: Path) -> None:
     state = load(checkpoint)
     assert torch.equal(state["a"], TENSORS["a"])
     assert torch.equal(state["b"]["c"], TENSORS["b"]["c"])
+
+
+def test_an_index_that_names_members_of_enumerations_is_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = index(checkpoint)
+    with monkeypatch.context() as patch:
+        # As Python 3.11.0 to 3.11.3 do.
+        patch.setattr(
+            _MEM_FORMAT_ENCODING,
+            "__reduce_ex__",
+            lambda member, _: (getattr, (type(member), member.name)),
+        )
+        content = pickle.dumps(found)
+    assert b"getattr" in content
+    (checkpoint / ".metadata").write_bytes(content)
+    assert SafeReader(checkpoint).read_metadata() == found
+    assert torch.equal(load(checkpoint)["a"], TENSORS["a"])
 
 
 class _Call:
@@ -73,6 +91,15 @@ def test_an_index_that_calls_a_function_is_refused_before_it_does(
     with pytest.raises(DamagedCheckpointError, match=r"\.metadata: is damaged: it names"):
         SafeReader(checkpoint).read_metadata()
     assert not Path("harm").exists()
+
+
+def test_an_index_that_asks_an_enumeration_for_more_than_a_member_is_refused(
+    checkpoint: Path,
+) -> None:
+    call = _Call(getattr, _MEM_FORMAT_ENCODING, "mro")
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(call))
+    with pytest.raises(DamagedCheckpointError, match="is damaged: 'mro'"):
+        SafeReader(checkpoint).read_metadata()
 
 
 def test_objects_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
