@@ -18,6 +18,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.user_error import UserError
+from cdp_torchrec.whole_file import why_unwritable
 
 
 class FailedCellsError(UserError, RuntimeError):
@@ -31,7 +32,10 @@ def main(arguments: list[str]) -> None:
         return
 
     table = load_table(arguments)
-    if problems := list(table.missing_datasets()):
+    problems = list(table.missing_datasets())
+    if reason := why_unwritable(table.run_dir):
+        problems.append(f"run_dir = '{table.run_dir}': {reason}")
+    if problems:
         raise ConfigError.of(problems)
 
     from cdp_torchrec.compare.output import write_table

@@ -15,6 +15,7 @@ from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.outside import OutsideWorkload
 from cdp_torchrec.planning.outside_config import OutsideConfig
 from cdp_torchrec.planning.workload import Workload
+from cdp_torchrec.whole_file import why_unwritable
 
 _OWN = "constraints"
 """The strategy that reads what [sharding] says."""
@@ -34,6 +35,8 @@ def check_settings(
         folder = getattr(config.planning, key)
         if folder is not None and folder.exists() and not folder.is_dir():
             problems.append(f"planning.{key} = '{folder}' is a file: name a directory")
+        elif key == "output" and (reason := why_unwritable(folder)):
+            problems.append(f"planning.{key} = '{folder}': {reason}")
     if _OWN not in config.planning.strategies:
         problems += [
             f"sharding.{key}: none of planning.strategies = {list(config.planning.strategies)} "

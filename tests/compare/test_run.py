@@ -298,6 +298,15 @@ def test_the_command_fails_after_the_table_if_a_cell_has_failed(
     assert "| **pooled** |" in squeezed(capsys.readouterr().out)
 
 
+def test_a_table_that_could_not_be_written_is_not_begun(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(compare, "init_process_group", joined)
+    with pytest.raises(ConfigError, match=r"run_dir = '/proc/table': /proc cannot hold files"):
+        compare.main(arguments(finished[0], Path("/proc/table")))
+
+
 def test_the_ranks_of_a_table_wait_as_long_as_its_cells_say(
     finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
