@@ -4,7 +4,6 @@ import ast
 import difflib
 import runpy
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from cdp_torchrec.standard_streams import flush_streams, prepare_streams
@@ -24,8 +23,7 @@ def run() -> None:
     commands = summaries()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        with suppress(BrokenPipeError):  # by `... | head`
-            print(USAGE.format(commands="\n".join(f"  {n:<16}{s}" for n, s in commands.items())))
+        print(USAGE.format(commands="\n".join(f"  {n:<16}{s}" for n, s in commands.items())))
         flush_streams()
         return
     if name not in commands:

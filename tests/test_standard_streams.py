@@ -44,6 +44,25 @@ def test_nobody_needs_to_read_it(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("0\n0\n", "")
 
 
+def test_work_goes_on_when_its_reader_has_left(tmp_path: Path) -> None:
+    (tmp_path / "works.py").write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from cdp_torchrec.distributed.process_group import run_main\n"
+        "def main(arguments):\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(1)\n"
+        "    for stream in (sys.stdout, sys.stderr):\n"
+        "        for line in range(3):\n"
+        "            print('more' * 9999, file=stream, flush=True)\n"
+        "    Path('result').touch()\n"
+        "run_main(main)\n"
+    )
+    done = run(f"{sys.executable} works.py 2>&1 | head -1", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "begun\n", "")
+    assert (tmp_path / "result").exists()
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     done = run("$SAYS > /dev/full", tmp_path)
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")

@@ -14,7 +14,6 @@ import atexit
 import faulthandler
 import logging
 import os
-import select
 import signal
 import sys
 import threading
@@ -38,7 +37,7 @@ from cdp_torchrec.distributed.launcher import kill_with_launcher
 from cdp_torchrec.distributed.stopped import StopWatch
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
-from cdp_torchrec.standard_streams import flush_streams, give_up, prepare_streams
+from cdp_torchrec.standard_streams import flush_streams, prepare_streams
 from cdp_torchrec.user_error import UserError
 
 if TYPE_CHECKING:
@@ -246,8 +245,6 @@ def run_main(main: Callable[[list[str]], None]) -> None:
             record_for_launcher(message, message)
         raise
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_closed():  # by `... | head`
-            _exit(0)
         _fail(error)
 
 
@@ -256,16 +253,6 @@ def _watch_ranks() -> None:
     global _stop_watch
     if sys.platform == "linux":
         _stop_watch = StopWatch(RanksConfig().silence_limit_s)
-
-
-def _stdout_is_closed() -> bool:
-    """Whether nobody reads what is printed; if so, what is left of it goes nowhere."""
-    stdout = select.poll()
-    stdout.register(sys.stdout.fileno(), 0)
-    is_closed = any(event & select.POLLERR for _, event in stdout.poll(0))
-    if is_closed:
-        give_up(sys.stdout)
-    return is_closed
 
 
 def _check_working_directory() -> None:
