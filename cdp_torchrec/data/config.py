@@ -36,6 +36,8 @@ def check_period(name: str) -> None:
         )
 
 
+NumRows = Annotated[int, Field(gt=0, le=1 << 40)]
+"""Of a table: as many as ids can be told apart by managed collision, and far beyond any memory."""
 EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
 """TorchRec's eviction policies."""
 
@@ -43,7 +45,7 @@ EvictionPolicyName = Literal["lfu", "lru", "distance_lfu"]
 class ManagedCollisionConfig(Config):
     """Rows that ids win and lose during training: TorchRec's managed collision, ZCH."""
 
-    zch_size: PositiveInt
+    zch_size: NumRows
     """Rows of the table, a multiple of buckets."""
     buckets: Annotated[int, Field(ge=1, le=1024)] = 16
     """Parts of the table, each with the ids of one remainder, a map of its own, and one row that
@@ -79,7 +81,7 @@ class VocabularyConfig(Config):
     """Probability that, in training, an id stands on the out-of-vocabulary row that it would have
     if it were rare, everywhere in a request. So these rows learn what new ids will need of them,
     and other features what to do without the id. Evaluation and serving never do it."""
-    hash_bucket_size: PositiveInt | None = None
+    hash_bucket_size: NumRows | None = None
     """Instead of that: the table has so many rows, and every id falls on one by a hash of its text,
     also an id that training never saw (feature hashing). Ids that collide are one id to the model;
     the start of a training says how many do, `inspect` at which size."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.data.config import NumRows
 from cdp_torchrec.distributed.plans.config import TypeName
 from cdp_torchrec.experiment_config import ExperimentConfig
 
@@ -30,7 +31,7 @@ class PlanningConfig(Config):
     """Impressions per rank and step."""
     impressions_per_day: PositiveInt | None = None
     """Length of a day's log; with it, plans show the time that a day takes to train."""
-    rows: Mapping[str, PositiveInt] = {}
+    rows: Mapping[str, NumRows] = {}
     """Rows of tables by entity, in place of what the dataset has."""
     pooling_factors: Mapping[str, NonNegativeFloat] = {}
     """Mean number of ids per impression by key, in place of what the dataset shows. A dataset that

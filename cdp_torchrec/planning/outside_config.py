@@ -9,6 +9,7 @@ from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, only_if
 from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import is_layer, is_override, read_layers
 from cdp_torchrec.config.sections import asks_help
+from cdp_torchrec.data.config import NumRows
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.planning.config import PlanningConfig, PlanningExperimentConfig
 
@@ -19,7 +20,7 @@ _SOURCES = ("described", "from_torchrec")
 class DescribedTableConfig(Config):
     """One table."""
 
-    rows: PositiveInt
+    rows: NumRows
     """Number of embeddings."""
     width: PositiveInt | None = None
     """Columns; without it, described.embedding_dim."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field, PositiveInt
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.data.config import NumRows
 from cdp_torchrec.experiment_config import ExperimentConfig
 
 
@@ -15,7 +16,7 @@ class PlanBenchmarkConfig(Config):
     plans: tuple[str, ...] = ()
     """Plans to run: strategies, as sharding.strategy, and plan files (.json). Without any:
     table_wise, row_wise, column_wise (if the optimizer allows it), data_parallel and auto."""
-    rows: Mapping[str, PositiveInt] = {}
+    rows: Mapping[str, NumRows] = {}
     """Rows of tables, by entity, in place of the dataset's; their ids are drawn uniformly."""
     rounds: PositiveInt = 3
     """How often every plan has its turn. Medians are taken, so that a slow moment of the machine
