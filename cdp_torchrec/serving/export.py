@@ -23,6 +23,7 @@ from cdp_torchrec.model.embedding_sets import build_ranking_arch
 from cdp_torchrec.progress import Stages
 from cdp_torchrec.serving.artifact import (
     GOLDEN,
+    MANIFEST,
     RANKER,
     TABLES,
     ArtifactError,
@@ -163,6 +164,12 @@ def check_output(directory: Path, signing_key: Path | None) -> None:
     """Whether a directory can be made, and signed; as `check_export`."""
     if directory.exists():
         raise ConfigError(f"{directory} exists: name another one with --output, or remove it")
+    for parent in directory.resolve().parents:
+        if (parent / MANIFEST).is_file():
+            raise ConfigError(
+                f"{directory}: lies in the artifact {parent}, which could not be opened with files "
+                "that are not its own: name another one with --output"
+            )
     if reason := why_unwritable(directory):
         raise ConfigError(f"{directory}: cannot be made: {reason}")
     if signing_key is not None:

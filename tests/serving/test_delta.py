@@ -130,6 +130,14 @@ def test_a_delta_is_served_if_all_that_it_follows_is_signed(
         served.apply(delta)
 
 
+def test_an_artifact_takes_in_no_other(days: Path, released: Path) -> None:
+    base = released / "full-0"
+    for output in (base / "delta", base / "tables" / "more" / "delta"):
+        with pytest.raises(ConfigError, match=r"delta: lies in the artifact .*full-0, which could"):
+            delta_between(days / "full-1", base, output, signing_key=None)
+    Predictor.open(base)
+
+
 def test_artifacts_of_another_model_have_no_delta(days: Path, copied: Path, tmp_path: Path) -> None:
     path = copied / "config.toml"
     path.write_text(path.read_text().replace("max_candidates = 50", "max_candidates = 60"))
