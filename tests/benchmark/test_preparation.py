@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from cdp_torchrec.benchmark.preparation.case import Cost, SizeFigures
 from cdp_torchrec.benchmark.preparation.config import PreparationSettings
@@ -39,6 +40,11 @@ def test_a_drawn_log_is_the_same_each_time_and_the_day_after_it_is_later(tmp_pat
     assert (item % 5 == category).all() and 0 <= item.min() and item.max() < 50
     counts = np.bincount(item, minlength=50)
     assert counts[0] > 5 * counts[10:].mean()  # Zipf
+
+
+def test_more_threads_than_a_machine_can_bear_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"num_threads\n.* less than or equal to 1024"):
+        PreparationSettings(num_threads=1025)
 
 
 def test_the_table_divides_rows_by_cpu_seconds() -> None:

@@ -28,8 +28,8 @@ class PreparationSettings(Config):
     """Categories of the items."""
     memory_gib: PositiveFloat = 2.0
     """Memory of the engine."""
-    num_threads: PositiveInt = 2
-    """Threads of the engine."""
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Threads of the engine, which starts as many as it is told."""
     scratch: Path | None = None
     """Directory for the logs, which are removed at the end; without it, the system's."""
     output: Path | None = None
