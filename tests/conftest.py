@@ -41,7 +41,7 @@ MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many tests come first, before them those that the others would end before."""
+    """Files with many tests come first, before them those of _FIRST."""
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in _FIRST, -tests[item.path]))
 

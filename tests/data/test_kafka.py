@@ -30,7 +30,7 @@ from tests.conftest import MakeOnce
 from tests.data.appended_log import DAY_MS, DAYS, cut, fill
 from tests.data.staged_log import behaviour, random_log, read_rows, request
 from tests.data.test_append import raw_rows
-from tests.data.test_staging_checks import largest_file
+from tests.largest_file import largest_file
 
 confluent_kafka = pytest.importorskip(
     "confluent_kafka", reason="needs the extra: pip install 'cdp_torchrec[kafka]'"

@@ -1,9 +1,7 @@
 """Every way in which staging files, or the disk, can be wrong."""
 
 import errno
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from tests.data.staged_log import (
     stage,
     two_requests,
 )
+from tests.largest_file import largest_file
 
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "unequal lists": ({"price": [1.0]}, "candidate lists of unequal length: 'price' and 'label'"),
@@ -180,17 +179,6 @@ def test_existing_output_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=f"{output} exists; remove it or choose another"):
         build_dataset(staging, output, SPEC)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "s"]
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this size, as on a disk that is nearly full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("num_bytes", [1 << 10, 1 << 14])

@@ -14,7 +14,7 @@ from cdp_torchrec.whole_file import (
     write_json,
     write_whole,
 )
-from tests.data.test_staging_checks import largest_file
+from tests.largest_file import largest_file
 
 
 @pytest.mark.parametrize(("content", "bytes_"), [("text", b"text"), (b"\x00\xff", b"\x00\xff")])

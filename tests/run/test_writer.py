@@ -1,9 +1,7 @@
 """A checkpoint that is written behind the training is that of its moment, whole or not there."""
 
-import resource
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +15,7 @@ from cdp_torchrec.run.config import CheckpointMode
 from cdp_torchrec.run.metadata import SafeReader
 from cdp_torchrec.run.records import CheckpointError, FileRecord
 from cdp_torchrec.run.writer import CheckpointWriter
+from tests.largest_file import largest_file
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -94,22 +93,12 @@ def test_what_cannot_be_written_is_said_once_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_disk_that_takes_no_more_is_said_wherever_it_happens(tmp_path: Path) -> None:
     tensors = {name: torch.ones(size) for name, size in (("a", 1_000), ("b", 50_000))}
     # In the first tensor, behind it, in the second one, and almost at the end.
     for num_bytes in (0, 100, 5_000, 100_000, 200_000):
         with (
-            files_of_at_most(num_bytes),
+            largest_file(num_bytes),
             pytest.raises(CheckpointError, match=r"checkpoint: rank 0: .*File too large$"),
         ):
             CheckpointWriter("blocking").write(tmp_path / "step-1", tensors, text_files, nothing)

@@ -11,7 +11,7 @@ import torch
 
 from cdp_torchrec.serving.artifact import MANIFEST, ArtifactError, Manifest, write_manifest
 from cdp_torchrec.serving.predictor import Predictor
-from tests.data.test_staging_checks import largest_file
+from tests.largest_file import largest_file
 from tests.other_codes import with_other_codes
 
 FILES = (
