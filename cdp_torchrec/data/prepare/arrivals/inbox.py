@@ -17,8 +17,9 @@ from pathlib import Path
 
 from cdp_torchrec.data.config import APPENDED_NAMES, is_appended
 from cdp_torchrec.data.days import appended_names, load_days
-from cdp_torchrec.data.prepare.append import append_day, log_bytes
+from cdp_torchrec.data.prepare.append import append_day
 from cdp_torchrec.data.prepare.database import EngineLimits
+from cdp_torchrec.data.prepare.day_checks import log_bytes
 from cdp_torchrec.data.prepare.mapped.day import append_mapped_day
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet

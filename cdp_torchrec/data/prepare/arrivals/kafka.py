@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.prepare.append import has_click_probability, last_moment
 from cdp_torchrec.data.prepare.arrivals.inbox import entries
 from cdp_torchrec.data.prepare.arrivals.landed import OFFSETS, Landed, newest_landed, nothing_landed
 from cdp_torchrec.data.prepare.arrivals.landing import Landing, Partition
 from cdp_torchrec.data.prepare.arrivals.messages import Kind, row_formats
+from cdp_torchrec.data.prepare.day_checks import has_click_probability, last_moment
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.workplace import explained, held
 from cdp_torchrec.user_error import UserError
