@@ -12,7 +12,7 @@ from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.days import load_grown_schema
 from cdp_torchrec.data.prepare.append import append_day
-from cdp_torchrec.data.prepare.arrivals.inbox import SUCCESS
+from cdp_torchrec.data.prepare.arrivals.inbox import SUCCESS, follow
 from cdp_torchrec.data.prepare.mapped.day import append_mapped_day
 from cdp_torchrec.data.prepare.mapped.generic import prepare_generic
 from cdp_torchrec.data.schema import DatasetError
@@ -312,5 +312,21 @@ def test_a_mapping_that_is_not_there_is_named(made: Path) -> None:
 def test_a_day_of_a_log_of_actions_is_refused_because_negatives_need_the_log_before(
     made: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DatasetError, match=r"draws negatives .* prepare the log"):
+    with pytest.raises(DatasetError, match=r"draws negatives .* prepare the whole log"):
         append_mapped_day(mapping_of(tmp_path, ACTIONS), made / "day", made / "base")
+
+
+def test_an_inbox_is_not_followed_by_a_mapping_that_cannot_add_days(
+    made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "inbox").mkdir()
+    for text, message in (
+        (ACTIONS, "draws negatives"),
+        (
+            MAPPING.replace("[features.hour]", "[features.hour_of_day]"),
+            "not the one that it was made by",
+        ),
+    ):
+        days = follow(made / "base", tmp_path / "inbox", mapping=mapping_of(tmp_path, text))
+        with pytest.raises(DatasetError, match=message):
+            next(days)

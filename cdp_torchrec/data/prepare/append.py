@@ -63,7 +63,7 @@ def append_day(
 def append_log(
     dataset: Path,
     log: Path,
-    stage: Callable[[Path, DatasetSpec], None],
+    stage: Callable[[Path], None],
     limits: EngineLimits | None = None,
     *,
     name: str | None = None,
@@ -73,7 +73,7 @@ def append_log(
     Args:
         dataset: dataset directory.
         log: where the day lies; errors about the day as a whole name it.
-        stage: fills a directory with staging files of what the dataset holds.
+        stage: fills a directory with staging files, columns as those of the dataset.
         limits: memory and threads of the engine.
         name: as of `append_day`.
 
@@ -81,12 +81,11 @@ def append_log(
         DatasetError: what `stage` finds wrong with the day, or as `append_day`.
         PreparationError: the day cannot be written.
     """
-    spec = DatasetSpec.of_dataset(load_schema(dataset))
 
     def staged(scratch: Path) -> DayFiles:
         staging = scratch / "staging"
         staging.mkdir()
-        stage(staging, spec)
+        stage(staging)
         return DayFiles(staging, log)
 
     return _append(dataset, staged, limits, name)

@@ -20,7 +20,7 @@ from cdp_torchrec.data.days import appended_names, load_days
 from cdp_torchrec.data.prepare.append import append_day
 from cdp_torchrec.data.prepare.database import EngineLimits
 from cdp_torchrec.data.prepare.day_checks import log_bytes
-from cdp_torchrec.data.prepare.mapped.day import append_mapped_day
+from cdp_torchrec.data.prepare.mapped.day import append_mapped_day, spec_of_days
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet
 from cdp_torchrec.data.prepare.workplace import DatasetBusyError
@@ -54,10 +54,12 @@ def follow(
         What was appended.
 
     Raises:
-        DatasetError: there is no inbox, an entry has another name than a period, comes too late or
-            was changed, or cannot be appended.
+        DatasetError: there is no inbox, the mapping cannot add days to the dataset, an entry has
+            another name than a period, comes too late or was changed, or cannot be appended.
         PreparationError: the dataset cannot be written.
     """
+    if mapping is not None:
+        spec_of_days(mapping, dataset)  # says what is wrong, before anything arrives
     _check_appended(dataset, inbox)
     said, idle_since = "", time.monotonic()
     while True:

@@ -16,7 +16,7 @@ from cdp_torchrec.data.prepare.mapped.agreement import check_all_columns
 from cdp_torchrec.data.prepare.mapped.generic import read_log, spec_of
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.spec import DatasetSpec
-from cdp_torchrec.data.schema import DatasetError, Day
+from cdp_torchrec.data.schema import DatasetError, Day, load_schema
 
 
 def append_mapped_day(
@@ -41,16 +41,10 @@ def append_mapped_day(
             missing, damaged, or not what the mapping says; or as `append_day`.
         PreparationError: the day cannot be written.
     """
-    if mapping.sampling:
-        raise DatasetError(
-            f"{source}: the mapping draws negatives ([sampling]) among all that was before, which "
-            "the files of a day do not have: prepare the log with this day anew"
-        )
+    spec = spec_of_days(mapping, dataset)
     limits = limits or EngineLimits()
 
-    def stage(staging: Path, expected: DatasetSpec) -> None:
-        spec = spec_of(mapping, test_from=expected.test_from)
-        check_all_columns(dataset, expected, spec)
+    def stage(staging: Path) -> None:
 
         def read(connection: duckdb.DuckDBPyConnection) -> DatasetSpec:
             read_log(connection, mapping, source)
@@ -59,3 +53,20 @@ def append_mapped_day(
         stage_log(source, staging, read, limits)
 
     return append_log(dataset, source, stage, limits, name=name)
+
+
+def spec_of_days(mapping: MappingConfig, dataset: Path) -> DatasetSpec:
+    """What the days hold that a mapping adds to a dataset.
+
+    Raises:
+        DatasetError: the mapping draws negatives, or has not the columns of the dataset.
+    """
+    if mapping.sampling:
+        raise DatasetError(
+            f"{dataset}: the mapping draws negatives ([sampling]) among all that was before, which "
+            "the files of a day do not have: prepare the whole log with its new days"
+        )
+    expected = DatasetSpec.of_dataset(load_schema(dataset))
+    spec = spec_of(mapping, test_from=expected.test_from)
+    check_all_columns(dataset, expected, spec)
+    return spec
