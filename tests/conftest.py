@@ -1,5 +1,6 @@
 """One thread per process, so that tests and ranks share the cores; and one small dataset."""
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many tests come first, before them those of _FIRST."""
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path not in _FIRST, -tests[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
