@@ -31,8 +31,7 @@ class HistoryLookup:
     in training only."""
     graph_changes_beyond: int | None = None
     """Longest `recent` for which the module's computation has the same form: a search, say, starts
-    beyond the number that it keeps. 0: each length has a form of its own. None: all have the same.
-    """
+    beyond the number that it keeps. None: all have the same."""
 
     @property
     def served(self) -> "HistoryLookup":

@@ -18,9 +18,10 @@ from cdp_torchrec.interest.base import (
     InterestModule,
     InterestOutput,
 )
-from cdp_torchrec.interest.config.sequential import Augru, DienConfig
+from cdp_torchrec.interest.config.sequential import DienConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import keep_recent, next_behaviours
+from cdp_torchrec.interest.recurrence import Recurrence
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
 
 
@@ -37,9 +38,9 @@ class DienInterest(InterestModule):
         self.num_categories = dims.category
         hidden = config.hidden_dim
         width = dims.item + dims.category + dims.action
-        self.extractor = _Recurrence(width, hidden, augru=config.augru)
+        self.extractor = Recurrence(width, hidden, augru=config.augru)
         self.attention = nn.Linear(dims.item + dims.category, hidden, bias=False)
-        self.evolution = _Recurrence(hidden, hidden, augru=config.augru)
+        self.evolution = Recurrence(hidden, hidden, augru=config.augru)
         self.project = nn.Linear(hidden, dims.item)
         self.vector = InterestVector(config, dim=dims.item)
         self.interest_dim = self.vector.width
@@ -68,7 +69,7 @@ class DienInterest(InterestModule):
 
         def run(block: SequenceBlock) -> Tensor:
             mask = present(block, x.shape[0]).to(x.dtype)
-            return torch.cat(self.extractor(gather(inputs, block.behaviour), mask=mask), dim=1)
+            return self.extractor.states(gather(inputs, block.behaviour), mask=mask)
 
         return recent.per_behaviour(run)
 
@@ -81,11 +82,11 @@ class DienInterest(InterestModule):
             mask = present(block, states.shape[0])
             query, keys = gather(queries, block.impression), gather(states, block.behaviour)
             scores = torch.bmm(query, keys.transpose(1, 2))
-            return self.evolution(
+            return self.evolution.last_state(
                 gather(inputs, block.behaviour),
                 mask=mask.to(states.dtype),
                 attention=masked_softmax(scores, mask.unsqueeze(1)),
-            )[-1]
+            )
 
         return recent.per_candidate(run)
 
@@ -101,61 +102,6 @@ class DienInterest(InterestModule):
         )
         losses = functional.softplus(-positive) + functional.softplus(negative)
         return following.mean(losses, recent.index)
-
-
-class _Recurrence(nn.Module):
-    """A GRU whose update gate an attention may scale (AUGRU)."""
-
-    def __init__(self, width: int, hidden: int, *, augru: Augru) -> None:
-        super().__init__()
-        self.augru: Augru = augru
-        self.hidden = hidden
-        # Columns: reset gate, update gate, candidate state.
-        self.input = nn.Linear(width, 3 * hidden)
-        self.gates = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden, 2 * hidden)))
-        self.candidate = nn.Parameter(nn.init.orthogonal_(torch.empty(hidden, hidden)))
-
-    def forward(
-        self, inputs: Tensor, *, mask: Tensor, attention: Tensor | None = None
-    ) -> list[Tensor]:
-        """State after each step, N tensors [W, C, H]; it stays zero until the first behaviour.
-
-        Args:
-            inputs: `self.input` of the behaviours, [W, N, 3 * H].
-            mask: 1 where there is a behaviour, else 0; float [W, N].
-            attention: [W, C, N]; None is the plain GRU, for which C is 1.
-        """
-        # The share of the candidate state in the new one is offset + scale * u.
-        share = self._update_share(mask.unsqueeze(1), attention)
-        offset, scale = (part.to(inputs.dtype) for part in share)
-        state = inputs.new_zeros(*scale.shape[:2], self.hidden)
-        states = []
-        gates, candidates = inputs.unsqueeze(2).split([2 * self.hidden, self.hidden], dim=3)
-        for gate, candidate, o, s in zip(
-            gates.unbind(1),
-            candidates.unbind(1),
-            offset.unsqueeze(3).unbind(2),
-            scale.unsqueeze(3).unbind(2),
-            strict=True,
-        ):
-            reset, update = (gate + state @ self.gates).sigmoid().chunk(2, dim=2)
-            if self.augru == "paper":
-                candidate = candidate + reset * (state @ self.candidate)
-            else:
-                candidate = candidate + (reset * state) @ self.candidate
-            state = torch.lerp(state, candidate.tanh(), torch.addcmul(o, s, update))
-            states.append(state)
-        return states
-
-    def _update_share(self, mask: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Offset and scale of the update gate u; both 0, which keeps the state, in padding."""
-        if self.augru == "paper":
-            # Eq. 15: the share is a * u.
-            scale = mask if attention is None else mask * attention
-            return torch.zeros_like(scale), scale
-        # The authors' u keeps the old state: the share is 1 - (1 - a) * u.
-        kept = mask if attention is None else mask * (1.0 - attention)
-        return mask.expand_as(kept), -kept
 
 
 def _auxiliary_network(width: int, layer_sizes: tuple[int, ...]) -> nn.Sequential:

@@ -12,7 +12,8 @@ from torch import nn
 
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.config.sequential import DienConfig
-from cdp_torchrec.interest.dien import DienInterest, _Recurrence
+from cdp_torchrec.interest.dien import DienInterest
+from cdp_torchrec.interest.recurrence import Recurrence
 from tests.golden_wave import wave
 from tests.interest.sequences import take
 from tests.paths import GOLDEN
@@ -29,7 +30,7 @@ def make_dien(dims: InterestDims, **settings: object) -> DienInterest:
 def test_official_gru_and_augru_equal_the_official_code():
     """Fails with a reset gate after its matrix, or where a = 0 keeps the state."""
     width, hidden, lengths = 5, 4, [0, 2, 6]
-    cell = _Recurrence(width, hidden, augru="official")
+    cell = Recurrence(width, hidden, augru="official")
     # The authors' kernels take [x, h].
     gates, candidate = wave(9, 2 * hidden, phase=1.0), wave(9, hidden, phase=3.0)
     bias = torch.cat([wave(2 * hidden, phase=2.0), wave(hidden, phase=4.0)])
@@ -41,23 +42,23 @@ def test_official_gru_and_augru_equal_the_official_code():
     for row, length in enumerate(lengths):
         x[row], attention[row] = x[row].roll(6 - length, 0), attention[row].roll(6 - length, 0)
     mask = (torch.arange(6) >= 6 - torch.tensor(lengths).unsqueeze(1)).float()
-    last = cell(cell.input(x), mask=mask, attention=attention.unsqueeze(1))[-1].squeeze(1)
+    last = cell.last_state(cell.input(x), mask=mask, attention=attention.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["augru"]), rtol=0, atol=1e-6)
-    last = cell(cell.input(x), mask=mask)[-1].squeeze(1)
+    last = cell.states(cell.input(x), mask=mask)[:, -1]
     torch.testing.assert_close(last, torch.tensor(GOLDEN_VECTORS["gru"]), rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
 def test_without_attention_the_paper_form_is_the_gru_of_torch():
     """PyTorch's update gate keeps the old state, the paper's replaces it: one minus the other."""
-    cell, gru = _Recurrence(5, 4, augru="paper"), nn.GRU(5, 4, batch_first=True)
+    cell, gru = Recurrence(5, 4, augru="paper"), nn.GRU(5, 4, batch_first=True)
     sign = torch.tensor([1.0, -1.0, 1.0]).repeat_interleave(4)  # sigmoid(-x) = 1 - sigmoid(x)
     recurrent = torch.cat([cell.gates, cell.candidate], dim=1).T * sign.unsqueeze(1)
     weights = {"weight_ih_l0": cell.input.weight * sign.unsqueeze(1), "weight_hh_l0": recurrent}
     biases = {"bias_ih_l0": cell.input.bias * sign, "bias_hh_l0": torch.zeros(12)}
     gru.load_state_dict(weights | biases)
     x = torch.randn(3, 6, 5)
-    states = torch.cat(cell(cell.input(x), mask=torch.ones(3, 6)), dim=1)
+    states = cell.states(cell.input(x), mask=torch.ones(3, 6))
     torch.testing.assert_close(states, gru(x)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -66,7 +67,7 @@ def test_the_shipped_augru_is_the_equations_of_the_paper(load_interest):
     shipped = load_interest("interest/dien").augru
     assert shipped == "paper"
     width, hidden, steps = 5, 4, 6
-    cell = _Recurrence(width, hidden, augru=shipped).double()
+    cell = Recurrence(width, hidden, augru=shipped).double()
     weight, bias = cell.input.weight.detach().numpy(), cell.input.bias.detach().numpy()
     gates, candidate = cell.gates.detach().numpy(), cell.candidate.detach().numpy()
     x, attention = (
@@ -84,19 +85,24 @@ def test_the_shipped_augru_is_the_equations_of_the_paper(load_interest):
             u = a * u  # eq. 15
             h = (1 - u) * h + u * np.tanh(w_h + r * (h @ candidate))  # eq. 16
         expected[row, target] = h
-    found = cell(cell.input(x), mask=torch.ones(2, steps).double(), attention=attention)[-1]
+    found = cell.last_state(cell.input(x), mask=torch.ones(2, steps).double(), attention=attention)
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
 
 
 def test_an_attention_of_zero_keeps_the_state_in_the_paper_and_is_a_gru_step_in_the_code():
     x, mask, attention = torch.randn(2, 3, 5), torch.ones(2, 3), torch.ones(2, 1, 3)
     attention[:, :, 1] = 0.0
-    paper, official = _Recurrence(5, 4, augru="paper"), _Recurrence(5, 4, augru="official")
-    states = paper(paper.input(x), mask=mask, attention=attention)
-    assert torch.equal(states[1], states[0]) and not torch.equal(states[2], states[1])
-    ignored = official(official.input(x), mask=mask, attention=torch.zeros(2, 1, 3))
-    plain = official(official.input(x), mask=mask)
-    torch.testing.assert_close(ignored[-1], plain[-1])
+    paper, official = Recurrence(5, 4, augru="paper"), Recurrence(5, 4, augru="official")
+    inputs = paper.input(x)
+    first, second, third = (
+        paper.last_state(inputs[:, :n], mask=mask[:, :n], attention=attention[:, :, :n])
+        for n in (1, 2, 3)
+    )
+    assert torch.equal(second, first) and not torch.equal(third, second)
+    nothing = torch.zeros(2, 1, 3)
+    ignored = official.last_state(official.input(x), mask=mask, attention=nothing)
+    plain = official.states(official.input(x), mask=mask)
+    torch.testing.assert_close(ignored, plain[:, -1:])
 
 
 @pytest.mark.parametrize("augru", FORMS)

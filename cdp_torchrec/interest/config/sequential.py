@@ -37,8 +37,8 @@ class DienConfig(InterestVectorConfig):
 
     @property
     def history(self) -> HistoryLookup:
-        """The most recent behaviours of each request, with a step of the recurrence for each."""
-        return HistoryLookup(recent=True, recent_length=self.max_length, graph_changes_beyond=0)
+        """The most recent behaviours of each request."""
+        return HistoryLookup(recent=True, recent_length=self.max_length)
 
 
 class SasrecEncoderConfig(InterestVectorConfig):
