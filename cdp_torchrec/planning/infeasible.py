@@ -134,7 +134,7 @@ def _fixes(
 def _more_ranks(
     case: PlanCase, shortage: Shortage, fits: Callable[[PlanCase], PlanEstimate | None]
 ) -> PlanEstimate | None:
-    """The first doubling of the cluster that fits."""
+    """The first doubling of the cluster that fits; beyond a node, whole nodes."""
     if case.sharding.sharding_group_size is not None:
         return None  # more ranks are more copies
     kinds = {kind for _, kind, _ in shortage.largest}
@@ -145,7 +145,10 @@ def _more_ranks(
         size = case.world_size * 2 ** math.floor(math.log2(lacking))
     else:
         return None  # more ranks make no shard of these types smaller
+    per_node = case.hardware.ranks_per_node
     while size <= _LARGEST_CLUSTER:
+        if size > per_node:
+            size = per_node * math.ceil(size / per_node)
         if found := fits(replace(case, world_size=size)):
             return found
         size *= 2

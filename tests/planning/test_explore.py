@@ -93,6 +93,14 @@ def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load)
     assert not any("ranks instead of" in fix and "by rows" not in fix for fix in result.fixes)
 
 
+def test_more_ranks_than_a_node_has_are_whole_nodes(load) -> None:
+    settings = ('planning.hardware=["h100"]', 'planning.strategies=["planner"]')
+    # 5 billion rows x 16 x 4 bytes x 3 (Adam) are 960 GB; doubled, 3 ranks would be 12 of 8 a node.
+    ranks = ("planning.world_sizes=[3]", "planning.rows.user=5000000000")
+    (result,) = explore(load(*settings, *ranks)).infeasible
+    assert any(fix.startswith("16 ranks instead of 3") for fix in result.fixes)
+
+
 def test_replicating_a_large_table_counts_its_gradient(load) -> None:
     (result,) = explore(load('planning.strategies=["data_parallel"]')).infeasible
     assert "does not count the gradients" in result.reason[0]
