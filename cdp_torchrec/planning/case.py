@@ -120,7 +120,7 @@ class FeasiblePlan:
     @property
     def rank_bytes(self) -> float:
         """Memory of the fullest rank, with all that is reserved."""
-        return float(self.estimate.memory.max()) + self.estimate.reserved_bytes
+        return self.estimate.rank_bytes
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,13 @@ def constrained(
 
 
 def plan_changed(workload: Workload | OutsideWorkload, changed: PlanCase) -> PlanEstimate | None:
-    """The plan that a short search finds; None if the settings are wrong, or nothing fits."""
+    """The plan that a short search finds; None if the settings are wrong, or nothing fits.
+
+    TorchRec's planner takes some plans that do not: it leaves out the gradients of whole tables.
+    """
     sharding = changed.sharding.model_copy(update={"search_seconds": _SEARCH_SECONDS})
     try:
-        return estimate(workload.problem(replace(changed, sharding=sharding)))
+        found = estimate(workload.problem(replace(changed, sharding=sharding)))
     except ConfigError:
         return None
+    return found if found.rank_bytes <= found.capacity_bytes else None

@@ -120,6 +120,11 @@ class PlanEstimate:
         """Memory of each rank that no table may use."""
         return self.dense_bytes + self.input_bytes + self.margin_bytes
 
+    @property
+    def rank_bytes(self) -> float:
+        """Memory of the fullest rank, with all that is reserved."""
+        return float(self.memory.max()) + self.reserved_bytes
+
     @cached_property
     def memory_by_kind(self) -> np.ndarray:
         """Bytes on the device, [MEMORY_KINDS, ranks]."""

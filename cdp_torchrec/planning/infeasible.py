@@ -192,7 +192,7 @@ def _largest(option: ShardingOption) -> float:
 
 
 def _fit(found: PlanEstimate) -> str:
-    full = (found.memory.max() + found.reserved_bytes) / found.capacity_bytes
+    full = found.rank_bytes / found.capacity_bytes
     return f"fullest rank at {full:.0%}, embeddings {found.embedding_ms:.1f} ms a step"
 
 

@@ -157,8 +157,6 @@ def _gain(
     if planned is None:
         return None
     after = replace(result, estimate=planned)
-    if after.rank_bytes > planned.capacity_bytes:
-        return None
     left = after.step_ms / result.step_ms if in_time else after.rank_bytes / result.rank_bytes
     if left > 1 - (_MATTERS if in_time else _FREES):
         return None

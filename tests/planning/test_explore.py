@@ -101,6 +101,16 @@ def test_more_ranks_than_a_node_has_are_whole_nodes(load) -> None:
     assert any(fix.startswith("16 ranks instead of 3") for fix in result.fixes)
 
 
+def test_what_helps_fits_with_the_gradients_of_replicated_tables(load) -> None:
+    rows = ("planning.rows.user=160000000", "planning.rows.item=60000000")
+    replicated = ("sharding.small_table_rows=60000000", 'planning.strategies=["planner"]')
+    (result,) = explore(load(*rows, *replicated)).infeasible
+    # 8 ranks would halve what is split, but t_item and its gradient are 15.4 GB on each of them.
+    full = [int(re.findall(r"fullest rank at (\d+)%", fix)[0]) for fix in result.fixes]
+    assert full
+    assert max(full) <= 100
+
+
 def test_replicating_a_large_table_counts_its_gradient(load) -> None:
     (result,) = explore(load('planning.strategies=["data_parallel"]')).infeasible
     assert "does not count the gradients" in result.reason[0]
