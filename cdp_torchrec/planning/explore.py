@@ -112,8 +112,8 @@ def _explain(
         shortage = find_shortage(workload.problem(case))
     except ConfigError:
         return unexplained
-    if shortage.needed_bytes <= shortage.free_bytes:
-        return unexplained
+    if not 0 < shortage.free_bytes < shortage.needed_bytes:
+        return unexplained  # no table is to blame
     return InfeasiblePlan(
         case, reason=shortage.lines(case), fixes=find_fixes(workload, case, shortage)
     )

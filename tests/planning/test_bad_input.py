@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.plans.config import ShardingConfig
@@ -163,6 +164,20 @@ def test_batches_beyond_the_memory_of_a_gpu_are_one_message(load, workload: Work
     assert largest == pytest.approx(0.85 * 24e9 / (20 * 8 * ids), rel=0.01)
     with pytest.raises(ConfigError, match="no memory for tables"):
         find_shortage(problem)
+
+
+def test_batches_beyond_the_memory_of_a_host_are_told_as_those_of_a_gpu(
+    load, tmp_path: Path
+) -> None:
+    small = load_hardware("cpu").model_dump(exclude_none=True) | {"host_memory_gb": 2.0}
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(small))
+    settings = (PLANNER, "planning.batch_size=1000000", "planning.world_sizes=[2]")
+    (result,) = explore(load(f'planning.hardware=["{tmp_path}/small.toml"]', *settings)).infeasible
+    told = " ".join(result.reason)
+    assert "no memory for tables on any of 2 ranks: the batches under way take 7.2 GB" in told
+    assert "of 2.0 GB host memory" in told
+    assert "reserved_share" not in told
+    assert "what helps: fewer than" in told
 
 
 def test_margin_and_searches_are_settings(load, workload: Workload) -> None:

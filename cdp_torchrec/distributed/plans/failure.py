@@ -35,6 +35,8 @@ def explain_failure(
     on_gpu = problem.device == "cuda"
     storage = reserved.devices[0].storage
     free = storage.hbm if on_gpu else storage.ddr
+    if free <= 0:  # of a host's memory TorchRec reserves more than there is
+        return _nothing_left(problem, reservation)
     tables, optimizer = problem.tables, problem.optimizer
     is_memory = error.error_type == PlannerErrorType.INSUFFICIENT_STORAGE
     if not is_memory and all(_bytes(table, optimizer) <= free for table in tables):
@@ -53,24 +55,27 @@ def explain_failure(
 
 
 def _nothing_left(problem: PlanProblem, reservation: HeuristicalStorageReservation) -> str:
-    """What fills a GPU before there is any table on it."""
+    """What fills a GPU, or a host, before there is any table on it."""
     dense, batches = reservation._dense_storage, reservation._kjt_storage
     assert dense is not None
     assert batches is not None
+    on_gpu = problem.device == "cuda"
+    of_dense, of_batches = (s.hbm if on_gpu else s.ddr for s in (dense, batches))
     memory = problem.hardware.memory_gb * GB
-    share = problem.sharding.reserved_share
-    left = (1 - share) * memory - dense.hbm
-    largest = math.floor(left * problem.batch_size / batches.hbm)
+    share = problem.sharding.reserved_share if on_gpu else 0.0
+    left = (1 - share) * memory - of_dense
+    largest = math.floor(left * problem.batch_size / of_batches)
     helps = (
         f"fewer than {largest:,} impressions per rank"
         if largest > 0
-        else "a smaller dense part, or a smaller sharding.reserved_share"
+        else "a smaller dense part" + ", or a smaller sharding.reserved_share" * on_gpu
     )
+    margin = f" and the margin {_gb(share * memory)} (sharding.reserved_share = {share:g})"
     return (
         f"no memory for tables on any of {problem.world_size} ranks: the batches under way take "
-        f"{_gb(batches.hbm)} at {problem.batch_size:,} impressions per rank, the dense part "
-        f"{_gb(dense.hbm)} and the margin {_gb(share * memory)} (sharding.reserved_share = "
-        f"{share:g}) of {_gb(memory)} GPU memory\n  what helps: {helps}"
+        f"{_gb(of_batches)} at {problem.batch_size:,} impressions per rank, the dense part "
+        f"{_gb(of_dense)}{margin * on_gpu} of {_gb(memory)} {'GPU' if on_gpu else 'host'} memory"
+        f"\n  what helps: {helps}"
     )
 
 
