@@ -25,7 +25,7 @@ def constrained(
 def plan_changed(workload: Workload | OutsideWorkload, changed: PlanCase) -> PlanEstimate | None:
     """The plan that a short search finds; None if the settings are wrong, or nothing fits.
 
-    TorchRec's planner takes some plans that do not: it leaves out the gradients of whole tables.
+    TorchRec's planner takes some plans that do not: it leaves dense gradients out.
     """
     sharding = changed.sharding.model_copy(update={"search_seconds": _SEARCH_SECONDS})
     try:

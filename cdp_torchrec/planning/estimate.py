@@ -35,8 +35,8 @@ class ShardEstimate:
     optimizer_bytes: int
     """Likewise."""
     activation_bytes: int
-    """Ids that are looked up, and embeddings before they are sent; of a data-parallel table also
-    its gradient, which is as large as the table."""
+    """Ids that are looked up, and embeddings before they are sent; of a table whose gradient is
+    dense also that, which is as large as the weights."""
     host_bytes: int
     """Weights and optimizer state in host memory, of a table that a GPU reads from there."""
     lookup_ms: float

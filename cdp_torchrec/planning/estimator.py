@@ -145,8 +145,8 @@ def _shard(
     bookkeeping = rows * (per_row + on_device * per_cached_row) if 0 < on_device < 1 else 0
     device_weights = round(weights * on_device + bookkeeping)
     device_state = round(state * on_device)
-    # The planner does not count it.
-    gradient = weights if option.sharding_type == "data_parallel" else 0
+    # Of data-parallel tables, and where the optimizer is not fused; the planner does not count it.
+    gradient = weights if kernel == "dense" else 0
     # Nor what it takes to fill and to read it, which does not depend on how few rows are touched.
     bandwidth = hardware.device_bandwidth_gb_s if device == "cuda" else hardware.host_bandwidth_gb_s
     assert bandwidth is not None

@@ -89,15 +89,21 @@ def _plan(case: PlanCase, workload: Workload | OutsideWorkload, dense: DenseCost
 def _too_much(result: FeasiblePlan) -> list[str]:
     """What the memory is for, of a plan that TorchRec accepts although it does not fit."""
     found = result.estimate
+    rank = int(found.memory.argmax())
     needed = f"{result.rank_bytes / GB:.1f} GB of {found.capacity_bytes / GB:.0f} GB"
     if result.case.sharding.plan is not None:
-        return [f"rank {int(found.memory.argmax())} needs {needed} under the plan that is given"]
-    replicated = [t for t in found.tables if t.sharding_type == "data_parallel"]
-    largest = max(replicated, key=lambda table: table.table.num_embeddings)
+        return [f"rank {rank} needs {needed} under the plan that is given"]
+    there = {
+        table.table.name: sum(shard.weight_bytes for shard in table.shards if shard.rank == rank)
+        for table in found.tables
+        if table.compute_kernel == "dense"
+    }
+    largest = max(there, key=lambda name: there[name])
     return [
-        f"every rank needs {needed}: TorchRec's planner accepts it, because it does not count the "
-        "gradients of data-parallel tables, each as large as its table",
-        f"largest: {largest.table.name}, {largest.table.num_embeddings:,} rows",
+        f"rank {rank} needs {needed}: TorchRec's planner accepts it, because it does not count the "
+        "gradients of data-parallel tables, nor of others whose optimizer is not fused into the "
+        "backward pass, each as large as the weights",
+        f"largest there: {largest}, {there[largest] / GB:.1f} GB of weights",
     ]
 
 

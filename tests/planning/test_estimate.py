@@ -73,6 +73,22 @@ def test_a_rank_holds_its_rows_and_adam_holds_two_numbers_for_each_weight(
     assert sum(shard.optimizer_bytes for shard in small) == rows * 4
 
 
+@pytest.mark.parametrize("strategy", ["table_wise", "row_wise", "data_parallel"])
+def test_a_gradient_that_is_dense_takes_as_much_as_the_weights(
+    workload: Workload, strategy: str
+) -> None:
+    """As measured; Adam is not fused on CPUs, row-wise Adagrad is, but for whole copies."""
+    adagrad = SparseOptimizerConfig(kind="rowwise_adagrad")
+    dense, fused = (
+        shards(estimate(pose(workload, strategy, hardware="cpu", optimizer=optimizer)), "t_user")
+        for optimizer in (ADAM, adagrad)
+    )
+    for a, b in zip(dense, fused, strict=True):
+        more = 0 if strategy == "data_parallel" else a.weight_bytes
+        assert a.activation_bytes == b.activation_bytes + more
+        assert a.activation_bytes > a.weight_bytes
+
+
 def test_parts_add_up_to_what_the_ranks_need(workload: Workload) -> None:
     plan = estimate(pose(workload, "auto"))
     assert np.allclose(plan.memory_by_table.sum(0), plan.memory)

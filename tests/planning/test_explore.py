@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.distributed.plans.hardware import load_hardware
 from cdp_torchrec.planning import dense as dense_module
 from cdp_torchrec.planning import explore as explore_module
 from cdp_torchrec.planning.case import FeasiblePlan
@@ -114,6 +116,18 @@ def test_what_helps_fits_with_the_gradients_of_replicated_tables(load) -> None:
 def test_replicating_a_large_table_counts_its_gradient(load) -> None:
     (result,) = explore(load('planning.strategies=["data_parallel"]')).infeasible
     assert "does not count the gradients" in result.reason[0]
+
+
+def test_dense_gradients_beyond_the_memory_of_a_host_are_told(load, tmp_path: Path) -> None:
+    # 5 million rows x 16 x 4 bytes x 3 (Adam) are 1 GB, with their gradient 1.3 GB.
+    small = load_hardware("cpu").model_dump(exclude_none=True) | {"host_memory_gb": 1.2}
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(small))
+    rows = [f"planning.rows.{entity}=1000" for entity in ("query", "item", "token", "shop")]
+    settings = (f'planning.hardware=["{tmp_path}/small.toml"]', "planning.world_sizes=[1]")
+    one = ("planning.rows.user=5000000", 'planning.strategies=["table_wise"]', TWO[1], *rows)
+    (result,) = explore(load(*settings, *one)).infeasible
+    assert result.reason[0].startswith("rank 0 needs 1.3 GB of 1 GB: TorchRec's planner accepts it")
+    assert result.reason[1] == "largest there: t_user, 0.3 GB of weights"
 
 
 def test_a_difference_lists_exactly_the_tables_that_moved(load) -> None:
