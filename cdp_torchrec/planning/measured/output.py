@@ -33,7 +33,10 @@ def write_hardware(comparison: Comparison, path: Path) -> None:
         path: the file.
     """
     job, problem = comparison.job, comparison.job.problem
-    fitted = ", ".join(comparison.fit.slowdown) or "nothing"
+    before = problem.hardware.model_dump()
+    found = {key for key, value in comparison.hardware if value != before[key]} - {"name"}
+    found |= comparison.fit.slowdown.keys()
+    fitted = ", ".join(key for key in before if key in found) or "nothing"
     origin = (
         f"# Fitted by launch/benchmark.py plans: {fitted}.\n"
         f"# Measured on {problem.world_size} ranks of {job.num_nodes} node(s), "

@@ -27,7 +27,7 @@ from cdp_torchrec.planning.measured.config import PlansConfig
 from cdp_torchrec.planning.measured.fit import Fit
 from cdp_torchrec.planning.measured.job import MeasuredJob
 from cdp_torchrec.planning.measured.measurement import MeasuredPlan, MeasuredStep
-from cdp_torchrec.planning.measured.output import write_outputs
+from cdp_torchrec.planning.measured.output import write_hardware, write_outputs
 from cdp_torchrec.planning.measured.sharded_tables import Piece, TableBytes
 from cdp_torchrec.planning.measured.text import as_markdown
 from tests.distributed.plans.problems import ADAGRAD, Tables, problem
@@ -153,3 +153,13 @@ def test_the_files_hold_the_numbers_and_the_fitted_hardware(tmp_path: Path) -> N
     assert (tmp_path / "out" / "plans.md").read_text() == as_markdown(found) + "\n"
     assert (tmp_path / "out" / "plans.png").read_bytes().startswith(b"\x89PNG")
     assert load_hardware(str(tmp_path / "here.toml")) == found.hardware
+
+
+def test_the_file_of_the_hardware_names_the_fixed_costs_that_were_fitted(tmp_path: Path) -> None:
+    found = compared(tmp_path)
+    costs = {"lookup_us": 250.0, "collective_us": 90.0}
+    path = tmp_path / "here.toml"
+    write_hardware(replace(found, hardware=found.hardware.model_copy(update=costs)), path)
+    (told, *_) = path.read_text().splitlines()
+    fitted = told.removeprefix("# Fitted by launch/benchmark.py plans: ").rstrip(".").split(", ")
+    assert set(fitted) - {"intra_node_gb_s", "host_bandwidth_gb_s"} == set(costs)
