@@ -75,8 +75,9 @@ def sync_of(found: PlanEstimate, sync_steps: int | None) -> ReplicaSync | None:
         if table.sharding_type == "data_parallel":
             continue  # reduced over all ranks, with the dense part
         for shard in table.shards:
-            state = shard.optimizer_bytes + shard.host_bytes if averages_weights else 0
-            num_bytes[shard.rank] += shard.weight_bytes + state
+            state = shard.optimizer_bytes if averages_weights else 0
+            # Of a table in host memory all is there; what the device has of it is its cache.
+            num_bytes[shard.rank] += shard.host_bytes or shard.weight_bytes + state
     return ReplicaSync(
         num_replicas=problem.num_replicas,
         group_size=problem.world_size,

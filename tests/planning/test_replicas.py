@@ -14,9 +14,11 @@ BY_ROWS = 'planning.strategies=["row_wise"]'
 GROUPS = "sharding.sharding_group_size=4"
 
 
-def planned(load, workload: Workload, hardware: str, *arguments: str) -> FeasiblePlan:
+def planned(
+    load, workload: Workload, hardware: str, *arguments: str, strategy: str = BY_ROWS
+) -> FeasiblePlan:
     """The only case, without a dense part."""
-    settings = load(BY_ROWS, f'planning.hardware=["{hardware}"]', *arguments)
+    settings = load(strategy, f'planning.hardware=["{hardware}"]', *arguments)
     (case,) = make_cases(settings, {hardware: load_hardware(hardware)})
     return FeasiblePlan(case, estimate(workload.problem(case)), dense_ms=0.0, all_reduce_ms=0.0)
 
@@ -44,6 +46,21 @@ def test_weights_and_state_of_every_copy_are_averaged_where_no_gradient_is_left(
     )
     assert seldom.replica_ms == pytest.approx(sync.step_ms / 10)
     assert "NOT THE MATHEMATICS OF ONE COPY" in sync.lines()[1]
+
+
+def test_the_cache_of_a_table_in_host_memory_is_not_averaged_beside_it(
+    load, workload: Workload
+) -> None:
+    ranks = ("planning.world_sizes=[16]", GROUPS)
+    plain = planned(load, workload, "a10", *ranks).replicas
+    own = 'sharding.tables.user={types=["row_wise"], kernels=["fused_uvm_caching"]}'
+    cached = (*ranks, "sharding.strategy=row_wise", own)
+    constraints = 'planning.strategies=["constraints"]'
+    in_host_memory = planned(load, workload, "a10", *cached, strategy=constraints)
+    assert in_host_memory.estimate.host_memory.any()
+    assert plain is not None
+    assert in_host_memory.replicas is not None
+    assert in_host_memory.replicas.num_bytes == pytest.approx(plain.num_bytes, rel=1e-3)
 
 
 def test_gradients_of_every_copy_are_averaged_where_training_can(load, workload: Workload) -> None:
