@@ -12,8 +12,8 @@ class ServerConfig(Config):
     """Where the server listens, how it batches, and what it refuses."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 or :: for all. There is no authentication: that is the task of
-    whatever stands in front."""
+    """Address to listen on; 0.0.0.0 for all of IPv4, :: for all. There is no authentication: that
+    is the task of whatever stands in front."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0: any free port."""
     model_name: str | None = None

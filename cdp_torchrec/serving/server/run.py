@@ -119,8 +119,12 @@ async def _serve(server: uvicorn.Server, listener: socket.socket, model: ServedM
 
 def _listen(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # Python would keep clients with addresses of IPv4 out.
+    every = config.host == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((config.host, config.port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server(
+            (config.host, config.port), family=family, backlog=_BACKLOG, dualstack_ipv6=every
+        )
     except OSError as error:
         raise ConfigError(
             f"host = {config.host!r}, port = {config.port}: cannot listen there: {error}"

@@ -18,7 +18,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.config import ServerConfig
 from cdp_torchrec.serving.server.protocol import to_infer_request
-from cdp_torchrec.serving.server.run import serve
+from cdp_torchrec.serving.server.run import _listen, serve
 from tests.distributed.commands import run_command
 from tests.paths import ROOT
 
@@ -131,3 +131,11 @@ def test_a_port_that_is_taken_is_named(artifact: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port = {port}: cannot listen there"):
             serve(artifact, ServerConfig(port=port))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_are_those_of_both_protocols() -> None:
+    with _listen(ServerConfig(host="::", port=0)) as listener:
+        port = listener.getsockname()[1]
+        for address in ("::1", "127.0.0.1"):
+            socket.create_connection((address, port), timeout=5).close()
