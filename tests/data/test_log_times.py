@@ -61,14 +61,18 @@ def test_moments_are_read_in_any_unit_and_form() -> None:
         assert connection.execute(query, [text]).fetchall() == [(expected,)], text
 
 
+@pytest.mark.parametrize("zone", [None, "UTC", "+02:00"])
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
-def test_moments_of_parquet_are_rounded_down_as_all_others(tmp_path: Path, unit: str) -> None:
+def test_moments_of_parquet_are_rounded_down_as_all_others(
+    tmp_path: Path, unit: str, zone: str | None
+) -> None:
     """Else a click of iso text is behaviour before its own request of a timestamp[us]."""
     digits = {"ms": 0, "us": 3, "ns": 6}[unit]
     moment = MOMENT_MS * 10**digits + 10**digits - 1
-    table = pa.table({"t": pa.array([moment], pa.timestamp(unit))})
+    table = pa.table({"t": pa.array([moment], pa.timestamp(unit, zone))})
     pq.write_table(table, tmp_path / "log.parquet")
     files = TableConfig(files=("log.parquet",), format="parquet")
     connection = duckdb.connect(config={"threads": 1})
+    connection.execute("SET TimeZone = 'UTC'")
     column = load_table(connection, "raw", files, tmp_path, {"t": False}).sql("t")
     assert connection.execute(f"SELECT {column} FROM raw").fetchall() == [(str(MOMENT_MS),)]

@@ -186,7 +186,7 @@ def _load_parquet(
         )
         casts[sql] = f"{sql}::VARCHAR{'[]' if is_list else ''}"
         if is_moment:
-            in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns" and kind.tz is None
+            in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns"
             # The engine rounds nanoseconds up on their way to a TIMESTAMP.
             ms = f"(epoch_ns({sql}) // 1000000)" if in_ns else milliseconds_of(f"{sql}::TIMESTAMP")
             casts[sql] = f"{ms}::VARCHAR"
