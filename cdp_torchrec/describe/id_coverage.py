@@ -40,8 +40,14 @@ class Coverage:
 class IdCoverage:
     """Occurrences of each id in the test split and in the behaviours, by entity."""
 
-    def __init__(self, dataset: Path, schema: Schema, store: HistoryStore) -> None:
+    def __init__(self, dataset: Path, schema: Schema, store: HistoryStore, *, until: int) -> None:
         """Count the behaviours.
+
+        Args:
+            dataset: dataset directory.
+            schema: its schema, without appended days.
+            store: its behaviours.
+            until: behaviours later than that, ms, are of days that were appended and merged.
 
         Raises:
             DatasetError: a vocabulary is missing or damaged.
@@ -55,11 +61,11 @@ class IdCoverage:
         self.counts = {entity: training_counts(dataset, schema, entity) for entity in self.features}
         self._test = {entity: np.zeros(len(c) + 1, np.int64) for entity, c in self.counts.items()}
         self._behaviours: dict[str, np.ndarray] = {}
-        columns = store.by_time.codes()
+        columns, times = store.by_time.codes(), store.by_time.timestamp
         for part, entity in schema.history.code_columns.items():
             if entity in self.counts:
                 size = len(self.counts[entity]) + 1
-                found = _occurrences(columns[part], size)
+                found = _occurrences(columns[part], size, times, until)
                 self._behaviours[entity] = self._behaviours.get(entity, 0) + found
 
     def add(self, part: Impressions) -> None:
@@ -107,11 +113,11 @@ def _codes(part: Impressions, name: str) -> np.ndarray:
     return part.bags[name].values if name in part.bags else part.request[name]
 
 
-def _occurrences(codes: Column, size: int) -> np.ndarray:
+def _occurrences(codes: Column, size: int, times: Column, until: int) -> np.ndarray:
     total = np.zeros(size, np.int64)
     for start in range(0, len(codes), _ROWS):
-        # Codes beyond are of days that were appended and merged.
-        total += np.bincount(codes[start : start + _ROWS].ravel(), minlength=size)[:size]
+        rows = slice(start, start + _ROWS)
+        total += np.bincount(codes[rows][times[rows] <= until].ravel(), minlength=size)
     return total
 
 

@@ -111,7 +111,9 @@ def measure_log(dataset: Path) -> LogMeasures:
     bins = bins_of([*schema.splits.values(), *(day.requests for day in days)])
     splits: dict[SplitName, SplitMeasures] = {}
     single, gates = SingleFeatures(schema), GateLevels(schema)
-    coverage = IdCoverage(dataset, schema, store)
+    last = [split.last_timestamp for split in schema.splits.values()]
+    last.append(int(summary.value("last_time", "behaviours") or 0))
+    coverage = IdCoverage(dataset, schema, store, until=max(last))
     files = {}
     for name in ("train", "test"):
         check_at_open(dataset, name)

@@ -45,4 +45,4 @@ def test_days_stand_in_a_table_and_in_the_clicks_over_time(
     assert rows_of(doubted)["Appended days"][2][-1] == "1"
     shutil.copytree(made / "grown", tmp_path / "data")
     compact(tmp_path / "data")
-    assert rows_of(measure_log(tmp_path / "data"))["Appended days"] == table
+    assert rows_of(measure_log(tmp_path / "data")) == found
