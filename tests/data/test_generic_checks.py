@@ -282,6 +282,11 @@ BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {
     "moment": (["split.test_from=soon"], "must be a date or time such as 2017-12-03"),
     "splits": (["split.test_share=0.5"], "exactly one of test_from and test_share must be set"),
     "format": (["log.time.unit=text"], "unit = 'text' needs it, other units have none"),
+    "offset": (["log.time.utc_offset=+80:00"], "'+80:00': must be from -14:00 to +14:00"),
+    "minutes": (
+        ["log.time.utc_offset=+05:75"],
+        "log.time.utc_offset = '+05:75': must be a string matching",
+    ),
     "encoding": (["tables.log.encoding=klingon"], "must be an encoding that Python knows"),
     "quote": (["tables.log.delimiter='::'"], "must be 'none' where delimiter has several"),
     "parquet": (

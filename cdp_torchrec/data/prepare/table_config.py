@@ -8,6 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
 
+_FARTHEST_MS = 14 * 3_600_000
+"""No clock is farther from UTC."""
+
 
 def moment(text: str) -> int:
     """A date or time as milliseconds since 1970; UTC where it names no offset.
@@ -91,13 +94,15 @@ class TimeConfig(Config):
     format: str | None = None
     """Of text, in the letters of strptime, such as %d.%m.%Y %H:%M:%S; or "iso8601", such as
     2025-06-01T08:30:00.123+02:00, with or without seconds, their fractions, and a zone."""
-    utc_offset: str = Field("+00:00", pattern=r"^[+-]\d\d:\d\d$")
+    utc_offset: str = Field("+00:00", pattern=r"^[+-]\d\d:[0-5]\d$")
     """Local time of the log: of text and timestamps that name no zone, and of derived hours."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.unit == "text") != (self.format is not None):
             raise ConfigConflicts([("format", "unit = 'text' needs it, other units have none")])
+        if abs(self.offset_ms) > _FARTHEST_MS:
+            raise ConfigConflicts([("utc_offset", "must be from -14:00 to +14:00")])
         return self
 
     @property
