@@ -13,7 +13,7 @@ from cdp_torchrec.whole_file import whole_file, write_json, write_whole
 
 
 def write_exploration(exploration: Exploration) -> str:
-    """Write everything into planning.output.
+    """Write everything into planning.output; of a case without a plan, remove an earlier one.
 
     Returns:
         The text.
@@ -22,6 +22,9 @@ def write_exploration(exploration: Exploration) -> str:
     text = render(exploration)
     write_whole(directory / "plans.txt", text)
     write_json(directory / "plans.json", {o.case.name: to_json(o) for o in exploration.outcomes})
+    for result in exploration.infeasible:
+        for suffix in (".json", ".png"):
+            (directory / f"{result.case.name}{suffix}").unlink(missing_ok=True)
     for result in exploration.feasible:
         name, found = result.case.name, result.estimate
         write_plan(directory / f"{name}.json", found.plan, found.problem)

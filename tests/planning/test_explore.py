@@ -113,6 +113,16 @@ def test_what_helps_fits_with_the_gradients_of_replicated_tables(load) -> None:
     assert max(full) <= 100
 
 
+LARGE_USERS = ('planning.strategies=["planner","table_wise"]', "planning.rows.user=300000000")
+
+
+def test_of_a_case_that_has_no_plan_any_more_none_stays(load, tmp_path: Path) -> None:
+    write_exploration(explore(load(LARGE_USERS[0], TWO[1])))
+    write_exploration(explore(load(*LARGE_USERS, TWO[1])))
+    there = {path.name for path in (tmp_path / "plans").glob("a10-*")}
+    assert there == {"a10-4-planner.json", "a10-4-planner.png"}
+
+
 def test_replicating_a_large_table_counts_its_gradient(load) -> None:
     (result,) = explore(load('planning.strategies=["data_parallel"]')).infeasible
     assert "does not count the gradients" in result.reason[0]
