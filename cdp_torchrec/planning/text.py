@@ -37,6 +37,9 @@ def render(exploration: Exploration) -> str:
     pair = compared(exploration)
     if pair is not None:
         blocks.append(render_difference(*pair))
+    elif asked := exploration.config.planning.compare:
+        without = [r.case.name for r in exploration.infeasible if r.case.name in asked]
+        blocks.append(f"{' -> '.join(asked)}: not compared, no plan of {' and '.join(without)}")
     blocks.append(NOTES)
     return "\n\n".join(blocks) + "\n"
 

@@ -123,6 +123,12 @@ def test_of_a_case_that_has_no_plan_any_more_none_stays(load, tmp_path: Path) ->
     assert there == {"a10-4-planner.json", "a10-4-planner.png"}
 
 
+def test_a_plan_to_compare_that_there_is_not_is_told(load) -> None:
+    compare = 'planning.compare=["a10-4-planner","a10-4-table_wise"]'
+    text = render(explore(load(*LARGE_USERS, TWO[1], compare)))
+    assert "a10-4-planner -> a10-4-table_wise: not compared, no plan of a10-4-table_wise" in text
+
+
 def test_replicating_a_large_table_counts_its_gradient(load) -> None:
     (result,) = explore(load('planning.strategies=["data_parallel"]')).infeasible
     assert "does not count the gradients" in result.reason[0]
