@@ -29,7 +29,7 @@ class ShardEntry(Config):
 class CacheEntry(Config):
     """On the GPU, of a table in host memory."""
 
-    load_factor: Annotated[float, Field(gt=0, le=1)] | None = None
+    load_factor: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the rows that it holds; without it, FBGEMM's default."""
 
 

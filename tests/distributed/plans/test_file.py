@@ -146,6 +146,10 @@ def shard(plan: Plan, table: str = "t_user", number: int = 0) -> dict[str, Any]:
             lambda p: p["tables"]["t_user"].update(cache_params={"load_factor": 0.1}),
             "t_user: dense has no cache, only fused_uvm_caching has",
         ),
+        (
+            lambda p: p["tables"]["t_user"].update(cache_params={"load_factor": 1.0}),
+            "tables.t_user.cache_params.load_factor = 1.0: Input should be less than 1",
+        ),
         (lambda p: p.update(format_version=9), "format_version: found 9, this release reads 1"),
         (lambda p: p.pop("format_version"), "format_version: found none, this release reads 1"),
         (lambda p: p.pop("world_size"), "world_size: required key is missing"),
