@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import HardwareConfig
+from cdp_torchrec.distributed.plans.problem import PlanProblem
 from cdp_torchrec.planning.config import PlanningExperimentConfig, Strategy
 from cdp_torchrec.planning.estimate import PlanEstimate
 from cdp_torchrec.planning.fixed_costs import fixed_ms, input_ms
@@ -40,6 +43,27 @@ class PlanCase:
     def name(self) -> str:
         """What tables, figures and plan files call it."""
         return f"{self.hardware_name}-{self.world_size}-{self.strategy}"
+
+    def problem(
+        self, model: nn.Module, batch_size: int, pooling_factors: Mapping[str, float]
+    ) -> PlanProblem:
+        """What needs a plan: one copy of the tables, on its ranks.
+
+        Args:
+            model: has the tables, on the meta device, with their optimizer applied.
+            batch_size: impressions per rank and step.
+            pooling_factors: mean number of ids per impression, by key.
+        """
+        return PlanProblem(
+            model=model,
+            sharding=self.sharding,
+            optimizer=self.optimizer,
+            hardware=self.hardware,
+            world_size=self.world_size // self.num_replicas,
+            batch_size=batch_size,
+            pooling_factors=pooling_factors,
+            num_replicas=self.num_replicas,
+        )
 
 
 @dataclass(frozen=True)

@@ -70,16 +70,7 @@ class OutsideWorkload:
         if not needs_dense_gradients(case.optimizer, torch.device(case.hardware.device)):
             tables = table_parameters(module)
             apply_optimizer_in_backward(_OPTIMIZERS[kind], tables, {"lr": 1.0})
-        return PlanProblem(
-            model=module,
-            sharding=case.sharding,
-            optimizer=case.optimizer,
-            hardware=case.hardware,
-            world_size=case.world_size // case.num_replicas,
-            batch_size=self.batch_size,
-            pooling_factors=self.pooling_factors,
-            num_replicas=case.num_replicas,
-        )
+        return case.problem(module, self.batch_size, self.pooling_factors)
 
 
 def read_outside(config: OutsideConfig) -> OutsideWorkload:

@@ -82,16 +82,7 @@ class Workload:
         device = torch.device(case.hardware.device)
         assert isinstance(case.optimizer, SparseOptimizerConfig)
         apply_sparse_optimizer(task.model.sparse_arch, case.optimizer, device)
-        return PlanProblem(
-            model=task,
-            sharding=case.sharding,
-            optimizer=case.optimizer,
-            hardware=case.hardware,
-            world_size=case.world_size // case.num_replicas,
-            batch_size=self.batch_size,
-            pooling_factors=self.pooling_factors,
-            num_replicas=case.num_replicas,
-        )
+        return case.problem(task, self.batch_size, self.pooling_factors)
 
 
 def read_workload(config: PlanningExperimentConfig) -> Workload:
