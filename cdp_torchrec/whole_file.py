@@ -97,9 +97,15 @@ def remove_leftovers(directory: Path, name: str) -> None:
 def why_unwritable(path: Path) -> str | None:
     """What keeps a file or directory from being made or written to; None: nothing."""
     try:
-        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        there = next(
+            parent
+            for parent in (path, *path.absolute().parents)
+            if parent.exists() or parent.is_symlink()
+        )
     except OSError as error:  # a name that no file can have
         return error.strerror
+    if not there.exists():
+        return f"{there} is a link to nothing"
     if not (there.is_dir() and os.access(there, os.W_OK)):
         return f"{there} is not a writable directory"
     try:

@@ -97,11 +97,12 @@ def _unnamed() -> Path:
         try:
             run_dir.mkdir(parents=True)
         except FileExistsError:
-            time.sleep(0.1)  # until another second has begun
-            continue
+            if run_dir.exists():
+                time.sleep(0.1)  # until another second has begun
+                continue
         except OSError:
-            pass  # the check of every directory tells why
-        return run_dir
+            pass
+        return run_dir  # where it was not made, the check of every directory tells why
 
 
 def write_run_files(run_dir: Path, config: Config, plan_json: str) -> None:

@@ -104,6 +104,14 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     )
 
 
+def test_where_all_runs_lie_on_what_is_not_there_none_waits_for_a_name_of_its_own(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(ConfigError, match=r"^run\.dir = 'runs/.*/runs is a link to nothing$"):
+        opened(RunConfig())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("place", ["/proc/runs", "/proc"])
 def test_a_place_that_exists_and_cannot_hold_files_is_one_line(place: str) -> None:

@@ -123,3 +123,6 @@ def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     assert why_unwritable(tmp_path / "file" / "x") == (
         f"{tmp_path / 'file'} is not a writable directory"
     )
+    (tmp_path / "link").symlink_to(tmp_path / "not mounted")
+    for path in (tmp_path / "link", tmp_path / "link" / "x"):
+        assert why_unwritable(path) == f"{tmp_path / 'link'} is a link to nothing"
