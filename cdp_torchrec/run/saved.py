@@ -30,8 +30,17 @@ _MOST_NAMES = 8
 
 
 def saved_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints in the directory `checkpoints` of a run, oldest first."""
-    return sorted(directory.glob("step-*"))
+    """Complete checkpoints in the directory `checkpoints` of a run, oldest first.
+
+    Raises:
+        CheckpointError: nobody can say, because it may not be read.
+    """
+    try:
+        return sorted(path for path in directory.iterdir() if path.name.startswith("step-"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read: {error.strerror}") from error
 
 
 def best_checkpoint(directory: Path) -> tuple[Path, Validation] | None:

@@ -1,8 +1,11 @@
 """Checkpoints are found, and whatever is none says what it is."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -70,6 +73,24 @@ def test_the_best_checkpoint_by_its_own_record_is_taken_else_the_newest(
     run = make_run(tmp_path / "run", values, metric)
     assert find_checkpoint(run).name == f"step-{best:08d}"
     assert find_checkpoint(run / "checkpoints" / "step-00000003").name == "step-00000003"
+
+
+def test_where_nobody_may_look_nobody_says_that_there_are_no_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", {3: 0.6})
+
+    def refuse(path: Path | str) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    for call in ("listdir", "scandir"):
+        monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(
+        CheckpointError, match=f"^{run}/checkpoints: cannot be read: Permission denied$"
+    ):
+        find_checkpoint(run)
+    with pytest.raises(CheckpointError, match=f"^{run}: cannot be read: Permission denied$"):
+        check_run_directory(run, resume=True)
 
 
 def test_checkpoints_that_two_metrics_measured_have_no_best_one(tmp_path: Path) -> None:
