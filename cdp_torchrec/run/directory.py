@@ -25,6 +25,7 @@ from cdp_torchrec.run.saved import (
     METRICS,
     PLAN,
     RESTARTS,
+    TENSORBOARD,
     check_run_directory,
     is_restarted,
     job_name,
@@ -69,7 +70,7 @@ def _directory(config: RunConfig, held: ExitStack) -> Path:
         # An attempt that ended before its first checkpoint left nothing to continue from, so that
         # this one begins again, and so do its numbers.
         (run_dir / METRICS).unlink(missing_ok=True)
-        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
+        shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
     return run_dir
 
 

@@ -16,7 +16,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.run.metrics_file import cut_metrics
 from cdp_torchrec.run.records import BEGINNING, Progress
-from cdp_torchrec.run.saved import METRICS
+from cdp_torchrec.run.saved import METRICS, TENSORBOARD
 from cdp_torchrec.undefined import json_ready
 
 
@@ -55,7 +55,7 @@ class Monitor:
             self._file = (run_dir / METRICS).open("a")
             # TensorBoard forgets what it was told of later steps.
             purge_step = start.step + 1 if start.step else None
-            self._board = SummaryWriter(run_dir / "tensorboard", purge_step=purge_step)
+            self._board = SummaryWriter(run_dir / TENSORBOARD, purge_step=purge_step)
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ DISTILLATION = "distillation.json"
 """What only the run of a student has."""
 METRICS = "metrics.jsonl"
 PLAN = "plan.json"
+TENSORBOARD = "tensorboard"
 LOCK = "lock"
 ARTIFACT = "artifact.json"
 """What an exported artifact has, beside the schema of a dataset."""
@@ -101,7 +102,9 @@ def check_run_directory(run_dir: Path, *, resume: bool) -> None:
             than a run, or cannot be written.
         CheckpointError: the checkpoints of a finished run are gone.
     """
-    if reason := why_unwritable(run_dir) or _is_something_else(run_dir):
+    folders = (run_dir, run_dir / CHECKPOINTS, run_dir / TENSORBOARD)
+    reasons = (why_unwritable(folder) for folder in folders)
+    if reason := next(filter(None, reasons), None) or _is_something_else(run_dir):
         raise ConfigError(f"run.dir = '{run_dir}': {reason}")
     has_checkpoints = bool(saved_checkpoints(run_dir / CHECKPOINTS))
     if not has_checkpoints and not _is_finished(run_dir / METRICS):

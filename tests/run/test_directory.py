@@ -104,6 +104,15 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("folder", ["checkpoints", "tensorboard"])
+def test_a_folder_of_a_run_that_cannot_be_written_is_said_before_the_training(
+    tmp_path: Path, folder: str
+) -> None:
+    write_whole(tmp_path / "run" / folder, "")
+    with pytest.raises(ConfigError, match=f"/run/{folder} is not a writable directory$"):
+        opened(RunConfig(dir=tmp_path / "run"))
+
+
 def test_where_all_runs_lie_on_what_is_not_there_none_waits_for_a_name_of_its_own(
     tmp_path: Path,
 ) -> None:
