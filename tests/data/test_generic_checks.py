@@ -268,6 +268,10 @@ def test_nan_in_a_parquet_file_is_missing(tmp_path: Path) -> None:
 BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {
     "unknown key": (["log.users=x"], "log.users: unknown key (did you mean 'user'?)"),
     "table": (["log.table=x"], "log.table = 'x': must be one of the tables ['log']"),
+    "stars": (
+        ["tables.log.files=['day**.csv']"],
+        "tables.log.files.0 = 'day**.csv': ** stands for folders, as in '**/x.csv'; within a na",
+    ),
     "unused": (["tables.more.files=['x']"], 'tables.more = {files = ["x"]}: is not used'),
     "two labels": (["log.clicked=x"], "exactly one of label and clicked must be set"),
     "separator": (["log.separator='|'"], "has no effect on rows = 'impression'"),

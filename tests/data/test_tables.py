@@ -22,7 +22,7 @@ from cdp_torchrec.data.prepare.column_types import (
 )
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import find_csv, stream_csv
-from cdp_torchrec.data.prepare.tables import find_parquet, open_parquet
+from cdp_torchrec.data.prepare.tables import find_files, find_parquet, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
 
@@ -157,6 +157,14 @@ def test_a_path_is_no_pattern_and_gives_no_columns(tmp_path: Path, name: str) ->
     assert read(find_parquet(folder), INTEGER) == [2]
     (folder / "0.parquet").rename(folder / "[!b]*.parquet")
     assert read(find_parquet(folder), INTEGER) == [2]
+
+
+def test_a_pattern_counts_from_the_folder_unless_it_is_absolute(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    paths = write(tmp_path / "b", pa.array([1]), pa.array([2]))
+    for pattern in ("b/*.parquet", "*/*", "**/*.parquet", f"{tmp_path}/b/*", f"{tmp_path}/*/*"):
+        assert find_files(tmp_path, pattern) == paths
+    assert find_files(tmp_path, f"{tmp_path}/c/*") == []
 
 
 def test_optional_columns_are_read_if_all_files_have_them(tmp_path: Path) -> None:

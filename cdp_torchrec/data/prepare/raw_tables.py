@@ -18,7 +18,7 @@ from cdp_torchrec.data.prepare.csv_tables import stream_csv
 from cdp_torchrec.data.prepare.database import Rule, first_broken_rule
 from cdp_torchrec.data.prepare.log_times import milliseconds_of
 from cdp_torchrec.data.prepare.table_config import TableConfig
-from cdp_torchrec.data.prepare.tables import open_parquet
+from cdp_torchrec.data.prepare.tables import find_files, open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
 _SUFFIXES = ("", ".gz", ".xz")
@@ -157,7 +157,7 @@ def _find_files(config: TableConfig, folder: Path) -> tuple[Path, ...]:
     found: list[Path] = []
     for name in config.files:
         if "*" in name:
-            paths = sorted(folder.glob(name))
+            paths = find_files(folder, name)
         else:
             paths = [p for p in (folder / f"{name}{end}" for end in _SUFFIXES) if p.exists()][:1]
         if not paths:

@@ -2,6 +2,7 @@
 
 import codecs
 from datetime import UTC, datetime, timedelta
+from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -40,13 +41,19 @@ def _encoding(name: str) -> str:
         raise ValueError("must be an encoding that Python knows, such as utf-8, gbk") from error
 
 
+def _pattern(name: str) -> str:
+    if any("**" in part and part != "**" for part in PurePath(name).parts):
+        raise ValueError("** stands for folders, as in '**/x.csv'; within a name write *")
+    return name
+
+
 Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class TableConfig(Config):
     """Files that hold one table."""
 
-    files: tuple[str, ...] = Field(min_length=1)
+    files: tuple[Annotated[str, AfterValidator(_pattern)], ...] = Field(min_length=1)
     """Names, counted from the folder of the log; a `*` stands for any characters, and all files
     that fit are read by name. `x.csv` may lie there as `x.csv.gz` or `x.csv.xz`."""
     format: Literal["csv", "parquet"] = "csv"

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
 
 import pyarrow as pa
@@ -73,6 +73,18 @@ class ParquetTable:
                     rows = pa.RecordBatch.from_arrays(columns, schema=self.schema)
                     yield Block(number, first, rows)
                     first += len(rows)
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """All that fits a pattern with a `*`, in the order of names.
+
+    Args:
+        folder: from which the pattern counts, unless it is absolute.
+        pattern: of names of files.
+    """
+    parts = PurePath(pattern).parts
+    first = next(number for number, part in enumerate(parts) if "*" in part)
+    return sorted(folder.joinpath(*parts[:first]).glob("/".join(parts[first:])))
 
 
 def find_parquet(directory: Path) -> list[Path]:
