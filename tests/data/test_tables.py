@@ -167,6 +167,21 @@ def test_a_pattern_counts_from_the_folder_unless_it_is_absolute(tmp_path: Path) 
     assert find_files(tmp_path, f"{tmp_path}/c/*") == []
 
 
+def test_folders_that_may_not_be_read_are_not_passed_over_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in ("day=1", "day=2"):
+        (tmp_path / day).mkdir()
+        write(tmp_path / day, pa.array([1]))
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "day=2" and may(path, mode))
+    with pytest.raises(DatasetError, match=r"/day=2: cannot be read: Permission denied$"):
+        find_files(tmp_path, "day=*/*.parquet")
+    with pytest.raises(DatasetError, match=r"/day=2: cannot be read: Permission denied$"):
+        find_parquet(tmp_path / "day=2")
+    assert len(find_files(tmp_path, "day=1/*.parquet")) == 1
+
+
 def test_optional_columns_are_read_if_all_files_have_them(tmp_path: Path) -> None:
     paths = write(tmp_path, pa.array([1]), pa.array([2]))
     assert open_parquet(paths, {"x": INTEGER}, {"y": INTEGER}).schema.names == ["x"]

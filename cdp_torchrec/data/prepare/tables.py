@@ -15,6 +15,8 @@ Everything else, such as ids that are integers in one file and strings in anothe
 names both files.
 """
 
+import errno
+import os
 import stat
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,18 +83,37 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     Args:
         folder: from which the pattern counts, unless it is absolute.
         pattern: of names of files.
+
+    Raises:
+        DatasetError: a folder may not be read; `Path.glob` would pass over it.
     """
     parts = PurePath(pattern).parts
     first = next(number for number, part in enumerate(parts) if "*" in part)
-    return sorted(folder.joinpath(*parts[:first]).glob("/".join(parts[first:])))
+    folder, wanted = folder.joinpath(*parts[:first]), PurePath(*parts[first:])
+    inner = [found for above in wanted.parents[:-1] for found in folder.glob(str(above))]
+    for searched in (folder, *inner):
+        _check_readable(searched)
+    return sorted(folder.glob(str(wanted)))
+
+
+def _check_readable(folder: Path) -> None:
+    """Whether one may see what a folder holds, if it is one.
+
+    Raises:
+        DatasetError: one may not.
+    """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise DatasetError(f"{folder}: cannot be read: {os.strerror(errno.EACCES)}")
 
 
 def find_parquet(directory: Path) -> list[Path]:
     """All `*.parquet` of a directory in the order of their names.
 
     Raises:
-        DatasetError: there are none, or some in folders of the directory, where nobody reads them.
+        DatasetError: there are none, or some in folders of the directory, where nobody reads them,
+            or nobody may look.
     """
+    _check_readable(directory)
     paths = sorted(directory.glob("*.parquet"))
     deeper = next((path for path in directory.glob("*/**/*.parquet")), None)
     if deeper:
