@@ -19,6 +19,8 @@ from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.changes import find_changes
 from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
+from cdp_torchrec.data.days import splits_of_periods
+from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
@@ -60,6 +62,7 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
 
     Raises:
         ConfigError: a day was begun with other settings.
+        DatasetError: a day was changed after a run was measured on it.
         Interrupted: a signal came while a day was waited for.
     """
     done = 0
@@ -99,8 +102,10 @@ def _unfinished(runs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
     Raises:
         ConfigError: one of them all was begun with other settings.
         CheckpointError: another release wrote its checkpoints.
+        DatasetError: a day was changed after one of them was measured on it.
     """
     as_begun = [_as_begun(run) for run in runs]
+    _check_days([run for run in as_begun if _is_finished(run)])
     return [run for run in as_begun if not _is_finished(run)]
 
 
@@ -132,6 +137,22 @@ def _check_alike(run: ExperimentConfig, begun: ExperimentConfig) -> None:
         )
 
 
+def _check_days(runs: Sequence[ExperimentConfig]) -> None:
+    """Numbers of a day that was corrected since, and appended again, belong in no table."""
+    periods = splits_of_periods(runs[0].data.dir) if runs else {}
+    for run in runs:
+        name, measured = run.data.test_on, _evaluation(run)
+        before = measured["num_impressions"], measured["num_clicks"]
+        now = periods[name].impressions, periods[name].clicks
+        if before != now:
+            raise DatasetError(
+                f"{_directory(run)} was measured on {before[0]:,} impressions and {before[1]:,} "
+                f"clicks of '{name}', which has {now[0]:,} and {now[1]:,} in {run.data.dir}: the "
+                "day was changed since. Bring it back, or remove the directories of this run and "
+                "of all later ones, so that they are done again"
+            )
+
+
 def _is_finished(run: ExperimentConfig) -> bool:
     return (_directory(run) / EVALUATION).is_file()
 
@@ -155,9 +176,13 @@ def _gather(config: DailyExperimentConfig, runs: Sequence[ExperimentConfig]) -> 
 
 
 def _measured(run: ExperimentConfig) -> MeasuredDay:
-    measured = json.loads((_directory(run) / EVALUATION).read_bytes())
+    measured = _evaluation(run)
     metrics = {name: measured[name] for name in (*_METRICS, "num_impressions")}
     return MeasuredDay(run.data.train_on[-1], run.data.test_on, metrics)
+
+
+def _evaluation(run: ExperimentConfig) -> dict[str, Any]:
+    return json.loads((_directory(run) / EVALUATION).read_bytes())
 
 
 def _directory(config: ExperimentConfig) -> Path:

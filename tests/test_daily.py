@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -18,6 +19,7 @@ from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.daily import describe_days, train_days
 from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
+from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.trainer import Trainer
 from tests.conftest import MakeOnce
@@ -135,6 +137,14 @@ def test_a_stopped_day_goes_on_and_a_lost_one_is_done_again(
     assert [day["auc"] for day in written] == [day.metrics["auc"] for day in whole]
     with mock.patch.object(Trainer, "train", side_effect=AssertionError("nothing is left")):
         assert train_days(config, CPU) == whole
+        late = shutil.copytree(dataset, tmp_path / "late clicks")
+        day = late / "days" / DAYS[1] / "day.toml"
+        clicks = re.compile(r"(?<=\nclicks = )\d+")
+        day.write_text(clicks.sub(lambda found: str(int(found[0]) + 1), day.read_text()))
+        with pytest.raises(
+            DatasetError, match=rf"{DAYS[0]} was measured on .* clicks of '{DAYS[1]}"
+        ):
+            train_days(configured(late, tmp_path / "daily"), CPU)
     shutil.rmtree(tmp_path / "daily" / DAYS[0])
     with (
         mock.patch.object(Trainer, "train", side_effect=KeyboardInterrupt),
