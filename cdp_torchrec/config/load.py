@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from cdp_torchrec.config.errors import ConfigConflicts, check
 from cdp_torchrec.config.keys import default_tables, key_tree, tables_of
@@ -36,6 +36,15 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _no_home(cls, value: Any) -> Any:
+        """Shells leave that of `run.dir=~/x` as it is, and a directory `~` is a trap."""
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) and path.parts[:1] == ("~",):
+                raise ValueError("the ~ of a shell means nothing here: write the whole path")
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -166,6 +166,10 @@ def test_a_key_without_its_section_is_told_its_place() -> None:
         ),
         ("trainer.notes=7", "trainer.notes = 7: must be a string in quotes"),
         ("data.dir=7", "data.dir = 7: must be a path in quotes"),
+        (
+            "data.dir=~/log",
+            "data.dir = '~/log': the ~ of a shell means nothing here: write the whole path",
+        ),
         ("trainer=7", "trainer = 7: must be a table"),
         ("seed={a = 1}", "seed = {a = 1}: must be an integer >= 0"),
         (
