@@ -29,9 +29,9 @@ class HistoryLookup:
     stranger: bool = False
     """Also the recent history of another user, drawn by key for each request and cut like `recent`:
     in training only."""
-    graph_changes_beyond: int | None = None
-    """Longest `recent` for which the module's computation has the same form: a search, say, starts
-    beyond the number that it keeps. None: all have the same."""
+    graph_changes_beyond: tuple[int, ...] = ()
+    """Lengths of `recent` beyond which the module's computation has another form: a search, say,
+    starts beyond the number that it keeps."""
 
     @property
     def served(self) -> "HistoryLookup":
@@ -58,14 +58,14 @@ class HistoryLookup:
             return max_length
         return self.longest_recent(max_length) if self.recent else None
 
-    def served_recent_length(self, max_length: int) -> int | None:
-        """Length to which serving pads every sequence in `recent`; None: to that of the longest.
+    def shortest_served(self, max_length: int) -> int:
+        """Length to which serving pads sequences in `recent` at least.
 
         An exported graph has one form: what computes otherwise for long sequences than for short
-        ones always gets the longest possible.
+        ones gets long ones only.
 
         Args:
             max_length: data.history.max_length.
         """
-        longest, same_up_to = self.longest_recent(max_length), self.graph_changes_beyond
-        return None if same_up_to is None or longest <= same_up_to else longest
+        longest = self.longest_recent(max_length)
+        return 1 + max((n for n in self.graph_changes_beyond if n < longest), default=0)

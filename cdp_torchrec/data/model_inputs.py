@@ -17,7 +17,13 @@ from cdp_torchrec.data.id_dropout import with_dropout
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.own_rows import FEW
 from cdp_torchrec.data.request_files import Impressions
-from cdp_torchrec.data.sequence_index import Blocks, SequenceColumns, SequenceIndex, index_sequences
+from cdp_torchrec.data.sequence_index import (
+    SHORTEST_BLOCK,
+    Blocks,
+    SequenceColumns,
+    SequenceIndex,
+    index_sequences,
+)
 from cdp_torchrec.keyed_random import epoch_draw, impression_key
 
 _NO_EPOCH = 0
@@ -105,9 +111,7 @@ class InputAssembler:
         self.batch_size = batch_size
         self._seed = seed
         self._blocks: Blocks = blocks
-        self._recent_length: int | None = None
-        if blocks == "one":
-            self._recent_length = layout.history.served_recent_length(max_history_length)
+        self._shortest_recent = layout.history.shortest_served(max_history_length)
 
     def assemble(
         self, impressions: Impressions, *, epoch: int | None, progress: float = 0.0
@@ -139,7 +143,7 @@ class InputAssembler:
             request_index=self.padded(impressions.request_index),
             pool_index=self.padded(histories.pool_index),
             gated=self._index(histories.gated),
-            recent=self._index(histories.recent, length=self._recent_length),
+            recent=self._index(histories.recent, shortest=self._shortest_recent),
             stranger=self._index(histories.stranger),
             history_counts=self.padded(histories.counts),
             key=self.padded(_keys(impressions, _NO_EPOCH if draw is None else draw)),
@@ -211,12 +215,12 @@ class InputAssembler:
         return rows
 
     def _index(
-        self, columns: SequenceColumns | None, *, length: int | None = None
+        self, columns: SequenceColumns | None, *, shortest: int = SHORTEST_BLOCK
     ) -> SequenceIndex | None:
         if columns is None:
             return None
         return index_sequences(
-            columns, batch_size=self.batch_size, blocks=self._blocks, block_length=length
+            columns, batch_size=self.batch_size, blocks=self._blocks, shortest=shortest
         )
 
     def _bag_lengths(self, bags: dict[str, JaggedCodes]) -> torch.Tensor:

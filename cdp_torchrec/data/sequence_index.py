@@ -108,7 +108,7 @@ def index_sequences(
     *,
     batch_size: int,
     blocks: Blocks = "by_length",
-    block_length: int | None = None,
+    shortest: int = SHORTEST_BLOCK,
 ) -> SequenceIndex:
     """The index of a batch; impressions up to `batch_size` are padding and read sequence 0.
 
@@ -117,7 +117,7 @@ def index_sequences(
         batch_size: places B in the batch.
         blocks: how sequences are grouped. "one" needs two places of padding, whose impressions
             read the last sequence; behaviours that it adds come after all others.
-        block_length: of the one block, not below the longest sequence; None: as long as that.
+        shortest: length of the one block, if no sequence is longer.
     """
     if blocks == "one":
         columns = _with_two_sequences(columns, batch_size)
@@ -134,7 +134,7 @@ def index_sequences(
     first_impression[found] = first
     size = np.maximum(lengths, SHORTEST_BLOCK)
     if blocks == "one":
-        size[:] = max(block_length or lengths.max(), SHORTEST_BLOCK)
+        size[:] = max(lengths.max(), shortest, SHORTEST_BLOCK)
 
     def behaviours(rows: np.ndarray) -> np.ndarray:
         """Places of the behaviours of some sequences, aligned to the right, [W, N]."""

@@ -20,6 +20,7 @@ from cdp_torchrec.data.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.base import AttentionConfig, EmbeddingNorm
+from cdp_torchrec.interest.eager import always
 from cdp_torchrec.interest.output import layer_norm
 from cdp_torchrec.interest.sequence import BehaviourSequence, excluded, gather_each, present
 
@@ -122,9 +123,10 @@ def retrieve(scores: Tensor, behaviour: Tensor, *, num_behaviours: int, k: int) 
         k: how many to keep.
     """
     present = (behaviour < num_behaviours).unsqueeze(1)
-    if behaviour.shape[1] <= k:
+    length = behaviour.shape[1]
+    if always(length <= k):
         return Retrieved(behaviour, present)
-    if behaviour.shape[1] <= _DENSE_UP_TO * k:
+    if always(length <= _DENSE_UP_TO * k):
         return Retrieved(behaviour, top_k_mask(scores, present, k))
     places, kept = top_k(scores, present, k)
     rows = behaviour.unsqueeze(1).expand_as(scores).gather(-1, places)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.interest.eager import always
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,13 @@ def most_recent(groups: Tensor, count: int, size: int) -> Tensor:
         size: M.
     """
     width = groups.shape[1]
-    if torch.compiler.is_exporting() and isinstance(width, torch.SymInt):
-        column = torch.arange(count, device=groups.device) + (width - count)
-        found = groups.index_select(1, column.clamp(min=0))
-        return found.masked_fill(column < 0, size)
-    return groups[:, -count:]
+    if always(width >= count):
+        return groups[:, width - count :]
+    if always(width < count):
+        return groups
+    column = torch.arange(count, device=groups.device) + (width - count)
+    found = groups.index_select(1, column.clamp(min=0))
+    return found.masked_fill(column < 0, size)
 
 
 def scatter(values: list[Tensor], places: tuple[Tensor, ...], *, size: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
-from cdp_torchrec.interest.eager import is_eager_on_cpu
+from cdp_torchrec.interest.eager import always, is_eager_on_cpu
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
@@ -29,10 +29,12 @@ def keep_recent(sequence: BehaviourSequence, length: int) -> BehaviourSequence:
 
     def kept(behaviour: Tensor) -> Tensor:
         width = behaviour.shape[1]
-        if torch.compiler.is_exporting() and isinstance(width, torch.SymInt):
-            column = torch.arange(width, device=behaviour.device)
-            return behaviour.masked_fill(column < width - length, num_behaviours)
-        return behaviour[:, -length:]
+        if always(width >= length):
+            return behaviour[:, width - length :]
+        if always(width < length):
+            return behaviour
+        column = torch.arange(width, device=behaviour.device)
+        return behaviour.masked_fill(column < width - length, num_behaviours)
 
     trimmed = replace(
         index,

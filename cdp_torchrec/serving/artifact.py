@@ -21,7 +21,7 @@ from cdp_torchrec.data.identity import DatasetDigest
 from cdp_torchrec.serving.signature import is_signed, read_public_keys, sign
 from cdp_torchrec.user_error import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "artifact.json"
 SIGNATURE = "artifact.sig"
 RANKER = "ranker.pt2"

@@ -47,7 +47,7 @@ def export_ranker(
     *,
     max_history_length: int,
 ) -> None:
-    """Compile the dense part with all sizes free; see HistoryLookup.served_recent_length.
+    """Compile the dense part with all sizes free; see HistoryLookup.shortest_served.
 
     Args:
         arch: the trained dense part, on the device of the inputs.
@@ -99,13 +99,17 @@ def free_sizes(
     """Sizes that the requests decide, by dimension, for each input; equal names are equal sizes."""
     places = Dim("places", min=3)
     behaviours = {slot: Dim(f"{slot}_behaviours", min=2) for slot in SLOTS}
-    longest = {"gated": max_history_length}
-    if layout.history.served_recent_length(max_history_length) is None:
-        longest["recent"] = layout.history.longest_recent(max_history_length)
+    lengths = {
+        "gated": (SHORTEST_BLOCK, max_history_length),
+        "recent": (
+            max(layout.history.shortest_served(max_history_length), SHORTEST_BLOCK),
+            layout.history.longest_recent(max_history_length),
+        ),
+    }
     columns = {
-        slot: Dim(f"{slot}_columns", min=SHORTEST_BLOCK, max=length)
-        for slot, length in longest.items()
-        if length > SHORTEST_BLOCK  # else all blocks are equally long
+        slot: Dim(f"{slot}_columns", min=shortest, max=longest)
+        for slot, (shortest, longest) in lengths.items()
+        if longest > shortest  # else all blocks are equally long
     }
     rows = {
         f"{slot}.{block}": Dim(f"{slot}_{block}_rows", min=2)

@@ -8,14 +8,15 @@ from cdp_torchrec.data.history_lookup import HistoryLookup
 @pytest.mark.parametrize(
     ("lookup", "served"),
     [
-        (HistoryLookup(recent=True), None),
-        (HistoryLookup(recent=True, graph_changes_beyond=100), None),
-        (HistoryLookup(recent=True, graph_changes_beyond=99), 100),
-        (HistoryLookup(recent=True, recent_length=50, graph_changes_beyond=0), 50),
-        (HistoryLookup(recent=True, recent_length=50, graph_changes_beyond=50), None),
+        (HistoryLookup(recent=True), 1),
+        (HistoryLookup(recent=True, graph_changes_beyond=(100,)), 1),
+        (HistoryLookup(recent=True, graph_changes_beyond=(99,)), 100),
+        (HistoryLookup(recent=True, graph_changes_beyond=(40, 20)), 41),
+        (HistoryLookup(recent=True, recent_length=30, graph_changes_beyond=(40, 20)), 21),
+        (HistoryLookup(recent=True, recent_length=50, graph_changes_beyond=(50,)), 1),
     ],
 )
-def test_sequences_are_padded_to_the_longest_if_it_exceeds_what_the_module_treats_alike(
-    lookup: HistoryLookup, served: int | None
+def test_short_sequences_are_padded_to_those_that_the_module_treats_as_the_longest(
+    lookup: HistoryLookup, served: int
 ) -> None:
-    assert lookup.served_recent_length(100) == served
+    assert lookup.shortest_served(100) == served

@@ -107,7 +107,7 @@ def test_one_block_holds_every_sequence_and_no_size_of_it_is_below_two(lengths: 
 def test_one_block_may_be_longer_than_every_sequence_with_padding_before() -> None:
     wanted = columns([3, 12], np.arange(2))
     of_longest = index_sequences(wanted, batch_size=4, blocks="one")
-    longer = index_sequences(wanted, batch_size=4, blocks="one", block_length=20)
+    longer = index_sequences(wanted, batch_size=4, blocks="one", shortest=20)
     for block in ("sequence_blocks", "candidate_blocks"):
         (short,), (long,) = getattr(of_longest, block), getattr(longer, block)
         assert short.behaviour.shape[1] == 12 and long.behaviour.shape[1] == 20

@@ -47,7 +47,7 @@ def test_a_full_disk_for_private_copies_is_named(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"format_version": 99}, "format 99, this release reads 2: export the run again"),
+        ({"format_version": 99}, "format 99, this release reads 3: export the run again"),
         ({"name": "another"}, "altered after the export"),
         ({"inputs": 3}, "cannot read the artifact"),
     ],

@@ -155,14 +155,15 @@ def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: P
     ("preset", "setting"),
     [
         ("dien", "model.interest.max_length=10"),
+        ("sim_soft", "model.interest.num_kept=10"),
         *(
-            (("qin", "model.interest.num_kept=10"), ("sim_soft", "model.interest.num_kept=10"))
+            (("qin", "model.interest.num_kept=10"), ("twin", "model.interest.num_kept=10"))
             if WHOLE_MATRIX
             else ()
         ),
     ],
 )
-def test_a_graph_of_one_history_length_serves_requests_of_all_sizes(
+def test_a_graph_that_loops_or_searches_serves_requests_of_all_sizes(
     tiny_dataset: Path, tmp_path: Path, preset: str, setting: str
 ) -> None:
     run_dir = short_run(tiny_dataset, tmp_path / "run", preset, setting)

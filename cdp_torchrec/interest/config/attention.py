@@ -88,7 +88,7 @@ class SimConfig(TargetAttentionConfig):
         """The gated history and a short recent one, or the whole history."""
         if self.search == "hard":
             return HistoryLookup(gated=True, recent=True, recent_length=self.short_length)
-        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
+        return HistoryLookup(recent=True, graph_changes_beyond=(self.num_kept,))
 
 
 class EtaConfig(TargetAttentionConfig):
@@ -113,7 +113,7 @@ class EtaConfig(TargetAttentionConfig):
     @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
-        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
+        return HistoryLookup(recent=True, graph_changes_beyond=(self.num_kept,))
 
 
 class QinConfig(TargetAttentionConfig):
@@ -139,7 +139,7 @@ class QinConfig(TargetAttentionConfig):
     @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
-        kept = min(self.num_query_kept, self.num_kept)
+        kept = (self.num_query_kept, self.num_kept)
         return HistoryLookup(recent=True, graph_changes_beyond=kept)
 
 
@@ -167,7 +167,7 @@ class TwinConfig(TwinSearchConfig):
     @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
-        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
+        return HistoryLookup(recent=True, graph_changes_beyond=(self.num_kept,))
 
 
 class TwinV2Config(TwinSearchConfig):
@@ -179,7 +179,7 @@ class TwinV2Config(TwinSearchConfig):
     @property
     def history(self) -> HistoryLookup:
         """Clusters of the whole history, not gated."""
-        return HistoryLookup(recent=True, clustered=True, graph_changes_beyond=self.num_kept)
+        return HistoryLookup(recent=True, clustered=True, graph_changes_beyond=(self.num_kept,))
 
 
 class AdsConfig(TargetAttentionConfig):

@@ -221,7 +221,7 @@ class DiffuminConfig(InterestConfigBase):
     @property
     def history(self) -> HistoryLookup:
         """The whole history, not gated."""
-        return HistoryLookup(recent=True, graph_changes_beyond=self.num_kept)
+        return HistoryLookup(recent=True, graph_changes_beyond=(self.num_kept,))
 
 
 class CddrecConfig(InterestVectorConfig):
