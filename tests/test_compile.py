@@ -1,4 +1,4 @@
-"""A compiled reverse process is the eager one."""
+"""What is compiled computes what it does when it is not: the reverse process, DIN's unit."""
 
 import math
 import sys
@@ -14,6 +14,8 @@ from torch._inductor import aoti_load_package
 
 from cdp_torchrec.diffusion.config import DenoiserConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestDims, build_interest
+from cdp_torchrec.interest.config.attention import ActivationUnitConfig
+from cdp_torchrec.interest.din import ActivationUnit
 from cdp_torchrec.interest.pooling import PooledHistory
 from cdp_torchrec.serving.compile import compile_ranker
 from tests.whole_matrix import WHOLE_MATRIX
@@ -78,3 +80,18 @@ def check_compiled(settings: Mapping[str, Any], *, width: int, package: Path) ->
     compiled = aoti_load_package(str(package))
     with torch.no_grad():
         torch.testing.assert_close(compiled(*other), module(*other), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_product_to_which_a_matrix_is_added_is_compiled_right(tmp_path: Path) -> None:
+    """Fails where it goes to a generated kernel. DIN's unit over a short history has such a one."""
+
+    def inputs(count: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(count, 8, 16), torch.randn(count, 10, 27)
+
+    unit, package = ActivationUnit(ActivationUnitConfig(), dim=16, own_dim=10), tmp_path / "din.pt2"
+    rows = {0: torch.export.Dim("rows", min=2)}
+    compile_ranker(unit, inputs(5), dynamic_shapes=(rows, rows), package=package)
+    other, compiled = inputs(12), aoti_load_package(str(package))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*other), unit(*other), atol=1e-5, rtol=1e-5)

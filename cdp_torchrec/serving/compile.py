@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 from torch._inductor import aoti_compile_and_package
-from torch._inductor.ir import ChoiceCaller
+from torch._inductor.ir import ChoiceCaller, IRNode
 from torch._inductor.select_algorithm import add_preprocessing_fn, clear_preprocessing_fns
 from torch._inductor.virtualized import V
 
@@ -96,13 +96,22 @@ def _choose(choices: list[ChoiceCaller]) -> list[ChoiceCaller]:
     Never a generated one for batches of matrices. To make it fit, PyTorch 2.13 overwrites the free
     batch size of the second factor by that of the example, in the program itself
     (CppGemmTemplate.normalize_shapes): whichever kernel is chosen then computes for no other one.
+    Nor where a matrix is added that is computed beside it: its result is wrong.
     """
     generated = [choice for choice in choices if choice.info_dict().get("backend") == "CPP"]
     others = [choice for choice in choices if choice not in generated]
     if not generated or not others:
         return choices
-    is_small = len(generated[0].layout.size) == 2 and _work(generated[0]) < _SMALL_PRODUCT
-    return generated if is_small else others
+    product = generated[0]
+    _, _, *added = product.input_nodes
+    is_plain = len(product.layout.size) == 2 and all(map(_is_vector, added))
+    return generated if is_plain and _work(product) < _SMALL_PRODUCT else others
+
+
+def _is_vector(added: IRNode) -> bool:
+    """Whether what is added to a product is the same for all of its rows: the bias of a layer."""
+    stride = added.maybe_get_stride()
+    return stride is not None and stride[0] == 0
 
 
 def _work(product: ChoiceCaller) -> int:
