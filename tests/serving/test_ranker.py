@@ -1,16 +1,20 @@
 """Every module's dense part is one program for requests of all sizes, and scores as in training."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import aoti_load_package
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.sequence_index import Blocks
 from cdp_torchrec.model.embedding_sets import build_ranking_arch
+from cdp_torchrec.serving.compile import compile_ranker
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.lookup import look_up
 from cdp_torchrec.serving.ranker_export import RankerProgram, free_sizes
@@ -94,6 +98,23 @@ class Setting:
         names = ranker_inputs(embeddings, inputs.dense) if blocks == "one" else {}
         return names, torch.sigmoid(logits)[: stop - start]
 
+    def ranker(self) -> tuple[RankerProgram, tuple[Tensor, ...], tuple[Any, ...]]:
+        """The program, an example of its arguments, and which of their sizes are free."""
+        example, _ = self.inputs(0, 24, blocks="one")
+        names = list(example)
+        sizes = tuple(free_sizes(self.layout, names, self.max_length))
+        return RankerProgram(self.arch, names), tuple(example.values()), (sizes,)
+
+    def check(self, program: Callable[..., Tensor]) -> None:
+        """Whether it scores requests of all sizes like the blocks of training."""
+        for start, stop, with_histories in ((0, 1, True), (5, 8, False), (0, 200, True)):
+            inputs, _ = self.inputs(start, stop, blocks="one", with_histories=with_histories)
+            _, expected = self.inputs(
+                start, stop, blocks="by_length", with_histories=with_histories
+            )
+            found = program(*inputs.values())[: stop - start]
+            np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=2e-6)
+
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
 def test_one_block_scores_like_the_blocks_of_training(
@@ -121,14 +142,20 @@ def test_one_program_serves_requests_of_all_sizes(
 ) -> None:
     preset, *settings = variant
     setting = Setting(tiny_dataset, preset, tmp_path, *settings)
-    example, _ = setting.inputs(0, 24, blocks="one")
-    program = torch.export.export(
-        RankerProgram(setting.arch, list(example)),
-        tuple(example.values()),
-        dynamic_shapes=(tuple(free_sizes(setting.layout, list(example), setting.max_length)),),
-    ).module()
-    for start, stop, with_histories in ((0, 1, True), (5, 8, False), (0, 200, True)):
-        inputs, _ = setting.inputs(start, stop, blocks="one", with_histories=with_histories)
-        _, expected = setting.inputs(start, stop, blocks="by_length", with_histories=with_histories)
-        found = program(*inputs.values())[: stop - start]
-        np.testing.assert_allclose(found.detach(), expected, rtol=0, atol=2e-6)
+    ranker, example, sizes = setting.ranker()
+    program = torch.export.export(ranker, example, dynamic_shapes=sizes)
+    setting.check(program.module())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS if WHOLE_MATRIX else [("sim_hard",)], ids=" ".join)
+def test_the_compiled_program_scores_like_the_blocks_of_training(
+    tiny_dataset: Path, tmp_path: Path, variant: tuple[str, ...]
+) -> None:
+    """With the kernels that an export generates: other tests of exports go without."""
+    preset, *settings = variant
+    setting = Setting(tiny_dataset, preset, tmp_path, *settings)
+    ranker, example, sizes = setting.ranker()
+    package = tmp_path / "ranker.pt2"
+    compile_ranker(ranker, example, dynamic_shapes=sizes, package=package)
+    setting.check(aoti_load_package(str(package)))
