@@ -53,6 +53,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """As it was: libraries that look for leaks at the end would find all of it."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
     """A directory by name, filled by the first of the session's processes that asks for it.
