@@ -77,12 +77,11 @@ class Recurrence(nn.Module):
         return states
 
     def _next(self, state: Tensor, step: "_Step") -> Tensor:
-        gate, candidate = step.inputs.split([2 * self.hidden, self.hidden], dim=2)
-        reset, update = (gate + state @ self.gates).sigmoid().chunk(2, dim=2)
+        reset, update = (step.gates + state @ self.gates).sigmoid().chunk(2, dim=2)
         if self.augru == "paper":
-            candidate = candidate + reset * (state @ self.candidate)
+            candidate = step.candidate + reset * (state @ self.candidate)
         else:
-            candidate = candidate + (reset * state) @ self.candidate
+            candidate = step.candidate + (reset * state) @ self.candidate
         share = torch.addcmul(step.offset, step.scale, update)
         return torch.lerp(state, candidate.tanh(), share)
 
@@ -103,8 +102,10 @@ class Recurrence(nn.Module):
 class _Step(NamedTuple):
     """What a step gets that does not depend on the state."""
 
-    inputs: Tensor
-    """[W, 1, 3 * H]."""
+    gates: Tensor
+    """[W, 1, 2 * H]."""
+    candidate: Tensor
+    """[W, 1, H]."""
     offset: Tensor
     """[W, C, 1], and so is the scale."""
     scale: Tensor
@@ -119,9 +120,11 @@ class _Steps:
         self.offset, self.scale = offset.to(inputs.dtype), scale.to(inputs.dtype)
 
     def __iter__(self) -> Iterator[_Step]:
+        gates, candidates = self._parts(self.inputs.unsqueeze(2))
         return map(
             _Step,
-            self.inputs.unsqueeze(2).unbind(1),
+            gates.unbind(1),
+            candidates.unbind(1),
             self.offset.unsqueeze(3).unbind(2),
             self.scale.unsqueeze(3).unbind(2),
         )
@@ -129,10 +132,16 @@ class _Steps:
     def at(self, i: Tensor) -> _Step:
         """Step i, [1]."""
         return _Step(
-            self.inputs.index_select(1, i),
+            *self._parts(self.inputs.index_select(1, i)),
             self.offset.index_select(2, i),
             self.scale.index_select(2, i),
         )
+
+    def _parts(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Of both gates, and of the candidate state."""
+        hidden = inputs.shape[-1] // 3
+        gates, candidates = inputs.split([2 * hidden, hidden], dim=-1)
+        return gates, candidates
 
 
 def _loop(step: Callable[..., tuple[Tensor, ...]], length: int, *state: Tensor) -> list[Tensor]:
