@@ -40,11 +40,12 @@ from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import write_run_files
+from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.saved import DISTILLATION
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.stored_run import StoredRun
-from cdp_torchrec.trainer import NonFiniteLossError, average
+from cdp_torchrec.trainer import average
 from cdp_torchrec.undefined import json_ready, shown
 from cdp_torchrec.whole_file import (
     remove_leftovers,
@@ -101,7 +102,7 @@ def distill_run(run: StoredRun[DistillExperimentConfig], device: torch.device) -
     Raises:
         ConfigError: the run has no chain to distill, or the student's directory is in use.
         CheckpointError: there is no checkpoint, or it does not fit the dataset.
-        NonFiniteLossError: the student diverged.
+        NonFiniteError: the student diverged.
     """
     config = run.config
     interest = _distillable(config.model)
@@ -221,7 +222,7 @@ def train_student(
         monitor: shows progress.
 
     Raises:
-        NonFiniteLossError: the loss became infinite or not a number.
+        NonFiniteError: the loss became infinite or not a number.
     """
     parameters = list(student.denoiser.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
@@ -243,8 +244,8 @@ def train_student(
             monitor.record("train", step, values)
 
 
-def _diverged(step: int, name: str, value: float) -> NonFiniteLossError:
-    return NonFiniteLossError(
+def _diverged(step: int, name: str, value: float) -> NonFiniteError:
+    return NonFiniteError(
         f"step {step}: the {name} is {value}; lower the learning rate (distill.lr)"
     )
 

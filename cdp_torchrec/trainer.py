@@ -20,13 +20,9 @@ from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.train_task import TrainOutput
 from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.config import TrainerConfig
+from cdp_torchrec.run.finite import check_loss
 from cdp_torchrec.run.monitor import Monitor, memory_gib
 from cdp_torchrec.run.records import Progress, Validation
-from cdp_torchrec.user_error import UserError
-
-
-class NonFiniteLossError(UserError, RuntimeError):
-    """The loss became infinite or not a number."""
 
 
 class Trainer:
@@ -77,7 +73,7 @@ class Trainer:
         """Train from a position to the end, or until validation stops improving.
 
         Raises:
-            NonFiniteLossError: the loss became infinite or not a number.
+            NonFiniteError: the loss or a weight became infinite or not a number.
             CheckpointError: a checkpoint could not be written.
             Interrupted: by SIGTERM or SIGINT; a checkpoint is written.
         """
@@ -200,12 +196,7 @@ class Trainer:
         self, step: int, output: TrainOutput, rates: dict[str, float], impressions_per_s: float
     ) -> None:
         losses = {name: float(value) for name, value in average(output.losses).items()}
-        if not math.isfinite(losses["loss"]):
-            raise NonFiniteLossError(
-                f"step {step}: the loss is {losses['loss']} ({losses}); lower the learning rates "
-                "(optimizer.sparse.lr, optimizer.dense.lr) or clip dense gradients "
-                "(optimizer.dense.max_gradient_norm)"
-            )
+        check_loss(step, losses)
         monitors = {name: float(value) for name, value in average(output.monitors).items()}
         self._monitor.show({"loss": losses["loss"], "impressions/s": impressions_per_s} | losses)
         self._monitor.record(

@@ -28,10 +28,10 @@ from cdp_torchrec.interest import (
     build_interest,
 )
 from cdp_torchrec.model.config import ModelConfig
+from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.saved import find_checkpoint
 from cdp_torchrec.stored_run import open_run
-from cdp_torchrec.trainer import NonFiniteLossError
 
 CPU = torch.device("cpu")
 DIMS = InterestDims(user=4, query=4, item=8, item_attributes=8, context=4, scene=4, category=8)
@@ -236,7 +236,7 @@ def test_what_a_killed_distillation_left_is_no_run_and_is_replaced(
 def test_a_student_that_diverges_is_an_error_and_nothing_is_saved(
     max_steps: int, message: str, trained: Path, tmp_path: Path, one_rank: None
 ) -> None:
-    with pytest.raises(NonFiniteLossError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         distilled_from(
             trained,
             tmp_path / "student",

@@ -39,13 +39,13 @@ from cdp_torchrec.ideal_scorer import IDEAL, ideal_scorer
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
+from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.lock import RunInUseError
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
-from cdp_torchrec.trainer import NonFiniteLossError
 from cdp_torchrec.whole_file import whole_directory
 
 _Shared = TypeVar("_Shared")
-_OF_ALL_RANKS = (ConfigError, NonFiniteLossError, NoValidationError)
+_OF_ALL_RANKS = (ConfigError, NonFiniteError, NoValidationError)
 """What is sure to end a cell on all ranks; of anything else the others wait in a collective."""
 
 

@@ -27,6 +27,7 @@ from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
 from cdp_torchrec.environment import release
 from cdp_torchrec.run.checksums import record_text, verify
 from cdp_torchrec.run.config import CheckpointMode
+from cdp_torchrec.run.finite import check_weights
 from cdp_torchrec.run.fit import check_fit
 from cdp_torchrec.run.metadata import GrownReader
 from cdp_torchrec.run.records import (
@@ -128,8 +129,10 @@ class Checkpointer:
         Raises:
             CheckpointError: the one in flight, or this one in the mode "blocking", could not be
                 written; nothing is left behind, older ones stay.
+            NonFiniteError: a weight is infinite or not a number.
         """
         state = _state(model, optimizer)
+        check_weights(progress.step, state["model"])
         state["rng"] = {str(dist.get_rank()): torch.get_rng_state()}
         world_size = dist.get_world_size()
 

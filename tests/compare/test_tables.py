@@ -95,7 +95,7 @@ def test_a_failed_grid_point_takes_no_part_in_the_choice(
     table = make_table()
     low, high = table.tuning_cells("tiny", "pooled")
     finish(low, make_result(gauc=0.5, validation=0.1))
-    write_failure(high.directory, "NonFiniteLossError: step 3", "")
+    write_failure(high.directory, "NonFiniteError: step 3", "")
     assert best_point(table, "tiny", "pooled") == low.point
 
 

@@ -11,9 +11,9 @@ from cdp_torchrec.config import load_config
 from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.saved import CHECKPOINTS, saved_checkpoints
-from cdp_torchrec.trainer import NonFiniteLossError
 from tests.paths import CONFIGS
 from tests.runs import losses
 
@@ -43,9 +43,27 @@ def test_nothing_is_saved_of_a_model_that_a_signal_finds_diverged(
 ) -> None:
     """Fails where the steps since the last line of the log are saved unseen: every resume would go
     on from them, and end."""
-    with pytest.raises(NonFiniteLossError, match="lower the learning rates"):
+    with pytest.raises(NonFiniteError, match="lower the learning rates"):
         interrupted(tiny_dataset, tmp_path / "run", monkeypatch, lr=1e30)
     assert saved_checkpoints(tmp_path / "run" / CHECKPOINTS) == []
+
+
+def test_nothing_is_saved_of_a_model_that_its_very_last_update_ruined(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """The loss is taken before the update, and no later one would tell."""
+    settings = [f"data.dir={tiny_dataset}", f"run.dir={tmp_path / 'run'}"]
+    settings += ["optimizer.sparse.kind=rowwise_adagrad", "optimizer.sparse.lr=3e38"]
+    settings += ["trainer.global_batch_size=64", "trainer.max_steps=1"]
+    config = load_config(ExperimentConfig, [str(CONFIGS / "interest" / "pooled.toml"), *settings])
+    with pytest.raises(
+        NonFiniteError,
+        match=r"step 1: its update left weights that are no numbers, so it is not saved: \S*t_.*; "
+        "lower the learning rates",
+    ):
+        train_experiment(config, torch.device("cpu"), quiet=True)
+    assert saved_checkpoints(tmp_path / "run" / CHECKPOINTS) == []
+    assert len(losses(tmp_path / "run")) == 1
 
 
 def test_the_last_step_before_a_signal_is_logged(
