@@ -19,7 +19,7 @@ from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.changes import find_changes
 from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
-from cdp_torchrec.data.days import splits_of_periods
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
@@ -139,17 +139,13 @@ def _check_alike(run: ExperimentConfig, begun: ExperimentConfig) -> None:
 
 def _check_days(runs: Sequence[ExperimentConfig]) -> None:
     """Numbers of a day that was corrected since, and appended again, belong in no table."""
-    periods = splits_of_periods(runs[0].data.dir) if runs else {}
     for run in runs:
-        name, measured = run.data.test_on, _evaluation(run)
-        before = measured["num_impressions"], measured["num_clicks"]
-        now = periods[name].impressions, periods[name].clicks
-        if before != now:
+        now = DatasetReader(run.data).test_digest
+        if _evaluation(run).get("test_digest", now) != now:
             raise DatasetError(
-                f"{_directory(run)} was measured on {before[0]:,} impressions and {before[1]:,} "
-                f"clicks of '{name}', which has {now[0]:,} and {now[1]:,} in {run.data.dir}: the "
-                "day was changed since. Bring it back, or remove the directories of this run and "
-                "of all later ones, so that they are done again"
+                f"{_directory(run)} was measured on '{run.data.test_on}' of {run.data.dir}, whose "
+                "requests or history were changed since. Bring them back, or remove the "
+                "directories of this run and of all later ones, so that they are done again"
             )
 
 

@@ -195,7 +195,7 @@ def _distill_into(
         )
     stages.begin("score the test split with the student")
     student_report = evaluate_test(student_experiment)
-    write_evaluation(run_dir, student_report, student_experiment.data.schema)
+    write_evaluation(run_dir, student_report, student_experiment.data.reader)
     distilled = Distilled(run_dir, teacher_steps, before, after, teacher_report, student_report)
     if is_rank_zero():
         write_json(

@@ -15,7 +15,7 @@ from cdp_torchrec.data.hashed_tables import describe_collisions
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.interruption import Interruption, going_on_by
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
@@ -160,7 +160,7 @@ def _train_in(
 
             checkpointer.load(find_checkpoint(run_dir), parallelized.model, parallelized.optimizer)
             report = evaluate_test(experiment, num_bootstrap=num_bootstrap, after_batch=after_batch)
-            write_evaluation(run_dir, report, experiment.data.schema)
+            write_evaluation(run_dir, report, experiment.data.reader)
         monitor.record("test", progress.step, report.main_metrics())
     return Trained(experiment, run_dir, progress, report)
 
@@ -188,10 +188,11 @@ def evaluate_test(
     )
 
 
-def write_evaluation(directory: Path, report: MetricReport, schema: Schema) -> None:
+def write_evaluation(directory: Path, report: MetricReport, reader: DatasetReader) -> None:
     """Write EVALUATION; on rank 0."""
     if is_rank_zero():
-        write_json(directory / EVALUATION, report.to_dict() | {"bayes": dict(schema.bayes)})
+        about_data = {"bayes": dict(reader.schema.bayes), "test_digest": reader.test_digest}
+        write_json(directory / EVALUATION, report.to_dict() | about_data)
 
 
 def build_experiment(config: ExperimentConfig, device: torch.device) -> Experiment:

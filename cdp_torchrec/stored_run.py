@@ -219,5 +219,5 @@ def evaluate_run(
     if is_rank_zero() and output != run.directory:
         write_whole(output / CONFIG, dump_toml(run.config))
     report = evaluate_test(experiment, predictions=file if write_predictions else None)
-    write_evaluation(output, report, experiment.data.schema)
+    write_evaluation(output, report, experiment.data.reader)
     return Trained(experiment, run.directory, run.record.progress, report)

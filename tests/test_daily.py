@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.daily import describe_days, train_days
 from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
+from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.interruption import Interrupted
 from cdp_torchrec.trainer import Trainer
@@ -138,12 +140,15 @@ def test_a_stopped_day_goes_on_and_a_lost_one_is_done_again(
     with mock.patch.object(Trainer, "train", side_effect=AssertionError("nothing is left")):
         assert train_days(config, CPU) == whole
         late = shutil.copytree(dataset, tmp_path / "late clicks")
-        day = late / "days" / DAYS[1] / "day.toml"
-        clicks = re.compile(r"(?<=\nclicks = )\d+")
-        day.write_text(clicks.sub(lambda found: str(int(found[0]) + 1), day.read_text()))
-        with pytest.raises(
-            DatasetError, match=rf"{DAYS[0]} was measured on .* clicks of '{DAYS[1]}"
-        ):
+        requests = next((late / "days" / DAYS[1] / "requests").glob("*.parquet"))
+        table = pq.read_table(requests)
+        labels = table["label"].to_pylist()
+        labels[0], labels[1] = labels[1], labels[0]
+        place = table.schema.get_field_index("label")
+        field = table.schema.field("label")
+        pq.write_table(table.set_column(place, field, pa.array(labels, field.type)), requests)
+        write_manifest(late / "days" / DAYS[1])
+        with pytest.raises(DatasetError, match=rf"{DAYS[0]} was measured on '{DAYS[1]}' of .*late"):
             train_days(configured(late, tmp_path / "daily"), CPU)
     shutil.rmtree(tmp_path / "daily" / DAYS[0])
     with (

@@ -119,14 +119,10 @@ def requests_of_periods(dataset: Path) -> dict[str, int]:
     Raises:
         DatasetError: there is no readable dataset, or a day is damaged.
     """
-    return {name: split.requests for name, split in splits_of_periods(dataset).items()}
-
-
-def splits_of_periods(dataset: Path) -> dict[str, Split]:
-    """What each period of a dataset holds, in the order of time; as `requests_of_periods`."""
     base = load_schema(dataset)
     of_days = {day.name: day.requests for day in load_days(dataset, base)}
-    return {name: base.splits[name] for name in (TRAIN, TEST)} | of_days
+    splits = {name: base.splits[name] for name in (TRAIN, TEST)} | of_days
+    return {name: split.requests for name, split in splits.items()}
 
 
 def grown(base: Schema, days: Sequence[Day], *, trained_days: int | None = None) -> Schema:

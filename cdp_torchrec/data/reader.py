@@ -69,10 +69,23 @@ class DatasetReader:
         Raises:
             DatasetError: there is no readable manifest.
         """
+        return self._digest(self.periods("train"), num_days=self.schema.trained_days)
+
+    @property
+    def test_digest(self) -> str:
+        """The same of what a trained model is measured on.
+
+        Raises:
+            DatasetError: there is no readable manifest.
+        """
+        return self._digest(self.periods("test"), num_days=len(self.schema.days))
+
+    def _digest(self, periods: Sequence[str], *, num_days: int) -> str:
+        """Of the requests of some periods, and of the history with that of the first days."""
         base, *days = self._folders
-        read = read_manifest(base).contents("history", *self._config.train_on)
-        for day in days[: self.schema.trained_days]:
-            folders = ("history", "requests") if day.name in self._config.train_on else ("history",)
+        read = read_manifest(base).contents("history", *periods)
+        for day in days[:num_days]:
+            folders = ("history", "requests") if day.name in periods else ("history",)
             files = read_manifest(day).contents(*folders)
             read |= {f"{day.name}/{path}": sha256 for path, sha256 in files.items()}
         return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
