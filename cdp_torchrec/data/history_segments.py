@@ -62,8 +62,12 @@ def extended(
         segment: the next one.
         history: what behaviours consist of.
     """
-    earlier = store.stores if isinstance(store, SegmentedHistory) else (store,)
-    return SegmentedHistory([*earlier, _open_segment(segment, history, check=False)])
+    return SegmentedHistory([*stores_of(store), _open_segment(segment, history, check=False)])
+
+
+def stores_of(store: "HistoryStore | SegmentedHistory") -> tuple[HistoryStore, ...]:
+    """The segments of a store, in the order of time."""
+    return store.stores if isinstance(store, SegmentedHistory) else (store,)
 
 
 def _open_segment(segment: Segment, history: HistorySchema, *, check: bool) -> HistoryStore:

@@ -14,7 +14,7 @@ from cdp_torchrec.data.days import load_grown_schema, segments
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_segments import SegmentedHistory, open_history
 from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, HistoryStore
-from cdp_torchrec.data.manifest import find_damage
+from cdp_torchrec.data.manifest import find_damage, write_manifest
 from cdp_torchrec.data.prepare.compact import compact
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
@@ -77,6 +77,20 @@ def test_a_store_of_segments_answers_as_one_that_was_compacted(made: Path, tmp_p
     # A run that was begun before goes on.
     assert reading(dataset, **periods).training_digest == digest
     assert len(segments(dataset, schema.days)) == 1
+
+
+def test_a_store_from_before_there_were_clusters_is_compacted_without(
+    made: Path, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "data"
+    shutil.copytree(made / "grown", dataset)
+    (dataset / "history" / "by_time" / "cluster.npy").unlink()
+    write_manifest(dataset)
+    before = of_all(dataset)
+    assert compact(dataset) == 4
+    assert of_all(dataset) == before
+    assert find_damage(dataset, active=False) == {}
+    assert not list(dataset.rglob("by_time/cluster.npy"))
 
 
 def test_a_compacted_store_is_that_of_the_whole_log_at_once(made: Path, tmp_path: Path) -> None:

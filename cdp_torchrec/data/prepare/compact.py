@@ -17,7 +17,7 @@ from cdp_torchrec.data.days import (
     segments,
     superseded,
 )
-from cdp_torchrec.data.history_segments import open_segments
+from cdp_torchrec.data.history_segments import open_segments, stores_of
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.prepare.history_files import DTYPES, NpyWriter, attribute_writer
@@ -75,6 +75,9 @@ def _merge(found: list[Segment], history: HistorySchema, output: Path) -> int:
     size = int(offsets[-1])
     columns = [name for name in DTYPES if name in ("item", "timestamp", *history.entities)]
     by_category = [name for name in columns if name != "category"]
+    in_time = list(columns)
+    if all(of_segment.by_time.cluster is not None for of_segment in stores_of(store)):
+        in_time.append("cluster")  # a dataset from before there were clusters goes on without
     with ExitStack() as stack, ProgressBar("compact", total=size, unit="behaviours") as bar:
         output.mkdir()
         np.save(output / "user_offsets.npy", offsets)
@@ -88,17 +91,17 @@ def _merge(found: list[Segment], history: HistorySchema, output: Path) -> int:
                 for name in names
             }
 
-        in_time = writers("by_time", [*columns, "cluster"])
+        timed = writers("by_time", in_time)
         gated = writers("by_category", by_category) if history.category_entity else {}
-        for folder, files in (("by_time", in_time), ("by_category", gated)):
+        for folder, files in (("by_time", timed), ("by_category", gated)):
             for a in history.attributes if files else ():
                 writer = attribute_writer(output / folder, a, size)
                 files[a.file] = stack.enter_context(writer)
         index = stack.enter_context(_CategoryIndex(output / "by_category")) if gated else None
         categories = num_ids[history.category_entity or USER_ENTITY].num_ids + 1
         for users in _runs(offsets):
-            rows = _read(store, users, [*columns, "cluster"])
-            for name, writer in in_time.items():
+            rows = _read(store, users, in_time)
+            for name, writer in timed.items():
                 writer.append(rows[name])
             if index is not None:
                 owner = np.repeat(users, np.diff(offsets[users[0] : users[-1] + 2]))
