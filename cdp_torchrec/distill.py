@@ -48,7 +48,7 @@ from cdp_torchrec.stored_run import StoredRun
 from cdp_torchrec.trainer import average
 from cdp_torchrec.undefined import json_ready, shown
 from cdp_torchrec.whole_file import (
-    remove_leftovers,
+    remove_leftovers_of,
     whole_directory,
     why_unwritable,
     write_json,
@@ -142,7 +142,7 @@ def _whole_student(student_dir: Path) -> Generator[Path]:
                     f"distill.dir = '{student_dir}' is not empty, and a student begins anew: "
                     "choose another directory, or remove it"
                 )
-            remove_leftovers(student_dir.parent, student_dir.name)
+            remove_leftovers_of(student_dir)
             return held.enter_context(whole_directory(student_dir))
 
         yield from_rank_zero(begin, purpose="make the student's directory")

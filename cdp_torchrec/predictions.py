@@ -12,7 +12,7 @@ from torch import Tensor
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.stored_vocabulary import stored_ids
-from cdp_torchrec.whole_file import remove_leftovers, whole_file
+from cdp_torchrec.whole_file import remove_leftovers_of, whole_file
 
 _ROW_GROUP = 65536
 
@@ -21,7 +21,7 @@ def remove_unfinished(path: Path) -> None:
     """Remove what ranks that were killed left of a file of predictions; one process calls it."""
     for part in path.parent.glob(f".{path.name}.*.partial"):
         part.unlink(missing_ok=True)
-    remove_leftovers(path.parent, path.name)
+    remove_leftovers_of(path)
 
 
 @dataclass(frozen=True)

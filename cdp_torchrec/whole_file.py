@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,23 @@ def remove_whole(path: Path) -> None:
     shutil.rmtree(partial)
 
 
-def remove_leftovers(directory: Path, name: str) -> None:
-    """Remove what processes that were killed left half-written.
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what processes that were killed left half-written of a file or directory.
+
+    Args:
+        path: of what one process at a time writes.
+    """
+    remove_leftovers(path.parent, escape(path.name))
+
+
+def remove_leftovers(directory: Path, pattern: str) -> None:
+    """As `remove_leftovers_of`, for all names of a pattern.
 
     Args:
         directory: where they wrote.
-        name: of the file or directory that one process at a time writes, or a pattern of names.
+        pattern: of names, as `Path.glob` has them.
     """
-    for partial in directory.glob(f".{name}{_MARK}*"):
+    for partial in directory.glob(f".{pattern}{_MARK}*"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:

@@ -49,7 +49,7 @@ from cdp_torchrec.serving.table_export import write_tables
 from cdp_torchrec.serving.weights import load_weights
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.stored_run import StoredRun
-from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable
+from cdp_torchrec.whole_file import remove_leftovers_of, whole_directory, why_unwritable
 
 _EXAMPLE_REQUESTS = 3
 
@@ -174,7 +174,7 @@ def check_output(directory: Path, signing_key: Path | None) -> None:
         raise ConfigError(f"{directory}: cannot be made: {reason}")
     if signing_key is not None:
         check_signing_key(signing_key)
-    remove_leftovers(directory.parent, directory.name)
+    remove_leftovers_of(directory)
 
 
 def raw_test_requests(config: ExportedConfig) -> list[Request]:

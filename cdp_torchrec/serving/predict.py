@@ -21,7 +21,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request, RequestError
 from cdp_torchrec.serving.request_file import Chunk, RequestFileError, RequestFiles
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
-from cdp_torchrec.whole_file import remove_leftovers, whole_file
+from cdp_torchrec.whole_file import remove_leftovers_of, whole_file
 
 
 @dataclass
@@ -87,7 +87,7 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
     def begin() -> None:
         files.check_ids()
         config.output.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(config.output.parent, config.output.name)
+        remove_leftovers_of(config.output)
 
     from_rank_zero(begin, purpose="begin the predictions")
     parts = [_part(config.output, other) for other in range(world_size)]

@@ -8,6 +8,7 @@ import pytest
 
 from cdp_torchrec.whole_file import (
     remove_leftovers,
+    remove_leftovers_of,
     whole_directory,
     whole_file,
     why_unwritable,
@@ -106,6 +107,14 @@ def test_everything_is_on_the_disk_before_it_has_its_name(
         (partial / "file").write_text("text")
         made = partial.name
     assert synced == [("file", False), (made, False), (tmp_path.name, True)]
+
+
+def test_leftovers_are_those_of_one_path_whatever_its_name(tmp_path: Path) -> None:
+    """Fails where the name is taken as a pattern: [1] matches 1, and not itself."""
+    for name in ("scores[1].csv", "scores1.csv"):
+        (tmp_path / f".{name}.partial-12ab34cd").touch()
+    remove_leftovers_of(tmp_path / "scores[1].csv")
+    assert [path.name for path in tmp_path.iterdir()] == [".scores1.csv.partial-12ab34cd"]
 
 
 def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:

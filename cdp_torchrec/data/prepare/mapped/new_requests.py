@@ -20,7 +20,7 @@ from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.workplace import preparing, staging_beside
 from cdp_torchrec.data.schema import DatasetError, load_schema
-from cdp_torchrec.whole_file import remove_leftovers, whole_file
+from cdp_torchrec.whole_file import remove_leftovers_of, whole_file
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def write_new_requests(
 
     with preparing(output), staging_beside(output) as staging:
         parts = stage_new_requests(source, staging, read, limits or EngineLimits())
-        remove_leftovers(output.parent, output.name)
+        remove_leftovers_of(output)
         with whole_file(output) as whole:
             return _join(parts, whole)
 
