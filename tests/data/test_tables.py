@@ -13,10 +13,12 @@ import pytest
 
 from cdp_torchrec.data.prepare.column_types import (
     ANY,
+    CODE_OR_LIST,
     ID,
     INTEGER,
     NUMBER,
     TIME,
+    VALUE_OR_LIST,
     ColumnType,
     list_of,
 )
@@ -87,6 +89,14 @@ REFUSED: dict[str, tuple[ColumnType, list[pa.Array]]] = {
         [pa.array([1], pa.timestamp("s")), pa.array([1], pa.timestamp("s", "Asia/Tokyo"))],
     ),
 }
+
+
+@pytest.mark.parametrize("declared", [list_of(ID), CODE_OR_LIST, VALUE_OR_LIST])
+def test_lists_in_which_no_element_has_a_value_are_read(
+    tmp_path: Path, declared: ColumnType
+) -> None:
+    lists = [*[[None, None]] * 20, [], None, [None]]
+    assert read(write(tmp_path, pa.array(lists)), declared) == lists
 
 
 @pytest.mark.parametrize("case", REFUSED)

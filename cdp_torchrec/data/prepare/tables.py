@@ -197,8 +197,9 @@ def _filled(kind: pa.DataType, default: pa.DataType) -> pa.DataType:
     """The type, with that of unknown values from the default."""
     if pa.types.is_null(kind):
         return default
-    if pa.types.is_list(kind) and pa.types.is_list(default):
-        return pa.list_(_filled(kind.value_type, default.value_type))
+    if pa.types.is_list(kind):
+        inner = default.value_type if pa.types.is_list(default) else default
+        return pa.list_(_filled(kind.value_type, inner))
     return kind
 
 
