@@ -69,7 +69,9 @@ def guess_user(file: SniffedFile) -> Guess | None:
 
 def guess_item(file: SniffedFile) -> Guess | None:
     """The column with the item or the list of items."""
-    found = [c for c in by_name(file, _ITEM) if not c.moment() and c not in by_name(file, _CLICKED)]
+    found = [
+        c for c in by_name(file, _ITEM) if not _is_date(c) and c not in by_name(file, _CLICKED)
+    ]
     lists = [c for c in found if c.is_list or c.separator()]
     if lists and guess_clicked(file):
         return Guess(lists[0], "lists, by its name")
@@ -79,11 +81,18 @@ def guess_item(file: SniffedFile) -> Guess | None:
 
 def guess_time(file: SniffedFile) -> Guess | None:
     """The column with the moment: by its values, and by its name where there are several."""
-    moments = [c for c in file.columns.values() if c.moment()]
+    named_ids = by_name(file, f"{_USER}|{_ITEM}")
+    moments = [c for c in file.columns.values() if c.moment() and c not in named_ids]
     named = [c for c in by_name(file, _TIME) if c in moments]
     # One that tells the time of day goes before a date.
     named.sort(key=lambda c: (c.moment() or ("", None))[1] in ("%Y-%m-%d", "%Y%m%d"))
     return _first(named, "by its name and its values") or _first(moments, "its values are moments")
+
+
+def _is_date(column: SniffedColumn) -> bool:
+    """Whether a column has moments that cannot be numbers of something else."""
+    found = column.moment()
+    return found is not None and found[0] in ("text", "timestamp")
 
 
 def guess_action(file: SniffedFile) -> Guess | None:

@@ -47,6 +47,7 @@ _MISSING = (
 _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]*[.]?[0-9]+([eE][-+]?[0-9]+)?")
 _COMMA_NUMBER = re.compile(r"-?[0-9]+(,[0-9]+)?")
+_ID_NAME = re.compile("(^|[^A-Za-z])[Ii][Dd]s?$|[a-z]I[Dd]s?$")
 _LIST_SEPARATORS = ("|", ";", ",", " ", "_")
 _LIST_PART = re.compile(r"[\w.:-]*")
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
@@ -133,7 +134,8 @@ class SniffedColumn:
         if self.is_timestamp:
             return "timestamp", None
         there = self.there[:2000]
-        if self.is_list or not there:
+        # Ids may have as many digits as moments.
+        if self.is_list or not there or (self.is_number and _ID_NAME.search(self.name)):
             return None
         if self.is_number:
             middle = sorted(map(float, there))[len(there) // 2]
