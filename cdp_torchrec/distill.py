@@ -256,15 +256,17 @@ def relative_error(
 ) -> float:
     """Root mean square of the error in z* over that of z*; collective.
 
-    Measured on the validation slice, or on the test split of a run without one.
+    Measured on the validation slice, or on the test split of a run without one; what fills up the
+    last batch does not count.
     """
     data = experiment.data
     batches = data.validation or data.test
     items = list(range(min(config.num_validation_batches, len(batches))))
     sums = torch.zeros(2, dtype=torch.float64, device=experiment.device)
-    for inputs in _inputs(experiment, batches, items):
+    for inputs, weights in _inputs(experiment, batches, items):
         wanted, found = _both(teacher, student, inputs)
-        sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()])
+        squares = torch.stack([(found - wanted).square().sum(dim=1), wanted.square().sum(dim=1)])
+        sums += squares.double() @ weights.double()
     dist.all_reduce(sums)
     return (sums[0] / sums[1]).sqrt().item()
 
@@ -283,13 +285,14 @@ def _both(
 
 def _training_inputs(experiment: Experiment, config: DistillConfig) -> Iterator[InterestInput]:
     batches = experiment.data.train
-    return _inputs(experiment, batches, batches.positions(0, config.max_steps))
+    found = _inputs(experiment, batches, batches.positions(0, config.max_steps))
+    return (inputs for inputs, _ in found)
 
 
 def _inputs(
     experiment: Experiment, batches: TrainBatches | EvaluationBatches, items: list[int]
-) -> Iterator[InterestInput]:
-    """What the interest module sees of each batch."""
+) -> Iterator[tuple[InterestInput, Tensor]]:
+    """What the interest module sees of each batch, and the weights of its impressions, [B]."""
     ranking = experiment.model
     device = experiment.device
     for batch in experiment.loader.load(batches, items):
@@ -297,7 +300,7 @@ def _inputs(
         with torch.no_grad():
             embeddings = ranking.sparse_arch(placed.sparse, placed.sequence)
             inputs = ranking.ranking_arch.sets[0].interest_input(embeddings, placed)
-        yield inputs
+        yield inputs, placed.weights
 
 
 def cdp_interest(experiment: Experiment) -> CdpInterest:

@@ -195,6 +195,18 @@ def distilled_from(trained: Path, student: Path, *settings: str) -> Distilled:
     return distill_run(open_run(trained, chosen, DistillExperimentConfig), CPU)
 
 
+def test_the_relative_error_does_not_depend_on_what_fills_up_the_last_batch(
+    trained: Path, tmp_path: Path, one_rank: None
+) -> None:
+    found = []
+    for size in (64, 4096):  # more than the validation slice has
+        settings = [f"trainer.global_batch_size={size}", "distill.num_validation_batches=1000"]
+        student = [f"distill.dir={tmp_path / str(size)}", "distill.max_steps=1"]
+        run = open_run(trained, [*settings, *student], DistillExperimentConfig)
+        found.append(distill_run(run, CPU).one_step_error)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("stage", "number"),
     [("train_student", signal.SIGINT), ("write_evaluation", signal.SIGTERM)],
