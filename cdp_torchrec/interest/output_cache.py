@@ -28,6 +28,8 @@ class OutputCache:
         """
         self.checkpoint = checkpoint
         self._outputs: dict[tuple[int, int, int], Tensor] = {}
+        self._nothing: Tensor | None = None
+        """Outputs of no behaviour, [0, K, A], as soon as a write has told K and A."""
 
     def __len__(self) -> int:
         """Behaviours whose outputs are kept."""
@@ -56,6 +58,7 @@ class OutputCache:
         """
         self._check(checkpoint)
         by_behaviour = torch.stack(list(outputs), dim=1).detach()  # [n, K, A]
+        self._nothing = by_behaviour[:0].clone()
         for item, time, output in zip(items, times, by_behaviour, strict=True):
             self._outputs[user, item, time] = output.clone()
 
@@ -64,10 +67,17 @@ class OutputCache:
     ) -> tuple[Tensor, ...]:
         """The outputs of some behaviours, [n, A] for each layer; arguments as in write.
 
+        Of a user without behaviours they are empty.
+
         Raises:
-            ValueError: the cache is of another checkpoint, or lacks a behaviour.
+            ValueError: the cache is of another checkpoint, lacks a behaviour, or was never written.
         """
         self._check(checkpoint)
+        if self._nothing is None:
+            raise ValueError(
+                "nothing was written into the cache: write what MarmInterest.outputs gives for "
+                "users' histories, though it may be empty"
+            )
         found = []
         for item, time in zip(items, times, strict=True):
             output = self._outputs.get((user, item, time))
@@ -77,7 +87,7 @@ class OutputCache:
                     "MarmInterest.outputs gives for the user's history"
                 )
             found.append(output)
-        return torch.stack(found).unbind(1)
+        return (torch.stack(found) if found else self._nothing).unbind(1)
 
     def _check(self, checkpoint: str) -> None:
         if checkpoint != self.checkpoint:

@@ -204,6 +204,21 @@ def test_behaviours_beyond_what_the_layers_read_change_nothing(make_inputs, dims
     assert changes == [True, False]
 
 
+@torch.no_grad()
+def test_a_user_without_behaviours_is_read_from_a_cache_as_any_other(history):
+    module = make_marm(ITEMS_ONLY, num_layers=3).double().eval()
+    cache = OutputCache(checkpoint=DIGEST)
+    nothing = {"user": USER, "items": [], "times": [], "checkpoint": DIGEST}
+    with pytest.raises(ValueError, match="nothing was written into the cache"):
+        cache.read(**nothing)
+    nobody = part_of(history, 0, 0.0)
+    cache.write(module.outputs(nobody), **nothing)
+    request = candidate(torch.randn(3, 8).double(), torch.randn(3, 8).double(), nobody)
+    tokens = module.attend(request, nobody, cache.read(**nothing))
+    served = module.interest(request, tokens[-1]).interest
+    torch.testing.assert_close(served, module(request).interest, rtol=0, atol=1e-12)
+
+
 def test_a_cache_of_another_checkpoint_is_refused():
     cache = OutputCache(checkpoint=DIGEST)
     outputs, of = [torch.zeros(1, 8)], {"user": USER, "items": [1], "times": [2]}
