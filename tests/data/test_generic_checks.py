@@ -279,6 +279,13 @@ BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {
     "sampling": (["sampling.seed=1"], "rows = 'action' needs it, other logs have none"),
     "no sampling": (["log.rows=action", "log.request=[]"], "has no effect on rows = 'action'"),
     "category": (["category=brand"], "must be a feature of level 'candidate' and kind 'id'"),
+    "derived category": (
+        [
+            "category=spot",
+            "features.spot={role='context',level='candidate',kind='id',derive='position'}",
+        ],
+        "category = 'spot': 'spot' is derived: behaviours have no place in a list",
+    ),
     "name": (["features.label={role='item', level='request', kind='id'}"], "that is not reserved"),
     "bag": (["features.category_id.kind=ids"], "must be 'id' or 'number' on level 'candidate'"),
     "derive": (["features.category_id.derive=hour"], "must be 'request' where derive = 'hour'"),

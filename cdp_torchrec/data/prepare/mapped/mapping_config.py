@@ -231,6 +231,8 @@ class MappingConfig(Config):
         if self.category and (gate is None or (gate.level, gate.kind) != ("candidate", "id")):
             ids = [n for n, f in self.features.items() if (f.level, f.kind) == ("candidate", "id")]
             yield "category", f"must be a feature of level 'candidate' and kind 'id': {ids}"
+        elif gate and gate.derive:
+            yield "category", f"'{self.category}' is derived: behaviours have no place in a list"
 
     def _source_conflicts(self, key: str, feature: FeatureConfig) -> Iterator[tuple[str, str]]:
         if feature.derive:
