@@ -48,13 +48,16 @@ def test_a_key_that_is_empty_in_a_row_is_the_reason(tmp_path: Path) -> None:
     assert "items.csv: each row needs its item, but 'id' is empty in line 3; behaviours" in text
 
 
+@pytest.mark.parametrize("tables", [("log", "views"), ("log", "views", "items")])
 def test_behaviours_without_the_category_that_only_the_log_has_are_not_used(
-    tmp_path: Path,
+    tables: tuple[str, ...], tmp_path: Path
 ) -> None:
     write_shop(tmp_path)
     rows = impressions(clicked=["0", "0", "1"], category=["hats", "shoes"])
     (tmp_path / "log.csv").write_text(rows)
-    files = [tmp_path / f"{name}.csv" for name in ("log", "views")]
+    items = [f"i{item},{('felt', 'straw')[item % 2]}\n" for item in range(37)]
+    (tmp_path / "items.csv").write_text("".join(["item_id,genre\n", *items]))
+    files = [tmp_path / f"{name}.csv" for name in tables]
     said = f"# Not used: {files[1]}: no column has the category, which only the log has\n"
     assert said in draft_mapping(files, mapping="m.toml")
     prepared(tmp_path, *files)

@@ -70,12 +70,10 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     log = find_log(files)
     others = [file for file in files if file is not log.file]
     attributes = find_attributes(log, others)
-    gate, features = _features(log, attributes)
+    gate, gate_table, features = _features(log, attributes)
     attributes = [a for a in attributes if f"table = {toml_value(a.name)}" in features]
     rest = [file for file in others if file not in [a.file for a in attributes]]
-    needs_category = gate is not None and not any(
-        guess_category([c]) for a in attributes if a.by == "item" for c in a.file.columns.values()
-    )
+    needs_category = gate is not None and gate_table is None
     behaviours, unused = _sorted_out(log, rest, needs_category=needs_category)
     for found in (log, *behaviours.values()):
         _check_ids(found)
@@ -147,8 +145,10 @@ def _gathered(files: Sequence[SniffedFile]) -> list[SniffedFile]:
 # --- features ------------------------------------------------------------------------------------
 
 
-def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | None, list[str]]:
-    """Name of the feature that is the gate, and the lines of all."""
+def _features(
+    log: GuessedLog, attributes: Sequence[Attributes]
+) -> tuple[str | None, Attributes | None, list[str]]:
+    """Name of the feature that is the gate, its table if it is not the log, and all lines."""
     own = [c for name, c in log.file.columns.items() if name not in log.used]
     rows = rows_of_requests(log)
     candidate = [c for c in own if is_of_candidate(log, c, rows)]
@@ -160,7 +160,7 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
     names = set(RESERVED_FEATURES)
     sources: list[tuple[SniffedColumn, Attributes | None]] = [(c, None) for c in own]
     sources += [(c, a) for a in attributes for c in tables[a.name]]
-    gate_name = None
+    gate_name, gate_table = None, None
     for column, table in sources:
         name = "category_id" if column is gate else _free_name(column.name, names)
         names.add(name)
@@ -175,11 +175,12 @@ def _features(log: GuessedLog, attributes: Sequence[Attributes]) -> tuple[str | 
         elif column.num_distinct <= 1:
             lines += ["", *comment([f"{column.name!r} has one value, so that it says nothing"])]
         else:
-            gate_name = name if column is gate else gate_name
+            if column is gate:
+                gate_name, gate_table = name, table
             is_known_late = column in candidate and is_place(column)
             lines += ["", *(comment([_KNOWN_LATE]) if is_known_late else []), *written]
     lines += _hour(log, names)
-    return gate_name, lines
+    return gate_name, gate_table, lines
 
 
 def _no_ids(log: GuessedLog, column: SniffedColumn) -> str:
