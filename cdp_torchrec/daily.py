@@ -6,6 +6,7 @@ are those that a production would have had, day by day.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ _WHERE_IT_ENDS = {
 }
 _METRICS = ("auc", "uauc", "gauc", "log_loss", "ne", "calibration")
 TABLE, CURVE = "days.json", "days.png"
+_MOST_LABELS = 40
+"""Names of periods below the figure, which is no wider than they need."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _gather(config: DailyExperimentConfig, runs: Sequence[ExperimentConfig]) -> 
         ],
     )
     with whole_file(directory / CURVE) as partial:
-        _draw([*days, *later], partial)
+        draw_days([*days, *later], partial)
     return days
 
 
@@ -186,8 +189,15 @@ def _directory(config: ExperimentConfig) -> Path:
     return config.run.dir
 
 
-def _draw(days: Sequence[MeasuredDay], path: Path) -> None:
-    figure = Figure(figsize=(1.5 + 0.6 * max(len(days), 6), 5.0), layout="constrained")
+def draw_days(days: Sequence[MeasuredDay], path: Path) -> None:
+    """Write the curve of the days as PNG; of many, not each one is named.
+
+    Args:
+        days: at least one.
+        path: the file.
+    """
+    width = 1.5 + 0.6 * min(max(len(days), 6), _MOST_LABELS)
+    figure = Figure(figsize=(width, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 1, sharex=True)
     for panel, names in zip(panels, (("auc", "gauc"), ("ne", "calibration")), strict=True):
@@ -196,6 +206,7 @@ def _draw(days: Sequence[MeasuredDay], path: Path) -> None:
             panel.plot(range(len(days)), values, marker="o", markersize=4, label=name)
         panel.grid(alpha=0.3)
         panel.legend()
-    panels[-1].set_xticks(range(len(days)), [day.measured_on for day in days], rotation=60)
+    named = range(0, len(days), math.ceil(len(days) / _MOST_LABELS))
+    panels[-1].set_xticks(named, [days[place].measured_on for place in named], rotation=60)
     panels[0].set_title("measured on a day before training on it")
     figure.savefig(path, format="png", dpi=150)

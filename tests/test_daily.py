@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from matplotlib.image import imread
 
 from cdp_torchrec import awaited_day
 from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError, load_config
-from cdp_torchrec.daily import describe_days, train_days
+from cdp_torchrec.daily import MeasuredDay, describe_days, draw_days, train_days
 from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.schema import DatasetError
@@ -169,3 +170,13 @@ def test_a_stopped_day_goes_on_and_a_lost_one_is_done_again(
         with pytest.raises(ConfigError, match=rf"{other[:4]}.*: the run (.|\n)*another run\.dir"):
             train_days(configured(dataset, tmp_path / "daily", other), CPU)
     train_days(configured(dataset, tmp_path / "daily", "trainer.log_every_steps=7"), CPU)
+
+
+def test_the_curve_of_many_days_is_no_wider_than_that_of_forty(tmp_path: Path) -> None:
+    metrics = dict.fromkeys(("auc", "gauc", "ne", "calibration"), 0.5)
+    shapes = []
+    for count in (1, 40, 300):
+        days = [MeasuredDay("train", f"day {n}", metrics) for n in range(count)]
+        draw_days(days, tmp_path / "days.png")
+        shapes.append(imread(tmp_path / "days.png").shape)
+    assert shapes[0][1] < shapes[1][1] == shapes[2][1]
