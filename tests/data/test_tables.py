@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cdp_torchrec.data.prepare import csv_tables
 from cdp_torchrec.data.prepare.column_types import (
     ANY,
     CODE_OR_LIST,
@@ -252,6 +253,17 @@ def test_cells_of_a_csv_are_its_text_and_its_names_exact(tmp_path: Path, content
             {"id": "007", "label": " 7", "line": 2},
             {"id": None, "label": "1.50", "line": 3},
         ]
+
+
+def test_a_cell_whose_lines_lie_in_two_blocks_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_tables, "_BLOCK_BYTES", 100)
+    titles = ["\n".join("abcdefgh"[: n % 8 + 1]) for n in range(200)]
+    rows = [f'{n},"{title}"\n' for n, title in enumerate(titles)]
+    (tmp_path / "log.csv").write_text("".join(["id,label\n", *rows]))
+    found = rows_of(tmp_path / "log.csv", "id", "label")
+    assert [row["label"] for row in found] == titles
 
 
 BAD_CSVS: dict[str, tuple[bytes, str]] = {

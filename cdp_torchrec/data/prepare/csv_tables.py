@@ -157,6 +157,7 @@ def _open_reader(
             ignore_empty_lines=False,
             delimiter=form.parsed_delimiter,
             quote_char=form.quote or False,
+            newlines_in_values=form.quote is not None,
         ),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=list(columns),
