@@ -270,6 +270,7 @@ BAD_CSVS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
     "blank": (b"\n1\n", "the file is empty"),
     "no rows": (b"id,label\n", "the file has no rows"),
+    "no line end": (b"id,label", "the file has no rows"),
     "twice": (b"id,label,id\n1,2,3\n", "column 'id' occurs 2 times in ['id', 'label', 'id']"),
     "case": (b"ID,label\n1,2\n", "column 'id' is missing, found ['ID', 'label']"),
     "page": (b"<!DOCTYPE html>\n<html>\n", "column 'id' is missing, found ['<!DOCTYPE html>']"),
@@ -277,6 +278,7 @@ BAD_CSVS: dict[str, tuple[bytes, str]] = {
     "UTF-16": ("id,label\n1,2\n".encode("utf-16"), "malformed line: 'utf-8' codec can't decode"),
     "zipped": (gzip.compress(b"id,label\n1,2\n"), "malformed line: 'utf-8' codec can't decode"),
     "one line": (b'"' + b"x" * 200_000, "malformed line: field larger than field limit"),
+    "long": (b"id,label\n1,2\n3," + b"x" * (20 << 20), "malformed line: one is longer than 8 MiB"),
 }
 
 

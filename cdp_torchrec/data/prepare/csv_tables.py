@@ -129,10 +129,14 @@ def _reading_csv(path: Path, form: CsvFormat) -> Generator[None]:
     except (lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise DatasetError(f"{path}: damaged compressed file: {error}") from error
     except (pa.ArrowInvalid, UnicodeError, csv.Error) as error:
+        if "Empty CSV file" in str(error):  # a header that no line end follows
+            raise DatasetError(f"{path}: the file has no rows") from error
         # Arrow counts the header as row 1, so its row is the line.
         text = str(error).replace(form.parsed_delimiter, form.delimiter)
         if isinstance(error, UnicodeError) or "invalid UTF8" in text:
             text = f"{text}; its encoding is not {form.encoding}, or it is damaged"
+        if "straddles two block boundaries" in text:
+            text = f"one is longer than {_BLOCK_BYTES >> 20} MiB, or a quotation does not end"
         raise DatasetError(f"{path}: malformed line: {text}") from error
 
 
