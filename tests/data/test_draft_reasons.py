@@ -8,6 +8,8 @@ import pytest
 
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+from cdp_torchrec.data.prepare.mapped.sniffed_files import sniff
+from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import START
 from tests.data.test_draft import drafted_text, impressions, parquet_log, prepared
 from tests.docs.logs import write_shop
@@ -102,3 +104,16 @@ def test_a_place_in_the_list_is_said_to_be_known_only_after_ranking(tmp_path: Pa
     )
     assert said in text
     assert text.count("known only after ranking") == 1
+
+
+def test_lines_end_as_the_preparation_takes_them(tmp_path: Path) -> None:
+    titles = [f"a{character}b" for character in "\x0b\x0c\x1c\x85\u2028"]
+    text = impressions(title=titles)
+    (tmp_path / "log.csv").write_bytes(text.encode().replace(b"\n", b"\r"))
+    file = sniff(tmp_path / "log.csv")
+    assert (file.num_rows, file.columns["title"].num_distinct) == (400, 5)
+    (tmp_path / "log.csv").write_text(text.replace("title", '"title\nof it"'))
+    assert "title\nof it" in sniff(tmp_path / "log.csv").columns
+    (tmp_path / "log.csv").write_text("\n\n")
+    with pytest.raises(DatasetError, match=r"log.csv: no table: its first line is empty or"):
+        sniff(tmp_path / "log.csv")

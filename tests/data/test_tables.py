@@ -241,6 +241,8 @@ def rows_of(path: Path, *columns: str) -> list[dict[str, Any]]:
         b"id,ID,label\n007,x, 7\n,x,1.50\n",
         b"\xef\xbb\xbfid,ID,label\r\n007,x, 7\r\n,x,1.50\r\n",
         b'"label","id","more"\n" 7","007","a,b"\n"1.50","",\n',
+        b"id,ID,label\r007,x, 7\r,x,1.50\r",
+        b'id,"of the\nshop",label\n007,x, 7\n,x,1.50\n',
     ],
 )
 def test_cells_of_a_csv_are_its_text_and_its_names_exact(tmp_path: Path, content: bytes) -> None:

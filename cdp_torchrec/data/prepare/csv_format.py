@@ -7,7 +7,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -42,12 +42,27 @@ class CsvFormat:
         """The delimiter in what `plain_text` gives."""
         return self.delimiter if len(self.delimiter) == 1 else _ONE_CHARACTER
 
-    def cells(self, line: str) -> list[str]:
-        """The cells of one line."""
-        line = line.rstrip("\r\n")
-        if self.quote is None or len(self.delimiter) > 1:
-            return line.split(self.delimiter) if line else []
-        return next(csv.reader([line], delimiter=self.delimiter, quotechar=self.quote), [])
+    def row_of(self, lines: Iterable[str]) -> str:
+        """The first of some lines, with those over which a cell of it goes."""
+        read = []
+
+        def noted() -> Iterator[str]:
+            for line in lines:
+                read.append(line)
+                yield line
+
+        self._first(noted())
+        return "".join(read)
+
+    def cells(self, row: str) -> list[str]:
+        """The cells of one row."""
+        return self._first(io.StringIO(row, newline=""))
+
+    def _first(self, lines: Iterable[str]) -> list[str]:
+        if self.quote is not None and len(self.delimiter) == 1:
+            return next(csv.reader(lines, delimiter=self.delimiter, quotechar=self.quote), [])
+        line = next(iter(lines), "").rstrip("\r\n")
+        return line.split(self.delimiter) if line else []
 
 
 def plain_text(data: IO[bytes], form: CsvFormat) -> IO[bytes]:
@@ -96,27 +111,27 @@ class _PlainText(io.RawIOBase):
         return text.replace(self._form.delimiter, _ONE_CHARACTER)
 
 
-def check_first_line(path: Path, line: str, form: CsvFormat, needed: Sequence[str]) -> None:
+def check_first_line(path: Path, row: str, form: CsvFormat, needed: Sequence[str]) -> None:
     """Check that the first line is, or is not, the header that it should be.
 
     Raises:
         DatasetError: it is not: the delimiter is another one, a needed column is missing, or a
             header stands where none is expected.
     """
-    found = form.cells(line)
+    found = form.cells(row)
     if not found:
         raise DatasetError(f"{path}: the file is empty")
     if form.names is None:
         try:
             check_names(path, found, needed)
         except DatasetError as error:
-            raise DatasetError(f"{error}{_hint(line, found, form)}") from None
+            raise DatasetError(f"{error}{_hint(row, found, form)}") from None
         return
     check_names(path, form.names, needed)
     if len(found) != len(form.names):
         raise DatasetError(
             f"{path}: line 1 has {len(found)} cells, but {len(form.names)} columns are named "
-            f"({', '.join(form.names)}){_hint(line, found, form)}"
+            f"({', '.join(form.names)}){_hint(row, found, form)}"
         )
     same = sum(a.strip().casefold() == b.casefold() for a, b in zip(found, form.names, strict=True))
     if 2 * same >= len(found):
@@ -125,10 +140,10 @@ def check_first_line(path: Path, line: str, form: CsvFormat, needed: Sequence[st
         )
 
 
-def _hint(line: str, found: Sequence[str], form: CsvFormat) -> str:
+def _hint(row: str, found: Sequence[str], form: CsvFormat) -> str:
     """What may be the matter with a first line, in words behind an error."""
     for other in DELIMITERS:
-        count = len(line.split(other))
+        count = len(row.split(other))
         if len(found) == 1 and count > 1 and other != form.delimiter:
             return f"; with the delimiter {other!r} it would have {count} cells"
     if form.names is None and any(_NUMBER.fullmatch(cell) for cell in found):

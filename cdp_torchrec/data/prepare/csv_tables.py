@@ -3,6 +3,7 @@
 import codecs
 import csv
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Generator, Iterator, Sequence
@@ -68,7 +69,7 @@ def stream_csv(
     """
     form = form or CsvFormat()
     with _reading_csv(path, form):
-        check_first_line(path, first_lines(path, form, 1), form, columns)
+        check_first_line(path, first_row(path, form), form, columns)
     with (
         _reading_csv(path, form),
         open_file(path) as raw,
@@ -101,8 +102,8 @@ def first_bytes(path: Path, size: int) -> bytes:
         return data.read(size)
 
 
-def first_lines(path: Path, form: CsvFormat, count: int) -> str:
-    """The first lines of a text table, 1 MiB at most.
+def first_row(path: Path, form: CsvFormat) -> str:
+    """The first row of a text table: a line, or several if a cell in quotes goes over them.
 
     Raises:
         DatasetError: the file cannot be opened, is damaged, or is not of the encoding.
@@ -112,12 +113,18 @@ def first_lines(path: Path, form: CsvFormat, count: int) -> str:
         open_file(path) as raw,
         _decompressed(raw, path) as data,
     ):
-        if "\n".encode(form.encoding) == b"\n":
-            # A line that is not of the encoding is named when the parser has reached it.
-            text = b"".join(data.readline(_HEADER_BYTES) for _ in range(count))
-            return text.decode(form.encoding).removeprefix("\ufeff")
-        reader = codecs.getreader(form.encoding)(data)
-        return "".join(reader.readline(_HEADER_BYTES) for _ in range(count))
+        return form.row_of(_lines(data, form.encoding)).removeprefix("\ufeff")
+
+
+def _lines(data: IO[bytes], encoding: str) -> Iterator[str]:
+    """Lines, however they end, 1 MiB of text in memory at most.
+
+    A line that is not of the encoding is named when the parser has reached it.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    read = data.readline if "\n".encode(encoding) == b"\n" else data.read
+    while raw := read(_HEADER_BYTES):
+        yield from io.StringIO(decoder.decode(raw), newline="")
 
 
 @contextmanager

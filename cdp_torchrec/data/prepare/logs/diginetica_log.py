@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import first_lines, needed_csv
+from cdp_torchrec.data.prepare.csv_tables import first_row, needed_csv
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_lines,
@@ -194,7 +194,7 @@ def place_sessions(connection: duckdb.DuckDBPyConnection) -> int:
 
 def _event_form(path: Path) -> CsvFormat:
     """Views come without a header from some places."""
-    first = _FORM.cells(first_lines(path, _FORM, 1))
+    first = _FORM.cells(first_row(path, _FORM))
     if path.name.startswith("train-item-views") and first and first[0].isdigit():
         return CsvFormat(delimiter=";", missing=("NA",), names=_VIEW_COLUMNS)
     return _FORM

@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import first_lines
+from cdp_torchrec.data.prepare.csv_tables import first_row
 from cdp_torchrec.data.prepare.database import (
     Rule,
     check_lines,
@@ -112,7 +112,7 @@ def _found(source: Path) -> list[Path]:
 def _load_raw(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Make table `raw` of a file, which may have a header."""
     headless = CsvFormat(names=COLUMNS, quote=None)
-    first = headless.cells(first_lines(path, headless, 1))[:1]
+    first = headless.cells(first_row(path, headless))[:1]
     has_header = bool(first) and first[0] in _LABELS
     label = first[0] if has_header else "label"
     needed = [label, "user_id", *USER_IDS.values(), *USER_NUMBERS.values()]

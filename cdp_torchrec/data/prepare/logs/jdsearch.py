@@ -27,7 +27,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import first_lines, needed_csv
+from cdp_torchrec.data.prepare.csv_tables import first_row, needed_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     Rule,
@@ -139,7 +139,7 @@ def _found(source: Path, name: str) -> Path:
 def _form(path: Path, columns: tuple[str, ...]) -> CsvFormat:
     """The official samples have a header; a file may come without."""
     form = CsvFormat(delimiter="\t", quote=None)
-    has_header = form.cells(first_lines(path, form, 1))[:1] == [columns[0]]
+    has_header = form.cells(first_row(path, form))[:1] == [columns[0]]
     return form if has_header else CsvFormat(delimiter="\t", quote=None, names=columns)
 
 

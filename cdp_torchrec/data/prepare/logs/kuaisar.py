@@ -24,7 +24,7 @@ from pathlib import Path
 import duckdb
 
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
-from cdp_torchrec.data.prepare.csv_tables import first_lines, needed_csv
+from cdp_torchrec.data.prepare.csv_tables import first_row, needed_csv
 from cdp_torchrec.data.prepare.database import (
     EngineLimits,
     Rule,
@@ -212,7 +212,7 @@ def _load_users(connection: duckdb.DuckDBPyConnection, source: Path) -> None:
     """Make table `users`. The files spell one of its columns in two ways."""
     path = needed_csv(source, "user_features.csv")
     form = CsvFormat()
-    header = form.cells(first_lines(path, form, 1))
+    header = form.cells(first_row(path, form))
     activity = "reco_active_level" if "reco_active_level" in header else "rec_active_level"
     columns = ("user_id", "search_active_level", activity, "onehot_feat1", "onehot_feat2")
     load_csv(connection, "raw_users", path, columns)

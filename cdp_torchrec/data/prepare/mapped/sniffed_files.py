@@ -195,7 +195,7 @@ def sniff(path: Path) -> SniffedFile:
     if path.suffix in (".parquet", ".pq"):
         return _sniff_parquet(path)
     form = _sniff_format(path)
-    names = form.names or form.cells(_decode(path, form.encoding).splitlines()[0])
+    names = form.names or form.cells(_decode(path, form.encoding))
     rows: list[pa.RecordBatch] = []
     for batch in stream_csv(path, names, form):
         rows.append(batch)
@@ -253,9 +253,9 @@ def _sniff_format(path: Path) -> CsvFormat:
         raise DatasetError(f"{path}: the file is empty")
     encoding = _sniff_encoding(head)
     text = _decode(path, encoding)
-    lines = text.splitlines()
+    lines = [line.rstrip("\r\n") for line in io.StringIO(text, newline="")]
     lines = lines[: min(_HEAD_LINES, len(lines) - (len(head) == _HEAD_BYTES))]
-    if not lines:
+    if not lines or not lines[0]:
         raise DatasetError(
             f"{path}: no table: its first line is empty or longer than {_HEAD_BYTES:,} bytes"
         )
