@@ -1,5 +1,6 @@
 """A draft says what it leaves out, what it doubts, and why."""
 
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -117,3 +118,14 @@ def test_lines_end_as_the_preparation_takes_them(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("\n\n")
     with pytest.raises(DatasetError, match=r"log.csv: no table: its first line is empty or"):
         sniff(tmp_path / "log.csv")
+
+
+def test_a_long_value_takes_its_own_memory_only(tmp_path: Path) -> None:
+    text = impressions(clicked=["0", "0", "1"], title=["a", "b", "c"])
+    (tmp_path / "log.csv").write_text(text.replace(",b\n", f",{'x' * 200_000}\n", 1))
+    tracemalloc.start()
+    try:
+        assert "[features.title]" in draft_mapping([tmp_path / "log.csv"], mapping="m.toml")
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()

@@ -241,11 +241,13 @@ def leaks(
     meter = LeakMeter()
     coded = {}
     for column in columns:
-        _, codes = np.unique([str(value) for value in column.values], return_inverse=True)
-        coded[column.name] = codes.astype(np.int64)
+        # Not as an array of text, in which each value takes the room of the longest one.
+        texts = [str(value) for value in column.values]
+        codes = {text: code for code, text in enumerate(sorted(set(texts)))}
+        coded[column.name] = np.array([codes[text] for text in texts], dtype=np.int64)
         if is_number(column):
-            texts = [float("nan") if v is None else float(v) for v in column.values]
-            coded[column.name] = np.array(texts)
+            numbers = [float("nan") if v is None else float(v) for v in column.values]
+            coded[column.name] = np.array(numbers)
     meter.add(coded, clicked, request)
     return {name: f.value for name, f in meter.figures().items() if f.value > _LEAK}
 
