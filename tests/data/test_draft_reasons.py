@@ -9,7 +9,7 @@ import pytest
 
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
-from cdp_torchrec.data.prepare.mapped.sniffed_files import sniff
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, sniff
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import START
 from tests.data.test_draft import drafted_text, impressions, parquet_log, prepared
@@ -129,3 +129,10 @@ def test_a_long_value_takes_its_own_memory_only(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 50e6
     finally:
         tracemalloc.stop()
+
+
+def test_columns_are_found_among_thousands_without_a_look_at_their_values() -> None:
+    values = ["1"] * 400
+    column, other = SniffedColumn("x", values), SniffedColumn("x", values)
+    assert column in [other, column]
+    assert column not in [other]

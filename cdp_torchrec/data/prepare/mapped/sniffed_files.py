@@ -66,9 +66,9 @@ FORMATS = (
 """Forms of moments that are recognised, the first that fits counts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SniffedColumn:
-    """A column, by a sample of its values."""
+    """A column, by a sample of its values; the same only if it is this very one."""
 
     name: str
     values: Sequence[Any]
