@@ -9,7 +9,8 @@ import base64
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,13 +155,20 @@ def read_result(path: Path) -> Result | None:
     found = _read(path)
     if found is None:
         return None
+    with _no_result(path):
+        return _result(found)
+
+
+def _result(found: Mapping[str, Any]) -> Result:
     cost, metrics = found["cost"], found["metrics"]
+    replicates = {
+        name: _unpacked(found["replicates"][name], around=metrics[name]) for name in METRICS
+    }
+    if len({len(draws) for draws in replicates.values()}) > 1:
+        raise ValueError("its metrics have different numbers of replicates")
     return Result(
         metrics=metrics,
-        replicates={
-            name: _unpacked(packed, around=metrics[name])
-            for name, packed in found["replicates"].items()
-        },
+        replicates=replicates,
         strata={
             label: Stratum(
                 gauc=math.nan if stratum["gauc"] is None else stratum["gauc"],
@@ -180,17 +188,27 @@ def read_origin(path: Path) -> Origin | None:
         ConfigError: as `read_result`.
     """
     found = _read(path)
-    return None if found is None else Origin(**found["origin"])
+    if found is None:
+        return None
+    with _no_result(path):
+        return Origin(**found["origin"])
+
+
+@contextmanager
+def _no_result(path: Path) -> Generator[None]:
+    """What is odd in a file that somebody has changed, or that is something else."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError.of([f"{path}: is no result of a cell: remove it ({error})"]) from error
 
 
 @functools.cache
 def _parse(path: Path, changed_ns: int) -> dict[str, Any]:
     """The content of a file as it was at a moment; a table reads each of its cells often."""
-    try:
+    with _no_result(path):
         found = json.loads(path.read_text())
         version = found["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError.of([f"{path}: is no result of a cell: remove it ({error})"]) from error
     if version != _VERSION:
         raise ConfigError.of(
             [f"{path}: is of version {version}, this command reads {_VERSION}: remove it"]
@@ -224,7 +242,12 @@ def write_failure(directory: Path, reason: str, traceback: str) -> None:
 def read_failure(directory: Path) -> str | None:
     """Why the last attempt of a cell failed; None if it did not."""
     path = directory / _FAILURE
-    return json.loads(path.read_text())["reason"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["reason"])
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{path} does not say why ({error})"
 
 
 def forget_failure(directory: Path) -> None:

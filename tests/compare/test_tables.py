@@ -66,6 +66,24 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str, message: s
         read_result(tmp_path / "a.json")
 
 
+def test_a_result_without_one_of_its_parts_is_named(
+    tmp_path: Path, make_result: MakeResult
+) -> None:
+    path = tmp_path / "a.json"
+    write_result(path, make_result(gauc=0.7, validation=0.6), ORIGIN)
+    whole = json.loads(path.read_text())
+    cut = whole["replicates"] | {"auc": whole["replicates"]["auc"][:8]}
+    for changed in (
+        *({name: part for name, part in whole.items() if name != left_out} for left_out in whole),
+        *(whole | {name: [1]} for name in whole),
+        whole | {"replicates": cut},
+        whole | {"cost": whole["cost"] | {"more": 1}},
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match=r"a.json: is (no result|of version)"):
+            (read_result(path), read_origin(path))
+
+
 def test_the_grid_point_is_chosen_on_validation_where_the_test_split_disagrees(
     make_table: MakeTable, make_result: MakeResult
 ) -> None:
