@@ -2,7 +2,6 @@
 
 import gc
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,6 +27,7 @@ from cdp_torchrec.compare.results import (
 )
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.keys import dotted, tables_of
+from cdp_torchrec.config.toml_file import UnreadableError, read_toml
 from cdp_torchrec.data.config import TEST
 from cdp_torchrec.data.manifest import read_manifest
 from cdp_torchrec.distributed.process_group import is_rank_zero
@@ -241,7 +241,11 @@ def _foreign_cells(table: Table) -> Iterator[str]:
             place, stored = cell.file, dotted(origin.config)
             stored["num_bootstrap"] = int(result.metrics["num_bootstrap"])
         elif begun.is_file():
-            place, stored = cell.directory, dotted(tomllib.loads(begun.read_text()))
+            try:
+                place, stored = cell.directory, dotted(read_toml(begun))
+            except UnreadableError as error:
+                yield f"{begun}: {error}: remove {cell.directory}"
+                continue
         else:
             continue
         asked = dotted(_settings(cell.config))

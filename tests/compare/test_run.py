@@ -180,6 +180,18 @@ def test_cells_of_another_configuration_are_refused_with_directory_and_key(
     assert len(str(error.value).splitlines()) == 4  # each of the three cells is named
 
 
+def test_what_a_damaged_cell_has_left_is_named(make_table: MakeTable) -> None:
+    table = make_table()
+    first, second = table.tuning_cells("tiny", "none")
+    for cell in (first, second):
+        cell.directory.mkdir(parents=True)
+    (first.directory / "config.toml").write_text("seed = ")
+    with pytest.raises(ConfigError, match=rf"{first.directory}/config.toml: not valid TOML.*remo"):
+        run_table(table, CPU)
+    (second.directory / "failed.json").write_text("")
+    assert "failed.json does not say why" in (read_failure(second.directory) or "")
+
+
 def test_a_failing_cell_is_listed_and_does_not_stop_the_others(
     make_table: MakeTable, one_rank: None
 ) -> None:
