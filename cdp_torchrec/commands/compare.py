@@ -9,7 +9,8 @@ table.json, chances.md, gauc.png and gains.png into run_dir. What each row sees,
 printed before the first cell runs. An interrupted table goes on where it stopped, on another
 machine too: its folder `cells` is all it needs. Processes with disjoint selections may share one
 run_dir, as soon as the datasets are there; select.datasets=[] only shows what is finished. A cell
-that fails is listed at the end, and the command fails; the next attempt takes it up again.
+that fails, or that another process has at that moment, is listed at the end, and the command fails;
+the next attempt takes it up again.
 """
 
 from cdp_torchrec.compare.cells import load_table
@@ -22,7 +23,7 @@ from cdp_torchrec.whole_file import why_unwritable
 
 
 class FailedCellsError(UserError, RuntimeError):
-    """Some cells of the table failed."""
+    """Some cells of the table failed, or were left to another process."""
 
 
 def main(arguments: list[str]) -> None:
@@ -46,8 +47,8 @@ def main(arguments: list[str]) -> None:
         print(write_table(table))
     if failures:
         listed = "\n  ".join(f"{name}: {reason}" for name, reason in failures.items())
-        cells = "1 cell" if len(failures) == 1 else f"{len(failures)} cells"
-        raise FailedCellsError(f"{cells} failed:\n  {listed}")
+        cells = "1 cell is" if len(failures) == 1 else f"{len(failures)} cells are"
+        raise FailedCellsError(f"{cells} not finished:\n  {listed}")
 
 
 if __name__ == "__main__":

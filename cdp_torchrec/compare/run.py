@@ -60,7 +60,7 @@ def run_table(
         announce: told the table of chances on rank 0, before the first cell runs.
 
     Returns:
-        The cells that failed, each with the reason.
+        The cells that failed or were left to another process, each with the reason.
 
     Raises:
         ConfigError: a cell does not fit its dataset, a dataset is missing, or a directory holds a

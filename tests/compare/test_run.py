@@ -305,7 +305,7 @@ def test_the_command_fails_after_the_table_if_a_cell_has_failed(
     monkeypatch.setattr(
         run, "run_table", lambda table, device, announce: {"tiny/none/x/seed-0": "it broke"}
     )
-    with pytest.raises(compare.FailedCellsError, match=r"1 cell failed:\n  tiny/none/x.*broke"):
+    with pytest.raises(compare.FailedCellsError, match=r"1 cell is not finished:\n .*broke"):
         compare.main(arguments(*finished))
     assert "| **pooled** |" in squeezed(capsys.readouterr().out)
 
