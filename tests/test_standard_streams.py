@@ -111,3 +111,20 @@ def test_a_rank_that_ends_at_once_says_nothing_of_its_workers_semaphores(tmp_pat
     )
     done = run(f"{sys.executable} ends.py", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    ["numpy.zeros(1 << 50)", "torch.zeros(1 << 55)", "torch.empty(1 << 40, 9**9)", "[0] * 2**60"],
+)
+def test_a_size_that_no_machine_has_is_one_line(tmp_path: Path, ask: str) -> None:
+    library = ask.partition(".")[0] if "." in ask else "sys"
+    (tmp_path / "asks.py").write_text(
+        f"import {library}\n"
+        "from cdp_torchrec.distributed.process_group import run_main\n"
+        f"run_main(lambda arguments: {ask})\n"
+    )
+    done = run(f"{sys.executable} asks.py", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: out of memory")
+    assert len(done.stderr.splitlines()) == 1

@@ -18,6 +18,12 @@ MACHINE_ERRORS = {
 }
 """What the operating system says about itself and not about a file: disk full, and the like."""
 
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "Storage size calculation overflowed",
+)
+"""What torch says where Python would raise a MemoryError."""
+
 _PEER_LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -47,6 +53,9 @@ def describe(error: Exception, *, rank: int, world_size: int) -> tuple[str, str]
     if isinstance(error, OSError) and (error.filename or error.errno in MACHINE_ERRORS):
         place = f": {error.filename!r}" if error.filename else ""
         return f"{where}{error.strerror}{place}", f"{where}error: {error.strerror}{place}"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        message = f"{where}out of memory: {error}".rstrip(": ")
+        return message, f"{where}error: {message.removeprefix(where)}"
     frames = error.__traceback__.tb_next if error.__traceback__ else None  # without run_main
     report = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
     return f"{where}{type(error).__name__}: {error}", where + report

@@ -208,9 +208,9 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     """Run a launch script: check the installation, call `main`, leave the ranks, report errors.
 
     An error ends the process with exit code 1, a signal with 128 and its number. A UserError, and
-    what the operating system refuses about a file, is shown as its message alone, everything else
-    with its traceback. The launcher gets the error too, as the root cause that it prints last.
-    Ranks that fail only because another one did stay quiet.
+    what the operating system refuses about a file or memory, is shown as its message alone,
+    everything else with its traceback. The launcher gets the error too, as the root cause that it
+    prints last. Ranks that fail only because another one did stay quiet.
 
     Args:
         main: the script; takes the command line without the script's name.
