@@ -26,7 +26,8 @@ class PlanBenchmarkConfig(Config):
     output: Path | None = None
     """Directory for the table (plans.md), the figure (plans.png) and all numbers (plans.json)."""
     output_hardware: Path | None = None
-    """File (.toml) for the hardware with fitted bandwidths, to be named by sharding.hardware."""
+    """File (.toml) for the hardware with fitted bandwidths, to be named by sharding.hardware: a new
+    one, or one that was written so before."""
 
 
 class PlansConfig(ExperimentConfig):

@@ -28,6 +28,10 @@ STRATEGIES = ("auto", *get_args(TypeName))
 _DEFAULT = ("table_wise", "row_wise", "column_wise", "data_parallel", "auto")
 
 
+FITTED = "# Fitted by launch/benchmark.py plans"
+"""Begins the files of hardware that this benchmark writes, and may write anew."""
+
+
 @dataclass(frozen=True)
 class MeasuredJob:
     """What all plans have in common, on this rank."""
@@ -133,6 +137,11 @@ def _check_outputs(config: PlanBenchmarkConfig) -> None:
         if file.suffix != ".toml" or file.is_dir():
             problems.append(
                 f"benchmark.output_hardware = '{file}': expected a file ending in .toml"
+            )
+        elif file.exists() and not file.read_bytes().startswith(FITTED.encode()):
+            problems.append(
+                f"benchmark.output_hardware = '{file}': is there and was not written by this "
+                "benchmark; name another file"
             )
         if reason := why_unwritable(file.parent):
             problems.append(f"benchmark.output_hardware = '{file}': {reason}")

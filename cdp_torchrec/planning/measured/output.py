@@ -7,6 +7,7 @@ import tomli_w
 
 from cdp_torchrec.planning.measured.comparison import ComparedPlan, Comparison
 from cdp_torchrec.planning.measured.figure import draw_estimates
+from cdp_torchrec.planning.measured.job import FITTED
 from cdp_torchrec.planning.measured.measurement import MeasuredStep
 from cdp_torchrec.planning.measured.sharded_tables import PIECES
 from cdp_torchrec.planning.measured.text import as_markdown
@@ -38,7 +39,7 @@ def write_hardware(comparison: Comparison, path: Path) -> None:
     found |= comparison.fit.slowdown.keys()
     fitted = ", ".join(key for key in before if key in found) or "nothing"
     origin = (
-        f"# Fitted by launch/benchmark.py plans: {fitted}.\n"
+        f"{FITTED}: {fitted}.\n"
         f"# Measured on {problem.world_size} ranks of {job.num_nodes} node(s), "
         f"{problem.batch_size} impressions per rank, sparse optimizer "
         f"{problem.optimizer.kind}. The rest is not measured.\n"

@@ -232,12 +232,14 @@ def test_plans_are_named_in_one_place(tiny_dataset: Path, setting: str) -> None:
         ("benchmark.output_hardware={}/here.json", "expected a file ending in .toml"),
         ("benchmark.output={}/file/plans", "/file is not a writable directory"),
         ("benchmark.output_hardware={}/file/here.toml", "/file is not a writable directory"),
+        ("benchmark.output_hardware={}/run.toml", "is there and was not written by this benchm"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_found_before_anything_runs(
     tiny_dataset: Path, tmp_path: Path, setting: str, message: str
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "run.toml").write_text("seed = 1\n")
     config = load_config(PlansConfig, settings(tiny_dataset, setting.format(tmp_path)))
     with pytest.raises(ConfigError, match=message):
         open_job(config, CPU)
