@@ -85,12 +85,15 @@ def test_lists_of_numbers_of_other_lengths_are_left_out_with_the_row(tmp_path: P
     ) in text
 
 
-def test_an_empty_user_is_pointed_at_with_the_rule_that_leaves_it_out(tmp_path: Path) -> None:
-    file = tmp_path / "log.csv"
-    file.write_text(impressions(clicked=["0", "0", "1"]).replace("\nu3,", "\n,"))
-    rule = 'only = {column = "user_id", filled = true}'
+@pytest.mark.parametrize(("column", "value"), [("user_id", "\nu3,"), ("ts", f",{START + 1500},")])
+def test_an_empty_user_or_time_is_pointed_at_with_the_rule_that_leaves_it_out(
+    column: str, value: str, tmp_path: Path
+) -> None:
+    file, rows = tmp_path / "log.csv", impressions(clicked=["0", "0", "1"])
+    file.write_text(rows.replace(value, value[0] + ","))
+    rule = f'only = {{column = "{column}", filled = true}}'
     text = draft_mapping([file], mapping="m.toml")
-    assert f"; EMPTY in 16 of 400 rows, refused without {rule}\n" in text
+    assert f"; EMPTY in {rows.count(value)} of 400 rows, refused without {rule}\n" in text
     ran = text.replace('rows = "impression"', f'{rule}\nrows = "impression"')
     (tmp_path / "m.toml").write_text(ran)
     folders = ["--input", str(tmp_path), "--output", str(tmp_path / "data")]

@@ -81,7 +81,8 @@ def log_lines(log: GuessedLog) -> list[str]:
         lines.append(f"separator = {toml_value(log.separator)} # between the items of a list")
     if log.clicked:
         lines.append(f"clicked = {toml_value(log.clicked.column.name)} # {log.clicked.why}")
-    lines += ["", f"[log.time] # {log.time.why}: {_span(log.time.column)}", *_time(log.time.column)]
+    time = log.time.column
+    lines += ["", f"[log.time] # {log.time.why}: {_span(time)}{_if_empty(time)}", *_time(time)]
     if log.label:
         guess, rule = log.label
         lines += ["", f"[log.label] # {guess.why}: {described(guess.column)}"]
@@ -169,11 +170,14 @@ def _span(column: SniffedColumn) -> str:
 
 def _guessed(guess: Guess) -> str:
     column = guess.column
+    return f"{toml_value(column.name)} # {guess.why}: {described(column)}{_if_empty(column)}"
+
+
+def _if_empty(column: SniffedColumn) -> str:
+    """What to do about a column that every row of the log needs, if some have nothing there."""
     empty = len(column.values) - len(column.there)
     rule = f"only = {{column = {toml_value(column.name)}, filled = true}}"
-    warning = f"; EMPTY in {empty} of {len(column.values)} rows, refused without {rule}"
-    warning *= bool(empty)
-    return f"{toml_value(column.name)} # {guess.why}: {described(column)}{warning}"
+    return f"; EMPTY in {empty} of {len(column.values)} rows, refused without {rule}" * bool(empty)
 
 
 def described(column: SniffedColumn) -> str:
