@@ -139,3 +139,25 @@ def test_columns_are_found_among_thousands_without_a_look_at_their_values() -> N
     column, other = SniffedColumn("x", values), SniffedColumn("x", values)
     assert column in [other, column]
     assert column not in [other]
+
+
+@pytest.mark.parametrize("file", ["log", "items"])
+def test_of_a_list_of_a_candidate_the_first_is_read_and_the_draft_says_so(
+    file: str, tmp_path: Path
+) -> None:
+    rows = [line.split(",") for line in impressions(clicked=["0", "0", "1"]).splitlines()]
+    log = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    for row in log:
+        row["ts"] = int(row["ts"])
+    items = [{"item_id": f"i{item}"} for item in range(37)]
+    for row in {"log": log, "items": items}[file]:
+        item = int(row["item_id"][1:])
+        row["genres"] = [f"g{item % 5}", f"g{item % 3}"][: item % 3]
+    files = [tmp_path / "log.parquet", tmp_path / "items.parquet"][: 1 + (file == "items")]
+    for path, table in zip(files, (log, items), strict=False):
+        pq.write_table(pa.Table.from_pylist(table), path)
+    assert "# the first of several: bags are of level request only" in draft_mapping(
+        files, mapping="m.toml"
+    )
+    vocabulary = prepared(tmp_path, *files) / "vocabulary" / "category.parquet"
+    assert set(pq.read_table(vocabulary)["raw"].to_pylist()) == {f"g{n}" for n in range(5)}

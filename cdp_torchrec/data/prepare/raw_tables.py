@@ -62,6 +62,11 @@ class RawTable:
             )
         return self.columns[column].sql
 
+    def first(self, column: str) -> str:
+        """SQL: the value that a column has in each row; of a list, its first element."""
+        found = self.columns[column]
+        return f"nullif({found.sql}[1], '')" if found.is_list else found.sql
+
     def elements(self, column: str, separator: str | None) -> str:
         """SQL: the list that a column has in each row, or that its text means.
 

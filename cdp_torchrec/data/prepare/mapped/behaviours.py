@@ -110,7 +110,7 @@ def _own_behaviours(
     category = _category(mapping)
     if gate and (config.category or gate.table is None):
         column = config.category or gate.column or mapping.category or ""
-        category = f", {cell(gate, table.sql(column))} AS category"
+        category = f", {cell(gate, table.first(column))} AS category"
     action = table.sql(config.action) if config.action else quoted(name)
     return (
         f"SELECT {table.sql(config.user)} AS user_id, {item} AS item{category}, {action} AS "

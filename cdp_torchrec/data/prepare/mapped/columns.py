@@ -107,9 +107,11 @@ def cells(
             parts = table.elements(column, feature.separator)
             columns += f", list_filter({parts}, lambda x: x <> '') AS {prefix}{name}"
             continue
+        is_one_of_list = isinstance(feature, FeatureConfig) and feature.takes_first
+        value = table.first(column) if is_one_of_list else table.sql(column)
         if feature.kind == "number":
-            rules += number_rules(column, table.sql(column))
-        columns += f", {cell(feature, table.sql(column))} AS {prefix}{name}"
+            rules += number_rules(column, value)
+        columns += f", {cell(feature, value)} AS {prefix}{name}"
     return columns, rules
 
 

@@ -112,12 +112,18 @@ class FeatureConfig(Config):
     table: str | None = None
     """Name in [tables] of a table of attributes; not set: that of the log."""
     separator: str | None = Field(None, min_length=1)
-    """Between several ids in a cell: kind "ids" takes all of them, kind "id" the first."""
+    """Between several ids in a cell: kind "ids" takes all of them, kind "id" the first; of lists, a
+    feature of level "candidate" takes the first as well."""
     entity: str | None = None
     """Id space; not set: the name of the feature, without _id at its end."""
     derive: Literal["hour", "weekday", "position"] | None = None
     """Instead of a column: hour or weekday (0: Monday) of the request in local time, or the place
     in the list of candidates from 1."""
+
+    @property
+    def takes_first(self) -> bool:
+        """Whether it is the first of a list: there are no bags of candidates."""
+        return self.level == "candidate" and self.kind == "id"
 
 
 class WindowConfig(Config):
