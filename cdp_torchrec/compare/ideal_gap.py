@@ -56,7 +56,7 @@ def gap_closed(runs: Mapping[str, Runs], name: str, *, low: str, high: str) -> f
         high: the row at 1.
 
     Returns:
-        None if one of them has no run in a world of the row, or there is no gap.
+        None if one of them has no run in a world of the row, there is no gap, or GAUC is undefined.
     """
     worlds = _worlds(runs, name)
     ends = [runs.get(low, {}), runs.get(high, {})]
@@ -64,7 +64,8 @@ def gap_closed(runs: Mapping[str, Runs], name: str, *, low: str, high: str) -> f
         return None
     gap = sum(_gauc(runs[high][world]) - _gauc(runs[low][world]) for world in worlds)
     closed = sum(_gauc(runs[name][world]) - _gauc(runs[low][world]) for world in worlds)
-    return closed / gap if gap else None
+    share = closed / gap if gap else math.nan
+    return None if math.isnan(share) else share
 
 
 def _worlds(runs: Mapping[str, Runs], name: str) -> list[str]:

@@ -285,6 +285,26 @@ def test_a_gap_is_closed_in_the_worlds_that_a_row_has(
     assert rows["pooled"].gap_closed is None
 
 
+def test_where_gauc_is_undefined_no_gap_is_closed(
+    make_table: MakeTable, make_result: MakeResult
+) -> None:
+    table, result = make_table(), make_result(gauc=0.5, validation=0.6)
+    nowhere = np.full_like(result.replicates["gauc"], np.nan)
+    result = replace(
+        result,
+        metrics={**result.metrics, "gauc": None},
+        replicates={**result.replicates, "gauc": nowhere},
+    )
+    for name in ("bayes", "ideal", "ideal_no_history"):
+        path = table.untrained_directory("tiny") / f"{name}.json"
+        write_result(path, replace(result, cost=None), ORIGIN)
+    for model in ("none", "pooled"):
+        for cell in table.tuning_cells("tiny", model):
+            finish(cell, result)
+    assert "nan" not in write_table(table)
+    assert "NaN" not in (table.run_dir / "table.json").read_text()
+
+
 def test_the_ideal_observer_says_what_share_of_a_history_a_row_uses(
     make_table: MakeTable, make_result: MakeResult
 ) -> None:
