@@ -1,6 +1,7 @@
 """Any log by its mapping gives the dataset that its rows say; whatever its files look like."""
 
 import logging
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -174,6 +175,28 @@ def test_rows_of_impressions_and_rows_with_lists_give_the_same_dataset(tmp_path:
     settings = ["tables.log={files=['log.parquet'], format='parquet'}", "log.time.unit=timestamp"]
     by_label = LISTS.replace('clicked = "clicked"', 'label = {column = "labels", one_of = ["1"]}')
     assert prepare(tmp_path / "lists", by_label, *settings, "log.request=[]") == expected
+
+
+PRICES = """
+[features.price]
+role = "item"
+level = "candidate"
+kind = "number"
+"""
+
+
+def test_elements_of_lists_may_be_missing_whatever_they_are(tmp_path: Path) -> None:
+    lists = {"p0": ("a|b", "hats|", "1.5|"), "p1": ("b", "", ""), "p2": ("b|c", "|", "|2.5")}
+    rows = [
+        {"page": page, "user": "ann", "time": START + 86_400 * day, "clicked": "b"}
+        | dict(zip(("items", "categories", "price"), texts, strict=True))
+        for day, (page, texts) in enumerate(lists.items())
+    ]
+    write_csv(tmp_path / "log.csv", rows)
+    found = prepare(tmp_path, LISTS + PRICES)
+    assert [row["category_id"] for row in found] == [["hats", None], [None], [None, None]]
+    prices = [[None if math.isnan(p) else p for p in row["price"]] for row in found]
+    assert prices == [[1.5, None], [None], [None, 2.5]]
 
 
 @pytest.mark.slow

@@ -145,6 +145,10 @@ def _read_lists(
         columns["label"] = config.label.column
     items = log.elements(config.item, config.separator)
     lists = {name: log.elements(column, config.separator) for name, column in columns.items()}
+    for name, column in columns.items():
+        if name != "label" and not log.columns[column].is_list:
+            # How else would the text of a list look whose only element is missing?
+            lists[name] = f"coalesce({lists[name]}, CASE len({items}) WHEN 1 THEN [''] END)"
     rules = [Rule(f"{items} IS NULL OR len({items}) = 0", f"the list '{config.item}' is empty")]
     empty = f"list_filter({items}, lambda x: x IS NULL OR x = '')"
     rules.append(Rule(f"len({empty}) > 0", f"the list '{config.item}' holds an empty item"))
@@ -173,7 +177,7 @@ def _read_lists(
         _doubt_labels(connection, log, config.label, values)
     for name, feature in features.items():
         if feature.kind == "number":
-            rules = number_rules(feature.column or name, "x")
+            rules = number_rules(feature.column or name, "nullif(x, '')")
             _check_elements(connection, log, lists[f"f_{name}"], rules)
     values = [
         f"""{cell(feature, f"nullif(f_{name}, '')")} AS f_{name}"""
