@@ -41,6 +41,15 @@ def test_behaviours_of_the_log_may_be_other_rows_than_its_requests(tmp_path: Pat
     assert [row["history_length"] for row in found] == [0, 2, 4]
 
 
+def test_a_rule_by_which_no_behaviour_counts_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_csv(tmp_path / "log.csv", [row | {"place": "home"} for row in two_days()])
+    rules = 'only = [{column = "place", filled = true}, {column = "place", one_of = ["hoem"]}]\n'
+    prepare(tmp_path, IMPRESSIONS + SEEN + rules)
+    assert "log.csv: no row counts by behaviours.seen.only" in caplog.text
+
+
 def test_rows_must_obey_every_rule_and_each_rule_is_said_with_its_count(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,11 +1,12 @@
 """Behaviours of a mapped log: positives of the log, and tables of their own, with attributes."""
 
+import logging
 from collections.abc import Mapping
 
 import duckdb
 
 from cdp_torchrec.config import several
-from cdp_torchrec.data.prepare.database import Rule
+from cdp_torchrec.data.prepare.database import Rule, scalar
 from cdp_torchrec.data.prepare.mapped.behaviour_config import BehaviourConfig
 from cdp_torchrec.data.prepare.mapped.columns import (
     cell,
@@ -16,6 +17,8 @@ from cdp_torchrec.data.prepare.mapped.columns import (
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable, quoted
+
+logger = logging.getLogger(__name__)
 
 _TYPES = {"id": "VARCHAR", "ids": "VARCHAR[]", "number": "DOUBLE"}
 
@@ -90,6 +93,8 @@ def _own_behaviours(
     number = list(mapping.behaviours).index(name)
     for place, rule in enumerate(several(config.only)):
         table = counting_rows(connection, table, rule, f"counting_{number}_{place}")
+    if config.only and scalar(connection, f"SELECT count(*) FROM {table.name}") == 0:
+        logger.warning("%s: no row counts by behaviours.%s.only", table.paths[0], name)
     is_known = (config.table, config.time.column) == (log.table, log.time.column)
     milliseconds, inside = times(connection, table, config.time, mapping, is_known=is_known)
     rules: list[Rule] = filled(table, config.user)
