@@ -13,6 +13,7 @@ from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, sniff
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import START
 from tests.data.test_draft import drafted_text, impressions, parquet_log, prepared
+from tests.data.trivago_events import Rows
 from tests.docs.logs import write_shop
 
 
@@ -146,10 +147,10 @@ def test_of_a_list_of_a_candidate_the_first_is_read_and_the_draft_says_so(
     file: str, tmp_path: Path
 ) -> None:
     rows = [line.split(",") for line in impressions(clicked=["0", "0", "1"]).splitlines()]
-    log = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    log: Rows = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     for row in log:
         row["ts"] = int(row["ts"])
-    items = [{"item_id": f"i{item}"} for item in range(37)]
+    items: Rows = [{"item_id": f"i{item}"} for item in range(37)]
     for row in {"log": log, "items": items}[file]:
         item = int(row["item_id"][1:])
         row["genres"] = [f"g{item % 5}", f"g{item % 3}"][: item % 3]
