@@ -29,7 +29,8 @@ def stored_ids(dataset: Path, schema: Schema, entity: str) -> pa.ChunkedArray:
         DatasetError: a file is missing or damaged.
     """
     tables = [_read(path, ["raw"]) for path in vocabulary_paths(dataset, schema.days, entity)]
-    return pa.concat_tables(tables)["raw"]
+    # Whether a column may hold nulls depends on what the ids were in a log: text or numbers.
+    return pa.concat_tables(tables, promote_options="default")["raw"]
 
 
 def stored_counts(dataset: Path, schema: Schema, entity: str) -> list[Counts]:

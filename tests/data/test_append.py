@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands import prepare_data
@@ -12,11 +14,12 @@ from cdp_torchrec.data.manifest import find_damage
 from cdp_torchrec.data.prepare import append
 from cdp_torchrec.data.prepare.append import append_day
 from cdp_torchrec.data.prepare.inspect import describe_dataset
+from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.prepare.workplace import PreparationError
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.stored_vocabulary import stored_ids
 from tests.conftest import MakeOnce
-from tests.data.appended_log import DAYS, files, fill
+from tests.data.appended_log import DAYS, SPEC_OF_DAYS, files, fill, stage_days
 from tests.data.staged_log import Rows, read_rows
 
 
@@ -117,3 +120,16 @@ def test_the_commands_say_what_came_of_it(
     assert again.splitlines()[-5:] == text.splitlines()[-5:]
     prepare_data.main(["verify", dataset])
     assert "are what the preparation wrote" in capsys.readouterr().out
+
+
+def test_request_ids_of_a_day_may_be_numbers_where_they_were_text(tmp_path: Path) -> None:
+    build_dataset(stage_days(tmp_path / "base", range(1)), tmp_path / "data", SPEC_OF_DAYS)
+    day = stage_days(tmp_path / "day", range(1, 2))
+    (path,) = (day / "requests").iterdir()
+    requests = pq.read_table(path)
+    numbers = [int(raw.removeprefix("r")) for raw in requests["request_id"].to_pylist()]
+    pq.write_table(requests.set_column(0, "request_id", pa.array(numbers)), path)
+    append_day(tmp_path / "data", day)
+    ids = stored_ids(tmp_path / "data", load_grown_schema(tmp_path / "data"), "request").to_pylist()
+    assert ids[0].startswith("r")
+    assert sorted(ids[-len(numbers) :]) == sorted(map(str, numbers))
