@@ -22,6 +22,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     guess_time,
     guess_user,
     is_constant,
+    item_separator,
     known_later,
     leaks,
     oddly_written,
@@ -90,7 +91,7 @@ def find_log(files: Sequence[SniffedFile]) -> GuessedLog:
 
 def _with_labels(log: GuessedLog) -> GuessedLog:
     item = log.item.column
-    log.separator = None if item.is_list else item.separator()
+    log.separator = item_separator(item)
     if item.is_list or log.separator:
         log.rows = "request"
         label = guess_label(log.file)
@@ -204,7 +205,7 @@ def why_no_attributes(log: GuessedLog, file: SniffedFile) -> str:
 def find_behaviours(file: SniffedFile) -> GuessedLog | None:
     """The columns of a file with actions; None: it has none."""
     user, item, time = guess_user(file), guess_item(file), guess_time(file)
-    if not (user and item and time) or item.column.is_list:
+    if not (user and item and time) or item.column.is_list or item_separator(item.column):
         return None
     used = {guess.column.name for guess in (user, item, time)}
     return GuessedLog(file, user, item, time, action=guess_action(file), used=used)

@@ -72,11 +72,26 @@ def guess_item(file: SniffedFile) -> Guess | None:
     found = [
         c for c in by_name(file, _ITEM) if not _is_date(c) and c not in by_name(file, _CLICKED)
     ]
-    lists = [c for c in found if c.is_list or c.separator()]
+    lists = [c for c in found if c.is_list or item_separator(c)]
     if lists and guess_clicked(file):
         return Guess(lists[0], "lists, by its name")
     found.sort(key=lambda column: len(column.there) < len(column.values))
     return _first(found, "by its name") or _unnamed(file, 1)
+
+
+def item_separator(column: SniffedColumn) -> str | None:
+    """What stands between the items of lists; not what stands in the name of one, as in item_12.
+
+    In lists an item has no place of its own, and those with underscores are not all of one length.
+    """
+    separator = column.separator()
+    if separator not in (" ", "_"):
+        return separator
+    lists = [value.split(separator) for value in column.there]
+    first, others = {parts[0] for parts in lists}, {p for parts in lists for p in parts[1:]}
+    is_list = not first.isdisjoint(others) and all(re.search(r"\d", p) for p in first | others)
+    is_list &= separator == " " or len({*map(len, lists)}) > 1
+    return separator if is_list else None
 
 
 def guess_time(file: SniffedFile) -> Guess | None:
