@@ -58,3 +58,18 @@ def test_items_side_by_side_are_a_list(
     file = write_csv(tmp_path / "log.csv", log)
     found = tomllib.loads(draft_mapping([file], mapping="mapping.toml"))["log"]
     assert (found["rows"], found["separator"]) == ("request", separator)
+
+
+def test_an_underscore_in_a_name_separates_nothing(tmp_path: Path) -> None:
+    cities, sizes = ("new_york", "los_angeles", "san_jose"), ("1_2", "2_3_4", "3")
+    log = [
+        {"request_id": n // 4, "user_id": n // 4 % 9, "item_id": n * 7 % 30}
+        | {"ts": START + 600 * (n // 4), "clicked": n % 3 // 2, "trace": f"tr_{n // 4}"}
+        | {"city": cities[n // 4 % 3], "sizes": sizes[n // 4 % 3]}
+        for n in range(400)
+    ]
+    text = draft_mapping([write_csv(tmp_path / "log.csv", log)], mapping="mapping.toml")
+    features = tomllib.loads(text)["features"]
+    assert features["city"]["kind"] == "id"
+    assert (features["sizes"]["kind"], features["sizes"]["separator"]) == ("ids", "_")
+    assert "'trace' is left out: each request has its own" in text

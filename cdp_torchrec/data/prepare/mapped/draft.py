@@ -234,7 +234,7 @@ def _feature(
 def _separator(column: SniffedColumn, *, of_candidate: bool) -> str | None:
     """What stands between several ids; not what stands in the name of one, as in Women Shoes."""
     separator = column.separator()
-    if separator not in (" ", "_") or not of_candidate:
+    if separator != " " or not of_candidate:
         return separator
     parts = {part for value in column.there for part in value.split(separator)}
     return separator if all(re.search(r"\d", part) for part in parts) else None

@@ -48,8 +48,8 @@ _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]*[.]?[0-9]+([eE][-+]?[0-9]+)?")
 _COMMA_NUMBER = re.compile(r"-?[0-9]+(,[0-9]+)?")
 _ID_NAME = re.compile("(^|[^A-Za-z])[Ii][Dd]s?$|[a-z]I[Dd]s?$")
-_LIST_SEPARATORS = ("|", ";", ",", " ", "_")
-_LIST_PART = re.compile(r"[\w.:-]*")
+_PART = r"[\w.:-]*"
+_LIST_PARTS = dict.fromkeys("|;, ", _PART) | {"_": f"{_PART}[0-9]{_PART}"}  # new_york is one name
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 _EARLIEST_S, _LATEST_S = 631_152_000, 4_102_444_800  # the years 1990 and 2100
 FORMATS = (
@@ -122,10 +122,10 @@ class SniffedColumn:
         there = self.there[:2000]
         if self.is_list or self.is_number or self.moment():
             return None
-        for separator in _LIST_SEPARATORS:
+        for separator, part in _LIST_PARTS.items():
             cut = [value.split(separator) for value in there]
             several = sum(len(parts) > 1 for parts in cut)
-            if several > 0.3 * len(cut) and all(_LIST_PART.fullmatch(p) for c in cut for p in c):
+            if several > 0.3 * len(cut) and all(re.fullmatch(part, p) for c in cut for p in c):
                 return separator
         return None
 
