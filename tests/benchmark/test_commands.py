@@ -54,6 +54,8 @@ def test_help_on_a_benchmark_explains_its_own_settings_alone(
         (["history", "--output", "x"], "'--output' is neither a layer .* without leading dashes"),
         (["history", "benchmark.output=/proc/version/x"], "/proc/version is not a writable dir"),
         (["denoiser", "benchmark.num_inference_steps=[101]"], "= 101: the chain has 100"),
+        (["data", "benchmark.num_candidates=10000000000"], "and <= 100000"),
+        (["prepare", "benchmark.num_candidates=2000000"], "and <= 100000"),
         (["endpoint"], "name an artifact first"),
         (["endpoint", "benchmark.num_clients=2"], "name an artifact first"),
         (["latency"], "name a run first"),

@@ -24,7 +24,7 @@ class DataSettings(Config):
     """Users, each with a history of its own."""
     requests_per_user: Annotated[int, Field(ge=2)] = 20
     """Requests of each, all behind the history; the last one is the test split."""
-    num_candidates: Annotated[int, Field(ge=2)] = 20
+    num_candidates: Annotated[int, Field(ge=2, le=100_000)] = 20
     """Candidates of a request, all in one category, as on a page of search results."""
     batch_size: PositiveInt = 1024
     """Impressions of a batch."""

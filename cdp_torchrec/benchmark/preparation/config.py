@@ -20,7 +20,7 @@ class PreparationSettings(Config):
     """Behaviours of each log, over 60 days; the 61st, which is appended, has a sixtieth more."""
     behaviours_per_user: PositiveInt = 50
     """Each user has so many on average, and one request."""
-    num_candidates: Annotated[int, Field(ge=2)] = 10
+    num_candidates: Annotated[int, Field(ge=2, le=100_000)] = 10
     """Candidates of a request."""
     num_items: PositiveInt = 1_000_000
     """Items, drawn by a Zipf law."""
