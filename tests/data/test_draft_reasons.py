@@ -162,3 +162,17 @@ def test_of_a_list_of_a_candidate_the_first_is_read_and_the_draft_says_so(
     )
     vocabulary = prepared(tmp_path, *files) / "vocabulary" / "category.parquet"
     assert set(pq.read_table(vocabulary)["raw"].to_pylist()) == {f"g{n}" for n in range(5)}
+
+
+@pytest.mark.parametrize("zone", [None, "America/New_York"])
+def test_moments_that_python_cannot_hold_are_drafted(tmp_path: Path, zone: str | None) -> None:
+    file = parquet_log(tmp_path)
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("ts")
+    nanoseconds = [10**9 * (START + 500 * (row // 4)) + 1 for row in range(400)]
+    ts = pa.array(nanoseconds, pa.timestamp("ns", zone))
+    far = pa.array([10**12] * 400, pa.timestamp("s"))
+    pq.write_table(table.set_column(place, "ts", ts).append_column("far", far), file)
+    text = draft_mapping([file], mapping="m.toml")
+    assert "[log.time] # by its name and its values: 2025-06-01 00:00:00 UTC" in text
+    assert 'unit = "timestamp"' in text

@@ -231,11 +231,18 @@ def _sniff_parquet(path: Path) -> SniffedFile:
         kind = field.type
         columns[field.name] = SniffedColumn(
             field.name,
-            [_text(value) for value in sample[field.name].to_pylist()],
+            [_text(value) for value in _python_values(sample[field.name])],
             is_timestamp=pa.types.is_timestamp(kind) or pa.types.is_date(kind),
             is_floating=pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind),
         )
     return SniffedFile(path, columns, unread=unread)
+
+
+def _python_values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column; moments as text, as Python has no nanoseconds and no year 10,000."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp(column.type.unit)).cast(pa.string())
+    return column.to_pylist()
 
 
 def _text(value: Any) -> Any:
