@@ -38,7 +38,14 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """A path to write to; the file there replaces `path` at the end, or vanishes on any error."""
+    """A path to write to; the file there replaces `path` at the end, or vanishes on any error.
+
+    Raises:
+        OSError: it cannot be written, or `path` is a device, pipe or socket, whose place no file
+            may take.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "is no regular file, and is not replaced", str(path))
     partial = _beside(path)
     try:
         yield partial

@@ -135,3 +135,12 @@ def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "not mounted")
     for path in (tmp_path / "link", tmp_path / "link" / "x"):
         assert why_unwritable(path) == f"{tmp_path / 'link'} is a link to nothing"
+
+
+def test_what_is_no_file_keeps_its_place(tmp_path: Path) -> None:
+    """Renaming over /dev/null would leave the machine without one."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match=r"is no regular file.*pipe"):
+        write_whole(tmp_path / "pipe", "text")
+    assert [*tmp_path.iterdir()] == [tmp_path / "pipe"]
+    assert not (tmp_path / "pipe").is_file()
