@@ -36,6 +36,11 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "predict",
         "output = 'data/x.parquet': is among the requests, data; write it elsewhere",
     ),
+    "predict runs/no data output=runs/no/x": (
+        "predict",
+        "'runs/no/x': lies in the artifact, runs/no",
+    ),
+    "predict runs/no data output=/dev/null": ("predict", "'/dev/null': no regular file; name a"),
     "predict runs/no mine.toml output=./mine.toml": ("predict", "is among the requests, mine.toml"),
     "predict runs/no data output=mine.toml/x": ("predict", "mine.toml is not a writable directory"),
     "benchmark prepare benchmark.behaviours=[10000] benchmark.behaviours_per_user=200": (

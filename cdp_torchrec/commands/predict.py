@@ -12,8 +12,8 @@ history_timestamp, history_category, history_action.
 
 FILE gets one row per candidate: request_id, user_id, item_id, probability and the columns of
 'keep=["position"]'. It appears whole or not at all, in place of one that is there, and may not be
-among the requests. It is the same for any number of ranks, each of which computes on one thread. A
-row that cannot be scored is named by its number.
+among the requests or in ARTIFACT. It is the same for any number of ranks, each of which computes on
+one thread. A row that cannot be scored is named by its number.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     if options is None:
         return
     config = load_config(PredictConfig, options.settings)
-    check_output(config.output, options.requests)
+    check_output(config.output, options.requests, options.artifact)
     check_is_artifact(options.artifact)
 
     from cdp_torchrec.serving.predict import predict_file

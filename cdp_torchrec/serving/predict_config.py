@@ -25,22 +25,29 @@ class PredictConfig(Config):
     """Candidates that are scored together, at least; a request is never split."""
 
 
-def check_output(output: Path, requests: Path) -> None:
+def check_output(output: Path, requests: Path, artifact: Path) -> None:
     """Before anything is scored.
 
     Args:
         output: file to write.
         requests: parquet file, or directory of such files.
+        artifact: directory of the export.
 
     Raises:
-        ConfigError: it cannot be written, or is or would be one of the requests.
+        ConfigError: it cannot be written, or is or would be one of the requests or a file of the
+            artifact.
     """
-    if output.is_dir():
-        raise ConfigError(f"output = '{output}': a directory; name a file")
+    if output.exists() and not output.is_file():
+        what = "a directory" if output.is_dir() else "no regular file"
+        raise ConfigError(f"output = '{output}': {what}; name a file")
     if reason := why_unwritable(output.parent):
         raise ConfigError(f"output = '{output}': {reason}")
     own, read = output.resolve(), requests.resolve()
     if own == read or (read.is_dir() and own.parent == read):
         raise ConfigError(
             f"output = '{output}': is among the requests, {requests}; write it elsewhere"
+        )
+    if artifact.resolve() in own.parents:
+        raise ConfigError(
+            f"output = '{output}': lies in the artifact, {artifact}; write it elsewhere"
         )
