@@ -131,8 +131,19 @@ class RequestFiles:
                     yield Chunk(path, block.first, pa.Table.from_batches([block.rows]))
 
     def requests(self, chunk: Chunk) -> list[Request]:
-        """The requests of a chunk, not yet checked."""
-        return [self._request(row) for row in chunk.table.to_pylist()]
+        """The requests of a chunk, not yet checked.
+
+        Raises:
+            RequestFileError: a column has moments that Python cannot hold.
+        """
+        try:
+            rows = chunk.table.to_pylist()
+        except (ValueError, OverflowError) as error:  # of nanoseconds, or beyond the year 9999
+            kinds = {f.name: str(f.type) for f in chunk.table.schema if "timestamp" in str(f.type)}
+            raise RequestFileError(
+                f"{chunk.path}: parquet's own moments are not read, write integers: {kinds}"
+            ) from error
+        return [self._request(row) for row in rows]
 
     def written(self, chunk: Chunk, probability: np.ndarray) -> pa.Table:
         """Rows of the output: one per candidate.

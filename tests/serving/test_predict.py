@@ -237,6 +237,10 @@ def test_a_file_that_lacks_something_is_named(
     empty = pa.Table.from_pylist(rows).slice(0, 0)
     pq.write_table(empty, tmp_path / "empty.parquet")
     assert "holds no request" in refused(tmp_path / "empty.parquet")
+    table = pa.Table.from_pylist(rows).drop_columns(["timestamp"])
+    moments = pa.array([10**18 + 1] * len(rows), pa.timestamp("ns"))
+    pq.write_table(table.append_column("timestamp", moments), tmp_path / "moments.parquet")
+    assert "write integers: {'timestamp': 'timestamp[ns]'}" in refused(tmp_path / "moments.parquet")
 
 
 def test_the_command_says_what_it_did_not_read(
