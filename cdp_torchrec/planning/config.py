@@ -21,8 +21,11 @@ class PlanningConfig(Config):
     hardware: Annotated[tuple[str, ...], Field(min_length=1)] = ("h100",)
     """Names of hardware (a10, a100-40, a100-80, h100, h200, b200, l40s, cpu) or paths of files
     of your own."""
-    world_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8,)
-    """Numbers of ranks: part of a node, or whole nodes."""
+    world_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=16_384)], ...], Field(min_length=1)
+    ] = (8,)
+    """Numbers of ranks: part of a node, or whole nodes. The planner's work grows with them: 1,024
+    take minutes, and nothing is said meanwhile."""
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = ("planner",)
     """planner: TorchRec's choice for each table; a sharding type: that one for all but small
     tables; constraints: what sharding.strategy, sharding.tables and sharding.plan say, which no

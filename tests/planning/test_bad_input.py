@@ -57,6 +57,7 @@ def test_a_hardware_file_with_missing_or_absurd_numbers_is_refused(
         ('planning.strategies=["diagonal"]', "planning.strategies"),
         ("planning.world_sizes=[6]", "6 ranks are no whole nodes of 4"),
         ("planning.world_sizes=[4, 4]", "names 4 twice"),
+        ("planning.world_sizes=[1000000]", "must be an integer >= 1 and <= 16384"),
         ('planning.hardware=["h100", "mine/h100.toml"]', "names h100 twice"),
         ("planning.rows.item=9000000000000000000", "planning.rows.item = .*: must be an integer"),
         ("planning.rows.planet=5", "planning.rows.planet: the model has no such table"),
