@@ -299,6 +299,7 @@ BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {
         "log.time.utc_offset = '+05:75': must be a string matching",
     ),
     "encoding": (["tables.log.encoding=klingon"], "must be an encoding that Python knows"),
+    "no text": (["tables.log.encoding=base64"], "must be an encoding that Python knows"),
     "quote": (["tables.log.delimiter='::'"], "must be 'none' where delimiter has several"),
     "parquet": (
         ["tables.log={files=['x'], format='parquet', delimiter=';'}"],

@@ -36,6 +36,7 @@ def _moment(text: str) -> str:
 
 def _encoding(name: str) -> str:
     try:
+        "".encode(name)  # Python also knows codecs of other things than text, such as base64
         return codecs.lookup(name).name
     except LookupError as error:
         raise ValueError("must be an encoding that Python knows, such as utf-8, gbk") from error
