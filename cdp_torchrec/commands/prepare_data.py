@@ -130,6 +130,8 @@ def draft(options: argparse.Namespace) -> None:
     output: Path = options.output
     if output.exists():
         raise DatasetError(f"{output} exists; remove it or choose another name (--output)")
+    if reason := why_unwritable(output.parent):
+        raise DatasetError(f"{output}: {reason}; choose another name (--output)")
     text = draft_mapping(options.files, mapping=str(output))
     write_whole(output, text)
     for line in text.splitlines():

@@ -176,3 +176,9 @@ def test_moments_that_python_cannot_hold_are_drafted(tmp_path: Path, zone: str |
     text = draft_mapping([file], mapping="m.toml")
     assert "[log.time] # by its name and its values: 2025-06-01 00:00:00 UTC" in text
     assert 'unit = "timestamp"' in text
+
+
+def test_a_draft_that_could_not_be_written_is_not_begun(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match=r"file/m.toml: .*file is not a writable directory"):
+        main(["draft", "nowhere.csv", "--output", str(tmp_path / "file" / "m.toml")])
