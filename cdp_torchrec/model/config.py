@@ -29,8 +29,8 @@ class InteractionConfig(Config):
 class ModelConfig(Config):
     """The ranking model."""
 
-    embedding_dim: PositiveInt = 16
-    """Width of every embedding table."""
+    embedding_dim: Annotated[PositiveInt, Field(multiple_of=4)] = 16
+    """Width of every embedding table; FBGEMM reads four columns at once."""
     num_embedding_sets: PositiveInt = 1
     """Sets that the columns of the tables are divided into. Each has an interest module and a
     tower of its own, and the logit is the mean of theirs (multi-embedding, arXiv 2310.04400): S
