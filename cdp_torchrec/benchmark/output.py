@@ -4,13 +4,15 @@ Both say how busy the machine was before the benchmark began.
 """
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.undefined import json_ready
-from cdp_torchrec.whole_file import why_unwritable, write_json, write_whole
+from cdp_torchrec.whole_file import DISK_FULL, why_unwritable, write_json, write_whole
 
 
 def check_output(directory: Path | None) -> None:
@@ -24,6 +26,26 @@ def check_output(directory: Path | None) -> None:
     """
     if directory is not None and (reason := why_unwritable(directory)):
         raise ConfigError.of([f"benchmark.output = '{directory}': {reason}"])
+
+
+@contextmanager
+def scratch_directory(place: Path | None, prefix: str) -> Generator[Path]:
+    """A directory for the files of a benchmark, which is removed at the end.
+
+    Args:
+        place: value of benchmark.scratch; None: the system's.
+        prefix: of its name.
+
+    Raises:
+        OSError: nothing more can be written; names the directory.
+    """
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as scratch:
+        try:
+            yield Path(scratch)
+        except OSError as error:
+            if error.errno in DISK_FULL and error.filename is None:
+                error.strerror, error.filename = os.strerror(error.errno), scratch
+            raise
 
 
 _LOAD = os.getloadavg()[0]

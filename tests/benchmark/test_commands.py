@@ -1,5 +1,6 @@
 """All benchmarks are called alike, and explain settings and mistakes before they start."""
 
+import errno
 import json
 import math
 import os
@@ -9,9 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from cdp_torchrec.benchmark.output import check_output, machine_load, publish
+from cdp_torchrec.benchmark.output import (
+    check_output,
+    machine_load,
+    publish,
+    scratch_directory,
+)
 from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distributed.failure import describe
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.paths import ROOT
 
@@ -97,6 +104,18 @@ def test_results_are_a_table_and_numbers_of_the_same_name(
     assert (numbers["a"], numbers["b"]) == (1, [None])
     assert machine_load(numbers["load_average_before"], os.cpu_count() or 1) in table
     assert len(list(directory.iterdir())) == 2
+
+
+def test_a_full_disk_names_the_scratch_directory_which_is_removed(tmp_path: Path) -> None:
+    said = r"No space left on device: .*benchmark-data-"
+    with (
+        pytest.raises(OSError, match=said) as full,
+        scratch_directory(tmp_path, "benchmark-data-") as scratch,
+    ):
+        (scratch / "part").touch()
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28]")
+    assert describe(full.value, rank=0, world_size=1)[1].count(str(tmp_path)) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("load", "busy"), [(0.0, False), (1.4, False), (1.6, True), (9.0, True)])

@@ -14,6 +14,7 @@ from cdp_torchrec.benchmark.data.config import DataSettings
 from cdp_torchrec.benchmark.data.counted import CountedStore
 from cdp_torchrec.benchmark.data.inline import InlineHistories, write_inline
 from cdp_torchrec.benchmark.data.log import Preparation, make_dataset
+from cdp_torchrec.benchmark.output import scratch_directory
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.history_store import BehaviourSource
@@ -76,8 +77,7 @@ def measure_length(
         configs: by name of the row; data.dir is set here.
         settings: what is measured.
     """
-    with tempfile.TemporaryDirectory(dir=settings.scratch, prefix="benchmark-data-") as scratch:
-        directory = Path(scratch)
+    with scratch_directory(settings.scratch, "benchmark-data-") as directory:
         preparation = make_dataset(directory, length, settings)
         dataset, inline = directory / "dataset", directory / "inline"
         cases = {

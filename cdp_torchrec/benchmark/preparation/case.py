@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cdp_torchrec.benchmark.histories.isolated import (
     peak_memory_mib,
     run_isolated,
 )
+from cdp_torchrec.benchmark.output import scratch_directory
 from cdp_torchrec.benchmark.preparation.config import DAYS, PreparationSettings
 from cdp_torchrec.benchmark.preparation.log import SPEC, write_log
 from cdp_torchrec.data.prepare.append import append_day
@@ -67,7 +67,7 @@ def measure_size(behaviours: int, settings: PreparationSettings) -> SizeFigures:
         settings: what is measured.
     """
     users = behaviours // settings.behaviours_per_user
-    with tempfile.TemporaryDirectory(dir=settings.scratch, prefix="benchmark-prepare-") as scratch:
+    with scratch_directory(settings.scratch, "benchmark-prepare-") as scratch:
         staging, day = Path(scratch, "staging"), Path(scratch, "day")
         dataset = Path(scratch, "dataset")
         write_log(staging, range(DAYS), (behaviours, users), users, settings)
