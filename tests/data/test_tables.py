@@ -268,6 +268,22 @@ def test_a_cell_whose_lines_lie_in_two_blocks_is_read_whole(
     assert [row["label"] for row in found] == titles
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\r"])
+@pytest.mark.parametrize("size", [1, 20, 100])
+def test_the_last_rows_are_those_of_the_file_however_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, end: str
+) -> None:
+    monkeypatch.setattr(csv_tables, "_BLOCK_BYTES", 100)
+    rows = [(str(n) if n % 3 else None, f"t{n}" if n % 4 else None) for n in range(size)]
+    lines = [f'{n or ""},"{t}"' if t else f"{n or ''}," for n, t in rows]
+    newline = end or "\n"
+    text = newline.join(["id,label", *lines]) + end
+    (tmp_path / "log.csv").write_bytes(text.encode())
+    found = rows_of(tmp_path / "log.csv", "id", "label")
+    assert [(row["id"], row["label"]) for row in found] == rows
+    assert [row["line"] for row in found] == list(range(2, size + 2))
+
+
 BAD_CSVS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
     "blank": (b"\n1\n", "the file is empty"),
@@ -281,6 +297,14 @@ BAD_CSVS: dict[str, tuple[bytes, str]] = {
     "zipped": (gzip.compress(b"id,label\n1,2\n"), "malformed line: 'utf-8' codec can't decode"),
     "one line": (b'"' + b"x" * 200_000, "malformed line: field larger than field limit"),
     "long": (b"id,label\n1,2\n3," + b"x" * (20 << 20), "malformed line: one is longer than 8 MiB"),
+    "quotation": (
+        b'id,label\n1,2\n3,"4\n5,6\n7,8\n',
+        "malformed line: a quotation in line 3 never ends",
+    ),
+    "quotation in a column that is not read": (
+        b'id,label,title\n1,2,a\n3,4,"b\n5,6,c',
+        "malformed line: a quotation in line 3 never ends",
+    ),
 }
 
 

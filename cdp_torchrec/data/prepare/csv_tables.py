@@ -69,7 +69,9 @@ def stream_csv(
     """
     form = form or CsvFormat()
     with _reading_csv(path, form):
-        check_first_line(path, first_row(path, form), form, columns)
+        row = first_row(path, form)
+        check_first_line(path, row, form, columns)
+        nothing = form.parsed_delimiter * (len(form.cells(row)) - 1) + "\n"
     with (
         _reading_csv(path, form),
         open_file(path) as raw,
@@ -78,7 +80,8 @@ def stream_csv(
     ):
         first = line = 2 if form.names is None else 1
         read = 0
-        for batch in _open_reader(plain_text(data, form), columns, form):
+        text = io.BufferedReader(_WithLastRow(plain_text(data, form), nothing.encode()))
+        for batch in _without_last_row(_open_reader(text, columns, form), path, line):
             numbers = pa.array(np.arange(line, line + batch.num_rows))
             yield batch.append_column("line", numbers)
             line += batch.num_rows
@@ -86,6 +89,53 @@ def stream_csv(
             read = raw.tell() // 2**20
     if line == first:
         raise DatasetError(f"{path}: the file has no rows")
+
+
+class _WithLastRow(io.RawIOBase):
+    """A table with one more row, without any value, behind it.
+
+    Where a quotation does not end the parser takes all that follows for one cell, in silence, and
+    this row with it.
+    """
+
+    def __init__(self, data: IO[bytes], row: bytes) -> None:
+        self._data = data
+        self._row = row
+        self._left = row
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # pyrefly: ignore[bad-override]
+        raw = self._data.read(len(buffer))
+        if raw:
+            self._left = self._row if raw.endswith((b"\n", b"\r")) else b"\n" + self._row
+        else:
+            raw, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(raw)] = raw
+        return len(raw)
+
+
+def _without_last_row(
+    batches: Iterator[pa.RecordBatch], path: Path, line: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table `_WithLastRow`, whose first line is given.
+
+    Raises:
+        DatasetError: a quotation does not end.
+    """
+    last: pa.RecordBatch | None = None
+    for batch in batches:
+        if last is not None:
+            yield last
+            line += last.num_rows
+        last = batch
+    assert last is not None
+    count = last.num_rows - 1
+    if any(column[count].is_valid for column in last.columns):
+        raise DatasetError(f"{path}: malformed line: a quotation in line {line + count} never ends")
+    if count:
+        yield last.slice(0, count)
 
 
 def first_bytes(path: Path, size: int) -> bytes:
@@ -136,8 +186,6 @@ def _reading_csv(path: Path, form: CsvFormat) -> Generator[None]:
     except (lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise DatasetError(f"{path}: damaged compressed file: {error}") from error
     except (pa.ArrowInvalid, UnicodeError, csv.Error) as error:
-        if "Empty CSV file" in str(error):  # a header that no line end follows
-            raise DatasetError(f"{path}: the file has no rows") from error
         # Arrow counts the header as row 1, so its row is the line.
         text = str(error).replace(form.parsed_delimiter, form.delimiter)
         if isinstance(error, UnicodeError) or "invalid UTF8" in text:
