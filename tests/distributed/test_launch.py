@@ -154,7 +154,8 @@ def test_a_mistake_of_all_ranks_is_shown_once_without_a_traceback(project: Path)
     done = torchx_run(project, "dist.ddp -j 1x2 launch/train.py same-mistake")
     assert done.returncode != 0
     shown = "error: data.dir: found 'x', which does not exist"
-    assert [line.count(shown) for line in done.stdout.splitlines() if "]:rank" in line] == [1]
+    of_ranks = [line for line in done.stdout.splitlines() if "]:rank" in line]
+    assert [line.count(shown) for line in of_ranks] == [1], done.stdout
     assert 'train.py", line' not in done.stdout
 
 
