@@ -9,7 +9,8 @@ import pytest
 
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
-from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, sniff
+from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
+from cdp_torchrec.data.prepare.mapped.sniffed_files import sniff
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import START
 from tests.data.test_draft import drafted_text, impressions, parquet_log, prepared

@@ -42,7 +42,8 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     oddly_written,
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
-from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, sniff
+from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile, sniff
 from cdp_torchrec.data.schema import DatasetError
 
 NOT_USED = "Not used:"

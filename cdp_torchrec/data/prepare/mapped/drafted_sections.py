@@ -10,7 +10,8 @@ from cdp_torchrec.config.keys import toml_key, toml_value
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.mapped.guessed_log import Attributes, GuessedLog, table_name
 from cdp_torchrec.data.prepare.mapped.guessed_roles import Guess, guess_category, unread_labels
-from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile
+from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile
 
 DAY_S = 86_400.0
 _EXAMPLES = 3

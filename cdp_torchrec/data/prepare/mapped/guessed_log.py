@@ -27,7 +27,8 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     leaks,
     oddly_written,
 )
-from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, groups
+from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn, groups
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile
 from cdp_torchrec.data.schema import DatasetError
 
 _ALIKE = 0.3

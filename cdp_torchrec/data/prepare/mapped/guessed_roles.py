@@ -9,7 +9,8 @@ import numpy as np
 
 from cdp_torchrec.config.keys import toml_value
 from cdp_torchrec.data.prepare.leaks import LeakMeter
-from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedColumn, SniffedFile, groups
+from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn, groups
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile
 from cdp_torchrec.data.schema import Role
 
 _USER = r"(^|_)(user|usr|uid|member|customer|visitor|account|buyer)(s)?(_?id)?$|^userid$"
