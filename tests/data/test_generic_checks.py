@@ -12,7 +12,7 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.prepare.mapped.generic import prepare_generic
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import IMPRESSIONS, START, mapping_of, two_days, write_csv
-from tests.data.test_generic import LISTS
+from tests.data.test_generic import BEHAVIOURS, LISTS
 
 NAMED = "tables.log.columns=['page','user','time','item','category','clicks']"
 
@@ -236,6 +236,21 @@ def test_bad_lists_are_named_with_their_line(tmp_path: Path, case: str) -> None:
     write_csv(tmp_path / "log.csv", [row, row])
     text = LISTS.replace('clicked = "clicked"\n', "") if case.startswith("label") else LISTS
     assert refused(tmp_path, text, *settings).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [(["what"], "'what' is empty"), (["what", "kind"], "'what' and 'kind' are empty")],
+)
+def test_a_behaviour_without_any_part_of_its_item_is_an_error(
+    tmp_path: Path, item: list[str], message: str
+) -> None:
+    write_csv(tmp_path / "log.csv", two_days())
+    view = {"who": "ann", "how": "look", "when": "01.06.2025 03:30", "seconds": 5}
+    whole = view | {"what": "a", "kind": "shoes"}
+    write_csv(tmp_path / "views.csv", [whole, whole | {"what": "", "kind": ""}])
+    said = refused(tmp_path, BEHAVIOURS, f"behaviours.view.item={item}")
+    assert said.startswith(f"views.csv: line 3: {message}")
 
 
 def test_lists_without_a_separator_are_an_error(tmp_path: Path) -> None:

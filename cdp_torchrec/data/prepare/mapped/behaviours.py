@@ -13,6 +13,7 @@ from cdp_torchrec.data.prepare.mapped.columns import (
     cells,
     counting_rows,
     filled,
+    some_filled,
     times,
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
@@ -97,13 +98,11 @@ def _own_behaviours(
         logger.warning("%s: no row counts by behaviours.%s.only", table.paths[0], name)
     is_known = (config.table, config.time.column) == (log.table, log.time.column)
     milliseconds, inside = times(connection, table, config.time, mapping, is_known=is_known)
-    rules: list[Rule] = filled(table, config.user)
+    rules: list[Rule] = [*filled(table, config.user), some_filled(table, config.item)]
     item = table.sql(config.item[0])
     if len(config.item) > 1:
         parts = [f"coalesce({table.sql(column)}, '')" for column in config.item]
         item = f"concat_ws('/', {', '.join(parts)})"
-    else:
-        rules += filled(table, *config.item)
     own = {}
     for attribute, column in config.attributes.items():
         found = {attribute: mapping.attributes[attribute]}

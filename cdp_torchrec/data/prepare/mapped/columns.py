@@ -1,7 +1,7 @@
 """Columns of a mapped log as SQL, each with the rules that its text must obey."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +71,13 @@ def _used(mapping: MappingConfig) -> Iterator[tuple[str, str, bool]]:
 def filled(table: RawTable, *columns: str) -> list[Rule]:
     """None of the columns may be empty."""
     return [Rule(f"{table.sql(name)} IS NULL", f"'{name}' is empty") for name in columns]
+
+
+def some_filled(table: RawTable, columns: Sequence[str]) -> Rule:
+    """Not all of the columns may be empty."""
+    are_empty = " AND ".join(f"{table.sql(name)} IS NULL" for name in columns)
+    names = " and ".join(f"'{name}'" for name in columns)
+    return Rule(are_empty, f"{names} {'is' if len(columns) == 1 else 'are'} empty")
 
 
 def cell(feature: FeatureConfig | AttributeConfig, sql: str) -> str:
