@@ -154,7 +154,7 @@ def test_a_round_asks_all_models_for_the_same_request_after_warming_up() -> None
 def test_a_compiled_model_scores_as_the_eager_one(
     contestants: dict[str, Contestant], tmp_path: Path, form: Form
 ) -> None:
-    contestant = contestants["cdp 1 step"]
+    contestant = contestants["pooled"]  # programs of CDP are compared in tests/test_compile.py
     with torch.inference_mode():
         eager, other = (make_scorer(contestant, f, tmp_path) for f in ("eager", form))
         for inputs in contestant.requests.inputs(5):

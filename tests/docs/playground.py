@@ -3,6 +3,7 @@
 What differs from what a reader does, and why:
 * the synthetic logs are tiny, and logs of trivago and EB-NeRD are made up in the official layout;
 * 2 ranks stand for 4: they show the same on a machine of two cores;
+* what is no rank is forked from a `python` that has imported what takes seconds;
 * an artifact is compiled without autotuning, which takes minutes;
 * a server listens on a free port instead of 8080, and runs until the end of the page.
 """
@@ -31,8 +32,13 @@ _PORT = "8080"
 class Playground:
     """A directory to execute blocks in."""
 
-    def __init__(self, directory: Path) -> None:
-        """Args: directory to make, with a copy of what the pages use."""
+    def __init__(self, directory: Path, interpreter: Path) -> None:
+        """A directory is made, with a copy of what the pages use.
+
+        Args:
+            directory: to make, unless it is there already.
+            interpreter: directory of the `python` that commands find.
+        """
         self.directory = directory
         self._servers: list[subprocess.Popen[bytes]] = []
         self._port = _free_port()
@@ -45,7 +51,14 @@ class Playground:
             self._add_console_script()
         self._env = {
             **os.environ,
-            "PATH": f"{directory / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": os.pathsep.join(
+                [
+                    str(interpreter),
+                    str(directory / "bin"),
+                    str(Path(sys.executable).parent),
+                    os.environ["PATH"],
+                ]
+            ),
             "PYTHONPATH": str(directory),
             "OMP_NUM_THREADS": "1",
         }

@@ -17,20 +17,31 @@ from tests.docs.logs import (
 )
 from tests.docs.pages import PAGES, blocks_of
 from tests.docs.playground import Playground
+from tests.docs.preloaded_python import preloaded_python
 from tests.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def prepared(tiny_dataset: Path, make_once: MakeOnce) -> Path:
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Directory of the `python` that commands find."""
+    with preloaded_python(tmp_path_factory.mktemp("python")) as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def prepared(interpreter: Path, tiny_dataset: Path, make_once: MakeOnce) -> Path:
     """What the pages start from: logs, datasets, a trained run and its artifact."""
-    pages = make_once("pages", lambda folder: _prepare(folder / "checkout", tiny_dataset))
-    return pages / "checkout"
+
+    def prepare(folder: Path) -> None:
+        _prepare(Playground(folder / "checkout", interpreter), tiny_dataset)
+
+    return make_once("pages", prepare) / "checkout"
 
 
-def _prepare(directory: Path, tiny_dataset: Path) -> None:
-    playground = Playground(directory)
+def _prepare(playground: Playground, tiny_dataset: Path) -> None:
+    directory = playground.directory
     for name in ("quickstart", "synthetic"):
         shutil.copytree(tiny_dataset, directory / "data" / name)
     write_staging(directory / "staging")
@@ -49,9 +60,10 @@ def _prepare(directory: Path, tiny_dataset: Path) -> None:
 
 
 @pytest.fixture
-def playground(prepared: Path, tmp_path: Path) -> Iterator[Playground]:
+def playground(prepared: Path, interpreter: Path, tmp_path: Path) -> Iterator[Playground]:
     """A copy of its own for each page."""
-    copy = Playground(shutil.copytree(prepared, tmp_path / "checkout", symlinks=True))
+    directory = shutil.copytree(prepared, tmp_path / "checkout", symlinks=True)
+    copy = Playground(directory, interpreter)
     yield copy
     copy.close()
 

@@ -44,8 +44,6 @@ COMPILED: list[Variant] = [
     ("interest/cdp",),
     ("interest/dien",),
     ("interest/hstu",),
-    ("interest/pooled",),
-    ("interest/sim_soft",),
     ("interest/twin",),
 ]
 """A minute of compilers each: one for each way of computing, and both ways of CDP; all presets with

@@ -1,20 +1,24 @@
 """One trained run and its artifact, for all tests of serving."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from cdp_torchrec.config import load_config
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.serving import compile
+from cdp_torchrec.model.ranking import RankingArch
+from cdp_torchrec.serving import compile, export
+from cdp_torchrec.serving import predictor as predictor_module
 from cdp_torchrec.serving.artifact import GOLDEN, TABLES, read_manifest, write_manifest
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.delta_export import delta_between, export_delta
@@ -22,6 +26,7 @@ from cdp_torchrec.serving.export import export_run, raw_test_requests
 from cdp_torchrec.serving.golden import GoldenRequest, stored_behaviours
 from cdp_torchrec.serving.parts import open_vocabularies
 from cdp_torchrec.serving.predictor import Predictor
+from cdp_torchrec.serving.ranker_export import RankerProgram
 from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.stored_run import open_run
 from tests.conftest import MakeOnce
@@ -83,6 +88,33 @@ def export_untuned(
         if delta_from is None:
             return export_run(run, CPU, output=output).directory
         return export_delta(run, CPU, delta_from, output=output).directory
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense parts run as they are, for what does not depend on compiling them: half a minute each.
+
+    Their file is the digest of their weights.
+    """
+    programs: dict[str, RankerProgram] = {}
+
+    def keep(
+        arch: RankingArch, layout: object, inputs: Mapping[str, Tensor], package: Path, **_: object
+    ) -> None:
+        weights = b"".join(tensor.numpy().tobytes() for tensor in arch.state_dict().values())
+        digest = hashlib.sha256(weights).hexdigest()
+        programs[digest] = RankerProgram(arch.eval(), list(inputs))
+        package.write_text(digest)
+
+    class Uncompiled:
+        def __init__(self, path: Path, names: Sequence[str], *, num_runners: int) -> None:
+            self._program = programs[path.read_text()]
+
+        def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+            return self._program(*inputs.values())
+
+    monkeypatch.setattr(export, "export_ranker", keep)
+    monkeypatch.setattr(predictor_module, "Ranker", Uncompiled)
 
 
 def trained_on(artifact: Path, later: Path, *, seed: int) -> Path:

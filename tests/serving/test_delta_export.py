@@ -1,56 +1,22 @@
 """A run on an appended day goes out as a delta of the day before."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.experiment import train
-from cdp_torchrec.model.ranking import RankingArch
-from cdp_torchrec.serving import export
-from cdp_torchrec.serving import predictor as predictor_module
 from cdp_torchrec.serving.artifact import read_manifest
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.delta_export import delta_between
 from cdp_torchrec.serving.export import raw_test_requests
 from cdp_torchrec.serving.predictor import Predictor
-from cdp_torchrec.serving.ranker_export import RankerProgram
 from tests.conftest import MakeOnce
 from tests.data.test_append import fill
 from tests.run.test_grown_tables import CPU, FIRST_DAY, SECOND_DAY, configured
 from tests.runs import one_rank
 from tests.serving.conftest import export_untuned, short_run
-
-
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dense parts run as they are: compiling them takes half a minute, and no delta depends on it.
-
-    Their file is the digest of their weights.
-    """
-    programs: dict[str, RankerProgram] = {}
-
-    def keep(
-        arch: RankingArch, layout: object, inputs: Mapping[str, Tensor], package: Path, **_: object
-    ) -> None:
-        weights = b"".join(tensor.numpy().tobytes() for tensor in arch.state_dict().values())
-        digest = hashlib.sha256(weights).hexdigest()
-        programs[digest] = RankerProgram(arch.eval(), list(inputs))
-        package.write_text(digest)
-
-    class Uncompiled:
-        def __init__(self, path: Path, names: Sequence[str], *, num_runners: int) -> None:
-            self._program = programs[path.read_text()]
-
-        def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-            return self._program(*inputs.values())
-
-    monkeypatch.setattr(export, "export_ranker", keep)
-    monkeypatch.setattr(predictor_module, "Ranker", Uncompiled)
 
 
 @pytest.mark.slow

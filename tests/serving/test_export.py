@@ -139,6 +139,7 @@ def test_a_ranker_of_other_sampler_settings_does_not_pass_the_gate(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
 def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: Path) -> None:
     settings = ["model.interest.num_inference_steps=4", "model.interest.sampler=dpmpp_2m"]
     with one_rank():
@@ -155,12 +156,7 @@ def test_sampler_settings_are_those_of_the_export(trained_run: Path, tmp_path: P
     ("preset", "setting"),
     [
         ("dien", "model.interest.max_length=10"),
-        ("sim_soft", "model.interest.num_kept=10"),
-        *(
-            (("qin", "model.interest.num_kept=10"), ("twin", "model.interest.num_kept=10"))
-            if WHOLE_MATRIX
-            else ()
-        ),
+        *[(p, "model.interest.num_kept=10") for p in ("qin", "sim_soft", "twin") if WHOLE_MATRIX],
     ],
 )
 def test_a_graph_that_loops_or_searches_serves_requests_of_all_sizes(
@@ -184,6 +180,7 @@ def test_a_graph_that_loops_or_searches_serves_requests_of_all_sizes(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
 def test_a_hash_is_bit_equal_after_resume_and_export(tiny_dataset: Path, tmp_path: Path) -> None:
     def run(name: str, *settings: str) -> tuple[Path, torch.Tensor]:
         kept = "model.interest.num_kept=10"

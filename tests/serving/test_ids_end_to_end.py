@@ -103,6 +103,7 @@ def as_row(request: Request) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
 def test_a_mapped_log_with_such_ids_is_trained_exported_and_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

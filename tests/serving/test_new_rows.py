@@ -96,6 +96,7 @@ def write_log(folder: Path, rows: Rows) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncompiled")
 def test_new_rows_get_the_scores_of_the_test_split(tmp_path: Path) -> None:
     rows = pages(np.random.default_rng(0))
     (tmp_path / "shop.toml").write_text(MAPPING)
