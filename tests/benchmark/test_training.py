@@ -197,6 +197,11 @@ def test_shares_of_a_step_sum_to_one_and_name_its_work(make_experiment: MakeExpe
         ("[splits_dist]_[model.sparse_arch.embedding_bag_collection]", "communication"),
         ("aten::_embedding_bag", "embedding lookup"),
         ("aten::_fused_adamw_", "optimizer"),
+        ("aten::addcmul_", "optimizer"),
+        ("aten::lerp_", "optimizer"),
+        ("aten::addcmul", OTHER),  # of the denoiser
+        ("aten::lerp", OTHER),  # of DIEN's recurrence
+        ("autograd::engine::evaluate_function: LerpBackward1", OTHER),
         ("fbgemm::split_embedding_codegen_lookup_adagrad_function", "embedding lookup"),
         ("Optimizer.step#AdamW.step", "optimizer"),
         ("aten::relu", OTHER),

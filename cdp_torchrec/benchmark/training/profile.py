@@ -15,7 +15,8 @@ KINDS = {
     "communication": r"c10d|gloo|nccl|all_?(to|2)_?all|splits_dist|wait|barrier",
     "embedding lookup": r"fbgemm|embedding|lookup|permute|jagged",
     "matrix products": r"mm$|addmm|bmm|linear|mkldnn|gemm|cutlass",
-    "optimizer": r"^Optimizer|_foreach|fused_?adam|addcdiv|addcmul|lerp|multi_tensor",
+    # In place: models add products and interpolate, too, but into tensors of their own.
+    "optimizer": r"^Optimizer|_foreach|fused_?adam|(addcdiv|addcmul|lerp)_$|multi_tensor",
 }
 """Operations of each kind, by a pattern of their names; the first that is found counts."""
 
