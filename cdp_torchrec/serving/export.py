@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -178,12 +179,25 @@ def check_output(directory: Path, signing_key: Path | None) -> None:
 
 
 def raw_test_requests(config: ExportedConfig) -> list[Request]:
-    """The first requests of the test split in raw ids, export.parity_impressions in all."""
+    """The first requests of the test split in raw ids, export.parity_impressions in all.
+
+    Raises:
+        ConfigError: one is longer than the artifact will serve.
+    """
     reader = DatasetReader(config.data)
     order = reader.impressions("test")
     stop = min(config.export.parity_impressions, order.num_impressions)
     vocabularies = open_vocabularies(config.data.dir, reader.schema)
-    return list(raw_requests(order.take(0, 0, stop), reader.schema, vocabularies))
+    impressions = order.take(0, 0, stop)
+    longest = int(np.bincount(impressions.request_index).max())
+    if longest > config.export.max_candidates:
+        raise ConfigError.of(
+            [
+                f"export.max_candidates = {config.export.max_candidates}: a request of the test "
+                f"split has {longest} candidates; expected {longest} or more"
+            ]
+        )
+    return list(raw_requests(impressions, reader.schema, vocabularies))
 
 
 def _write(

@@ -227,6 +227,14 @@ def test_what_cannot_be_exported_is_found_before_anything_is_compiled(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_list_that_is_longer_than_any_to_be_served_is_found_before_anything_is_scored(
+    trained_run: Path,
+) -> None:
+    run = open_run(trained_run, ["export.max_candidates=3"], ExportedConfig)
+    with pytest.raises(ConfigError, match=r"export.max_candidates = 3: .* 8 candidates"):
+        raw_test_requests(run.config)
+
+
 @pytest.mark.usefixtures("compiled_before")
 def test_an_export_says_what_it_is_doing(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
