@@ -81,14 +81,22 @@ def _plan(case: PlanCase, workload: Workload | OutsideWorkload, dense: DenseCost
         dense_ms=dense.compute_ms(case.hardware),
         all_reduce_ms=dense.all_reduce_ms(case.hardware, case.world_size),
     )
-    if result.rank_bytes > found.capacity_bytes:
-        return InfeasiblePlan(case, reason=_too_much(result), fixes=())
+    if reason := _too_much(result):
+        return InfeasiblePlan(case, reason=reason, fixes=())
     return replace(result, lopsided=look_for_balance(result, workload))
 
 
 def _too_much(result: FeasiblePlan) -> list[str]:
     """What the memory is for, of a plan that TorchRec accepts although it does not fit."""
-    found = result.estimate
+    found, host = result.estimate, result.case.hardware.host_memory_gb
+    in_host = found.host_memory.max() / GB
+    if in_host > host:  # which a search does not let pass
+        return [
+            f"rank {int(found.host_memory.argmax())} needs {in_host:.1f} GB of {host:g} GB host "
+            "memory under the plan that is given"
+        ]
+    if result.rank_bytes <= found.capacity_bytes:
+        return []
     rank = int(found.memory.argmax())
     needed = f"{result.rank_bytes / GB:.1f} GB of {found.capacity_bytes / GB:.0f} GB"
     if result.case.sharding.plan is not None:

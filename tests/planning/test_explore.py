@@ -83,6 +83,23 @@ def test_a_given_plan_that_does_not_fit_says_why(load, tmp_path: Path) -> None:
         explore(load(rows, *given, "planning.world_sizes=[2]"))
 
 
+def test_a_given_plan_that_fills_the_memory_of_its_hosts_says_so(load, tmp_path: Path) -> None:
+    rows = "planning.rows.user=300000000"  # x 16 x 4 bytes x 3 (Adam) are 57.6 GB on 4 ranks
+    own = (rows, TWO[1], 'planning.strategies=["constraints"]')
+    in_host = 'sharding.tables.user={types=["row_wise"],kernels=["fused_uvm"]}'
+    write_exploration(explore(load(*own, in_host)))
+    given = f"sharding.plan={tmp_path / 'plans' / 'a10-4-constraints.json'}"
+    for name, host_gb in (("large", 14.5), ("small", 14)):
+        fields = load_hardware("a10").model_dump(exclude_none=True) | {"host_memory_gb": host_gb}
+        (tmp_path / f"{name}.toml").write_text(tomli_w.dumps(fields))
+    hardware = f'planning.hardware=["{tmp_path}/large.toml","{tmp_path}/small.toml"]'
+    found = explore(load(*own, given, hardware))
+    assert [plan.case.hardware_name for plan in found.feasible] == ["large"]
+    (too_small,) = found.infeasible
+    (reason,) = too_small.reason
+    assert reason == "rank 0 needs 14.4 GB of 14 GB host memory under the plan that is given"
+
+
 def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load) -> None:
     found = explore(
         load("planning.rows.user=600000000", 'planning.strategies=["table_wise"]')
