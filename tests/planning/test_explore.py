@@ -100,6 +100,22 @@ def test_a_given_plan_that_fills_the_memory_of_its_hosts_says_so(load, tmp_path:
     assert reason == "rank 0 needs 14.4 GB of 14 GB host memory under the plan that is given"
 
 
+def test_tables_in_host_memory_beyond_it_are_held_against_that_memory(load, tmp_path: Path) -> None:
+    fields = load_hardware("a10").model_dump(exclude_none=True) | {"host_memory_gb": 14}
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(fields))
+    (result,) = explore(
+        load(
+            f'planning.hardware=["{tmp_path}/small.toml"]',
+            'planning.strategies=["constraints"]',
+            "planning.rows.user=300000000",  # x 16 x 4 bytes x 3 (Adam) are 57.6 GB on 4 ranks
+            'sharding.tables.user={types=["row_wise"],kernels=["fused_uvm"]}',
+        )
+    ).infeasible
+    said = "\n".join(result.reason)
+    assert "take 14.4 GB on each rank, which has 14.0 GB for them, of 14.0 GB host memory" in said
+    assert "at least 5 ranks" in said and "large tables in GPU memory" in said
+
+
 def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load) -> None:
     found = explore(
         load("planning.rows.user=600000000", 'planning.strategies=["table_wise"]')

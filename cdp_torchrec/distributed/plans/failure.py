@@ -38,6 +38,11 @@ def explain_failure(
     if free <= 0:  # of a host's memory TorchRec reserves more than there is
         return _nothing_left(problem, reservation)
     tables, optimizer = problem.tables, problem.optimizer
+    memory, place = problem.hardware.memory_gb, "GPU" if on_gpu else "host"
+    in_host = _only_in_host_memory(problem)
+    if sum(_bytes(table, optimizer) for table in in_host) > storage.ddr * problem.world_size:
+        tables, free = in_host, storage.ddr
+        memory, place = problem.hardware.host_memory_gb, "host"
     is_memory = error.error_type == PlannerErrorType.INSUFFICIENT_STORAGE
     if not is_memory and all(_bytes(table, optimizer) <= free for table in tables):
         said = str(error).strip().splitlines()
@@ -47,11 +52,18 @@ def explain_failure(
         [
             f"no plan for {problem.world_size} ranks: spread evenly, the tables take "
             f"{_gb(needed / problem.world_size)} on each rank, which has {_gb(free)} for them, of "
-            f"{_gb(problem.hardware.memory_gb * GB)} {'GPU' if on_gpu else 'host'} memory",
+            f"{_gb(memory * GB)} {place} memory",
             *_largest(tables, optimizer, needed),
-            f"what helps: {'; '.join(_remedies(needed, free, problem))}",
+            f"what helps: {'; '.join(_remedies(needed, free, problem, place))}",
         ]
     )
+
+
+def _only_in_host_memory(problem: PlanProblem) -> list[EmbeddingTable]:
+    """Tables whose kernels read them from there, whatever the plan."""
+    kernels = {entity: own.kernels for entity, own in problem.sharding.tables.items()}
+    found = ((table, kernels.get(table.entity)) for table in problem.tables)
+    return [table for table, asked in found if asked is not None and "fused" not in asked]
 
 
 def _nothing_left(problem: PlanProblem, reservation: HeuristicalStorageReservation) -> str:
@@ -92,14 +104,15 @@ def _largest(tables: Sequence[EmbeddingTable], optimizer: TableOptimizer, needed
     ] + ([f"{len(tables) - len(large)} other tables: {_gb(rest)}"] if rest else [])
 
 
-def _remedies(needed: int, free: int, problem: PlanProblem) -> list[str]:
+def _remedies(needed: int, free: int, problem: PlanProblem, place: str) -> list[str]:
     remedies = []
     if needed <= free * problem.world_size:
         remedies.append("large tables split by rows (sharding.strategy = 'row_wise')")
     elif free > 0:
         remedies.append(f"at least {math.ceil(needed / free):,} ranks, large tables split by rows")
     if problem.device == "cuda":
-        remedies.append("large tables in host memory (sharding.tables.<entity>.kernels)")
+        other = "host" if place == "GPU" else "GPU"
+        remedies.append(f"large tables in {other} memory (sharding.tables.<entity>.kernels)")
     if problem.optimizer.kind == "adam":
         remedies.append("optimizer.sparse.kind = 'rowwise_adagrad', whose state is 4 bytes per row")
     return [*remedies, "fewer or narrower embeddings"]
