@@ -24,7 +24,7 @@ from cdp_torchrec.planning.workload import Workload
 from cdp_torchrec.whole_file import write_json
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 20
+_FORMAT = 21
 """Counts changes of what the files hold and of how estimates are made."""
 _NUMBERS = tuple(
     field.name for field in fields(PlanEstimate) if field.name not in ("problem", "tables", "plan")

@@ -44,10 +44,11 @@ class ShardEstimate:
     backward_ms: float
     """Gradient and update of the rows, which FBGEMM fuses."""
     backward_communication_ms: float
+    """Of a data-parallel table with the passes over all rows, as TorchRec counts."""
     prefetch_ms: float
     """Filling the cache of a table in host memory."""
     optimizer_ms: float
-    """Passes over all rows, of a table whose gradient is dense."""
+    """Passes over all rows, of a split table whose gradient is dense."""
 
     @property
     def device_bytes(self) -> int:

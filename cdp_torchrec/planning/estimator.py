@@ -25,7 +25,7 @@ from cdp_torchrec.distributed.plans.tables import (
 from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEstimate
 
 _DENSE_GRADIENT_PASSES = 3
-"""Over all rows of a table whose gradient is dense: zeros are written, rows are looked for."""
+"""Over all rows of a split table with a dense gradient: zeros are written, rows are looked for."""
 _CACHED_ROW_BYTES = (4, 16)
 """What FBGEMM's cache keeps for each row of the table, and for each row of the cache."""
 
@@ -147,10 +147,12 @@ def _shard(
     device_state = round(state * on_device)
     # Of data-parallel tables, and where the optimizer is not fused; the planner does not count it.
     gradient = weights if kernel == "dense" else 0
-    # Nor what it takes to fill and to read it, which does not depend on how few rows are touched.
+    # Nor what it takes to fill and to read it, which does not depend on how few rows are touched;
+    # but of data-parallel tables, in their backward communication.
     bandwidth = hardware.device_bandwidth_gb_s if device == "cuda" else hardware.host_bandwidth_gb_s
     assert bandwidth is not None
-    passes = _DENSE_GRADIENT_PASSES if kernel == "dense" else 0
+    is_split = option.sharding_type != "data_parallel"
+    passes = _DENSE_GRADIENT_PASSES if kernel == "dense" and is_split else 0
     assert shard.rank is not None
     return ShardEstimate(
         table=option.name,

@@ -89,6 +89,18 @@ def test_a_gradient_that_is_dense_takes_as_much_as_the_weights(
         assert a.activation_bytes > a.weight_bytes
 
 
+def test_passes_over_a_dense_gradient_count_once(workload: Workload) -> None:
+    """TorchRec has 9.22 of them in the backward communication of data-parallel tables alone."""
+    split, copied = (
+        shards(estimate(pose(workload, strategy, hardware="cpu")), "t_user")[0]
+        for strategy in ("row_wise", "data_parallel")
+    )
+    pass_ms = 1e3 / (load_hardware("cpu").host_bandwidth_gb_s * 1e9)
+    assert split.optimizer_ms == pytest.approx(3 * split.weight_bytes * pass_ms)
+    assert copied.backward_communication_ms > 9.2 * copied.weight_bytes * pass_ms
+    assert copied.optimizer_ms == 0.0
+
+
 def test_parts_add_up_to_what_the_ranks_need(workload: Workload) -> None:
     plan = estimate(pose(workload, "auto"))
     assert np.allclose(plan.memory_by_table.sum(0), plan.memory)
