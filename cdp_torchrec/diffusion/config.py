@@ -11,7 +11,7 @@ from cdp_torchrec.config import Config, only_if
 PredictionType = Literal["epsilon", "x0", "v"]
 SamplerType = Literal["ddim", "dpmpp_2m"]
 NUM_EVIDENCE_LEVELS = 16
-"""Level l of evidence stands for about 2 ** (l / 2) - 1 behaviours; the last for 181 and more."""
+"""Level l of evidence stands for about 2 ** (l / 2) - 1 behaviours; the last for 152 and more."""
 _Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 _LINEAR = only_if(beta_schedule=("linear", "linear_var"))
 

@@ -203,7 +203,7 @@ class CdpConfig(GatedHistoryConfig):
     """What the denoiser knows of the noise in its state. Paper: the "timestep" (eq. 9). "evidence":
     the number of behaviours that the state is a mean of (n; m of a part), as 2 log2(n + 1),
     rounded, because a mean of n observes the taste with a variance of 1 / n. The chain starts at
-    the evidence that an impression has, and its K steps end at that of 181 behaviours; schedule,
+    the evidence that an impression has, and its K steps end at that of 180 behaviours; schedule,
     sampler and timesteps have no part in it."""
     recon_detach: Annotated[bool, not_with(noise_loss_weight=0.0)] = False
     """Noise loss trains the denoiser only, not the embeddings, the pooling or the experts (a11).
