@@ -48,7 +48,6 @@ from cdp_torchrec.data.schema import DatasetError
 
 NOT_USED = "Not used:"
 """Begins the comment on a file of which nothing is read."""
-_HOUR_S = 3_600.0
 _KNOWN_LATE = (
     "READ THIS: known only after ranking: leave it out with data.exclude_features, or score with a "
     "constant."
