@@ -90,6 +90,12 @@ WITHOUT_A_PART: list[Variant] = [
     ("interest/cdp_paper", "noise_loss_weight=0.0"),
     ("interest/cdp_timestep", "start=clean", "num_inference_steps=0"),
     ("interest/cdp", "ablation/no_completion"),
+    ("interest/dien", "auxiliary_loss_weight=0.0"),
+    ("interest/cadirec", "contrastive_loss_weight=0.0"),
+    ("interest/diffumin", "denoise_loss_weight=0.0"),
+    ("interest/diffumin", "contrastive_loss_weight=0.0"),
+    ("interest/longer", "group_size=1"),
+    ("interest/longer", "num_layers=1"),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from cdp_torchrec.config import only_if
+from cdp_torchrec.config import not_with, only_if
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.interest.config.base import (
@@ -183,12 +183,12 @@ class DiffuminConfig(InterestConfigBase):
     denoise_loss_weight: NonNegativeFloat = 0.01
     """Weight of the squared error in x_0, a mean over dimensions and channels. Public code: 0.01.
     """
-    recon_detach: bool = False
+    recon_detach: Annotated[bool, not_with(denoise_loss_weight=0.0)] = False
     """Whether the denoising loss trains the denoiser only, and not embeddings, for which it is
     smallest if all interests are the same. Public code: false."""
     contrastive_loss_weight: NonNegativeFloat = 0.001
     """Weight of the contrastive loss between interests and generated ones. Public code: 0.001."""
-    temperature: PositiveFloat = 0.05
+    temperature: Annotated[PositiveFloat, not_with(contrastive_loss_weight=0.0)] = 0.05
     """Divides the cosines in the contrastive loss. Public code: 0.05."""
     emit: Emitted[Literal["interest", "interest_item"]] = ("interest",)
     """What the tower receives, in this order. "interest": interests and generated interests of all

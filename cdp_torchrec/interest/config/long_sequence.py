@@ -2,10 +2,11 @@
 
 # D embedding dim
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from cdp_torchrec.config import not_with
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.interest.config.base import InterestVectorConfig
 
@@ -20,7 +21,7 @@ class LongerConfig(InterestVectorConfig):
     group_size: PositiveInt = 4
     """K: adjacent behaviours that are merged into one token, K times as wide. Paper: 4 and 8. At 1
     nothing is merged, and there is no inner transformer."""
-    num_queries: PositiveInt = 100
+    num_queries: Annotated[PositiveInt, not_with(num_layers=1)] = 100
     """m: the most recent merged tokens, which alone are encoded further after the first layer.
     Paper: about 100, the most recent ones or a sample of all."""
     num_layers: PositiveInt = 2
@@ -28,7 +29,7 @@ class LongerConfig(InterestVectorConfig):
     """
     num_heads: PositiveInt = 4
     """Heads of each layer; divides K * D. Ours."""
-    inner_heads: PositiveInt = 1
+    inner_heads: Annotated[PositiveInt, not_with(group_size=1)] = 1
     """Heads of the transformer inside a group; divides D. Ours."""
     num_cls_tokens: NonNegativeInt = 1
     """Learned global tokens, where attention can rest. Paper: some; their number is ours."""

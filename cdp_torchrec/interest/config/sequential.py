@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from cdp_torchrec.config import not_with
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import NoiseScheduleConfig
 from cdp_torchrec.interest.config.base import InterestVectorConfig
@@ -31,7 +32,9 @@ class DienConfig(InterestVectorConfig):
     auxiliary_loss_weight: NonNegativeFloat = 1.0
     """Weight of the auxiliary loss (eq. 7): each GRU state tells the next behaviour from another.
     Paper: 1. At 0 it is not computed."""
-    auxiliary_layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (100, 50)
+    auxiliary_layer_sizes: Annotated[
+        tuple[PositiveInt, ...], Field(min_length=1), not_with(auxiliary_loss_weight=0.0)
+    ] = (100, 50)
     """Hidden layers of the network that scores a state and a behaviour; sigmoid, as the authors'.
     They put a batch norm before it, which would tie a loss to its batch: left out."""
 
@@ -77,7 +80,7 @@ class CadirecConfig(SasrecEncoderConfig):
     mask_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """Share of the behaviours that are masked: noised, and replaced in the views. CaDiRec: 0.1 to
     0.2."""
-    num_alternatives: PositiveInt = 10
+    num_alternatives: Annotated[PositiveInt, not_with(contrastive_loss_weight=0.0)] = 10
     """A view takes one of this many items that the denoiser thinks likeliest. CaDiRec: 10."""
     num_stranger_behaviours: PositiveInt = 50
     """Most recent behaviours of the stranger that stand for all other items and users. CaDiRec:
@@ -93,7 +96,7 @@ class CadirecConfig(SasrecEncoderConfig):
         num_train_timesteps=1000, beta_schedule="sqrt"
     )
     """Forward process. CaDiRec: 1000 steps, "sqrt"."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[PositiveFloat, not_with(contrastive_loss_weight=0.0)] = 1.0
     """Divides the scores of the contrastive loss. CaDiRec: 1."""
     next_item_loss_weight: NonNegativeFloat = 1.0
     """Weight of SASRec's loss. CaDiRec: 1, its main loss."""
