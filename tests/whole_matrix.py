@@ -3,7 +3,7 @@
 import os
 
 WHOLE_MATRIX = "CDP_WHOLE_MATRIX" in os.environ
-"""Whether all combinations run instead of a sample that has every value of every axis."""
+"""Whether all combinations run instead of a sample."""
 
 KINDS = (
     *("ads", "cddrec", "cdp", "counts", "ddrm", "diffrec", "diffumin", "din"),
