@@ -1,12 +1,16 @@
-"""Results of earlier explorations, by the content of everything that decides on them."""
+"""Results of earlier explorations, by the content of everything that decides on them.
+
+A file that cannot be read is made anew.
+"""
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cdp_torchrec.distributed.plans.file import read_plan, write_plan
 from cdp_torchrec.distributed.plans.tables import EmbeddingTable
@@ -22,6 +26,10 @@ from cdp_torchrec.planning.estimate import PlanEstimate, ShardEstimate, TableEst
 from cdp_torchrec.planning.outside import OutsideWorkload
 from cdp_torchrec.planning.workload import Workload
 from cdp_torchrec.whole_file import write_json
+
+logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
 _FORMAT = 21
@@ -59,10 +67,8 @@ class ResultCache:
         That of a model from outside is counted each time: what decides on it is code.
         """
         path = self._path({"dense": True})
-        if path.exists():
-            found = json.loads(path.read_text())
-            operations = tuple(Operation(**operation) for operation in found["operations"])
-            return DenseCost(operations, found["num_parameters"])
+        if (found := _known(path, _load_dense)) is not None:
+            return found
         cost = count_dense(workload)
         write_json(path, asdict(cost))
         return cost
@@ -70,7 +76,11 @@ class ResultCache:
     def outcome(
         self, case: PlanCase, dense: DenseCost, plan: Callable[[], PlanOutcome]
     ) -> PlanOutcome:
-        """The outcome of a case with the dense part, planned if it is new."""
+        """The outcome of a case with the dense part, planned if it is new.
+
+        A case without a plan and without a change that was seen to help is planned each time: the
+        search may have run out of time on a busy machine.
+        """
         path = self._path(
             {
                 "hardware": case.hardware.model_dump(mode="json"),
@@ -83,9 +93,11 @@ class ResultCache:
                 "dense": asdict(dense),
             }
         )
-        if path.exists():
-            return self._load(path, case)
+        if (known := _known(path, lambda found: self._load(found, path, case))) is not None:
+            return known
         outcome = plan()
+        if isinstance(outcome, InfeasiblePlan) and not outcome.fixes:
+            return outcome
         if isinstance(outcome, FeasiblePlan):
             found = outcome.estimate
             write_plan(path.with_suffix(".plan"), found.plan, found.problem)
@@ -96,8 +108,7 @@ class ResultCache:
         text = json.dumps(self._common | key, sort_keys=True, default=str)
         return self._directory / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
-    def _load(self, path: Path, case: PlanCase) -> PlanOutcome:
-        found = json.loads(path.read_text())
+    def _load(self, found: dict[str, Any], path: Path, case: PlanCase) -> PlanOutcome:
         if "reason" in found:
             return InfeasiblePlan(case, found["reason"], found["fixes"])
         problem = self._workload.problem(case)
@@ -115,6 +126,22 @@ class ResultCache:
             found["all_reduce_ms"],
             lopsided=None if lopsided is None else Lopsided(**lopsided),
         )
+
+
+def _known(path: Path, load: Callable[[dict[str, Any]], Found]) -> Found | None:
+    """What a file says; None if it is not there or, with a warning, damaged."""
+    if not path.exists():
+        return None
+    try:
+        return load(json.loads(path.read_text()))
+    except (OSError, ValueError, LookupError, TypeError):
+        logger.warning("%s is damaged, and is made anew", path)
+        return None
+
+
+def _load_dense(found: dict[str, Any]) -> DenseCost:
+    operations = tuple(Operation(**operation) for operation in found["operations"])
+    return DenseCost(operations, found["num_parameters"])
 
 
 def _dump(outcome: PlanOutcome) -> dict[str, Any]:

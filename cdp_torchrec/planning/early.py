@@ -33,9 +33,11 @@ def check_settings(
     problems = []
     for key in ("output", "cache"):
         folder = getattr(config.planning, key)
-        if folder is not None and folder.exists() and not folder.is_dir():
+        if folder is None:
+            continue
+        if folder.exists() and not folder.is_dir():
             problems.append(f"planning.{key} = '{folder}' is a file: name a directory")
-        elif key == "output" and (reason := why_unwritable(folder)):
+        elif reason := why_unwritable(folder):
             problems.append(f"planning.{key} = '{folder}': {reason}")
     if _OWN not in config.planning.strategies:
         problems += [

@@ -91,10 +91,12 @@ def test_a_file_is_no_directory_of_plans(key: str, load, tmp_path: Path) -> None
         explore(load(*settings))
 
 
-def test_plans_that_could_not_be_written_are_not_made(load) -> None:
+@pytest.mark.parametrize("key", ["output", "cache"])
+def test_plans_that_could_not_be_written_are_not_made(key: str, load) -> None:
     config = load(PLANNER)
-    planning = config.planning.model_copy(update={"output": Path("/proc/plans")})
-    with pytest.raises(ConfigError, match=r"planning\.output = '/proc/plans': /proc cannot hold"):
+    planning = config.planning.model_copy(update={key: Path("/proc/plans")})
+    message = rf"planning\.{key} = '/proc/plans': /proc cannot hold"
+    with pytest.raises(ConfigError, match=message):
         explore(config.model_copy(update={"planning": planning}))
 
 

@@ -201,7 +201,9 @@ def test_what_the_dense_part_costs_decides_whether_a_plan_is_known(tmp_path: Pat
     cache = ResultCache(tmp_path, workload)
     optimizer = OutsideSparseConfig()
     case = PlanCase("a10", load_hardware("a10"), 2, "planner", ShardingConfig(), optimizer)
-    outcomes = [InfeasiblePlan(case, [text], []) for text in ("layers alone", "as it runs")]
+    outcomes = [
+        InfeasiblePlan(case, [text], ["more ranks"]) for text in ("layers alone", "as it runs")
+    ]
     costs = [count_outside(made(function)) for function in ("model_alone", "small_model")]
     for cost, outcome in zip(costs, outcomes, strict=True):
         assert cache.outcome(case, cost, lambda outcome=outcome: outcome) == outcome
