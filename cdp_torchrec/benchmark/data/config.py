@@ -6,15 +6,16 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.config.once import ONCE
 
 
 class DataSettings(Config):
     """What is measured."""
 
-    rows: Annotated[tuple[str, ...], Field(min_length=1)] = ("pooled", "sim_hard", "din")
+    rows: Annotated[tuple[str, ...], Field(min_length=1), ONCE] = ("pooled", "sim_hard", "din")
     """Names of files in configs/interest: which forms of the history are read. pooled reads sums
     and counts behind the gate, sim_hard sequences behind it, din sequences of all behaviours."""
-    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 200, 2000, 10000)
+    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1), ONCE] = (50, 200, 2000, 10000)
     """Behaviours before each request."""
     num_categories: PositiveInt = 10
     """Categories of the log; the gate passes one of them. 1: it passes everything."""
@@ -30,7 +31,7 @@ class DataSettings(Config):
     """Impressions of a batch."""
     rounds: PositiveInt = 3
     """Rounds to take medians of; all contestants take their turns in each."""
-    workers: tuple[NonNegativeInt, ...] = (0, 1, 2)
+    workers: Annotated[tuple[NonNegativeInt, ...], ONCE] = (0, 1, 2)
     """Loader processes; 0: the rank assembles its batches itself."""
     worker_batches: PositiveInt = 100
     """Batches of a round with loader processes, in the order of a training."""

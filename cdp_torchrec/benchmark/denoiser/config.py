@@ -6,15 +6,22 @@ from typing import Annotated
 from pydantic import Field, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.config.once import ONCE
 from cdp_torchrec.diffusion.config import DenoiserConfig, NoiseScheduleConfig, PredictionType
 
 
 class DenoiserSettings(Config):
     """What is measured."""
 
-    candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16, 100, 500, 16_384)
+    candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1), ONCE] = (
+        1,
+        16,
+        100,
+        500,
+        16_384,
+    )
     """Impressions that are denoised together."""
-    num_inference_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 20)
+    num_inference_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1), ONCE] = (1, 4, 20)
     """Denoiser calls K, at most 100."""
     dim: PositiveInt = 16
     """Width of the latent."""

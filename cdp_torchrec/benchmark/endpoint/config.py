@@ -1,10 +1,11 @@
 """Settings of the endpoint benchmark."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, ConfigConflicts
 from cdp_torchrec.serving.server.config import ServerConfig
 
 
@@ -37,3 +38,29 @@ class EndpointBenchmarkConfig(Config):
     """The load."""
     server: ServerConfig = ServerConfig()
     """Settings of the server; its port is a free one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        own = {
+            "port": "is a free one here",
+            "model_name": "is the benchmark's affair",
+            "history_store": "is benchmark.dataset",
+        }
+        conflicts = [
+            (f"server.{key}", f"{text}; leave it out")
+            for key, text in own.items()
+            if getattr(self.server, key) != ServerConfig.model_fields[key].default
+        ]
+        if self.benchmark.num_clients + self.benchmark.num_attackers > (
+            most := self.server.max_connections_per_client
+        ):
+            conflicts.append(
+                (
+                    "benchmark.num_clients",
+                    f"with num_attackers = {self.benchmark.num_attackers}, more than the server "
+                    f"accepts of one address (server.max_connections_per_client = {most})",
+                )
+            )
+        if conflicts:
+            raise ConfigConflicts(conflicts)
+        return self

@@ -8,14 +8,21 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.config.once import ONCE
 
 
 class HistorySettings(Config):
     """What is measured."""
 
-    rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    rows: Annotated[tuple[str, ...], Field(min_length=1), ONCE] | None = None
     """Names of files in configs/interest; without it, all that have something to measure."""
-    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 200, 1000, 2000, 10000)
+    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1), ONCE] = (
+        50,
+        200,
+        1000,
+        2000,
+        10000,
+    )
     """History lengths: the longest in the batch, the others are between half of it and all."""
     batch_size: PositiveInt = 1024
     """Impressions."""

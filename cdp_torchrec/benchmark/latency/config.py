@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.config.once import ONCE
 from cdp_torchrec.diffusion.config import SamplerType
 from cdp_torchrec.experiment_config import ExperimentConfig
 
@@ -15,15 +16,15 @@ Form = Literal["eager", "compiled", "exported"]
 class LatencySettings(Config):
     """What is measured."""
 
-    candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 16, 100, 500)
+    candidates: Annotated[tuple[PositiveInt, ...], Field(min_length=1), ONCE] = (1, 16, 100, 500)
     """Candidates of the request. The frontier is at the number closest to 100."""
-    num_inference_steps: tuple[PositiveInt, ...] = ()
+    num_inference_steps: Annotated[tuple[PositiveInt, ...], ONCE] = ()
     """Denoiser calls K of CDP. Empty: 1, 2, 4, 8, 20 and 100, as far as the run's chain
     reaches."""
-    samplers: tuple[SamplerType, ...] = ()
+    samplers: Annotated[tuple[SamplerType, ...], ONCE] = ()
     """Samplers of the frontier. Their latency is that of the first one: a call of the denoiser is
     the same in each. Empty: all that the run can use."""
-    forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("eager", "exported")
+    forms: Annotated[tuple[Form, ...], Field(min_length=1), ONCE] = ("eager", "exported")
     """"eager": PyTorch as it is. "compiled": torch.compile, on a GPU with CUDA graphs.
     "exported": the program of an artifact (AOTInductor). Compiling takes half a minute for each
     model, and longer for many steps."""

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.config.once import ONCE
 
 DAYS = 60
 
@@ -13,7 +14,9 @@ DAYS = 60
 class PreparationSettings(Config):
     """What is measured."""
 
-    behaviours: Annotated[tuple[Annotated[int, Field(ge=10_000)], ...], Field(min_length=1)] = (
+    behaviours: Annotated[
+        tuple[Annotated[int, Field(ge=10_000)], ...], Field(min_length=1), ONCE
+    ] = (
         1_000_000,
         10_000_000,
     )

@@ -6,13 +6,14 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.config.once import ONCE
 from cdp_torchrec.experiment_config import ExperimentConfig
 
 
 class TrainingSettings(Config):
     """What is timed."""
 
-    rows: Annotated[tuple[str, ...], Field(min_length=1)] = ("pooled", "cdp", "cdp_paper")
+    rows: Annotated[tuple[str, ...], Field(min_length=1), ONCE] = ("pooled", "cdp", "cdp_paper")
     """Names of files in configs/interest; ratios are to the first one."""
     plain: bool = True
     """On one rank, also train the first row with plain nn.EmbeddingBag tables."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
 from cdp_torchrec.config import Config
+from cdp_torchrec.config.once import ONCE
 from cdp_torchrec.data.config import NumRows
 from cdp_torchrec.experiment_config import ExperimentConfig
 
@@ -13,7 +15,7 @@ from cdp_torchrec.experiment_config import ExperimentConfig
 class PlanBenchmarkConfig(Config):
     """Settings of `benchmark.py plans`."""
 
-    plans: tuple[str, ...] = ()
+    plans: Annotated[tuple[str, ...], ONCE] = ()
     """Plans to run: strategies, as sharding.strategy, and plan files (.json). Without any:
     table_wise, row_wise, column_wise (if the optimizer allows it), data_parallel and auto."""
     rows: Mapping[str, NumRows] = {}
