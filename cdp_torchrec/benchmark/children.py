@@ -2,11 +2,13 @@
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 from cdp_torchrec.distributed.launcher import kill_with_parent
 from cdp_torchrec.stopped_by_signals import starting_children
+from cdp_torchrec.user_error import UserError
 
 
 def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
@@ -30,4 +32,7 @@ def _run(function: Callable[..., object], arguments: tuple[object, ...]) -> None
     kill_with_parent(parent.pid)
     # By which the benchmark ends it, and which ends it without a word.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    function(*arguments)
+    try:
+        function(*arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
