@@ -33,11 +33,12 @@ def run(arguments: list[str]) -> None:
 
     from cdp_torchrec.experiment import prepare_synthetic
     from cdp_torchrec.planning.measured.comparison import compare
-    from cdp_torchrec.planning.measured.job import make_plans, open_job
+    from cdp_torchrec.planning.measured.job import check_settings, make_plans, open_job
     from cdp_torchrec.planning.measured.measurement import measure_plans
     from cdp_torchrec.planning.measured.output import write_outputs
     from cdp_torchrec.planning.measured.text import as_markdown
 
+    check_settings(config)
     device = init_process_group(config.ranks)
     prepare_synthetic(config.data)
     job = open_job(config, device)

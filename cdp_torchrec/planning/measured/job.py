@@ -49,6 +49,27 @@ class MeasuredJob:
         return self.problem.world_size // self.problem.local_world_size
 
 
+def check_settings(config: PlansConfig) -> None:
+    """What shows before there are data and ranks.
+
+    Raises:
+        ConfigError: a result cannot be written, no such strategy, or a setting that nothing reads.
+    """
+    _check_outputs(config.benchmark)
+    names = config.benchmark.plans
+    unknown = [n for n in names if n not in STRATEGIES and not n.endswith(".json")]
+    if unknown:
+        raise ConfigError(
+            f"benchmark.plans: found {', '.join(map(repr, unknown))}; expected some of "
+            f"{', '.join(STRATEGIES)}, or plan files (.json)"
+        )
+    if config.sharding.strategy != "auto" or config.sharding.plan is not None:
+        raise ConfigError(
+            "sharding.strategy, sharding.plan: benchmark.plans says which plans are measured, by "
+            "strategy or file; leave these out"
+        )
+
+
 def open_job(config: PlansConfig, device: torch.device) -> MeasuredJob:
     """Read the ids and build the model, without memory for its tables; collective.
 
@@ -57,15 +78,9 @@ def open_job(config: PlansConfig, device: torch.device) -> MeasuredJob:
         device: where this rank computes.
 
     Raises:
-        ConfigError: the configuration does not fit the dataset, the ranks, or the disk.
+        ConfigError: the configuration does not fit the dataset or the ranks.
     """
     benchmark = config.benchmark
-    _check_outputs(benchmark)
-    if config.sharding.strategy != "auto" or config.sharding.plan is not None:
-        raise ConfigError(
-            "sharding.strategy, sharding.plan: benchmark.plans says which plans are measured, by "
-            "strategy or file; leave these out"
-        )
     share = Share(dist.get_rank(), dist.get_world_size())
     check_against_data(config, share.world_size)
     data = open_data(config, share=share, global_batch_size=config.trainer.global_batch_size)
@@ -99,18 +114,12 @@ def make_plans(job: MeasuredJob) -> dict[str, ShardingPlan]:
     """The plans to run, by name, as rank 0 makes or reads them; collective.
 
     Raises:
-        ConfigError: no such strategy, or a plan that does not fit; on all ranks.
+        ConfigError: a plan that does not fit; on all ranks.
     """
     names = job.config.benchmark.plans
     if not names:
         by_columns = job.problem.optimizer.kind != "rowwise_adagrad"
         names = tuple(name for name in _DEFAULT if by_columns or name != "column_wise")
-    unknown = [n for n in names if n not in STRATEGIES and not n.endswith(".json")]
-    if unknown:
-        raise ConfigError(
-            f"benchmark.plans: found {', '.join(map(repr, unknown))}; expected some of "
-            f"{', '.join(STRATEGIES)}, or plan files (.json)"
-        )
     return {
         name: from_rank_zero(lambda name=name: _plan(job.problem, name), purpose="make the plan")
         for name in names

@@ -20,7 +20,7 @@ from cdp_torchrec.experiment import build_experiment
 from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.comparison import compare
 from cdp_torchrec.planning.measured.config import PlansConfig
-from cdp_torchrec.planning.measured.job import make_plans, open_job
+from cdp_torchrec.planning.measured.job import check_settings, make_plans, open_job
 from cdp_torchrec.planning.measured.measurement import MeasuredStep, measure_plans
 from cdp_torchrec.planning.measured.output import as_json
 from cdp_torchrec.planning.measured.sharded_tables import PIECES, ShardedTables
@@ -165,7 +165,7 @@ def refusals(arguments: list[str], folder: Path) -> Refused:
         write_plan(folder / "one.json", choose_plan(one), one)
     torch.distributed.barrier()
     plans = {}
-    for name in ("table_wide", f"{folder}/one.json", f"{folder}/none.json", "column_wise"):
+    for name in (f"{folder}/one.json", f"{folder}/none.json", "column_wise"):
         config = load_config(PlansConfig, [*arguments, f"benchmark.plans={json.dumps([name])}"])
         plans[Path(name).name] = refusal(lambda config=config: make_plans(open_job(config, CPU)))
     hardware = {}
@@ -188,7 +188,6 @@ def refusal(start: Callable[[], Any]) -> str:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("table_wide", "benchmark.plans: found 'table_wide'; expected some of auto, table_wise"),
         ("one.json", "world_size: 1 in the plan, 2 in this job"),
         ("none.json", "none.json' cannot be read"),
         ("column_wise", "optimizer.sparse.kind = 'rowwise_adagrad' do not go together"),
@@ -223,7 +222,7 @@ def test_hardware_that_the_ranks_do_not_have_is_refused_as_a_training_refuses_it
 @pytest.mark.parametrize("setting", ["strategy=row_wise", "plan=one.json"])
 def test_plans_are_named_in_one_place(tiny_dataset: Path, setting: str) -> None:
     config = load_config(PlansConfig, settings(tiny_dataset, f"sharding.{setting}"))
-    assert "benchmark.plans says which plans" in refusal(lambda: open_job(config, CPU))
+    assert "benchmark.plans says which plans" in refusal(lambda: check_settings(config))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +241,14 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_runs(
     (tmp_path / "run.toml").write_text("seed = 1\n")
     config = load_config(PlansConfig, settings(tiny_dataset, setting.format(tmp_path)))
     with pytest.raises(ConfigError, match=message):
-        open_job(config, CPU)
+        check_settings(config)
+
+
+def test_a_plan_that_there_is_not_is_found_before_a_log_is_made(tmp_path: Path) -> None:
+    arguments = [f"data.dir={tmp_path}/log", 'benchmark.plans=["auto", "table_wide"]']
+    with pytest.raises(ConfigError, match="found 'table_wide'; expected some of auto, table_wise"):
+        benchmark.main(["plans", *arguments])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_of_plans_lists_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
