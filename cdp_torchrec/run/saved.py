@@ -182,6 +182,8 @@ def _what_it_is(path: Path) -> str:
     if not path.is_dir():
         return "a file, neither a run directory nor a checkpoint"
     if (path / CONFIG).is_file() and (path / METRICS).is_file():
+        if _is_finished(path / METRICS):
+            return f"a finished run whose {CHECKPOINTS} are gone"
         return (
             "an unfinished run without a checkpoint: it is still before its first one, or was "
             "stopped before it; go on with run.resume=true"

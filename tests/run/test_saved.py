@@ -116,6 +116,12 @@ def unfinished(folder: Path) -> Path:
     return make_run(folder / "unfinished", {})
 
 
+def finished(folder: Path) -> Path:
+    run = make_run(folder / "finished", {})
+    write_whole(run / "metrics.jsonl", json.dumps({"kind": "test", "step": 3}) + "\n")
+    return run
+
+
 def incomplete(folder: Path) -> Path:
     run = make_run(folder / "run", {3: 0.6})
     (run / "checkpoints" / "step-00000003" / ".metadata").unlink()
@@ -155,6 +161,7 @@ def inside(folder: Path) -> Path:
         (artifact, "an exported artifact, neither a run directory nor a checkpoint"),
         (dataset, "a dataset directory, neither a run directory nor a checkpoint"),
         (unfinished, "an unfinished run without a checkpoint: .* go on with run.resume=true"),
+        (finished, "a finished run whose checkpoints are gone"),
         (incomplete, "step-00000003/.metadata: is missing"),
         (unrecorded, "step-00000003: a checkpoint without its checkpoint.json"),
         (edited, "step-00000003/config.toml: is damaged: its checksum does not match"),
@@ -188,12 +195,11 @@ def test_a_run_with_results_is_continued_only_on_demand(tmp_path: Path) -> None:
     write_whole(run / "distillation.json", "{}")
     with pytest.raises(ConfigError, match=r"a distilled student, .*run\.fork_from=.*run$"):
         check_run_directory(run, resume=True)
-    finished = make_run(tmp_path / "finished", {})
-    write_whole(finished / "metrics.jsonl", json.dumps({"kind": "test", "step": 3}) + "\n")
+    emptied = finished(tmp_path)
     with pytest.raises(ConfigError, match="holds another run"):
-        check_run_directory(finished, resume=False)
+        check_run_directory(emptied, resume=False)
     with pytest.raises(CheckpointError, match="checkpoints is gone or empty"):
-        check_run_directory(finished, resume=True)
+        check_run_directory(emptied, resume=True)
 
 
 @pytest.mark.parametrize(
