@@ -25,7 +25,7 @@ class PlanningConfig(Config):
         tuple[Annotated[int, Field(ge=1, le=16_384)], ...], Field(min_length=1)
     ] = (8,)
     """Numbers of ranks: part of a node, or whole nodes. The planner's work grows with them: 1,024
-    take minutes, and nothing is said meanwhile."""
+    may take minutes."""
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)] = ("planner",)
     """planner: TorchRec's choice for each table; a sharding type: that one for all but small
     tables; constraints: what sharding.strategy, sharding.tables and sharding.plan say, which no

@@ -1,5 +1,6 @@
 """Plans for all cases of an exploration, those of earlier explorations from their files."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from cdp_torchrec.planning.outside import OutsideWorkload, read_outside
 from cdp_torchrec.planning.outside_config import OutsideConfig
 from cdp_torchrec.planning.outside_dense import count_outside
 from cdp_torchrec.planning.workload import Workload, read_workload
-from cdp_torchrec.progress import progress
+from cdp_torchrec.progress import progress, stamped
+
+_MANY_RANKS = 512
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def explore(config: PlanningExperimentConfig | OutsideConfig) -> Exploration:
 
 
 def _plan(case: PlanCase, workload: Workload | OutsideWorkload, dense: DenseCost) -> PlanOutcome:
+    if case.world_size >= _MANY_RANKS:
+        print(stamped(f"plan {case.name}, which may take minutes"), file=sys.stderr, flush=True)
     try:
         found = estimate(workload.problem(case))
     except ConfigError as error:

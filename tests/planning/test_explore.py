@@ -52,6 +52,20 @@ def test_a_second_exploration_plans_nothing(load, monkeypatch: pytest.MonkeyPatc
         explore(load(*TWO, "planning.rows.user=1000"))
 
 
+def test_many_ranks_are_told_before_they_are_planned(
+    load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(explore_module, "_MANY_RANKS", 4)
+    sizes = ("planning.world_sizes=[2, 4]", 'planning.strategies=["table_wise"]', TWO[1])
+    explore(load(*sizes))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 2)[2] for line in said if "minutes" in line] == [
+        "plan a10-4-table_wise, which may take minutes"
+    ]
+    explore(load(*sizes))
+    assert "minutes" not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_exported_plan_is_explored_as_it_is(load, tmp_path: Path) -> None:
     (first, _) = explored = explore(load(*TWO)).feasible
