@@ -12,10 +12,12 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.distributed.parallelize import initialize_table
 from cdp_torchrec.distributed.pipeline import train_pipeline
+from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.model.embedding_sets import build_ranking_arch
 from cdp_torchrec.model.sparse_arch import table_name
 from cdp_torchrec.model.train_task import TrainLoss, TrainOutput
+from cdp_torchrec.progress import progress
 
 
 @dataclass(frozen=True)
@@ -135,5 +137,7 @@ def _plain_optimizers(
 def _batches(experiment: Experiment, num_batches: int) -> Iterator[Batch]:
     """The first training batches of this rank, without end."""
     batches = experiment.data.train
-    positions = batches.positions(0, num_batches)
+    positions = progress(
+        batches.positions(0, num_batches), "read", unit="batches", active=is_rank_zero()
+    )
     return itertools.cycle([batches[position].to(experiment.device) for position in positions])

@@ -22,6 +22,7 @@ from cdp_torchrec.planning.estimator import estimate_plan
 from cdp_torchrec.planning.measured.config import PlanBenchmarkConfig, PlansConfig
 from cdp_torchrec.planning.measured.ids import draw_ids
 from cdp_torchrec.planning.table_rows import resize_tables, wrong_rows
+from cdp_torchrec.progress import progress
 from cdp_torchrec.whole_file import why_unwritable
 
 STRATEGIES = ("auto", *get_args(TypeName))
@@ -97,12 +98,16 @@ def open_job(config: PlansConfig, device: torch.device) -> MeasuredJob:
             "and is not measured; leave managed_collision out"
         )
     data = replace(data, layout=resize_tables(data.layout, benchmark.rows))
+    positions = data.train.positions(0, benchmark.steps)
     return MeasuredJob(
         config=config,
         device=device,
         problem=plan_problem(config, data, device),
         ids=draw_ids(
-            [data.train[p].to(device) for p in data.train.positions(0, benchmark.steps)],
+            [
+                data.train[position].to(device)
+                for position in progress(positions, "read", unit="batches", active=share.rank == 0)
+            ],
             data.layout,
             benchmark.rows,
             seed=share.rank,
