@@ -17,6 +17,7 @@ SMALL = "[model.interest]\nkind = 'din'\n[data]\ndir = '{data}'\n"
 MISTAKES: dict[str, tuple[str, str]] = {
     "train foo=1": ("train", "foo: unknown key"),
     "train trainer.max_steps=few": ("train", "must be an integer > 0"),
+    "train trainer.num_workers=100000": ("train", "must be an integer >= 0 and <= 1024"),
     "train model.embedding_dim=6": ("train", "must be an integer > 0 and a multiple of 4"),
     "train nowhere.toml": ("train", "nowhere.toml: no such file"),
     "train mine.toml": ("train", "no/data is no dataset directory"),

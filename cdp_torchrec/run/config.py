@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from cdp_torchrec.config import MAY_CHANGE, Config
 
@@ -56,5 +56,5 @@ class TrainerConfig(Config):
     written."""
     keep_checkpoints: Annotated[PositiveInt, MAY_CHANGE] = 2
     """Newest checkpoints kept, beside the best one."""
-    num_workers: Annotated[NonNegativeInt, MAY_CHANGE] = 0
+    num_workers: Annotated[int, Field(ge=0, le=1024), MAY_CHANGE] = 0
     """Processes per rank that prepare batches; 0: the training process itself."""
