@@ -18,6 +18,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "train foo=1": ("train", "foo: unknown key"),
     "train trainer.max_steps=few": ("train", "must be an integer > 0"),
     "train trainer.num_workers=100000": ("train", "must be an integer >= 0 and <= 1024"),
+    "train_days mine.toml run.dir=begun": ("train_days", "run.dir = 'begun' holds a run; choose a"),
     "train model.embedding_dim=6": ("train", "must be an integer > 0 and a multiple of 4"),
     "train nowhere.toml": ("train", "nowhere.toml: no such file"),
     "train mine.toml": ("train", "no/data is no dataset directory"),
