@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
 from cdp_torchrec.data.config import NumRows
 from cdp_torchrec.distributed.plans.config import TypeName
 from cdp_torchrec.experiment_config import ExperimentConfig
+
+NumIds = Annotated[float, Field(ge=0, le=1_000_000)]
+"""Ids per impression, their mean."""
 
 Strategy = Literal["planner", "constraints", TypeName]
 
@@ -36,7 +39,7 @@ class PlanningConfig(Config):
     """Length of a day's log; with it, plans show the time that a day takes to train."""
     rows: Mapping[str, NumRows] = {}
     """Rows of tables by entity, in place of what the dataset has."""
-    pooling_factors: Mapping[str, NonNegativeFloat] = {}
+    pooling_factors: Mapping[str, NumIds] = {}
     """Mean number of ids per impression by key, in place of what the dataset shows. A dataset that
     is only a schema.toml needs it for every bag and for the history."""
     compare: tuple[str, str] | None = None

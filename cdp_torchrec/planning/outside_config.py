@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts, ConfigError, only_if
 from cdp_torchrec.config.keys import key_tree
@@ -11,7 +11,7 @@ from cdp_torchrec.config.layers import is_layer, is_override, read_layers
 from cdp_torchrec.config.sections import asks_help
 from cdp_torchrec.data.config import NumRows
 from cdp_torchrec.distributed.plans.config import ShardingConfig
-from cdp_torchrec.planning.config import PlanningConfig, PlanningExperimentConfig
+from cdp_torchrec.planning.config import NumIds, PlanningConfig, PlanningExperimentConfig
 
 _FLAG = "--from-torchrec"
 _SOURCES = ("described", "from_torchrec")
@@ -24,7 +24,7 @@ class DescribedTableConfig(Config):
     """Number of embeddings."""
     width: PositiveInt | None = None
     """Columns; without it, described.embedding_dim."""
-    features: Mapping[str, NonNegativeFloat] = {}
+    features: Mapping[str, NumIds] = {}
     """Mean number of ids per impression of each feature that is looked up in it, summed in one
     bag; without any, one feature of the table's name with one id."""
     precision: Literal["fp32", "fp16"] = "fp32"

@@ -61,6 +61,7 @@ def test_a_hardware_file_with_missing_or_absurd_numbers_is_refused(
         ('planning.hardware=["h100", "mine/h100.toml"]', "names h100 twice"),
         ("planning.rows.item=9000000000000000000", "planning.rows.item = .*: must be an integer"),
         ("planning.rows.planet=5", "planning.rows.planet: the model has no such table"),
+        ("planning.pooling_factors.item=1e300", "must be a number >= 0 and <= 1000000"),
         ("planning.pooling_factors.colour=5.0", "planning.pooling_factors.colour: no lookup"),
     ],
 )
