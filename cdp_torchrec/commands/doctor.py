@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from cdp_torchrec.distributed.launcher_variables import launcher_mistake
 from cdp_torchrec.environment import (
     describe_environment,
     find_mismatches,
@@ -81,6 +82,8 @@ def launch_problems() -> Iterator[str]:
         )
     if not (Path(sys.executable).parent / "torchrun").exists():
         yield f"torchrun is not installed beside {sys.executable}"
+    if mistake := launcher_mistake():
+        yield mistake
 
 
 def hints() -> Iterator[str]:

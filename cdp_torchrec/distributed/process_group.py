@@ -34,6 +34,7 @@ from cdp_torchrec.distributed.failure import (
 from cdp_torchrec.distributed.heartbeat import Heartbeat, LostRank
 from cdp_torchrec.distributed.interruption import Interrupted, Interruption
 from cdp_torchrec.distributed.launcher import kill_with_launcher
+from cdp_torchrec.distributed.launcher_variables import launcher_mistake
 from cdp_torchrec.distributed.stopped import StopWatch
 from cdp_torchrec.environment import check_environment, quiet_libraries
 from cdp_torchrec.progress import date_logs
@@ -216,6 +217,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         main: the script; takes the command line without the script's name.
     """
     global _is_done
+    if mistake := launcher_mistake():
+        sys.exit(f"error: {mistake}")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         kill_with_launcher()
         _watch_ranks()

@@ -18,6 +18,7 @@ from tests.distributed.project import make_project
 from tests.paths import ROOT
 
 SCRIPTS = Path(sys.executable).parent
+FIRST_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 STOCK_COMPONENTS = {"dist.ddp", "dist.spmd", "utils.echo", "utils.python", "utils.sh"}
 
 TRAIN = """
@@ -219,7 +220,7 @@ def test_a_library_that_works_on_when_a_rank_is_done_does_not_abort_it(project: 
         "    print('done')\n"
         "run_main(main)\n"
     )
-    done = run(project, "python", "late.py", RANK="0", WORLD_SIZE="2")
+    done = run(project, "python", "late.py", **FIRST_OF_TWO)
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
@@ -237,8 +238,7 @@ def test_a_rank_that_only_lost_a_peer_stays_quiet_until_it_is_stopped(project: P
             "python",
             "survivor.py",
             timeout_s=4,
-            RANK="0",
-            WORLD_SIZE="2",
+            **FIRST_OF_TWO,
             TORCHELASTIC_ERROR_FILE=str(error_file),
         )
     assert not stopped.value.stdout
