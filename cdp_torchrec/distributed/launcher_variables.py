@@ -2,7 +2,10 @@
 
 import os
 
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+_NUMBERS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"),
+)
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _REMEDY = "start ranks with torchx or torchrun, or unset these variables for one rank"
 
