@@ -34,17 +34,23 @@ def one_rank() -> Iterator[None]:
         yield
 
 
-_TESTS = Path(__file__).parent
-_FIRST = (_TESTS / "serving" / "test_artifact.py", _TESTS / "docs" / "test_commands.py")
-"""The one makes what many others wait for, the other takes longest."""
+_LONGEST = Path(__file__).parent / "docs" / "test_commands.py"
+"""Takes longest."""
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
+@pytest.hookimpl(trylast=True)  # of what is selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many tests come first, before them those of _FIRST."""
+    """Files with many tests come first, and last those that would wait for the artifact.
+
+    Compiling it takes a minute: one file makes it early, while the other processes do the rest.
+    """
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path not in _FIRST, -tests[item.path]))
+    waiting = {item.path for item in items if "artifact" in getattr(item, "fixturenames", ())}
+    makes = max(sorted(waiting), key=tests.__getitem__, default=None)
+    first = (makes, _LONGEST)
+    items.sort(key=lambda i: (i.path not in first, i.path in waiting, -tests[i.path]))
 
 
 def pytest_collection_finish() -> None:
