@@ -13,6 +13,7 @@ the ideal observer, who knows the world and sees the behaviours before each requ
 instead what each piece of knowledge of a synthetic world is worth.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 from cdp_torchrec.command_line import CommandParser
@@ -41,51 +42,59 @@ def main(arguments: list[str]) -> None:
     if options is None:
         return
 
-    run, output, warnings = None, options.output, []
-    if is_dataset(options.path):
-        unused = options.settings + ["--predictions"] * options.predictions
-        unused += ["--output"] * (output is not None)
-        if unused:
-            raise ConfigError.of(
-                [
-                    f"{unused[0]}: has no effect on {options.path}, a dataset, whose untrained "
-                    "scorers have no settings and no predictions; name a run or a checkpoint"
-                ]
-            )
-    else:
-        if options.ladder:
-            raise ConfigError(f"--ladder: {options.path} is no dataset directory")
-        run = open_run(options.path, options.settings, ExperimentConfig)
-        check_early(run.config)
-        if run.changes and run.config.data.dir.is_dir():
-            requests = requests_of_periods(run.config.data.dir)
-            own = parent_run(run.checkpoint).config
-            warnings += measured_on_training(own, run.config, requests, who="this run")
-        output = output or evaluation_directory(run)
-        if holds_run(output) and output.resolve() != evaluation_directory(run).resolve():
-            raise ConfigError(
-                f"--output {output}: holds a run, whose own evaluation this one is not; name "
-                "another directory, or none"
-            )
-        if reason := why_unwritable(output):
-            raise ConfigError(f"{output}: {reason}; choose another directory with --output DIR")
+    measure = _of_dataset if is_dataset(options.path) else _of_run
+    table = measure(options)
+    if is_rank_zero():
+        print(table)
+
+
+def _of_dataset(options: Namespace) -> str:
+    """What the untrained scorers get right, or what each piece of knowledge is worth."""
+    unused = options.settings + ["--predictions"] * options.predictions
+    unused += ["--output"] * (options.output is not None)
+    if unused:
+        raise ConfigError.of(
+            [
+                f"{unused[0]}: has no effect on {options.path}, a dataset, whose untrained "
+                "scorers have no settings and no predictions; name a run or a checkpoint"
+            ]
+        )
 
     from cdp_torchrec.ideal_scorer import oracle_ladder
-    from cdp_torchrec.outcome import describe_outcome
     from cdp_torchrec.reference_scorers import evaluate_references
 
-    device = init_process_group(run.config.ranks if run else None)
+    init_process_group()
+    return oracle_ladder(options.path) if options.ladder else evaluate_references(options.path)
+
+
+def _of_run(options: Namespace) -> str:
+    """What a trained model gets right, and in words what is wrong with it."""
     if options.ladder:
-        table = oracle_ladder(options.path)
-    elif run is None:
-        table = evaluate_references(options.path)
-    else:
-        trained = evaluate_run(run, device, output=output, write_predictions=options.predictions)
-        table = f"{trained.report.table()}\n\n{describe_outcome(trained)}"
-        if output != run.directory:
-            table += f"\n{output / EVALUATION} has this result"
-    if is_rank_zero():
-        print("\n".join([*warnings, table]))
+        raise ConfigError(f"--ladder: {options.path} is no dataset directory")
+    run = open_run(options.path, options.settings, ExperimentConfig)
+    check_early(run.config)
+    warnings = []
+    if run.changes and run.config.data.dir.is_dir():
+        requests = requests_of_periods(run.config.data.dir)
+        own = parent_run(run.checkpoint).config
+        warnings += measured_on_training(own, run.config, requests, who="this run")
+    output = options.output or evaluation_directory(run)
+    if holds_run(output) and output.resolve() != evaluation_directory(run).resolve():
+        raise ConfigError(
+            f"--output {output}: holds a run, whose own evaluation this one is not; name "
+            "another directory, or none"
+        )
+    if reason := why_unwritable(output):
+        raise ConfigError(f"{output}: {reason}; choose another directory with --output DIR")
+
+    from cdp_torchrec.outcome import describe_outcome
+
+    device = init_process_group(run.config.ranks)
+    trained = evaluate_run(run, device, output=output, write_predictions=options.predictions)
+    lines = [*warnings, f"{trained.report.table()}\n", describe_outcome(trained)]
+    if output != run.directory:
+        lines.append(f"{output / EVALUATION} has this result")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
