@@ -243,6 +243,14 @@ def test_the_command_measures_every_setting_and_the_student(
     assert quality[0]["gauc"] == quality[4]["gauc"]  # and the student is the same run
     assert quality[0]["gauc"] != quality[1]["gauc"]
 
+    benchmark.main(["latency", str(run_dir), *SETTINGS, output, "benchmark.quality=false"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"latency.md", "latency.json"}
+
+
+def test_a_student_of_which_nothing_is_measured_is_refused(run_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student = .*: has no effect with benchmark.quality"):
+        open_cdp_run(run_dir, [f"benchmark.student={run_dir}", "benchmark.quality=false"])
+
 
 @pytest.mark.slow
 def test_steps_between_levels_of_evidence_are_measured_like_others(

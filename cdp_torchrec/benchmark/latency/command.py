@@ -49,9 +49,12 @@ def run(arguments: list[str]) -> None:
     report = measure_run(cdp_run, init_process_group(cdp_run.config.ranks))
     if not is_rank_zero():
         return
+    figure = output / "frontier.png"
     if report.qualities:
-        with whole_file(output / "frontier.png") as partial:
+        with whole_file(figure) as partial:
             draw_frontier(report, partial)
+    else:
+        figure.unlink(missing_ok=True)  # of an earlier measurement, with other figures
     publish(output, "latency", text=as_markdown(report), numbers=as_json(report))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, not_with
 from cdp_torchrec.config.once import ONCE
 from cdp_torchrec.diffusion.config import SamplerType
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -32,7 +32,7 @@ class LatencySettings(Config):
     """Requests of the test split that take turns, their candidate lists cut or repeated."""
     num_rounds: PositiveInt = 200
     """Timed calls of each model at each number of candidates."""
-    student: Path | None = None
+    student: Annotated[Path | None, not_with(quality=False)] = None
     """Run of `cdp_torchrec distill`; without it RUN-student, if it is there."""
     clock: Literal["wall", "thread"] = "wall"
     """"wall": what a client waits. "thread": processor time of the calling thread, for one CPU
