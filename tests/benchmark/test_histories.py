@@ -39,6 +39,7 @@ from cdp_torchrec.interest import (
     DinConfig,
     InterestConfig,
     InterestDims,
+    MarmConfig,
     PooledConfig,
     build_interest,
 )
@@ -156,6 +157,10 @@ def test_a_module_that_reads_a_short_part_gets_no_more() -> None:
 def test_a_cap_in_the_file_is_raised_to_the_length() -> None:
     assert cap(DIEN) == 50
     assert uncapped(DIEN, 2000).history.recent_length == 2000
+
+
+def test_a_cap_of_each_layer_is_that_of_all_of_them() -> None:
+    assert cap(MarmConfig(kind="marm", max_length=50, num_layers=3)) == 150
 
 
 def test_a_module_without_a_cap_is_left_as_it_is() -> None:

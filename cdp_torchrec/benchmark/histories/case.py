@@ -75,7 +75,8 @@ class Contestant:
 
 def cap(config: InterestConfig) -> int | None:
     """How many of the most recent behaviours a module reads at most; None: all."""
-    return next((getattr(config, name) for name in _CAPS if getattr(config, name, None)), None)
+    is_capped = any(getattr(config, name, None) for name in _CAPS)
+    return config.history.recent_length if is_capped else None
 
 
 def uncapped(config: InterestConfig, length: int) -> InterestConfig:
