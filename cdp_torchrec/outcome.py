@@ -179,10 +179,13 @@ def idle_settings(
         has_validation: whether requests were held out for validation.
         total_steps: of the training, if nothing ends it early.
     """
+    fraction = config.data.validation_fraction
+    if fraction and not has_validation:
+        yield f"data.validation_fraction = {fraction} had no effect: it is less than one request."
     if config.trainer.patience is not None and not has_validation:
         yield (
             f"trainer.patience = {config.trainer.patience} had no effect: "
-            f"data.validation_fraction = {config.data.validation_fraction} holds out no request."
+            f"data.validation_fraction = {fraction} holds out no request."
         )
     if config.data.history.count_segments and not config.model.interaction.history_counts:
         yield (

@@ -203,6 +203,12 @@ def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
     assert words in "\n".join(idle_settings(config, has_validation=False, total_steps=100))
 
 
+def test_a_fraction_below_one_request_is_called_idle(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "data.validation_fraction=1e-9")
+    words = "data.validation_fraction = 1e-09 had no effect: it is less than one request"
+    assert words in "\n".join(idle_settings(config, has_validation=False, total_steps=100))
+
+
 def test_segments_of_counts_that_the_tower_does_not_learn_are_called_idle(tmp_path: Path) -> None:
     config = config_of(
         tmp_path, "data.history.count_segments=[1]", "model.interaction.history_counts=false"
