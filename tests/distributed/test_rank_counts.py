@@ -10,7 +10,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from cdp_torchrec.experiment import build_experiment, train
 from tests.distributed.mishaps import copy_until_step_3
 from tests.distributed.spawn import run_ranks
-from tests.distributed.test_training import SETTINGS, config
+from tests.distributed.test_training import config
 from tests.runs import losses
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -40,9 +40,7 @@ def on_other_ranks(dataset: Path, folder: Path, name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "settings.toml").write_text(SETTINGS)
-    return folder
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")

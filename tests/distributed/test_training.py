@@ -40,29 +40,8 @@ pytestmark = pytest.mark.distributed
 CPU = torch.device("cpu")
 
 
-SETTINGS = """
-[data.history]
-max_length = 40
-[model]
-embedding_dim = 8
-embedding_init_std = 0.1
-[sharding]
-small_table_rows = 20
-[optimizer.sparse]
-kind = "rowwise_adagrad"
-lr = 0.05
-[optimizer.dense]
-lr = 1e-3
-[trainer]
-global_batch_size = 256
-max_steps = 6
-log_every_steps = 1
-validate_every_steps = 3
-"""
-
-
 def config(dataset: Path, run_dir: Path, *overrides: str) -> ExperimentConfig:
-    layer = run_dir.parent / "settings.toml"
+    layer = Path(__file__).with_name("main_job.toml")
     data = [f"data.dir={dataset}", f"run.dir={run_dir}"]
     preset = str(CONFIGS / "interest" / "cdp_timestep.toml")
     return load_config(ExperimentConfig, [preset, str(layer), *data, *overrides])
@@ -155,9 +134,7 @@ def on_two_ranks(dataset: Path, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "settings.toml").write_text(SETTINGS)
-    return folder
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
