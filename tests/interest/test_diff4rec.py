@@ -205,6 +205,11 @@ def test_a_curriculum_that_ends_before_it_begins_is_refused():
         Diff4RecConfig(kind="diff4rec", curriculum_start=2.0, curriculum_end=1.0)
 
 
+def test_more_augmented_behaviours_than_a_stranger_has_are_refused():
+    with pytest.raises(ValidationError, match=r"max_augmented = 6 is above .*behaviours = 5"):
+        Diff4RecConfig(kind="diff4rec", max_augmented=6, num_stranger_behaviours=5)
+
+
 def test_a_history_that_is_only_cut_short_is_not_taken_for_a_sparse_one():
     """Of a history of any length, max_length behaviours are all that the module sees."""
     with pytest.raises(ValidationError, match=r"sparse_below = 20 is above max_length = 19"):

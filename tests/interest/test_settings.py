@@ -92,6 +92,8 @@ WITHOUT_A_PART: list[Variant] = [
     ("interest/cdp", "ablation/no_completion"),
     ("interest/dien", "auxiliary_loss_weight=0.0"),
     ("interest/cadirec", "contrastive_loss_weight=0.0"),
+    ("interest/cddrec", "in_view_loss_weight=0.0", "cross_view_loss_weight=0.0"),
+    ("interest/cddrec", "ranking_loss_weight=0.0", "cross_view_loss_weight=0.0"),
     ("interest/diffumin", "denoise_loss_weight=0.0"),
     ("interest/diffumin", "contrastive_loss_weight=0.0"),
     ("interest/longer", "group_size=1"),
@@ -101,7 +103,7 @@ WITHOUT_A_PART: list[Variant] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "layers", [*[(f"interest/{preset}",) for preset in PRESETS], *WITHOUT_A_PART]
+    "layers", [*[(f"interest/{preset}",) for preset in PRESETS], *WITHOUT_A_PART], ids=" ".join
 )
 def test_every_setting_changes_the_module_or_is_refused(
     layers: Variant, load_interest: LoadInterest, make_inputs: MakeInputs, dims: InterestDims

@@ -63,6 +63,15 @@ class Diff4RecConfig(ItemBucketsConfig, SasrecEncoderConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_augmented(self) -> "Diff4RecConfig":
+        if self.max_augmented > self.num_stranger_behaviours:
+            raise ValueError(
+                f"max_augmented = {self.max_augmented} is above num_stranger_behaviours = "
+                f"{self.num_stranger_behaviours}, of which they are taken"
+            )
+        return self
+
     @property
     def history(self) -> HistoryLookup:
         """The most recent behaviours of each request, and in training those of a stranger."""

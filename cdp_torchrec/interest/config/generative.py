@@ -258,6 +258,19 @@ class CddrecConfig(InterestVectorConfig):
     cross_view_loss_weight: NonNegativeFloat = 0.3
     """Weight of the contrast of a sample with that of the other view. CDDRec: 0.3."""
 
+    @model_validator(mode="after")
+    def _check_read(self) -> "CddrecConfig":
+        readers = {
+            "reordered_share": ("ranking_loss_weight", "cross_view_loss_weight"),
+            "num_stranger_behaviours": ("in_view_loss_weight", "cross_view_loss_weight"),
+            "temperature": ("in_view_loss_weight", "cross_view_loss_weight"),
+        }
+        for key, weights in readers.items():
+            is_read = any(getattr(self, weight) > 0 for weight in weights)
+            if not is_read and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with {' and '.join(weights)} = 0")
+        return self
+
     @property
     def history(self) -> HistoryLookup:
         """The most recent behaviours of each request, and in training those of a stranger."""
