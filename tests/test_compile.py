@@ -23,7 +23,7 @@ from tests.whole_matrix import WHOLE_MATRIX
 # The chain is unrolled: 100 steps take minutes to compile, five times as long as 20.
 CHAINS = [*product(["ddim", "dpmpp_2m"], [1, 2, 4, 8, 20, 100])]
 if not WHOLE_MATRIX:
-    CHAINS = [("ddim", 8), ("dpmpp_2m", 4)]
+    CHAINS = [("dpmpp_2m", 4)]  # of the other sampler is the artifact of tests/serving
 
 
 class _Denoised(nn.Module):

@@ -46,6 +46,7 @@ from cdp_torchrec.timer import Timer, Times
 from tests.clock import Clock
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
+from tests.whole_matrix import WHOLE_MATRIX
 
 CPU = torch.device("cpu")
 SETTINGS = [
@@ -150,7 +151,7 @@ def test_a_round_asks_all_models_for_the_same_request_after_warming_up() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["compiled", "exported"])
+@pytest.mark.parametrize("form", ["exported", *(["compiled"] if WHOLE_MATRIX else [])])
 def test_a_compiled_model_scores_as_the_eager_one(
     contestants: dict[str, Contestant], tmp_path: Path, form: Form
 ) -> None:

@@ -12,18 +12,23 @@ import pytest
 
 from tests.paths import CONFIGS, ROOT
 from tests.runs import losses
+from tests.whole_matrix import WHOLE_MATRIX
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-STEPS = 60
+STEPS = 24
 SETTINGS = (
     str(CONFIGS / "interest" / "cdp.toml"),
     "trainer.global_batch_size=256",
     f"trainer.max_steps={STEPS}",
     "trainer.log_every_steps=1",
     "trainer.checkpoint_every_steps=7",
-    "trainer.validate_every_steps=20",
+    "trainer.validate_every_steps=8",
 )
+MOMENTS = [(signal.SIGKILL, 17), (signal.SIGTERM, 9), (signal.SIGINT, 3)]
+CASES = [(ranks, *moment) for ranks in (1, 2) for moment in MOMENTS]
+if not WHOLE_MATRIX:
+    CASES = [(1, signal.SIGINT, 3), (2, signal.SIGTERM, 9), (2, signal.SIGKILL, 17)]
 
 
 def start(
@@ -44,7 +49,7 @@ def start(
         )
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module")
 def whole(
     request: pytest.FixtureRequest, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, list[float]]:
@@ -55,9 +60,7 @@ def whole(
     return request.param, losses(folder / "run")
 
 
-@pytest.mark.parametrize(
-    ("number", "step"), [(signal.SIGKILL, 17), (signal.SIGTERM, 9), (signal.SIGINT, 3)]
-)
+@pytest.mark.parametrize(("whole", "number", "step"), CASES, indirect=["whole"])
 def test_it_goes_on_to_the_same_losses(
     whole: tuple[int, list[float]],
     number: signal.Signals,

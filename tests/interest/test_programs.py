@@ -41,13 +41,11 @@ CAPTURED: list[Variant] = [
 
 COMPILED: list[Variant] = [
     ("interest/cdp_timestep", "num_inference_steps=2"),
-    ("interest/cdp",),
     ("interest/dien",),
-    ("interest/hstu",),
     ("interest/twin",),
 ]
-"""A minute of compilers each: one for each way of computing, and both ways of CDP; all presets with
-CDP_WHOLE_MATRIX=1. What is compiled is captured, too."""
+"""A minute of compilers each: one for each way of computing; all presets with CDP_WHOLE_MATRIX=1.
+What is compiled is captured, too."""
 if WHOLE_MATRIX:
     COMPILED = PRESETS
 

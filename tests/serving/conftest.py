@@ -37,7 +37,6 @@ CPU = torch.device("cpu")
 _INDUCTOR_FAST = {
     "freezing": True,
     "cpp.threads": 1,
-    "aot_inductor.precompile_headers": False,  # pays off from the second artifact on
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
 
