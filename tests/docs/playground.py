@@ -3,7 +3,7 @@
 What differs from what a reader does, and why:
 * the synthetic logs are tiny, and logs of trivago and EB-NeRD are made up in the official layout;
 * 2 ranks stand for 4: they show the same on a machine of two cores;
-* what is no rank is forked from a `python` that has imported what takes seconds;
+* a command is forked from a `python` that has imported what takes seconds, and so is each rank;
 * an artifact is compiled without autotuning, which takes minutes;
 * a server listens on a free port instead of 8080, and runs until the end of the page.
 """
@@ -60,6 +60,7 @@ class Playground:
                 ]
             ),
             "PYTHONPATH": str(directory),
+            "PYTHON_EXEC": str(interpreter / "python"),  # what torchrun starts ranks with
             "OMP_NUM_THREADS": "1",
         }
 

@@ -3,6 +3,7 @@
 It imports nothing of the project: commands import their own copy.
 """
 
+import io
 import os
 import pickle
 import runpy
@@ -52,9 +53,13 @@ def _received(client: socket.socket) -> list[str]:
 
 
 def _run(arguments: list[str]) -> None:
-    """What `python` does with a script, `-m MODULE` or `-c CODE`."""
+    """What `python` does with a script, `-u SCRIPT`, `-m MODULE` or `-c CODE`."""
     sys.path[:1] = ["", *os.environ["PYTHONPATH"].split(os.pathsep)]
     match arguments:
+        case ["-u", *rest]:
+            assert isinstance(sys.stdout, io.TextIOWrapper)
+            sys.stdout.reconfigure(write_through=True)
+            _run(rest)
         case ["-c", code, *rest]:
             sys.argv = ["-c", *rest]
             exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
