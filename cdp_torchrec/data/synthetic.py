@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging import build_dataset, preparing, staging_beside
 from cdp_torchrec.data.schema import Feature, Schema
@@ -53,6 +54,9 @@ def write_synthetic_staging(config: SyntheticConfig, staging: Path) -> DatasetSp
 
     Returns:
         What the files mean, with the metrics of the true click probabilities on the test day.
+
+    Raises:
+        ConfigError: the world is so small that the test day has no requests.
     """
     world = build_world(config)
     writer = _StagingWriter(world, staging)
@@ -81,7 +85,8 @@ def make_synthetic(config: SyntheticConfig, output: Path) -> Schema:
         output: directory to make; must not exist. The staging files lie beside it meanwhile.
 
     Raises:
-        DatasetError: `output` exists.
+        ConfigError: the world is so small that the test day has no requests.
+        DatasetError: `output` exists, or the world has no requests before the test day.
         PreparationError: no space, or no permission to write beside `output`.
     """
     with preparing(output), staging_beside(output) as staging:
@@ -170,11 +175,11 @@ def _bayes_metrics(requests: Requests) -> dict[str, float]:
     """What the true click probabilities themselves reach: the bound of every model.
 
     Raises:
-        ValueError: there are no requests.
+        ConfigError: there are no requests.
     """
     count, page = requests.items.shape
     if not count:
-        raise ValueError(
+        raise ConfigError(
             "data.synthetic: the test day has no requests; raise num_users or requests_per_day"
         )
     probability, label = requests.click_probability.ravel(), requests.label.ravel()

@@ -316,8 +316,9 @@ def test_settings_of_another_log_than_the_one_that_is_there_are_doubted_aloud(
 
 def test_a_world_without_test_requests_is_refused(tmp_path: Path) -> None:
     empty = TINY.model_copy(update={"requests_per_day": 1e-9})
-    with pytest.raises(ValueError, match="test day has no requests; raise num_users"):
-        write_synthetic_staging(empty, tmp_path)
+    with pytest.raises(ConfigError, match="test day has no requests; raise num_users"):
+        make_synthetic(empty, tmp_path / "log")
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_contradictions_of_a_world_are_named_at_once() -> None:
