@@ -1,5 +1,6 @@
 """A draft says what it leaves out, what it doubts, and why."""
 
+import tomllib
 import tracemalloc
 from pathlib import Path
 
@@ -24,6 +25,24 @@ def test_columns_that_no_mapping_reads_are_named(tmp_path: Path) -> None:
     text = draft_mapping([file], mapping="m.toml")
     assert "# 'structs' is of type struct<a: int64>, which is not read.\n" in text
     assert "# 'raw' is of type binary, which is not read.\n" in text
+    prepared(tmp_path, file)
+
+
+@pytest.mark.parametrize("first", ["", '""'])
+def test_numbers_of_rows_that_a_data_frame_is_written_with_are_not_read(
+    first: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "log.csv"
+    header, *rows = impressions(clicked=["0", "1"]).splitlines()
+    file.write_text("\n".join([f"{first},{header}", *(f"{n},{r}" for n, r in enumerate(rows))]))
+    assert "# a column without a name, which is not read.\n" in draft_mapping([file], mapping="m")
+    prepared(tmp_path, file)
+    assert "features" not in tomllib.loads((tmp_path / "mapping.toml").read_text())
+
+
+def test_a_column_of_parquet_without_a_name_is_not_read(tmp_path: Path) -> None:
+    file = parquet_log(tmp_path, **{"": list(range(400))})
+    assert "# a column without a name, which is not read.\n" in draft_mapping([file], mapping="m")
     prepared(tmp_path, file)
 
 

@@ -43,6 +43,7 @@ _MISSING = (
     "None",
     r"\N",
 )
+_NAMELESS = "a column without a name"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SniffedFile:
     more: tuple[Path, ...] = ()
     """Further files of the same table."""
     unread: tuple[str, ...] = ()
-    """Columns of a type that no mapping reads, with the type."""
+    """Columns that no mapping reads, with the reason."""
 
     @property
     def num_rows(self) -> int:
@@ -79,7 +80,8 @@ def sniff(path: Path) -> SniffedFile:
     if path.suffix in (".parquet", ".pq"):
         return _sniff_parquet(path)
     form = _sniff_format(path)
-    names = form.names or form.cells(_decode(path, form.encoding))
+    all_names = form.names or form.cells(_decode(path, form.encoding))
+    names = [name for name in all_names if name.strip()]
     rows: list[pa.RecordBatch] = []
     for batch in stream_csv(path, names, form):
         rows.append(batch)
@@ -92,15 +94,16 @@ def sniff(path: Path) -> SniffedFile:
         name: SniffedColumn(name, [None if text in missing else text for text in column])
         for name, column in texts.items()
     }
-    return SniffedFile(
-        path, columns, CsvFormat(form.delimiter, form.names, form.quote, form.encoding, missing)
-    )
+    unread = (_NAMELESS,) * (len(all_names) - len(names))
+    return SniffedFile(path, columns, replace(form, missing=missing), unread=unread)
 
 
 def _sniff_parquet(path: Path) -> SniffedFile:
     there = open_parquet([path], dict.fromkeys(open_parquet([path], {}).names, ANY)).schema
-    read = [field.name for field in there if VALUE_OR_LIST.widened(field.type) is not None]
-    unread = tuple(f"{f.name!r} is of type {f.type}" for f in there if f.name not in read)
+    named = [field for field in there if field.name.strip()]
+    read = [field.name for field in named if VALUE_OR_LIST.widened(field.type) is not None]
+    unread = (_NAMELESS,) * (len(there) - len(named))
+    unread += tuple(f"{f.name!r} is of type {f.type}" for f in named if f.name not in read)
     table = open_parquet([path], dict.fromkeys(read, VALUE_OR_LIST))
     rows: list[pa.RecordBatch] = []
     for block in table.blocks():
@@ -244,7 +247,8 @@ def _decode(path: Path, encoding: str) -> str:
 
 def _is_header(rows: Sequence[Sequence[str]]) -> bool:
     first = rows[0]
-    if len({*first}) < len(first) or not all(cell.strip() for cell in first):
+    # The numbers of rows that data frames are written with have no name.
+    if len({*first}) < len(first) or not all(cell.strip() for cell in first[1:]):
         return False
     return not any(NUMBER.fullmatch(cell.strip()) or has_any_form(cell) for cell in first)
 
