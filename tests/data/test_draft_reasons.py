@@ -40,6 +40,24 @@ def test_numbers_of_rows_that_a_data_frame_is_written_with_are_not_read(
     assert "features" not in tomllib.loads((tmp_path / "mapping.toml").read_text())
 
 
+def test_a_column_that_numbers_the_rows_is_no_feature(tmp_path: Path) -> None:
+    number = list(range(7, 407))
+    other = [*number[:-1], 7]
+    text = draft_mapping([parquet_log(tmp_path, nr=number, other=other)], mapping="m")
+    assert "# 'nr' is left out: it numbers the rows of the file\n" in text
+    assert "other" in tomllib.loads(text)["features"]
+    assert "nr" not in tomllib.loads(text)["features"]
+
+
+def test_a_table_of_items_may_number_its_rows(tmp_path: Path) -> None:
+    items = [f"i{n},{n},{n / 7:.2f}" for n in range(37)]
+    (tmp_path / "items.csv").write_text("\n".join(["item_id,Unnamed: 0,price", *items]) + "\n")
+    (tmp_path / "log.csv").write_text(impressions(clicked=["0", "0", "1"]))
+    text = draft_mapping([tmp_path / "log.csv", tmp_path / "items.csv"], mapping="m")
+    assert "# 'Unnamed: 0' is left out: it numbers the rows of the file\n" in text
+    assert [*tomllib.loads(text)["features"]] == ["price"]
+
+
 def test_a_column_of_parquet_without_a_name_is_not_read(tmp_path: Path) -> None:
     file = parquet_log(tmp_path, **{"": list(range(400))})
     assert "# a column without a name, which is not read.\n" in draft_mapping([file], mapping="m")

@@ -39,6 +39,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     guess_role,
     is_number,
     is_place,
+    numbers_rows,
     oddly_written,
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
@@ -166,7 +167,9 @@ def _features(
         names.add(name)
         of_candidate = column in candidate or (table is not None and table.by == "item")
         written = _feature(name, column, table, log, of_candidate=of_candidate)
-        reason = oddly_written(column) if table else doubts.get(column.name)
+        reason = doubts.get(column.name)
+        if table:
+            reason = oddly_written(column) or numbers_rows(column)
         if column.is_floating and 'kind = "number"' not in written:
             reason = reason or _no_ids(log, column)
         if reason:

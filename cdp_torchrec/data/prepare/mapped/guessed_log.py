@@ -25,6 +25,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     item_separator,
     known_later,
     leaks,
+    numbers_rows,
     oddly_written,
 )
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn, groups
@@ -248,7 +249,7 @@ def doubts_of(
     """Columns of the log that should be no features, each with the reason."""
     doubts = {c.name: why for c in columns if (why := known_later(c))}
     doubts |= {c.name: "it is a moment" for c in columns if c.moment()}
-    doubts |= {c.name: why for c in columns if (why := oddly_written(c))}
+    doubts |= {c.name: why for c in columns if (why := oddly_written(c) or numbers_rows(c))}
     if log.rows != "action":
         doubts |= {c.name: "each request has its own" for c in columns if _is_of_one(log, c, rows)}
     if log.rows == "action":

@@ -41,6 +41,8 @@ _ROLES: tuple[tuple[str, Role], ...] = (
 _PLACE = r"position|^pos$|(^|_)(rank|slot)$"
 _LEAK = 0.95
 _FEW = 100
+_COUNTED = 20
+_WHOLE = re.compile("[0-9]{1,18}")
 _NEARLY = 0.9
 
 
@@ -225,6 +227,16 @@ def oddly_written(column: SniffedColumn) -> str | None:
     return (
         f"numbers but for {odd} of {len(column.there)} rows, such as {first!r}: say so in missing"
     )
+
+
+def numbers_rows(column: SniffedColumn) -> str | None:
+    """Why a column is no feature if it counts the rows of its file."""
+    values = column.values
+    if len(values) < _COUNTED or column.is_list or not _WHOLE.fullmatch(str(values[0])):
+        return None
+    first = int(values[0])
+    counted = (value == str(first + place) for place, value in enumerate(values))
+    return "it numbers the rows of the file" if all(counted) else None
 
 
 def is_unnamed(column: SniffedColumn) -> bool:
