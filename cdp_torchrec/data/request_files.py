@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from cdp_torchrec.data.schema import DatasetError, Schema
 
 REQUEST_COLUMNS = ("request_id", "user_id", "timestamp", "history_length")
 CANDIDATE_COLUMNS = ("label", "history_rank")
+
+_FOOTERS = 16
+"""Files whose footers a process keeps: that of a full one takes 4 MiB, and longer to be read than
+one of its row groups."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class RequestFiles:
                 if (low, high) == (0, group.num_rows):
                     impressions = group.column(leaf).num_values
                 else:
-                    lists = _open(path).read_row_group(row_group, columns=["label"])["label"]
+                    lists = _read_row_group(path, row_group, ["label"])["label"]
                     lengths = lists.combine_chunks().value_lengths().to_numpy()
                     impressions = int(lengths[low:high].sum())
                 yield _Block(path, row_group, low, high, impressions)
@@ -179,12 +184,7 @@ class RequestFiles:
         """
         block = self.blocks[number]
         columns = self._request_columns + self._bag_columns + self._candidate_columns
-        try:
-            table = _open(block.path).read_row_group(
-                block.row_group, columns=columns, use_threads=False
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{block.path}: row group {block.row_group}: {error}") from error
+        table = _read_row_group(block.path, block.row_group, columns)
         table = table.slice(block.first, block.stop - block.first)
         lists = {name: _bag(table, name, block) for name in self._candidate_columns}
         offsets = lists["label"].offsets
@@ -207,9 +207,25 @@ class RequestFiles:
         )
 
 
+def _read_row_group(path: Path, row_group: int, columns: list[str]) -> pa.Table:
+    file = _open(path)
+    try:
+        return file.read_row_group(row_group, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{path}: row group {row_group}: {error}") from error
+
+
+@lru_cache(_FOOTERS)
+def _footer(path: Path, size: int, changed_ns: int) -> pq.FileMetaData:
+    """The footer of a file as it was at a moment."""
+    return pq.read_metadata(path)
+
+
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        now = path.stat()
+        footer = _footer(path, now.st_size, now.st_mtime_ns)
+        return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{path}: damaged or no parquet file: {error}") from error
 

@@ -98,6 +98,41 @@ def test_nulls_are_an_error(tiny_dataset: Path, tmp_path: Path) -> None:
         files.read(0)
 
 
+def test_a_damaged_page_is_named_also_where_a_split_is_cut(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_dataset, tmp_path / "copy")
+    path = min((copy / "train").glob("*.parquet"))
+    group = pq.read_metadata(path).row_group(1)
+    columns = [group.column(place) for place in range(group.num_columns)]
+    [labels] = [column for column in columns if column.path_in_schema.startswith("label")]
+    content = bytearray(path.read_bytes())
+    content[labels.data_page_offset + labels.total_compressed_size // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"part-00000.parquet: row group 1: "):
+        open_files(copy, stop=1024 + 5)
+
+
+def test_the_footer_of_a_file_is_read_once_and_anew_when_the_file_has_changed(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(
+        "cdp_torchrec.data.request_files.pq.read_metadata",
+        lambda path, metadata=pq.read_metadata: read.append(path) or metadata(path),
+    )
+    copy = rewrite(tiny_dataset, tmp_path / "copy", lambda table: table, row_group_size=100)
+    files = open_files(copy)
+    assert len(files.blocks) > 10
+    for number in range(10):
+        files.read(number)
+    path = min((copy / "train").glob("*.parquet"))
+    assert read == [path]
+    pq.write_table(pq.read_table(path).slice(100), path, row_group_size=100)
+    assert open_files(copy).num_requests == files.num_requests - 100
+    assert read == [path] * 2
+
+
 def test_truncated_parquet_file_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "d"
     shutil.copytree(tiny_dataset, copy)
