@@ -73,8 +73,7 @@ class IdCoverage:
         for entity, names in self.features.items():
             total = self._test[entity]
             for name in names:
-                codes = _codes(part, name)
-                total += np.bincount(codes, minlength=len(total))
+                np.add.at(total, _codes(part, name), 1)
 
     def at(self, entity: str, min_count: int) -> Coverage:
         """Coverage of an entity at a minimum count."""

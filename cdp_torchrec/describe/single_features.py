@@ -41,19 +41,20 @@ class SingleFeatures:
 
     def learn(self, part: Impressions) -> None:
         """Count the clicks of each id in some training impressions."""
-        clicked = part.candidate["label"].astype(np.float64)
+        clicked = part.candidate["label"] == 1
         for name, total in self._clicks.items():
             codes = part.candidate[name]
-            total += np.bincount(codes, clicked, minlength=len(total))
-            self._shown[name] += np.bincount(codes, minlength=len(total))
+            np.add.at(total, codes[clicked], 1.0)
+            np.add.at(self._shown[name], codes, 1.0)
 
     def measure(self, part: Impressions) -> None:
         """Rank whole requests of the test split."""
         index, clicked = part.request_index, part.candidate["label"] == 1
         for name, clicks in self._clicks.items():
             prior = _PRIOR_IMPRESSIONS * self._overall
-            rate = (clicks + prior) / (self._shown[name] + _PRIOR_IMPRESSIONS)
-            self._add(by_click_rate(name), rate[part.candidate[name]], clicked, index)
+            codes = part.candidate[name]
+            rate = (clicks[codes] + prior) / (self._shown[name][codes] + _PRIOR_IMPRESSIONS)
+            self._add(by_click_rate(name), rate, clicked, index)
         for name, mean in self._numbers.items():
             number = part.candidate[name].astype(np.float64)
             missing = np.isnan(number)

@@ -1,5 +1,6 @@
 """The figures of a log, against loops over its requests."""
 
+import tracemalloc
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.data.config import VocabularyConfig
+from cdp_torchrec.data.history_segments import open_history, stores_of
+from cdp_torchrec.data.prepare.dataset_files import row_groups
+from cdp_torchrec.data.prepare.split_figures import SplitFigures
 from cdp_torchrec.data.request_files import Impressions, RequestFiles, concatenate
 from cdp_torchrec.data.schema import Entity, Feature, HistorySchema, Schema, Split, load_schema
 from cdp_torchrec.describe.gate_levels import GateLevels
-from cdp_torchrec.describe.id_coverage import starter_minimum_counts
+from cdp_torchrec.describe.id_coverage import IdCoverage, starter_minimum_counts
 from cdp_torchrec.describe.measure import LogMeasures, measure_log
 from cdp_torchrec.describe.over_time import bins_of
 from cdp_torchrec.describe.single_features import PLACE, SingleFeatures, by_click_rate
@@ -62,6 +66,31 @@ def test_a_number_ranks_by_its_size_and_an_id_by_its_click_rate_in_training(
     found = gauc(score[test.candidate["position"]], test)
     assert log.single[by_click_rate("position")] == pytest.approx(found)
     assert PLACE in log.single
+
+
+def test_a_part_takes_its_own_memory_however_many_ids_and_users_there_are(
+    tiny_dataset: Path, parts: dict[str, Impressions]
+) -> None:
+    schema, test, many = load_schema(tiny_dataset), parts["test"], 2_000_000
+    ids = {
+        name: entity.model_copy(update={"num_ids": many})
+        for name, entity in schema.entities.items()
+    }
+    single = SingleFeatures(schema.model_copy(update={"entities": ids}))
+    (store,) = stores_of(open_history(tiny_dataset, schema))
+    split = SplitFigures(schema, store, dict.fromkeys(schema.entities, 1), with_leaks=False)
+    split.requests_of_users = np.zeros(many, np.int64)
+    coverage = IdCoverage(tiny_dataset, schema, store, until=0)
+    coverage._test = {name: np.zeros(many, np.int64) for name in coverage._test}
+    table = next(row_groups(tiny_dataset / "test", split.columns))
+    tracemalloc.start()
+    for add in (single.learn, single.measure, coverage.add):
+        add(test)
+    split.add(table, of=len(test.request_index))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * many
+    assert split.requests_of_users.sum() == len(table)
 
 
 def test_what_is_missing_in_some_files_ranks_the_requests_of_all(

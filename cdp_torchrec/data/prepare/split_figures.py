@@ -191,7 +191,7 @@ class SplitFigures:
         self._empty += int((history == 0).sum())
         self._late += int((known & (history == 0)).sum())
         self.clock.add(timestamp)
-        self.requests_of_users += np.bincount(user, minlength=len(self.requests_of_users))
+        np.add.at(self.requests_of_users, user, 1)  # as much work as there are requests
         self.shown_items[item] = True
         for feature in self._schema.features:
             self.cells[feature.name].add(

@@ -76,8 +76,7 @@ def read_statistics(dataset: Path, schema: Schema) -> LogStatistics:
     codes = {f.name: np.zeros(schema.entities[f.entity or ""].num_ids + 1, int) for f in ids}
     for table in row_groups(dataset / "test", [f.name for f in ids]):
         for feature in ids:
-            size = len(codes[feature.name])
-            codes[feature.name] += np.bincount(values(table, feature.name), minlength=size)
+            np.add.at(codes[feature.name], values(table, feature.name), 1)
     training = row_groups(dataset / "train", ["history_length"])
     lengths = [values(table, "history_length") for table in training]
     return LogStatistics(
