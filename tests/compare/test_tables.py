@@ -1,6 +1,7 @@
 """Choices come from validation alone, and a partial table says what is missing."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from cdp_torchrec.compare.choice import best_point
+from cdp_torchrec.compare.ideal_gap import Runs, ideal_share
 from cdp_torchrec.compare.output import write_table
 from cdp_torchrec.compare.results import (
     METRICS,
@@ -333,6 +335,19 @@ def test_the_ideal_observer_says_what_share_of_a_history_a_row_uses(
     assert "ideal gap closed" in text and "75.0% +/- 1.5%" in text
     written = json.loads((table.run_dir / "table.json").read_text())["tables"]["tiny"]["rows"]
     assert written[-1]["ideal_gap_closed"]["share"] == pytest.approx(0.75)
+
+
+def test_errors_of_the_observer_in_several_worlds_are_independent(make_result: MakeResult) -> None:
+    def runs(gauc: float, **metrics: float) -> Runs:
+        found = make_result(gauc=gauc, validation=0.0)
+        found = replace(found, metrics={**found.metrics, **metrics})
+        return {world: {0: found} for world in "ab"}
+
+    rows = {"ideal": runs(0.8, observer_error=0.004), "ideal_no_history": runs(0.6)}
+    share = ideal_share(rows | {"pooled": runs(0.75)}, "pooled")
+    assert share is not None
+    assert share.share == pytest.approx(0.75)
+    assert share.error == pytest.approx(0.75 * 0.004 / 0.2 / math.sqrt(2))
 
 
 def test_results_of_different_test_splits_are_not_mixed(

@@ -91,6 +91,22 @@ def test_a_bad_day_is_one_message_and_changes_nothing(
     assert files(made / "grown") == before
 
 
+def test_a_day_begins_behind_the_last_moment_of_the_dataset(made: Path, tmp_path: Path) -> None:
+    dataset = shutil.copytree(made / "grown", tmp_path / "data")
+    last = load_grown_schema(dataset).days[-1].last_timestamp
+    name = f"{DAYS[-1]}T23-59-59"
+
+    def day(number: int, *, shown: int, behaved: int) -> Path:
+        requests = [request(number, timestamp=shown)]
+        return stage(tmp_path / f"day-{number}", requests, [behaviour(timestamp=behaved)])
+
+    for number, late in enumerate(("shown", "behaved"), start=7_000):
+        moments = {"shown": last + 1, "behaved": last + 1} | {late: last}
+        with pytest.raises(DatasetError, match="not later than"):
+            append_day(dataset, day(number, **moments), name=name)
+    append_day(dataset, day(8_000, shown=last + 1, behaved=last + 1), name=name)
+
+
 def test_two_writers_at_once_are_an_error(made: Path, tmp_path: Path) -> None:
     with (
         changing(made / "grown"),

@@ -324,6 +324,15 @@ def test_a_global_batch_never_spans_two_epochs(tiny_dataset: Path) -> None:
     assert batches.positions(positions[5], 3) == positions[5:8]
 
 
+def test_a_global_batch_may_end_with_its_epoch(tiny_dataset: Path) -> None:
+    order = make_order(tiny_dataset, seed=4)
+    half, rest = divmod(order.num_impressions, 2)
+    assert not rest
+    assembler = make_assembler(tiny_dataset, batch_size=half)
+    batches = TrainBatches(order, assembler, global_batch_size=half, share=Share(0, 1))
+    assert batches.positions(0, 4) == [0, half, 2 * half, 3 * half]
+
+
 def test_evaluation_scores_every_impression_once_on_any_number_of_ranks(tiny_dataset: Path) -> None:
     order = make_order(tiny_dataset)
     seen = {}

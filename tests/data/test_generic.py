@@ -283,6 +283,18 @@ def test_requests_before_requests_from_are_history_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_starts_are_inside_and_ends_outside(tmp_path: Path) -> None:
+    for name, settings, hours in (
+        ("later", ["split.requests_from='2025-06-01T02:00:00'"], [2, 30]),
+        ("inside", ["window.start='2025-06-01T01:00:00'", "window.end='2025-06-02T06:00'"], [1, 2]),
+    ):
+        write_csv(tmp_path / name / "log.csv", two_days())
+        mapping = IMPRESSIONS.replace('"2025-06-02"', f'"2025-06-{1 + hours[1] // 24:02}T02:00"')
+        rows = prepare(tmp_path / name, mapping, *settings)
+        assert [row["timestamp"] // 1000 - START for row in rows] == [3600 * h for h in hours]
+
+
+@pytest.mark.slow
 def test_test_share_takes_the_latest_requests(tmp_path: Path) -> None:
     rows = [impression(page, item, clicks=int(item == "a")) for page in range(10) for item in "ab"]
     write_csv(tmp_path / "log.csv", rows)

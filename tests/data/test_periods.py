@@ -44,7 +44,7 @@ def test_each_period_is_read_with_the_ids_and_counts_of_its_time(made: Path) -> 
     assert last < days[1].requests.first_timestamp == first
 
 
-@pytest.mark.parametrize("min_count", [1, 3, 30])
+@pytest.mark.parametrize("min_count", [1, 3, 20, 24, 30])
 def test_rows_of_a_table_stay_and_later_ids_get_the_next_ones(made: Path, min_count: int) -> None:
     dataset, config = made / "grown", VocabularyConfig(min_count=min_count, num_oov_rows=2)
     trained = [("train",), ("test", DAYS[0]), ("test", *DAYS[:2])]

@@ -16,6 +16,7 @@ from cdp_torchrec.data.prepare.split_figures import SplitFigures
 from cdp_torchrec.data.request_files import Impressions, RequestFiles, concatenate
 from cdp_torchrec.data.schema import Entity, Feature, HistorySchema, Schema, Split, load_schema
 from cdp_torchrec.describe.gate_levels import GateLevels
+from cdp_torchrec.describe.histories import Histories
 from cdp_torchrec.describe.id_coverage import IdCoverage, starter_minimum_counts
 from cdp_torchrec.describe.measure import LogMeasures, measure_log
 from cdp_torchrec.describe.over_time import bins_of
@@ -191,8 +192,27 @@ def test_histories_are_those_strictly_before_the_requests(
         assert found.miscounted == 0
         assert found.lengths.counts[0] == (lengths == 0).sum()
         assert found.ages.sum() == (lengths > 0).sum()
+        assert found.same_moment == 0
         label, rank = (parts[name].candidate[n] for n in ("label", "history_rank"))
         assert found.clicked_last == ((label == 1) & (rank == 0)).sum()
+
+
+def test_behaviours_of_the_millisecond_of_a_request_are_counted_apart(
+    tiny_dataset: Path, parts: dict[str, Impressions]
+) -> None:
+    store, test = open_history(tiny_dataset, load_schema(tiny_dataset)), parts["test"]
+    before = test.request["timestamp"]
+    behaviours, slices = store.recent(test.request["user_id"], before)
+    known = slices.lengths > 0
+    moved = before.copy()
+    moved[known] = behaviours.timestamp[slices.stop[known] - 1]
+    counts = []
+    for shift in (0, 1):
+        found = Histories(store)
+        request = test.request | {"timestamp": moved - shift}
+        found.add(replace(test, request=request), category=None)
+        counts.append(found.same_moment)
+    assert counts[0] == known.sum() > 2 * counts[1]
 
 
 def test_clicks_over_time_add_up_to_the_split(log: LogMeasures) -> None:
