@@ -12,7 +12,7 @@ import pytest
 
 from cdp_torchrec.data.prepare import request_files
 from cdp_torchrec.data.prepare.staging import EngineLimits, build_dataset
-from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.data.schema import DatasetError, load_schema
 from tests.data.staged_log import (
     FEATURES,
     SPEC,
@@ -113,6 +113,22 @@ def test_codes_go_by_descending_training_count_then_raw_id(tmp_path: Path, seed:
         assert table["count"] == [counts[r] for r in expected]
         assert table["code"] == list(range(1, len(expected) + 1))
         assert schema.entities[entity].num_ids == len(expected)
+
+
+def test_more_ids_than_the_store_has_codes_for_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = stage(tmp_path / "staging", *random_log(0))
+    schema = build_dataset(staging, tmp_path / "data", SPEC)
+    stored = {name: schema.entities[name].num_ids for name in ("user", "item", "category")}
+    largest = max(stored, key=lambda name: stored[name])
+    limit = "cdp_torchrec.data.prepare.vocabulary.MOST_CODES"
+    monkeypatch.setattr(limit, stored[largest])
+    build_dataset(staging, tmp_path / "fits", SPEC)
+    monkeypatch.setattr(limit, stored[largest] - 1)
+    with pytest.raises(DatasetError, match=f"entity '{largest}' has {stored[largest]} ids: the "):
+        build_dataset(staging, tmp_path / "refused", SPEC)
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize("seed", range(2))

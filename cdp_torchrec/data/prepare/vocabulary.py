@@ -1,6 +1,6 @@
 """Codes: every raw id becomes a number, the most frequent one of the training split first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -8,7 +8,10 @@ import duckdb
 from cdp_torchrec.data.days import vocabulary_paths
 from cdp_torchrec.data.prepare.database import Tables, scalar, sql_path
 from cdp_torchrec.data.prepare.spec import USER_ENTITY, DatasetSpec
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.schema import DatasetError, Schema
+
+MOST_CODES = 2**31 - 1
+"""Of an entity in the history store, whose codes have 32 bits; in requests they have 64."""
 
 
 def build_vocabularies(connection: Tables, spec: DatasetSpec, directory: Path) -> dict[str, int]:
@@ -25,6 +28,9 @@ def build_vocabularies(connection: Tables, spec: DatasetSpec, directory: Path) -
 
     Returns:
         Number of ids of each entity.
+
+    Raises:
+        DatasetError: behaviours have more ids of one than the store can tell apart.
     """
     directory.mkdir()
     num_ids = {}
@@ -39,6 +45,7 @@ def build_vocabularies(connection: Tables, spec: DatasetSpec, directory: Path) -
         path = sql_path(directory / f"{entity}.parquet")
         connection.execute(f"COPY (FROM {table} ORDER BY code) TO {path} (FORMAT parquet)")
         num_ids[entity] = scalar(connection, f"SELECT count(*) FROM {table}")
+    _check_stored(spec, num_ids)
     return num_ids
 
 
@@ -63,6 +70,9 @@ def extend_vocabularies(
 
     Returns:
         Number of ids of each entity with the new ones.
+
+    Raises:
+        DatasetError: as `build_vocabularies`.
     """
     for folder in ("vocabulary", "counts"):
         (day / folder).mkdir()
@@ -92,7 +102,18 @@ def extend_vocabularies(
             query = f"SELECT {columns} FROM {table} ORDER BY code"
             connection.execute(f"COPY ({query}) TO {path} (FORMAT parquet)")
         num_ids[entity] = known + scalar(connection, f"SELECT count(*) FROM new_{entity}")
+    _check_stored(spec, num_ids)
     return num_ids
+
+
+def _check_stored(spec: DatasetSpec, num_ids: Mapping[str, int]) -> None:
+    attributes = [a.entity for a in spec.attributes if a.entity is not None]
+    for entity in (*dict(spec.behaviour_columns()).values(), *attributes):
+        if num_ids[entity] > MOST_CODES:
+            raise DatasetError(
+                f"entity '{entity}' has {num_ids[entity]:,} ids: the history store tells "
+                f"{MOST_CODES:,} of them apart"
+            )
 
 
 def vocabulary_rows(paths: Sequence[Path]) -> str:
