@@ -80,6 +80,19 @@ def test_gate_equals_a_scan_of_the_full_history_in_the_target_category(
         assert list(items) == wanted
 
 
+def test_a_category_that_the_store_does_not_know_is_not_one_of_the_next_user(
+    tmp_path: Path, log: np.ndarray
+) -> None:
+    store = open_store(tmp_path, write_store(tmp_path, log))
+    # The store of a day is asked for categories that a later day has brought.
+    later = np.arange(NUM_CATEGORIES + 1, 4 * NUM_CATEGORIES)
+    user, before = np.ones(len(later), np.int64), np.full(len(later), 10**9)
+    _, slices = store.gated(user, later, before)
+    assert not slices.lengths.any()
+    _, slices = store.gated(user + 1, later - NUM_CATEGORIES - 1, before)
+    assert slices.lengths.any()
+
+
 def test_behaviour_at_the_time_of_the_request_is_not_history(tmp_path: Path) -> None:
     log = np.array([[1, 1, 100, 7], [1, 1, 200, 8]])
     store = open_store(tmp_path, write_store(tmp_path, log))
@@ -138,6 +151,10 @@ def test_behaviour_younger_than_its_request_is_an_error(tmp_path: Path, log: np.
     store = open_store(tmp_path, write_store(tmp_path, log))
     with pytest.raises(DatasetError, match="not older than its request"):
         store.by_time.check(Slices(np.array([0]), np.array([3])), np.array([0]))
+    third = np.array([store.by_time.timestamp[2]])
+    store.by_time.check(Slices(np.array([0]), np.array([3])), third + 1)
+    with pytest.raises(DatasetError, match="behaviour 2 is not older than its request"):
+        store.by_time.check(Slices(np.array([0]), np.array([3])), third)
 
 
 def test_what_was_found_sorted_is_not_read_again_and_what_was_not_is(
