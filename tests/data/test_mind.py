@@ -91,6 +91,16 @@ def test_of_a_longer_history_only_what_it_adds_is_new(tmp_path: Path) -> None:
     assert len(log.behaviours) == 3 + 3 + 1 + 1
 
 
+def test_a_click_that_a_longer_history_holds_is_taken_from_it_once(tmp_path: Path) -> None:
+    """The second history has the logged click, the third one a reading more, which no row has."""
+    histories = ["N3", "N3 N3", "N3 N3 N3"]
+    days = [f"{n}\tU1\t11/{8 + n}/2019 1:00:00 AM\t{h}" for n, h in enumerate(histories, start=1)]
+    train = [f"{days[0]}\tN3-1 N1-0", f"{days[1]}\tN1-0 N2-0"]
+    log = read_log(read_mind, write_log(tmp_path, train=train, dev=[f"{days[2]}\tN1-0 N2-0"]))
+    found = [(b["item"], b["timestamp"]) for b in log.behaviours]
+    assert found == [("N3", START - 1000), ("N3", START), ("N3", log.spec.test_from - 1)]
+
+
 @pytest.mark.slow
 def test_a_history_that_a_user_did_not_have_at_first_lies_after_his_first_request(
     tmp_path: Path,

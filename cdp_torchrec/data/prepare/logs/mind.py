@@ -251,21 +251,26 @@ def _make_behaviours(connection: duckdb.DuckDBPyConnection) -> None:
             FROM histories
         );
         CREATE TABLE additions AS
-        -- How often each item was read according to a history, beyond what was known before it.
-        SELECT counted.user_id, counted.version, counted.item,
-            n - coalesce(known, 0) - coalesce(clicked, 0) AS num_new
+        -- How often each item was read according to a history, beyond what was known before it:
+        -- of each history, what it has beside the clicks that came before it.
+        SELECT user_id, version, item, n - coalesce(max(n) OVER (
+                PARTITION BY user_id, item ORDER BY version
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ), 0) AS num_new
         FROM (
-            SELECT *, max(n) OVER (PARTITION BY user_id, item ORDER BY version
-                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS known
+            SELECT counted.user_id, version, counted.item,
+                greatest(counted.n - coalesce(clicked, 0), 0) AS n
             FROM (
                 SELECT user_id, version, since, item, count(*) AS n FROM readings GROUP BY ALL
-            )
-        ) counted
-        ASOF LEFT JOIN (
-            SELECT *, row_number() OVER (PARTITION BY user_id, item ORDER BY timestamp) AS clicked
-            FROM clicks
-        ) c
-        ON c.user_id = counted.user_id AND c.item = counted.item AND c.timestamp < counted.since;
+            ) counted
+            ASOF LEFT JOIN (
+                SELECT *, row_number() OVER (
+                    PARTITION BY user_id, item ORDER BY timestamp) AS clicked
+                FROM clicks
+            ) c
+            ON c.user_id = counted.user_id AND c.item = counted.item
+                AND c.timestamp < counted.since
+        );
         CREATE VIEW behaviours AS
         SELECT user_id, item, category, 'click' AS action, timestamp
         FROM (
