@@ -117,7 +117,8 @@ def _simulate_day(
     label = (rng.random(probability.shape) < probability).astype(np.int64)
     row, position = np.nonzero(label)
     # A visitor opens the clicked items one after the other and reads each for a while.
-    opened = searching_second[:, None] + np.cumsum(label * rng.integers(5, 90, label.shape), axis=1)
+    reading = np.cumsum(label * rng.integers(5, 90, label.shape), axis=1)
+    clicked_second = searching_second[row] + reading[row, position]
     clicked = _record(world, items[row], position, rng)
 
     midnight = FIRST_MIDNIGHT_S + DAY_S * (number + 1)
@@ -129,9 +130,7 @@ def _simulate_day(
         behaviours=_in_order(
             user=np.concatenate([browsing.user, searching.user[row]]),
             item=np.concatenate([browsed, clicked]),
-            second=np.minimum(
-                np.concatenate([browsing_second, opened[row, position]]), midnight - 1
-            ),
+            second=np.minimum(np.concatenate([browsing_second, clicked_second]), midnight - 1),
             searched=np.repeat([0, 1], [len(browsed), len(clicked)]),
         ),
     )
