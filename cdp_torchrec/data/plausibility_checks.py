@@ -213,8 +213,8 @@ CHECKS = (
     ),
     Check(
         "behaviour_categories",
-        "{value:.2%} of the {count:,} behaviours are in a category that a candidate has: compare "
-        "the categories of both, {example}",
+        "{value:.2%} of the {count:,} behaviours that have a category are in one that a candidate "
+        "has: compare the categories of both, {example}",
         error_below=NEVER,
         warn_below=0.02,
     ),

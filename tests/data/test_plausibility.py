@@ -142,7 +142,7 @@ REFUSED: dict[Callable[[Rows, Rows], None], tuple[str, ...]] = {
         "0.00% of the requests of the test split are of a user who has behaviours",
         " and '00",
         "0.00% of the 120 behaviours are on an item that is a candidate anywhere",
-        "0.00% of the 120 behaviours are in a category that a candidate has",
+        "0.00% of the 120 behaviours that have a category are in one that a candidate has",
         "ids of entity 'user' differ from another one in leading zeros, blanks or '.0' only",
     ),
     clicks_only_and_one_user: (

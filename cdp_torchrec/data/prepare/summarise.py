@@ -151,8 +151,9 @@ def _behaviours(store: HistoryStore, train: SplitFigures, test: SplitFigures) ->
     last_request = max(train.clock.last, test.clock.last)
     shown_items = train.shown_items | test.shown_items
     shown_categories = train.shown_categories | test.shown_categories
+    shown_categories[0] = False  # what has no category is in none
     first_rows = np.cumsum(store.behaviours_of_users())
-    late = on_items = in_categories = repeated = 0
+    late = on_items = in_categories = with_category = repeated = 0
     for rows in _chunks(total):
         # One row more, so that the first of a block has one before it.
         begin = max(rows.start - 1, 0)
@@ -167,14 +168,16 @@ def _behaviours(store: HistoryStore, train: SplitFigures, test: SplitFigures) ->
         late += int((by_time.timestamp[rows] >= last_request).sum())
         on_items += int(shown_items[by_time.item[rows]].sum())
         if by_time.category is not None:
-            in_categories += int(shown_categories[by_time.category[rows]].sum())
+            category = by_time.category[rows]
+            with_category += int((category > 0).sum())
+            in_categories += int(shown_categories[category].sum())
     figures = {"behaviours": Figure(total, total)}
     if total:
         figures["after_last_request"] = share(late, total)
         figures["behaviour_items"] = share(on_items, total)
         figures["repeated_behaviours"] = share(repeated, total)
         if by_time.category is not None and shown_categories.any():
-            figures["behaviour_categories"] = share(in_categories, total)
+            figures["behaviour_categories"] = share(in_categories, with_category)
     return figures
 
 
