@@ -17,7 +17,7 @@ from cdp_torchrec.compare.choice import best_point
 from cdp_torchrec.compare.output import write_table
 from cdp_torchrec.compare.results import read_failure, read_result
 from cdp_torchrec.compare.run import run_table
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.experiment import open_data, train
@@ -165,6 +165,22 @@ def test_a_cell_without_a_checkpoint_starts_anew(make_table: MakeTable, one_rank
     (cell.directory / "metrics.jsonl").write_text('{"kind": "train", "step": 77}\n')
     assert run._attempt(cell, CPU, num_bootstrap=50) is None
     assert recorded(cell.directory, "step") == [1, 2, 3, 4]
+
+
+def test_a_cell_that_was_begun_is_gone_on_with_though_its_dataset_has_moved(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    table = load_table(copied(finished, tmp_path))
+    cell = table.tuning_cells("tiny", "pooled")[0]
+    cell.file.unlink()
+    data = cell.config.data.model_copy(update={"dir": tmp_path / "before"})
+    begun = cell.config.model_copy(update={"data": data})
+    (cell.directory / "config.toml").write_text(dump_toml(begun))
+    assert not [*run._foreign_cells(table)]
+    other = begun.model_copy(update={"seed": 1})
+    (cell.directory / "config.toml").write_text(dump_toml(other))
+    [line] = run._foreign_cells(table)
+    assert line.startswith(f"{cell.directory}: holds a cell with seed = 1, the table asks for 0")
 
 
 def test_cells_of_another_configuration_are_refused_with_directory_and_key(

@@ -26,13 +26,19 @@ BEGIN = 1_000 * HOUR_MS
 Log = dict[Partition, list[bytes | None]]
 
 
-def landing_at(inbox: Path, *, until_ms: int = BEGIN, max_refused: float = 0.0) -> Landing:
+def landing_at(
+    inbox: Path,
+    *,
+    until_ms: int = BEGIN,
+    window_ms: int = HOUR_MS,
+    max_refused: float = 0.0,
+) -> Landing:
     inbox.mkdir(exist_ok=True)
     return Landing(
         inbox,
         FORMATS,
         newest_landed(inbox) or nothing_landed(until_ms=until_ms),
-        window_ms=HOUR_MS,
+        window_ms=window_ms,
         lateness_ms=MINUTE_MS,
         max_refused=max_refused,
     )
@@ -194,6 +200,16 @@ def test_what_the_dataset_has_is_passed_over_and_names_are_of_whole_seconds(tmp_
     [(_, landed)] = read(landing, {("shown", 0): log["shown", 0]}, random.Random(0))
     assert contents(tmp_path) == {"1970-02-11T16-30-01": ["r2"]}
     assert (landed.before, landed.refused) == (1, 0)
+
+
+def test_a_rest_of_a_second_lands_with_the_next_one_whose_name_it_would_have(
+    tmp_path: Path,
+) -> None:
+    moments = [BEGIN + ms for ms in (500, 1_500, 2_500, 3_600_000)]
+    log: Log = {("shown", 0): [as_message(request(n, timestamp=t)) for n, t in enumerate(moments)]}
+    read(landing_at(tmp_path, until_ms=BEGIN + 1, window_ms=1_000), log, random.Random(0))
+    names = [f"1970-02-11T16-00-0{second}" for second in (1, 2)]
+    assert contents(tmp_path) == dict(zip(names, [["r0", "r1"], ["r2"]], strict=True))
 
 
 def test_a_request_that_was_sent_twice_lands_once(tmp_path: Path) -> None:

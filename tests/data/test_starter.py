@@ -169,6 +169,15 @@ def test_a_log_without_histories_gets_a_model_without(tmp_path: Path) -> None:
     assert "No training request has a behaviour before it" in (dataset / STARTER).read_text()
 
 
+@pytest.mark.parametrize(("half", "kept"), [(100, 100), (101, 200)])
+def test_long_histories_are_kept_longer(tiny_dataset: Path, half: int, kept: int) -> None:
+    schema = load_schema(tiny_dataset)
+    log = read_statistics(tiny_dataset, schema)
+    log = replace(log, history_lengths=np.full_like(log.history_lengths, half))
+    layer = tomllib.loads(starter_layer(schema, log, tiny_dataset))
+    assert layer["data"]["history"]["max_length"] == kept
+
+
 def test_it_is_written_anew_and_the_next_command_is_shown(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

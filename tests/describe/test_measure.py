@@ -15,7 +15,7 @@ from cdp_torchrec.data.prepare.dataset_files import row_groups
 from cdp_torchrec.data.prepare.split_figures import SplitFigures
 from cdp_torchrec.data.request_files import Impressions, RequestFiles, concatenate
 from cdp_torchrec.data.schema import Entity, Feature, HistorySchema, Schema, Split, load_schema
-from cdp_torchrec.describe.gate_levels import GateLevels
+from cdp_torchrec.describe.gate_levels import GateLevels, _matches
 from cdp_torchrec.describe.histories import Histories
 from cdp_torchrec.describe.id_coverage import IdCoverage, starter_minimum_counts
 from cdp_torchrec.describe.measure import LogMeasures, measure_log
@@ -159,6 +159,12 @@ def test_a_gate_passes_the_behaviours_with_the_value_of_the_candidate(
         assert found[name].impressions.sum() == len(shares[name])
         assert found[name].empty.sum() == empty[name]
         assert found[name].pass_rate == pytest.approx(np.mean(shares[name]))
+
+
+def test_a_missing_value_of_a_candidate_passes_nothing() -> None:
+    owner, behaved = np.array([0, 0, 1]), np.array([0, 5, 0])
+    index, value = np.array([0, 0, 1]), np.array([0, 5, 0])
+    assert list(_matches(owner, behaved, index, value)) == [0, 1, 0]
 
 
 def test_only_a_feature_that_belongs_to_the_item_can_be_a_gate() -> None:
