@@ -1,7 +1,11 @@
 """A draft says what it leaves out, what it doubts, and why."""
 
+import bz2
 import tomllib
 import tracemalloc
+import zipfile
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,7 +39,7 @@ def test_numbers_of_rows_that_a_data_frame_is_written_with_are_not_read(
     file = tmp_path / "log.csv"
     header, *rows = impressions(clicked=["0", "1"]).splitlines()
     file.write_text("\n".join([f"{first},{header}", *(f"{n},{r}" for n, r in enumerate(rows))]))
-    assert "# a column without a name, which is not read.\n" in draft_mapping([file], mapping="m")
+    assert "# column 1 without a name, which is not read.\n" in draft_mapping([file], mapping="m")
     prepared(tmp_path, file)
     assert "features" not in tomllib.loads((tmp_path / "mapping.toml").read_text())
 
@@ -60,8 +64,55 @@ def test_a_table_of_items_may_number_its_rows(tmp_path: Path) -> None:
 
 def test_a_column_of_parquet_without_a_name_is_not_read(tmp_path: Path) -> None:
     file = parquet_log(tmp_path, **{"": list(range(400))})
-    assert "# a column without a name, which is not read.\n" in draft_mapping([file], mapping="m")
+    assert "# column 6 without a name, which is not read.\n" in draft_mapping([file], mapping="m")
     prepared(tmp_path, file)
+
+
+def test_columns_that_no_mapping_reads_are_named_where_they_would_be_the_item(
+    tmp_path: Path,
+) -> None:
+    file = parquet_log(tmp_path, item_id=[f"i{row % 37}".encode() for row in range(400)])
+    with pytest.raises(DatasetError, match=r"\(not read: 'item_id' is of type binary\)"):
+        draft_mapping([file], mapping="m.toml")
+
+
+def test_decimals_are_ids_where_they_have_no_places(tmp_path: Path) -> None:
+    """So do warehouses write integers."""
+    numbers = [Decimal(row % 37) for row in range(400)]
+    brands = [Decimal(row % 9) / 2 for row in range(400)]
+    ids, halves = pa.decimal128(38, 0), pa.decimal128(10, 1)
+    file = parquet_log(tmp_path, item_id=pa.array(numbers, ids), brand=pa.array(brands, halves))
+    prepared(tmp_path, file)
+    raw = pq.read_table(tmp_path / "data" / "vocabulary" / "item.parquet")["raw"]
+    assert {*raw.to_pylist()} == {str(row) for row in range(37)}
+    file = parquet_log(tmp_path, item_id=pa.array(numbers, halves))
+    with pytest.raises(DatasetError, match=r"'item_id' has decimal numbers, which are no ids"):
+        draft_mapping([file], mapping="m.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "pack", "said"),
+    [
+        ("log.csv.bz2", bz2.compress, "bzip2, and only .gz and .xz are read"),
+        ("log.csv.zst", lambda raw: bytes(pa.compress(raw, "zstd")), "zstd, and only .gz"),
+        ("log.csv", lambda raw: bytes(pa.compress(raw, "gzip")), "gzip, but its name does not"),
+    ],
+)
+def test_a_file_that_is_compressed_in_another_way_is_told_so(
+    name: str, pack: Callable[[bytes], bytes], said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(pack(impressions(clicked=["0", "1"]).encode()))
+    with pytest.raises(DatasetError, match=f"{name}: the file is compressed by {said}"):
+        draft_mapping([file], mapping="m.toml")
+
+
+def test_a_zip_archive_is_told_to_be_one(tmp_path: Path) -> None:
+    file = tmp_path / "log.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("log.csv", impressions(clicked=["0", "1"]))
+    with pytest.raises(DatasetError, match=r"log.zip: the file is compressed by zip, and only"):
+        draft_mapping([file], mapping="m.toml")
 
 
 def test_a_file_that_is_not_used_is_named_with_the_reason(

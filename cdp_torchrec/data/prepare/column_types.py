@@ -64,6 +64,10 @@ def _flag(kind: pa.DataType) -> pa.DataType | None:
     return kind if pa.types.is_boolean(kind) else None
 
 
+def _whole(kind: pa.DataType) -> pa.DataType | None:
+    return kind if pa.types.is_decimal(kind) and kind.scale == 0 else None
+
+
 def _anything(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(ANY.widened(kind.value_type) or kind.value_type)
@@ -103,7 +107,9 @@ def _or_list(expected: str, one: Callable[[pa.DataType], pa.DataType | None]) ->
     return _declared(f"{expected}, or a list of them", widened, pa.string())
 
 
-CODE_OR_LIST = _or_list("string, integer or boolean", lambda kind: _id(kind) or _flag(kind))
+CODE_OR_LIST = _or_list(
+    "string, integer or boolean", lambda kind: _id(kind) or _flag(kind) or _whole(kind)
+)
 VALUE_OR_LIST = _or_list(
     "string, number, boolean or time",
     lambda kind: _id(kind) or _flag(kind) or _number(kind) or _moment(kind),

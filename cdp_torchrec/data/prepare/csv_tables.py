@@ -23,6 +23,14 @@ from cdp_torchrec.progress import ProgressBar
 _BLOCK_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
 _SUFFIXES = ("", ".gz", ".xz")
+_PACKED = {
+    b"\x1f\x8b": "gzip, but its name does not end in .gz",
+    b"\xfd7zXZ\x00": "xz, but its name does not end in .xz",
+    b"\x28\xb5\x2f\xfd": "zstd, and only .gz and .xz are read",
+    **{b"BZh%d1AY&SY" % n: "bzip2, and only .gz and .xz are read" for n in range(1, 10)},
+    b"PK\x03\x04": "zip, and only .gz and .xz are read",
+}
+_PACKED_BYTES = 10
 
 
 def find_csv(directory: Path, *names: str) -> Path | None:
@@ -200,6 +208,11 @@ def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
         return cast(IO[bytes], lzma.open(raw))
     if path.suffix == ".gz":
         return cast(IO[bytes], gzip.open(raw))
+    start = raw.read(_PACKED_BYTES)
+    raw.seek(0)
+    packed = next((how for magic, how in _PACKED.items() if start.startswith(magic)), None)
+    if packed:
+        raise DatasetError(f"{path}: the file is compressed by {packed}")
     return raw
 
 

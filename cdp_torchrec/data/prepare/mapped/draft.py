@@ -121,8 +121,8 @@ def _sorted_out(
 def _check_ids(log: GuessedLog) -> None:
     columns = [guess.column for guess in (log.user, log.item, log.action) if guess]
     for column in (*columns, *log.request):
-        if column.is_floating:
-            raise DatasetError(f"{log.file.path}: {column.name!r} has floating point {_NO_IDS}")
+        if column.fractions:
+            raise DatasetError(f"{log.file.path}: {column.name!r} has {column.fractions} {_NO_IDS}")
 
 
 def _gathered(files: Sequence[SniffedFile]) -> list[SniffedFile]:
@@ -170,7 +170,7 @@ def _features(
         reason = doubts.get(column.name)
         if table:
             reason = oddly_written(column) or numbers_rows(column)
-        if column.is_floating and 'kind = "number"' not in written:
+        if column.fractions and 'kind = "number"' not in written:
             reason = reason or _no_ids(log, column)
         if reason:
             lines += ["", *comment([f"{column.name!r} is left out: {reason}"])]
@@ -187,13 +187,13 @@ def _features(
 
 
 def _no_ids(log: GuessedLog, column: SniffedColumn) -> str:
-    """Why floating point numbers that are no number of each request or candidate are no feature."""
+    """Why numbers with a fraction, none of each request or candidate, are no feature."""
     if not column.is_list:
-        return f"floating point {_NO_IDS}"
+        return f"{column.fractions} {_NO_IDS}"
     uneven_row = uneven(log, column) if log.rows == "request" else None
     if uneven_row:
         return f"lists of numbers that are not one for each candidate: {uneven_row}"
-    return f"lists of floating point {_NO_IDS}"
+    return f"lists of {column.fractions} {_NO_IDS}"
 
 
 def _feature(

@@ -80,7 +80,8 @@ def find_log(files: Sequence[SniffedFile]) -> GuessedLog:
                 continue
             roles["click in the lists"] = None
         lacking = " and no ".join(role for role, guess in roles.items() if guess is None)
-        missing.append(f"{file.path}: no {lacking} among {list(file.columns)[:20]}")
+        unread = f" (not read: {', '.join(file.unread[:20])})" if file.unread else ""
+        missing.append(f"{file.path}: no {lacking} among {list(file.columns)[:20]}{unread}")
     if not found:
         raise DatasetError(
             f"no file looks like a log with user, item and time: {missing[0]}. Names such as "

@@ -40,8 +40,8 @@ class SniffedColumn:
     """Texts, or lists of them; None where nothing is."""
     is_timestamp: bool = False
     """It has parquet's type for moments."""
-    is_floating: bool = False
-    """It has one of parquet's types for floating point numbers, which are no ids."""
+    fractions: str = ""
+    """Kind of its numbers, if it has one of parquet's types for those with a fraction: no ids."""
 
     @property
     def there(self) -> list[Any]:

@@ -43,7 +43,6 @@ _MISSING = (
     "None",
     r"\N",
 )
-_NAMELESS = "a column without a name"
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def sniff(path: Path) -> SniffedFile:
     if path.suffix in (".parquet", ".pq"):
         return _sniff_parquet(path)
     form = _sniff_format(path)
-    all_names = form.names or form.cells(_decode(path, form.encoding))
-    names = [name for name in all_names if name.strip()]
+    header = form.names or form.cells(_decode(path, form.encoding))
+    names = [name for name in header if name.strip()]
     rows: list[pa.RecordBatch] = []
     for batch in stream_csv(path, names, form):
         rows.append(batch)
@@ -94,16 +93,25 @@ def sniff(path: Path) -> SniffedFile:
         name: SniffedColumn(name, [None if text in missing else text for text in column])
         for name, column in texts.items()
     }
-    unread = (_NAMELESS,) * (len(all_names) - len(names))
-    return SniffedFile(path, columns, replace(form, missing=missing), unread=unread)
+    return SniffedFile(path, columns, replace(form, missing=missing), unread=_nameless(header))
+
+
+def _nameless(header: Sequence[str]) -> tuple[str, ...]:
+    """Columns that cannot be named; data frames write the numbers of their rows as such a one."""
+    return tuple(
+        f"column {number} without a name"
+        for number, name in enumerate(header, start=1)
+        if not name.strip()
+    )
 
 
 def _sniff_parquet(path: Path) -> SniffedFile:
     there = open_parquet([path], dict.fromkeys(open_parquet([path], {}).names, ANY)).schema
     named = [field for field in there if field.name.strip()]
     read = [field.name for field in named if VALUE_OR_LIST.widened(field.type) is not None]
-    unread = (_NAMELESS,) * (len(there) - len(named))
-    unread += tuple(f"{f.name!r} is of type {f.type}" for f in named if f.name not in read)
+    unread = _nameless(there.names) + tuple(
+        f"{f.name!r} is of type {f.type}" for f in named if f.name not in read
+    )
     table = open_parquet([path], dict.fromkeys(read, VALUE_OR_LIST))
     rows: list[pa.RecordBatch] = []
     for block in table.blocks():
@@ -120,9 +128,15 @@ def _sniff_parquet(path: Path) -> SniffedFile:
             field.name,
             [_text(value) for value in _python_values(sample[field.name])],
             is_timestamp=pa.types.is_timestamp(kind) or pa.types.is_date(kind),
-            is_floating=pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind),
+            fractions=_fractions(kind.value_type if pa.types.is_list(kind) else kind),
         )
     return SniffedFile(path, columns, unread=unread)
+
+
+def _fractions(kind: pa.DataType) -> str:
+    if pa.types.is_floating(kind):
+        return "floating point"
+    return "decimal" if pa.types.is_decimal(kind) and kind.scale > 0 else ""
 
 
 def _python_values(column: pa.ChunkedArray) -> list[Any]:
@@ -201,6 +215,9 @@ def _with_names(path: Path, form: CsvFormat, rows: Sequence[Sequence[str]]) -> C
     if _is_header(rows):
         return form
     first = rows[0]
+    named = [cell for cell in first if cell.strip()]
+    if len(named) < len(first) and _is_header([named]) and _says_what(rows):
+        return form  # some writers give their numbers of rows no name
     repeated = next((cell for cell in first if first.count(cell) > 1), None)
     if repeated is not None and _is_header([[*dict.fromkeys(first)]]) and _says_what(rows):
         raise DatasetError(
@@ -215,6 +232,7 @@ def _says_what(rows: Sequence[Sequence[str]]) -> bool:
     return any(
         bool(values) and all(map(NUMBER.fullmatch, values)) and not NUMBER.fullmatch(name)
         for name, values in zip(rows[0], columns, strict=False)
+        if name.strip()
     )
 
 
@@ -247,8 +265,7 @@ def _decode(path: Path, encoding: str) -> str:
 
 def _is_header(rows: Sequence[Sequence[str]]) -> bool:
     first = rows[0]
-    # The numbers of rows that data frames are written with have no name.
-    if len({*first}) < len(first) or not all(cell.strip() for cell in first[1:]):
+    if len({*first}) < len(first) or not all(cell.strip() for cell in first):
         return False
     return not any(NUMBER.fullmatch(cell.strip()) or has_any_form(cell) for cell in first)
 
