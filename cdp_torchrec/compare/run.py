@@ -3,7 +3,8 @@
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +41,7 @@ from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.finite import NonFiniteError
-from cdp_torchrec.run.lock import RunInUseError
+from cdp_torchrec.run.lock import RunInUseError, locked
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
 from cdp_torchrec.whole_file import whole_directory
 
@@ -133,6 +134,34 @@ def _turns(table: Table) -> Iterator[Cell | tuple[str, str, int]]:
 
 def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | None:
     """Train and measure a cell; returns why it failed, if it did."""
+    try:
+        with _held(cell) as is_to_run:
+            return _run(cell, device, num_bootstrap=num_bootstrap) if is_to_run else None
+    except RunInUseError as error:
+        # What becomes of the cell is the other process's affair, and so is the choice behind it.
+        return str(error)
+
+
+@contextmanager
+def _held(cell: Cell) -> Generator[bool]:
+    """Keep other processes from a cell until its result is written; whether it has none yet.
+
+    A run that is trained and not measured is free by its own lock, and whoever went on with it
+    would put the cost of nothing in place of that of the training.
+    """
+    lock = cell.directory.with_name(f"{cell.directory.name}.lock")
+
+    def hold() -> bool:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(cell.directory, file=lock))
+        held.callback(lock.unlink, missing_ok=True)
+        return not _is_finished(cell)
+
+    with ExitStack() as held:
+        yield _by_rank_zero(hold)
+
+
+def _run(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | None:
     resume = _by_rank_zero(lambda: _prepare(cell.directory))
     run = RunConfig(dir=cell.directory, resume=resume)
     begun = time.process_time()
@@ -148,9 +177,8 @@ def _attempt(cell: Cell, device: torch.device, *, num_bootstrap: int) -> str | N
         cost = measure_cost(trained, cpu_s=cpu_s)
         if cost is not None:
             write_result(cell.file, result_of(trained.report, cost), _origin(cell.config))
-    except RunInUseError as error:
-        # What becomes of the cell is the other process's affair, and so is the choice behind it.
-        return str(error)
+    except RunInUseError:
+        raise
     except Exception as error:
         if dist.get_world_size() > 1 and not isinstance(error, _OF_ALL_RANKS):
             raise

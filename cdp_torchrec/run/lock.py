@@ -21,7 +21,7 @@ _RESTART_GRACE_S = 10.0
 
 
 @contextmanager
-def locked(run_dir: Path) -> Generator[None]:
+def locked(run_dir: Path, *, file: Path | None = None) -> Generator[None]:
     """Hold a run directory; the lock ends with this process, however that ends.
 
     A POSIX lock: unlike that of flock(2), no child process keeps it. It works between machines
@@ -29,24 +29,25 @@ def locked(run_dir: Path) -> Generator[None]:
 
     Args:
         run_dir: directory of the run; it exists.
+        file: what is locked; if not given, LOCK in the directory.
 
     Raises:
         RunInUseError: another process holds it; names the process and its machine.
     """
-    with (run_dir / LOCK).open("a+") as file:
+    with (file or run_dir / LOCK).open("a+") as held:
         deadline = time.monotonic() + (_RESTART_GRACE_S if is_restarted(run_dir) else 0.0)
-        while not _acquired(file.fileno()):
+        while not _acquired(held.fileno()):
             if time.monotonic() >= deadline:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
+                held.seek(0)
+                holder = held.read().strip() or "another process"
                 raise RunInUseError(
                     f"run.dir = '{run_dir}' is in use by {holder}: wait for its end, stop it, or "
                     "choose another directory"
                 )
             time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        held.truncate(0)
+        held.write(f"process {os.getpid()} on {platform.node()}\n")
+        held.flush()
         yield
 
 
