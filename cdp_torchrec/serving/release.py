@@ -118,7 +118,16 @@ def opened(release: Release, *, in_memory: int = 0) -> Generator[Path]:
         for name, checksum in release.manifest.files.items():
             if name.partition("/")[0] != TABLES:
                 source = _newest(release, name, checksum)
-                _bring(source / name, private / name, checksum, files)
+                try:
+                    _bring(source / name, private / name, checksum, files)
+                except ArtifactError as error:
+                    if source == release.steps[-1].directory:
+                        raise
+                    delta = release.steps[-1].directory
+                    raise ArtifactError(
+                        f"{error}; the delta {delta} needs what it follows as it was: bring it "
+                        "back, or take a full export"
+                    ) from error
         try:
             yield private
         except ArtifactError as error:

@@ -101,6 +101,20 @@ def test_a_spoilt_file_of_a_delta_is_named(days: Path, released: Path, name: str
         base.apply(released / "delta-1")
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_what_a_delta_follows_must_stay_as_it_was(released: Path, is_gone: bool) -> None:
+    base = Predictor.open(released / "full-0")
+    path = released / "full-0" / "vocabulary" / "item.parquet"
+    if is_gone:
+        path.unlink()
+    else:
+        path.write_bytes(_flipped(path.read_bytes()))
+    said = "missing" if is_gone else r"altered after the export \(checksum\)"
+    advice = "the delta .*/delta-1 needs what it follows as it was: bring it back, or take a full"
+    with pytest.raises(ArtifactError, match=f"full-0/vocabulary/item.parquet: {said}; {advice}"):
+        base.apply(released / "delta-1")
+
+
 def _flipped(content: bytes) -> bytes:
     """The same, one bit of the ninth byte from the end differs."""
     return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]

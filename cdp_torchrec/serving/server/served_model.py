@@ -56,7 +56,7 @@ class ServedModel:
         """Open the artifact, and serve it once it proved to score as it should.
 
         Requests go to the previous one until then, and those that it accepted stay with it. Of a
-        delta of what is served, only the delta is read.
+        delta of what is served, the delta is read, and small files of what it follows.
 
         Raises:
             ArtifactError: the artifact cannot be served, or the server is strict and has no store;
