@@ -185,6 +185,34 @@ def test_doctor_fails_and_names_a_mismatch(
     assert "PROBLEM: torchrec: found 1.7.0, expected 1.8.0" in capsys.readouterr().out
 
 
+def doctor_writing_to(stream: int) -> tuple[int, str]:
+    """Its exit code, and what it says to standard error."""
+    line = [sys.executable, LAUNCH / "doctor.py"]
+    ended = subprocess.run(line, stdout=stream, stderr=subprocess.PIPE, text=True, check=False)
+    return ended.returncode, ended.stderr
+
+
+def test_doctor_ends_with_one_line_where_its_report_cannot_be_written() -> None:
+    with Path("/dev/full").open("w") as full:
+        said = "error: the report cannot be written: No space left on device\n"
+        assert doctor_writing_to(full.fileno()) == (1, said)
+
+
+def test_doctor_goes_on_where_nobody_reads_its_report() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert doctor_writing_to(writer) == (0, "")
+    finally:
+        os.close(writer)
+
+
+def test_doctor_hints_at_a_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    said = "no C++ compiler no-such-compiler (CXX) is here: export and model.compile need one"
+    assert said in [*doctor.hints()]
+
+
 def test_make_installs_the_cpu_build_from_an_index_that_can_be_chosen(tmp_path: Path) -> None:
     commands = make("install", "DEVICE=cpu", f"VENV={tmp_path}/v", "TORCH_CPU_INDEX=file:///mine")
     assert "--index-url file:///mine" in commands

@@ -6,6 +6,8 @@ Exit code 0: everything fits together; 1: there are problems, each on a line tha
 PROBLEM. Hints are about what works and is probably not meant.
 """
 
+import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from cdp_torchrec.environment import (
     quiet_libraries,
     torch_has_cuda,
 )
+from cdp_torchrec.standard_streams import give_up, prepare_streams
 
 COMPONENT = "cdp_torchrec.distributed.dist"
 MIN_SHARED_MEMORY_GIB = 1.0
@@ -33,7 +36,14 @@ def main(arguments: list[str]) -> None:
         return
     if arguments:
         sys.exit(f"error: cdp_torchrec doctor takes no arguments, found {arguments}")
-    sys.exit(diagnose())
+    prepare_streams()
+    try:
+        code = diagnose()
+        sys.stdout.flush()
+    except OSError as error:  # of the report: what a library raises is a problem in it
+        give_up(sys.stdout)
+        sys.exit(f"error: the report cannot be written: {error.strerror}")
+    sys.exit(code)
 
 
 def diagnose() -> int:
@@ -90,6 +100,9 @@ def hints() -> Iterator[str]:
     """Things that work but are probably not meant."""
     if shutil.which("nvidia-smi") and not torch_has_cuda():
         yield "nvidia-smi is here but torch is a CPU build; make clean install DEVICE=cuda"
+    compiler = shlex.split(os.environ.get("CXX") or "g++")[0]
+    if not shutil.which(compiler):
+        yield f"no C++ compiler {compiler} (CXX) is here: export and model.compile need one"
     if not (Path.cwd() / ".torchxconfig").exists():
         yield (
             "no .torchxconfig here: TorchX takes its own default scheduler; run in the checkout, "
