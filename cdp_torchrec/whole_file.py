@@ -72,7 +72,7 @@ def whole_directory(path: Path) -> Generator[Path]:
         yield partial
         for inner in [*partial.rglob("*"), partial]:
             _bring_to_disk(inner)
-        partial.rename(path)
+        _rename_to_new(partial, path)
         _bring_to_disk(path.parent)
     except OSError as error:
         _name(error, path)
@@ -136,6 +136,16 @@ def _beside(path: Path) -> Path:
     """A name of its own: processes that share a directory may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}{_MARK}{secrets.token_hex(4)}")
+
+
+def _rename_to_new(partial: Path, path: Path) -> None:
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            said = "is there: another process has made it meanwhile, and it stays as it is"
+            raise FileExistsError(errno.EEXIST, said, str(path)) from error
+        raise
 
 
 def _name(error: OSError, path: Path) -> None:

@@ -86,7 +86,8 @@ def test_a_directory_vanishes_on_an_error_and_replaces_none(tmp_path: Path) -> N
         raise ValueError("wrong")
     assert list(tmp_path.iterdir()) == []
     write_whole(path / "file", "old")
-    with pytest.raises(OSError, match="not empty"), whole_directory(path) as partial:
+    said = f"another process has made it meanwhile, and it stays as it is: '{path}'$"
+    with pytest.raises(FileExistsError, match=said), whole_directory(path) as partial:
         (partial / "file").write_text("new")
     assert (path / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
