@@ -68,6 +68,13 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
         DatasetError: a day was changed after a run was measured on it.
         Interrupted: a signal came while a day was waited for.
     """
+    for directory in from_rank_zero(lambda: left_out(config), purpose="look for days"):
+        if is_rank_zero():
+            print(
+                f"warning: {directory} was measured on a day that {config.data.dir} does not have: "
+                "it is left out of the table",
+                flush=True,
+            )
     done = 0
     while True:
         # What there is, one rank sees for all: the others might look a moment later.
@@ -86,6 +93,14 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
             config.data.dir, config.days, after=days[-1].measured_on, device=device
         ):
             return days
+
+
+def left_out(config: DailyExperimentConfig) -> list[Path]:
+    """Finished runs of days behind those of the dataset: it lost some, or is another one."""
+    runs = config.model_copy(update={"days": DaysConfig()}).runs()
+    there = {_directory(run) for run in runs}
+    finished = [path.parent for path in _directory(config).glob(f"*/{EVALUATION}")]
+    return sorted(directory for directory in finished if directory not in there)
 
 
 def describe_days(days: Sequence[MeasuredDay]) -> str:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from cdp_torchrec import awaited_day
+from cdp_torchrec import awaited_day, daily
 from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.daily import MeasuredDay, describe_days, draw_days, train_days
@@ -59,6 +59,29 @@ def test_settings_of_single_days_are_refused(dataset: Path, tmp_path: Path) -> N
         configured(dataset, tmp_path, f"data.test_on='{DAYS[0]}'")
     with pytest.raises(ConfigError, match=r"days\.last = '1999-01-01': .* has test, 1970-01-02"):
         configured(dataset, tmp_path, "days.last='1999-01-01'").runs()
+
+
+def test_runs_of_days_that_the_dataset_does_not_have_are_said(
+    dataset: Path,
+    tmp_path: Path,
+    one_rank: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after a day was removed, or by a configuration that names an older copy."""
+    for period in ("train", *DAYS[:-1]):
+        (tmp_path / period).mkdir()
+        (tmp_path / period / "evaluation.json").write_text("{}")
+    monkeypatch.setattr(daily, "_unfinished", mock.Mock(side_effect=ConfigError.of(["enough"])))
+    for data in (dataset, dataset.with_name("before")):
+        with pytest.raises(ConfigError, match="enough"):
+            train_days(configured(data, tmp_path), CPU)
+    said = [
+        f"warning: {tmp_path / day} was measured on a day that {data} does not have: it is left "
+        "out of the table"
+        for day in DAYS[:-1]
+    ]
+    assert capsys.readouterr().out.splitlines() == said
 
 
 def test_the_last_day_to_follow_may_be_one_to_come(dataset: Path, tmp_path: Path) -> None:
