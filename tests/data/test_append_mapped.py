@@ -233,7 +233,7 @@ def test_an_inbox_of_a_mapped_log_is_followed_by_its_mapping(
     assert load_grown_schema(tmp_path / "inbox" / "data").days == ()  # it has no mark yet
     (entry / SUCCESS).touch()
     main(line)
-    assert "appended 2025-06-03: 4 requests, 12 impressions" in capsys.readouterr().out
+    assert "appended 2025-06-03: 4 requests, 12 impressions, 4 clicks, " in capsys.readouterr().out
     append_mapped_day(mapping_of(made, MAPPING), made / "day", tmp_path / "by hand" / "data")
     for path in (p for p in (tmp_path / "by hand").rglob("*") if p.is_file()):
         assert (tmp_path / "inbox" / path.relative_to(tmp_path / "by hand")).read_bytes() == (

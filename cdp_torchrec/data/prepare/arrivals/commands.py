@@ -152,7 +152,7 @@ def say_appended(dataset: Path, day: Day) -> None:
     new = {name: e.num_ids - day.entities_before[name].num_ids for name, e in day.entities.items()}
     print(
         f"{dataset}: appended {day.name}: {day.requests.requests:,} requests, "
-        f"{day.requests.impressions:,} impressions, click rate {day.requests.click_rate:.4f}, "
+        f"{day.requests.impressions:,} impressions, {day.requests.clicks:,} clicks, "
         f"{day.num_behaviours:,} behaviours; new ids: "
         f"{', '.join(f'{count:,} {name}' for name, count in new.items() if count) or 'none'}",
         flush=True,
