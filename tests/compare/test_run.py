@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -297,25 +295,6 @@ def test_a_cell_that_was_finished_meanwhile_keeps_the_cost_of_its_training(
     before = cell.file.read_bytes()
     assert run._attempt(cell, CPU, num_bootstrap=50) is None
     assert cell.file.read_bytes() == before
-
-
-def test_a_cell_is_held_until_its_result_is_written(
-    make_table: MakeTable, one_rank: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cell = make_table().tuning_cells("tiny", "none")[0]
-    lock = cell.directory.with_name("seed-0.lock")
-    other = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    refused: list[int] = []
-
-    def measured(*_: object, **__: object) -> None:
-        assert lock.is_file()
-        line = [sys.executable, "-c", other, str(lock)]
-        refused.append(subprocess.run(line, check=False, capture_output=True).returncode)
-
-    monkeypatch.setattr(run, "train_experiment", mock.Mock())
-    monkeypatch.setattr(run, "measure_cost", measured)
-    assert run._attempt(cell, CPU, num_bootstrap=50) is None
-    assert refused == [1] and not lock.exists()
 
 
 def test_another_number_of_replicates_is_refused_before_anything_is_trained(
