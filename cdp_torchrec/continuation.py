@@ -16,6 +16,7 @@ from cdp_torchrec.config.keys import key_tree
 from cdp_torchrec.config.layers import Layers, read_layers
 from cdp_torchrec.config.shipped import QUICKSTART
 from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.own_starter import check_starters
 from cdp_torchrec.distributed.process_group import world_size
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.config import RunConfig
@@ -31,7 +32,8 @@ def load_training(arguments: Sequence[str]) -> ExperimentConfig:
             quickstart.
 
     Raises:
-        ConfigError: a mistake, or a change that makes the run another one.
+        ConfigError: a mistake, a starter of another dataset, or a change that makes the run
+            another one.
         CheckpointError: there is no run to fork from, or another release wrote the run.
     """
     asked = _asked(arguments)
@@ -54,7 +56,9 @@ def load_training(arguments: Sequence[str]) -> ExperimentConfig:
             base=parent.checkpoint / CONFIG,
             unset=["run", *_out_of_place(asked, parent)],
         )
-    return load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
+    config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
+    check_starters(arguments, config.data.dir)
+    return config
 
 
 def check_unchanged(config: ExperimentConfig, run_dir: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdp_torchrec.coverage import Coverage, measure_coverage
-from cdp_torchrec.data.prepare.starter import STARTER
+from cdp_torchrec.data.schema import STARTER
 from cdp_torchrec.experiment import Trained
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.metrics import MetricReport

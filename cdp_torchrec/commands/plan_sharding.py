@@ -19,6 +19,7 @@ or name a function that makes it on the meta device; --help from_torchrec explai
 from cdp_torchrec.config import load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.config.shipped import QUICKSTART
+from cdp_torchrec.data.own_starter import check_starters
 from cdp_torchrec.distributed.process_group import run_main
 from cdp_torchrec.experiment_config import check_dataset_early
 from cdp_torchrec.planning.config import PlanningExperimentConfig
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> None:
         config = load_config(OutsideConfig, arguments)
     else:
         config = load_config(PlanningExperimentConfig, arguments, default_layers=[QUICKSTART])
+        check_starters(arguments, config.data.dir)
         check_dataset_early(config)
 
     from cdp_torchrec.planning.explore import explore

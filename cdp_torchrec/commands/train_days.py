@@ -14,6 +14,7 @@ The table and the curve of all days are days.json and days.png in run.dir.
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
 from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.data.own_starter import check_starters
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.run.saved import check_run_directory, holds_run
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> None:
         print(help_text(__doc__, DailyExperimentConfig, arguments))
         return
     config = load_config(DailyExperimentConfig, arguments)
+    check_starters(arguments, config.data.dir)
     directory = config.run.dir
     if directory is not None and holds_run(directory):
         raise ConfigError(

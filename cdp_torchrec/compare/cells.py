@@ -13,6 +13,7 @@ from cdp_torchrec.compare.search import GridPoint, trials
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.layers import COMMAND_LINE
 from cdp_torchrec.config.shipped import find_beside
+from cdp_torchrec.data.own_starter import check_starters
 from cdp_torchrec.data.schema import SCHEMA
 from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -164,6 +165,7 @@ def load_table(arguments: Sequence[str]) -> Table:
         layers = [_relative_to(files[0].parent, layer) for layer in layers]
         try:
             cell = load_config(ExperimentConfig, [*layers, *config.settings, *point.settings])
+            check_starters([*layers, *config.settings], cell.data.dir)
             _check_cell(cell)
         except ConfigError as error:
             for line in str(error).splitlines()[1:]:

@@ -36,6 +36,8 @@ LATEST_TIMESTAMP_MS = 7_258_118_400_000
 
 SCHEMA = "schema.toml"
 """The file of a dataset that says what is in it."""
+STARTER = "starter.toml"
+"""The file of a dataset that is a first configuration for it, a layer."""
 
 Role = Literal["user", "query", "item", "context", "scene"]
 Level = Literal["request", "candidate"]

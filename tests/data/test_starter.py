@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands.prepare_data import main
-from cdp_torchrec.config import load_config
+from cdp_torchrec.config import ConfigError, load_config
+from cdp_torchrec.continuation import load_training
+from cdp_torchrec.data.own_starter import check_starters
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.prepare.starter import (
-    STARTER,
     next_command,
     read_statistics,
     starter_layer,
     write_starter,
 )
-from cdp_torchrec.data.schema import DatasetError, Feature, load_schema
+from cdp_torchrec.data.schema import STARTER, DatasetError, Feature, load_schema
 from cdp_torchrec.experiment_config import ExperimentConfig
 from tests.data.staged_log import SPEC, behaviour, request, stage
 from tests.paths import CONFIGS
@@ -192,6 +194,27 @@ def test_it_is_written_anew_and_the_next_command_is_shown(
     assert layer_of(dataset)["data"]["dir"] == str(copy)
     write_starter(dataset)
     assert (dataset / STARTER).read_text() == before
+
+
+def test_the_starter_of_a_copied_dataset_does_not_read_the_original(
+    tmp_path: Path, dataset: Path
+) -> None:
+    write_starter(dataset)
+    arguments = [str(dataset / STARTER), "configs/interest/cdp.toml"]
+    check_starters(arguments, dataset)
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    arguments[0] = str(copy / STARTER)
+    with pytest.raises(ConfigError) as error:
+        load_training([str(copy / STARTER), str(CONFIGS / "interest" / "cdp.toml")])
+    assert f"data.dir: {copy / STARTER} names {dataset}, but lies in" in str(error.value)
+    assert f"add data.dir={copy} (or data.dir={dataset})" in str(error.value)
+    check_starters([*arguments, f"data.dir={dataset}"], dataset)
+    check_starters([*arguments, "other.toml"], tmp_path / "of_another_layer")
+    main(["starter", str(copy)])
+    check_starters(arguments, copy)
+    moved = copy.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match="copied or moved"):
+        check_starters([str(moved / STARTER)], copy)
 
 
 def test_a_directory_without_a_dataset_is_named(tmp_path: Path) -> None:

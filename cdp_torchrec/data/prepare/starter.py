@@ -13,12 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from cdp_torchrec.data.prepare.dataset_files import row_groups, values
-from cdp_torchrec.data.schema import Feature, Schema, load_schema
+from cdp_torchrec.data.schema import STARTER, Feature, Schema, load_schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 from cdp_torchrec.whole_file import write_whole
-
-STARTER = "starter.toml"
-"""Name of the layer in the dataset directory."""
 
 _CLICKS_PER_ROW = 5
 _CLICKS_PER_PASSING_ROW = 25
