@@ -106,15 +106,15 @@ def _of(layout: Layout, chosen: Chosen) -> list[tuple[str, Case]]:
 
 
 def sources(target: Case, chosen: Sequence[Case]) -> list[Case]:
-    """Saved cases that a case continues: all, or itself and those a quarter of the list apart.
+    """Saved cases that a case continues: all, or itself and one some quarters of the list apart.
 
-    Cases are listed by layout, so the sample has every case as source and as target, and every
-    layout continued by every layout.
+    Cases are listed by layout, so the sample has every number of ranks continued by every other.
     """
     if WHOLE_MATRIX or len(chosen) < 4:
         return [*chosen]
     place, quarter = chosen.index(target), len(chosen) // 4
-    return [chosen[(place + step * quarter) % len(chosen)] for step in range(4)]
+    other = place + (1 + place % 3) * quarter
+    return [target, chosen[other % len(chosen)]]
 
 
 def _different(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
@@ -159,8 +159,8 @@ def test_checkpoints_of_every_plan_and_layout_continue_under_every_layout(
     found = reshard(tiny_dataset, chosen, tmp_path)
     print(_table(optimizer, chosen[optimizer], found))
     check(found, chosen)
-    layouts = {(source.layout, target.layout) for _, source, target in found}
-    assert layouts == {*product(LAYOUTS, repeat=2)}
+    ranks = {(source.layout.world_size, target.layout.world_size) for _, source, target in found}
+    assert ranks == {*product((1, 2, 4), repeat=2)}
 
 
 def _table(optimizer: str, chosen: Sequence[Case], found: Pairs) -> str:
