@@ -41,11 +41,10 @@ CAPTURED: list[Variant] = [
 
 COMPILED: list[Variant] = [
     ("interest/cdp_timestep", "num_inference_steps=2"),
-    ("interest/dien",),
     ("interest/twin",),
 ]
-"""A minute of compilers each: one for each way of computing; all presets with CDP_WHOLE_MATRIX=1.
-What is compiled is captured, too."""
+"""A minute of compilers each: a chain and an attention; all presets with CDP_WHOLE_MATRIX=1. What
+is compiled is captured, too."""
 if WHOLE_MATRIX:
     COMPILED = PRESETS
 
