@@ -46,17 +46,19 @@ def load_training(arguments: Sequence[str]) -> ExperimentConfig:
         if base := _own_file(directory, newest):
             unset = _out_of_place(asked, newest)
             config = load_config(ExperimentConfig, arguments, base=base, unset=unset)
+            check_starters(arguments, config.data.dir)
             check_unchanged(config, directory)
             return config
     if run.fork_from is not None:
         parent = parent_run(run.fork_from)
-        return load_config(
+        config = load_config(
             ExperimentConfig,
             arguments,
             base=parent.checkpoint / CONFIG,
             unset=["run", *_out_of_place(asked, parent)],
         )
-    config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
+    else:
+        config = load_config(ExperimentConfig, arguments, default_layers=[QUICKSTART])
     check_starters(arguments, config.data.dir)
     return config
 

@@ -242,6 +242,16 @@ def test_a_fork_has_the_settings_of_its_parent_and_what_is_given_on_top() -> Non
     assert fork.model_dump(exclude={"run", "seed"}) == begun.model_dump(exclude={"run", "seed"})
 
 
+def test_the_starter_of_a_copied_dataset_leads_no_run_back_to_its_original() -> None:
+    begin()
+    Path("copy").mkdir()
+    Path("copy", "schema.toml").touch()
+    Path("copy", "starter.toml").write_text('[data]\ndir = "data/quickstart"\n')
+    for line in (RESUME, ["run.fork_from=mine", "run.dir=fork"]):
+        said = refusal(*line, "copy/starter.toml")
+        assert "names data/quickstart, but lies in a dataset that was copied or moved" in said
+
+
 def test_a_fork_is_resumed_by_the_line_that_began_it_and_records_its_parent() -> None:
     begin()
     line = ["run.fork_from=mine", "run.dir=fork", "seed=8", "run.resume=true"]
