@@ -106,11 +106,11 @@ def _of(layout: Layout, chosen: Chosen) -> list[tuple[str, Case]]:
 
 
 def sources(target: Case, chosen: Sequence[Case]) -> list[Case]:
-    """Saved cases that a case continues: all, or itself and one some quarters of the list apart.
+    """Saved cases that a case continues: all of a few, or itself and one some quarters further on.
 
     Cases are listed by layout, so the sample has every number of ranks continued by every other.
     """
-    if WHOLE_MATRIX or len(chosen) < 4:
+    if WHOLE_MATRIX or len(chosen) <= 4:
         return [*chosen]
     place, quarter = chosen.index(target), len(chosen) // 4
     other = place + (1 + place % 3) * quarter
