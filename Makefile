@@ -45,7 +45,7 @@ train: $(STAMP)  ## train the quickstart on 4 ranks
 test: $(STAMP)  ## run the tests
 	$(PYTEST)
 
-long: triton  ## run the tests that take minutes, and no others
+long: triton  ## run the tests that take long, and no others
 	$(PYTEST) -m slow --durations 10
 
 check: triton  ## run all tests in all combinations

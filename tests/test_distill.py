@@ -195,6 +195,7 @@ def distilled_from(trained: Path, student: Path, *settings: str) -> Distilled:
     return distill_run(open_run(trained, chosen, DistillExperimentConfig), CPU)
 
 
+@pytest.mark.slow
 def test_the_relative_error_does_not_depend_on_what_fills_up_the_last_batch(
     trained: Path, tmp_path: Path, one_rank: None
 ) -> None:
@@ -207,6 +208,7 @@ def test_the_relative_error_does_not_depend_on_what_fills_up_the_last_batch(
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "number"),
     [("train_student", signal.SIGINT), ("write_evaluation", signal.SIGTERM)],

@@ -87,6 +87,7 @@ def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "number", "said"),
     [
@@ -117,6 +118,7 @@ def test_a_training_that_is_stopped_while_it_is_measured_goes_on_to_the_same_num
     check_goes_on(tiny_dataset, tmp_path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["while it is measured", "before the result is kept"])
 def test_a_validation_that_was_killed_is_made_again(
     where: str,

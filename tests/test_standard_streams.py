@@ -113,6 +113,7 @@ def test_a_rank_that_ends_at_once_says_nothing_of_its_workers_semaphores(tmp_pat
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ask",
     ["numpy.zeros(1 << 50)", "torch.zeros(1 << 55)", "torch.empty(1 << 40, 9**9)", "[0] * 2**60"],

@@ -194,6 +194,7 @@ def raised(error: Exception) -> None:
     raise error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [PreparationError("was not made"), OSError(errno.ENOSPC, "No space left on device")]
 )
@@ -240,6 +241,7 @@ def test_a_longer_history_is_not_run_after_a_limit(monkeypatch: pytest.MonkeyPat
     ]
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_writes_them_with_all_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def contestants(run_dir: Path) -> dict[str, Contestant]:
     return {contestant.name: contestant for contestant in found}
 
 
+@pytest.mark.slow
 def test_cdp_is_the_trained_model_at_each_number_of_steps(
     contestants: dict[str, Contestant], run_dir: Path
 ) -> None:
@@ -209,6 +210,7 @@ def test_rates_are_of_products_of_known_times(monkeypatch: pytest.MonkeyPatch) -
 # --- quality -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_setting_and_the_student(
     run_dir: Path,
     tmp_path: Path,

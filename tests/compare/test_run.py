@@ -121,6 +121,7 @@ def test_finished_cells_are_not_run_again(finished: tuple[Path, Path], tmp_path:
         assert run_table(table, CPU) == {}
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_continues_and_ends_as_if_nothing_had_happened(
     finished: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_what_a_damaged_cell_has_left_is_named(make_table: MakeTable) -> None:
     assert "failed.json does not say why" in (read_failure(second.directory) or "")
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_listed_and_does_not_stop_the_others(
     make_table: MakeTable, one_rank: None
 ) -> None:
@@ -229,6 +231,7 @@ def test_a_failing_cell_is_listed_and_does_not_stop_the_others(
     assert "| broken |" not in text
 
 
+@pytest.mark.slow
 def test_a_world_waits_for_a_search_on_the_first_one_and_says_so(
     make_table: MakeTable, one_rank: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.paths import CONFIGS, ROOT
 
 HEAVY = {"torch", "torchrec", "numpy", "pyarrow", "duckdb"}
@@ -36,6 +38,7 @@ def test_an_experiment_is_read_from_its_layers_without_torch() -> None:
     assert imported_by(code) == set()
 
 
+@pytest.mark.slow
 def test_the_names_of_the_interest_package_are_found_when_asked_for() -> None:
     assert imported_by("import cdp_torchrec.interest") == set()
     code = "from cdp_torchrec.interest import CdpConfig, CdpInterest, GatedPool, build_interest"

@@ -75,6 +75,7 @@ def test_a_packed_batch_is_the_batch_bit_for_bit_in_one_block_of_memory(data: Da
     assert len({tensor.untyped_storage().data_ptr() for tensor in blocks}) == 1
 
 
+@pytest.mark.slow
 def test_workers_have_ended_when_their_loader_is_closed_whoever_still_holds_a_stretch(
     data: Dataset, loader: BatchLoader
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_killed_worker_is_named(data: Dataset) -> None:
             list(batches)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_data_reads_the_same_from_a_worker(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:

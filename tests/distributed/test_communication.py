@@ -311,6 +311,7 @@ def prefetching_again() -> dict[str, bool]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_every_stretch_of_prefetching_starts_clean_and_fenced() -> None:
     (found,) = run_ranks(1, prefetching_again)

@@ -139,6 +139,7 @@ def test_without_a_torchxconfig_the_scheduler_to_name_is_said_in_one_line(projec
     assert named.returncode == 0, named.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_failing_rank_ends_the_job_with_its_own_error_last(project: Path) -> None:
     started = time.monotonic()

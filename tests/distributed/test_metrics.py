@@ -100,7 +100,7 @@ def all_scenarios() -> dict[str, Any]:
     return results
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def ranks_of(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """Results of every rank of a run with 2 and with 3 ranks."""
     return run_ranks(request.param, all_scenarios)

@@ -142,6 +142,7 @@ def two_ranks(tiny_dataset: Path, folder: Path) -> dict[str, Any]:
     return run_ranks(2, on_two_ranks, tiny_dataset, folder)[0]
 
 
+@pytest.mark.slow
 def test_resume_at_the_same_rank_count_is_bit_identical(
     two_ranks: dict[str, Any], folder: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_wrong_key_is_named(argument: str, message: str, load) -> None:
         explore(load(argument))
 
 
+@pytest.mark.slow
 def test_an_exploration_that_ended_in_the_midst_of_a_write_goes_on(
     load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +171,7 @@ def test_batches_beyond_the_memory_of_a_gpu_are_one_message(load, workload: Work
         find_shortage(problem)
 
 
+@pytest.mark.slow
 def test_batches_beyond_the_memory_of_a_host_are_told_as_those_of_a_gpu(
     load, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ CUT = ("din", "eta", "sim_hard", "sim_soft")
 TWO = ('planning.strategies=["planner","row_wise"]', "planning.batch_size=256")
 
 
+@pytest.mark.slow
 def test_an_exploration_leaves_text_json_plans_and_figures(load, tmp_path: Path) -> None:
     text = write_exploration(explore(load(*TWO)))
     assert all(len(line) <= 120 for line in text.splitlines())
@@ -41,6 +42,7 @@ def test_an_exploration_leaves_text_json_plans_and_figures(load, tmp_path: Path)
     assert {"plans.txt", "a10-4-planner.json", "a10-4-planner.png", "scaling.png"} <= names
 
 
+@pytest.mark.slow
 def test_a_second_exploration_plans_nothing(load, monkeypatch: pytest.MonkeyPatch) -> None:
     first = explore(load(*TWO))
     monkeypatch.delattr(explore_module, "_plan")
@@ -97,6 +99,7 @@ def test_a_given_plan_that_does_not_fit_says_why(load, tmp_path: Path) -> None:
         explore(load(rows, *given, "planning.world_sizes=[2]"))
 
 
+@pytest.mark.slow
 def test_a_given_plan_that_fills_the_memory_of_its_hosts_says_so(load, tmp_path: Path) -> None:
     rows = "planning.rows.user=300000000"  # x 16 x 4 bytes x 3 (Adam) are 57.6 GB on 4 ranks
     own = (rows, TWO[1], 'planning.strategies=["constraints"]')
@@ -142,6 +145,7 @@ def test_a_table_beyond_all_memory_names_the_rank_the_table_and_what_helps(load)
     assert not any("ranks instead of" in fix and "by rows" not in fix for fix in result.fixes)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_a_node_has_are_whole_nodes(load) -> None:
     settings = ('planning.hardware=["h100"]', 'planning.strategies=["planner"]')
     # 5 billion rows x 16 x 4 bytes x 3 (Adam) are 960 GB; doubled, 3 ranks would be 12 of 8 a node.
@@ -163,6 +167,7 @@ def test_what_helps_fits_with_the_gradients_of_replicated_tables(load) -> None:
 LARGE_USERS = ('planning.strategies=["planner","table_wise"]', "planning.rows.user=300000000")
 
 
+@pytest.mark.slow
 def test_of_a_case_that_has_no_plan_any_more_none_stays(load, tmp_path: Path) -> None:
     write_exploration(explore(load(LARGE_USERS[0], TWO[1])))
     write_exploration(explore(load(*LARGE_USERS, TWO[1])))
@@ -170,6 +175,7 @@ def test_of_a_case_that_has_no_plan_any_more_none_stays(load, tmp_path: Path) ->
     assert there == {"a10-4-planner.json", "a10-4-planner.png"}
 
 
+@pytest.mark.slow
 def test_a_plan_to_compare_that_there_is_not_is_told(load) -> None:
     compare = 'planning.compare=["a10-4-planner","a10-4-table_wise"]'
     text = render(explore(load(*LARGE_USERS, TWO[1], compare)))
@@ -248,6 +254,7 @@ def test_cost_is_ranks_times_time(load) -> None:
     assert result.hours_per_day(1_000_000) == pytest.approx(steps * result.step_ms / 3.6e6)
 
 
+@pytest.mark.slow
 def test_the_dense_part_grows_with_the_batch(workload: Workload) -> None:
     small, large = (count_dense(replace(workload, batch_size=size)) for size in (256, 512))
     assert large.flops == pytest.approx(2 * small.flops, rel=0.02)

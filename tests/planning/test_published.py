@@ -29,6 +29,7 @@ def found() -> list[float]:
     return [estimated(step).step_ms for step in STEPS]
 
 
+@pytest.mark.slow
 def test_published_steps_lie_within_the_range_of_their_estimates(found: list[float]) -> None:
     for step, ms in zip(STEPS, found, strict=True):
         assert ms / 1.3 < step.ms < 1.3 * ms
@@ -49,6 +50,7 @@ def test_each_published_step_is_predicted_by_the_others(left_out: int, found: li
     assert max(ms / measured, measured / ms) < 1.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "batch_size"), H200_IMPRESSIONS_PER_S)
 def test_steps_on_an_h200_lie_near_their_estimates(
     tiny_dataset: Path, tmp_path: Path, row: str, batch_size: int

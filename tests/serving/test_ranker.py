@@ -41,8 +41,6 @@ LONGER_THAN_KEPT = [
 BY_DAYPART = [(preset, "data.history.dayparts=3") for preset in ("din", "pooled", "twin_v2")]
 SETS = [("cdp", "model.num_embedding_sets=2")]
 VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT, *BY_DAYPART, *SETS]
-ALWAYS_EXPORTED = [v for v in LONGER_THAN_KEPT if v[0] == "twin"]
-"""One that chooses what it keeps; the artifact of the other tests is that of CDP."""
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
     EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT, *SETS]
@@ -129,14 +127,8 @@ def test_one_block_scores_like_the_blocks_of_training(
     assert trained.std() > 0
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(variant, marks=[] if variant in ALWAYS_EXPORTED else pytest.mark.slow)
-        for variant in EXPORTED
-    ],
-    ids=" ".join,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", EXPORTED, ids=" ".join)
 def test_one_program_serves_requests_of_all_sizes(
     tiny_dataset: Path, tmp_path: Path, variant: tuple[str, ...]
 ) -> None:

@@ -304,6 +304,7 @@ def two_ranks(
     return folder, run_ranks(2, on_two_ranks, tiny_dataset, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_training_with_the_plan_of_another_run_is_bit_identical(
     two_ranks: tuple[Path, list[dict[str, str]]],

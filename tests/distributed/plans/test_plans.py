@@ -161,6 +161,7 @@ def messages_of_refused(dataset: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_column_splits_under_rowwise_adagrad_are_refused_on_all_ranks(tiny_dataset: Path) -> None:
     first, second = run_ranks(2, messages_of_refused, tiny_dataset)
     assert first == second

@@ -44,6 +44,7 @@ class Outcome:
     """All numbers, on rank 0."""
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_plans_are_measured_estimated_and_fitted_on_two_ranks(tiny_dataset: Path) -> None:
     more = ["benchmark.rows.item=3000", "sharding.small_table_rows=100"]
@@ -184,6 +185,7 @@ def refusal(start: Callable[[], Any]) -> str:
     return str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("name", "message"),

@@ -66,6 +66,7 @@ def process(link: Path, tiny_dataset: Path) -> Iterator[tuple[subprocess.Popen[s
         process.kill()
 
 
+@pytest.mark.slow
 def test_the_process_reloads_on_sighup_and_answers_what_it_accepted_before_it_ends(
     process: tuple[subprocess.Popen[str], int],
     link: Path,
