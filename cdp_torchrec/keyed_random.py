@@ -153,7 +153,8 @@ _LOW = 0xFFFFFFFF
 
 
 def _random_bits(key: Tensor, count: int, stream: Stream) -> Tensor:
-    seed = _finalise(_plus(key, _int64(_INCREMENT * (stream + 1))))
+    # torch 2.12 cannot compile the sum of an IntEnum.
+    seed = _finalise(_plus(key, _int64(_INCREMENT * (stream.value + 1))))
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=key.device)
     return _finalise(_plus(seed.unsqueeze(1), _times(counter, _INCREMENT)))
 

@@ -46,7 +46,7 @@ def linear_steps(schedule: NoiseSchedule, steps: tuple[SamplingStep, ...]) -> Te
     return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 5)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch 2.12 cannot compile the call of one that is
 class Chain:
     """A reverse process; calling it gives the clean latent [B, D] of start states [B, D]."""
 

@@ -22,7 +22,7 @@ _SECTIONS, _SECTION = struct.Struct("<Q"), struct.Struct("<4xI16xQQ16xQ")
 _SECTION_SIZE_AND_COUNT = struct.Struct("<HH")
 _DYNAMIC_SYMBOLS = 11
 _UNIQUE, _WEAK = 10, 2
-_LOADS_FOLDERS = minor(torch.__version__) != "2.11"
+_LOADS_FOLDERS = minor(torch.__version__) not in ("2.11", "2.12")
 """Whether torch loads an unpacked package, too."""
 
 
