@@ -1,5 +1,6 @@
 """What an error is in words, for people and for the launcher."""
 
+import contextlib
 import errno
 import os
 import time
@@ -73,6 +74,8 @@ def lost_peer(error: BaseException | None, *, world_size: int) -> bool:
 def record_for_launcher(message: str, report: str, file: str | None = None) -> None:
     """Leave an error where torchrun looks for a rank's root cause (its error-file format).
 
+    Where it cannot be left, as on a full disk, the rank ends as it would: with its own output.
+
     Args:
         message: one line.
         report: all that is known.
@@ -83,4 +86,5 @@ def record_for_launcher(message: str, report: str, file: str | None = None) -> N
         extra = {"py_callstack": report, "timestamp": str(int(time.time()))}
         # Whole or not at all: the launcher, which stops a rank when another one fails, ends the
         # job instead of restarting it if it reads half a file.
-        write_json(Path(path), {"message": {"message": message, "extraInfo": extra}})
+        with contextlib.suppress(OSError):
+            write_json(Path(path), {"message": {"message": message, "extraInfo": extra}})

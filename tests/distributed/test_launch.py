@@ -181,6 +181,15 @@ def test_plain_python_shows_a_mistake_as_one_line(project: Path) -> None:
     assert done.stdout == "error: data.dir: found 'x', which does not exist\n"
 
 
+def test_a_mistake_is_one_line_also_where_the_launcher_cannot_be_told(project: Path) -> None:
+    """Its disk may be full. Fails where that ends the rank instead, or the thread that ends it."""
+    done = run(
+        project, "python", "launch/train.py", "same-mistake", TORCHELASTIC_ERROR_FILE="/dev/full"
+    )
+    assert done.returncode == 1
+    assert done.stdout == "error: data.dir: found 'x', which does not exist\n"
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(project: Path) -> None:
     (project / "long.py").write_text(
         "from cdp_torchrec.distributed.process_group import run_main\n"
