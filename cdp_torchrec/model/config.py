@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from cdp_torchrec.config import MAY_CHANGE, Config
+from cdp_torchrec.config import MAY_CHANGE, Config, not_with
 from cdp_torchrec.interest.config import InterestConfig
 
 
@@ -13,7 +13,7 @@ class InteractionConfig(Config):
 
     num_cross_layers: NonNegativeInt = 2
     """Low-rank cross layers (DCN-V2)."""
-    cross_rank: PositiveInt = 32
+    cross_rank: Annotated[PositiveInt, not_with(num_cross_layers=0)] = 32
     """Rank of each cross layer."""
     deep_layer_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64)
     """Widths of the deep layers."""

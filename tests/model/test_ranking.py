@@ -325,3 +325,10 @@ def test_a_batch_moves_and_keeps_its_fields(tiny_dataset: Path) -> None:
 def test_a_tower_without_layers_is_refused_by_its_key(setting: str) -> None:
     with pytest.raises(ConfigError, match=setting.removesuffix("=[]").replace(".", r"\.")):
         load_config(ExperimentConfig, ["data.dir=x", "model.interest.kind=pooled", setting])
+
+
+def test_a_rank_without_cross_layers_is_refused_as_idle() -> None:
+    line = ["data.dir=x", "model.interest.kind=pooled", "model.interaction.num_cross_layers=0"]
+    load_config(ExperimentConfig, line)
+    with pytest.raises(ConfigError, match=r"cross_rank = 64: has no effect with .*_layers = 0"):
+        load_config(ExperimentConfig, [*line, "model.interaction.cross_rank=64"])
