@@ -182,10 +182,17 @@ def idle_settings(
     fraction = config.data.validation_fraction
     if fraction and not has_validation:
         yield f"data.validation_fraction = {fraction} had no effect: it is less than one request."
-    if config.trainer.patience is not None and not has_validation:
+    trainer = config.trainer
+    for key in () if has_validation else ("patience", "validation_metric"):
+        if (value := getattr(trainer, key)) != type(trainer).model_fields[key].default:
+            yield (
+                f"trainer.{key} = {value} had no effect: "
+                f"data.validation_fraction = {fraction} holds out no request."
+            )
+    if trainer.max_steps is not None and trainer.max_steps > total_steps:
         yield (
-            f"trainer.patience = {config.trainer.patience} had no effect: "
-            f"data.validation_fraction = {fraction} holds out no request."
+            f"trainer.max_steps = {trainer.max_steps} had no effect: trainer.max_epochs = "
+            f"{trainer.max_epochs} ends the training at step {total_steps}."
         )
     if config.data.history.count_segments and not config.model.interaction.history_counts:
         yield (

@@ -197,10 +197,26 @@ def test_a_search_among_too_few_behaviours_is_called_idle(tmp_path: Path) -> Non
     assert by_query.startswith("model.interest.num_query_kept = 200 had no effect")
 
 
-def test_patience_without_validation_is_called_idle(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "trainer.patience=2", "data.validation_fraction=0")
-    words = "trainer.patience = 2 had no effect: data.validation_fraction = 0.0 holds out no"
-    assert words in "\n".join(idle_settings(config, has_validation=False, total_steps=100))
+@pytest.mark.parametrize(("key", "value"), [("patience", 2), ("validation_metric", "auc")])
+def test_what_only_a_validation_reads_is_called_idle_without_one(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, f"trainer.{key}={value}", "data.validation_fraction=0")
+    words = f"trainer.{key} = {value} had no effect: data.validation_fraction = 0.0 holds out no"
+    (found,) = idle_settings(config, has_validation=False, total_steps=100)
+    assert found.startswith(words)
+    assert not list(idle_settings(config, has_validation=True, total_steps=100))
+
+
+def test_steps_that_the_epochs_do_not_have_are_called_idle(tmp_path: Path) -> None:
+    """Who asks for 101 steps and says nothing of epochs gets one epoch, and would not be told."""
+    config = config_of(tmp_path, "trainer.max_steps=101")
+    (found,) = idle_settings(config, has_validation=True, total_steps=100)
+    assert found == (
+        "trainer.max_steps = 101 had no effect: trainer.max_epochs = 1 ends the training at step "
+        "100."
+    )
+    assert not list(idle_settings(config, has_validation=True, total_steps=101))
 
 
 def test_a_fraction_below_one_request_is_called_idle(tmp_path: Path) -> None:

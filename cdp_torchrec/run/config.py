@@ -38,7 +38,7 @@ class TrainerConfig(Config):
     max_epochs: Annotated[PositiveInt, MAY_CHANGE] = 1
     """Passes over the training impressions."""
     max_steps: Annotated[PositiveInt | None, MAY_CHANGE] = None
-    """Stop after this many steps, even within the first epoch."""
+    """Stop after this many steps, even within the first epoch; max_epochs ends it, too."""
     log_every_steps: Annotated[PositiveInt, MAY_CHANGE] = 10
     """Steps between two lines of metrics.jsonl."""
     validate_every_steps: Annotated[PositiveInt | None, MAY_CHANGE] = None
