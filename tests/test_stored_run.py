@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cdp_torchrec.commands import evaluate
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.predictions import remove_unfinished
 from cdp_torchrec.stored_run import evaluation_directory, open_run
@@ -30,6 +31,26 @@ def test_a_run_with_copies_of_its_tables_is_read_with_one() -> None:
     begin("sharding.sharding_group_size=1")
     assert place() == Path("mine")
     assert open_run(Path("mine"), [], ExperimentConfig).config.sharding.sharding_group_size is None
+
+
+@pytest.mark.parametrize("alias", ["mine/../mine", "linked", None])
+def test_the_runs_own_directory_by_another_name_is_its_own(
+    alias: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where the run's config.toml is replaced by that of its evaluation."""
+    begin()
+    Path("linked").symlink_to("mine")
+    found: list[Path] = []
+
+    def evaluate_run(run: object, device: object, *, output: Path, write_predictions: bool) -> None:
+        found.append(output)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(evaluate, "init_process_group", lambda ranks: None)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(["mine", *(["--output", alias] if alias else [])])
+    assert found == [Path("mine")]
 
 
 @pytest.mark.parametrize(

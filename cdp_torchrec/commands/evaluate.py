@@ -78,8 +78,11 @@ def _of_run(options: Namespace) -> str:
         requests = requests_of_periods(run.config.data.dir)
         own = parent_run(run.checkpoint).config
         warnings += measured_on_training(own, run.config, requests, who="this run")
-    output = options.output or evaluation_directory(run)
-    if holds_run(output) and output.resolve() != evaluation_directory(run).resolve():
+    place = evaluation_directory(run)
+    output = options.output or place
+    if output.resolve() == place.resolve():
+        output = place  # by its own name, the run's directory keeps its config.toml
+    elif holds_run(output):
         raise ConfigError(
             f"--output {output}: holds a run, whose own evaluation this one is not; name "
             "another directory, or none"
