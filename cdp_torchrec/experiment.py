@@ -129,6 +129,8 @@ def _train_in(
     record_start(run_dir, config, start.progress, start.checkpoint)
     write_run_files(run_dir, config, parallelized.plan_json)
     total_steps = experiment.total_steps
+    if is_rank_zero() and start.progress.step < total_steps:
+        (run_dir / EVALUATION).unlink(missing_ok=True)  # of where the run was
     with (
         closing(experiment.loader),
         Monitor(run_dir, total_steps=total_steps, start=start.progress, quiet=quiet) as monitor,

@@ -13,7 +13,7 @@ from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.monitor import Monitor
-from cdp_torchrec.run.saved import CHECKPOINTS, saved_checkpoints
+from cdp_torchrec.run.saved import CHECKPOINTS, EVALUATION, saved_checkpoints
 from tests.paths import CONFIGS
 from tests.runs import losses
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 def interrupted(
-    dataset: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, *, lr: float
+    dataset: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, *settings: str, lr: float
 ) -> None:
     """Train; a signal comes at the third step, long before anything is logged."""
     steps = []
@@ -32,9 +32,9 @@ def interrupted(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Monitor, "advance", advance)
-    settings = [f"data.dir={dataset}", f"run.dir={run_dir}", f"optimizer.dense.lr={lr}"]
-    settings += ["trainer.global_batch_size=64", "trainer.log_every_steps=1000"]
-    layers = [str(CONFIGS / "interest" / "pooled.toml"), *settings]
+    common = [f"data.dir={dataset}", f"run.dir={run_dir}", f"optimizer.dense.lr={lr}"]
+    common += ["trainer.global_batch_size=64", "trainer.log_every_steps=1000"]
+    layers = [str(CONFIGS / "interest" / "pooled.toml"), *common, *settings]
     train_experiment(load_config(ExperimentConfig, layers), torch.device("cpu"), quiet=True)
 
 
@@ -74,3 +74,19 @@ def test_the_last_step_before_a_signal_is_logged(
     [checkpoint] = saved_checkpoints(tmp_path / "run" / CHECKPOINTS)
     assert int(checkpoint.name.removeprefix("step-")) >= 3
     assert len(losses(tmp_path / "run")) == 1
+
+
+def test_a_run_that_goes_on_has_no_measurement_of_where_it_was(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal ends it before it is measured again. Fails where evaluation.json is still that of
+    another checkpoint than the best one."""
+    run_dir, measured = tmp_path / "run", tmp_path / "run" / EVALUATION
+    settings = (tiny_dataset, run_dir, monkeypatch, "run.resume=true")
+    interrupted(*settings, "trainer.max_steps=2", lr=1e-3)
+    assert measured.is_file()
+    interrupted(*settings, "trainer.max_steps=2", lr=1e-3)
+    assert measured.is_file(), "nothing was left to train"
+    with pytest.raises(Interrupted):
+        interrupted(*settings, "trainer.max_steps=9", lr=1e-3)
+    assert not measured.exists()
