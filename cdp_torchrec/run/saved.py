@@ -152,15 +152,15 @@ def is_restarted(run_dir: Path) -> bool:
     """Whether this is a later attempt of the job that a run belongs to.
 
     A launcher counts only its own restarts: where a lost node comes back, or a scheduler starts the
-    whole job again, it is the job's name that tells.
+    whole job again, it is the job's name that tells. And it counts the attempts that were refused:
+    a run of another job is none of theirs.
     """
-    if int(os.environ.get(RESTARTS, "0")) > 0:
-        return True
-    job = job_name()
+    job, is_later = job_name(), int(os.environ.get(RESTARTS, "0")) > 0
     try:
-        return job is not None and json.loads((run_dir / ENVIRONMENT).read_bytes())["job"] == job
+        of_run = json.loads((run_dir / ENVIRONMENT).read_bytes())["job"]
     except (OSError, ValueError, KeyError):
-        return False
+        return is_later
+    return of_run == job and (is_later or job is not None)
 
 
 def job_name() -> str | None:

@@ -82,6 +82,20 @@ def test_a_node_that_comes_back_knows_the_run_by_the_name_of_the_job(
         opened(run)
 
 
+def test_a_restart_does_not_undo_the_refusal_of_what_another_job_has_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first attempt was told to choose another directory."""
+    run = RunConfig(dir=Path("mine"))
+    write_run_files(begin(run), run, plan_json="{}")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "train-x2")
+    for attempt in range(2):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        with pytest.raises(ConfigError, match="holds another run"):
+            opened(run)
+    assert opened(RunConfig(dir=Path("mine"), resume=True)) == Path("mine")
+
+
 def test_a_restarted_attempt_of_a_job_without_an_id_finds_its_directory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
