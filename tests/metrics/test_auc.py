@@ -65,3 +65,6 @@ def test_grouped_auc_equals_a_loop_over_groups() -> None:
     assert result.num_impressions[kept].tolist() == [size for _, size, _ in expected]
     assert result.auc[kept] == pytest.approx([value for _, _, value in expected], abs=1e-12)
     assert result.mean == pytest.approx(np.mean([value for _, _, value in expected]))
+    sizes = [size for _, size, _ in expected]
+    weighted = np.average([value for _, _, value in expected], weights=sizes)
+    assert result.weighted_mean == pytest.approx(weighted) != pytest.approx(result.mean)

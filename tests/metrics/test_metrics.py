@@ -190,6 +190,7 @@ def test_padding_is_dropped_unseen() -> None:
         ({"labels": torch.tensor([0, -1, 1])}, "labels: 1 of 3 .* neither 0 nor 1: -1 at 1"),
         ({"weights": torch.tensor([0.5, 1, 1])}, "weights: 1 of 3 .* neither 0 nor 1: 0.5 at 0"),
         ({"user_id": torch.zeros(2, dtype=torch.int64)}, "vectors of one length"),
+        ({"labels": torch.zeros(3, 1)}, r"vectors of one length, .*'labels': \(3, 1\)"),
         ({"request_id": torch.zeros(3)}, "request_id: expected integers"),
         ({"strata": {"device": torch.zeros(3)}}, r"expected \['size'\], found \['device'\]"),
         ({"strata": {"size": torch.tensor([0, 2, 1])}}, r"outside 0 .. 1: 2 at 1"),
