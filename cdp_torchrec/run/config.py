@@ -15,7 +15,8 @@ class RunConfig(Config):
     """Where the results go."""
 
     dir: Annotated[Path | None, MAY_CHANGE] = None
-    """Directory of the run; without it, a new one under runs/, named by the time."""
+    """Directory of the run; without it, a new one under runs/, named by the launcher's job or
+    by the time."""
     resume: Annotated[bool, MAY_CHANGE] = False
     """Continue from the newest checkpoint in run.dir, with the run's own configuration; layers and
     key=value on top may change what decides no result. Begins where there is no checkpoint yet, so

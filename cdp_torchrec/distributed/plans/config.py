@@ -53,8 +53,8 @@ class CommunicationConfig(Config):
     """Of the embeddings. fp16 rounds to 11 binary digits and ends at 65504; bf16 rounds to 8 and
     has the range of fp32."""
     backward: Precision = "fp32"
-    """Of their gradients. fp16 is scaled, since the gradients of a mean are small; bf16 needs no
-    scale."""
+    """Of their gradients. fp16 is scaled, since the gradients of a mean are small, and ends at 4:
+    what is beyond becomes 4. bf16 needs no scale."""
 
 
 class ShardingConfig(Config):
