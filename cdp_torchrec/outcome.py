@@ -183,7 +183,10 @@ def idle_settings(
     if fraction and not has_validation:
         yield f"data.validation_fraction = {fraction} had no effect: it is less than one request."
     trainer = config.trainer
-    for key in () if has_validation else ("patience", "validation_metric"):
+    keys = ["patience", "validation_metric"]
+    if trainer.checkpoint_every_steps is not None:  # else it is the rhythm of checkpoints, too
+        keys.append("validate_every_steps")
+    for key in [] if has_validation else keys:
         if (value := getattr(trainer, key)) != type(trainer).model_fields[key].default:
             yield (
                 f"trainer.{key} = {value} had no effect: "

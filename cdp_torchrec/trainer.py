@@ -65,6 +65,8 @@ class Trainer:
         self._total_steps = total_steps
         self._validate_every = config.validate_every_steps or data.steps_per_epoch
         self._checkpoint_every = config.checkpoint_every_steps or self._validate_every
+        if data.validation is None:
+            self._validate_every = self._checkpoint_every  # there is nothing else to stop for
         self._device = device
         self._best = checkpointer.best()
         self._interruption = Interruption(device, world_size=dist.get_world_size())

@@ -197,15 +197,23 @@ def test_a_search_among_too_few_behaviours_is_called_idle(tmp_path: Path) -> Non
     assert by_query.startswith("model.interest.num_query_kept = 200 had no effect")
 
 
-@pytest.mark.parametrize(("key", "value"), [("patience", 2), ("validation_metric", "auc")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("patience", 2), ("validation_metric", "auc"), ("validate_every_steps", 9)]
+)
 def test_what_only_a_validation_reads_is_called_idle_without_one(
     key: str, value: object, tmp_path: Path
 ) -> None:
-    config = config_of(tmp_path, f"trainer.{key}={value}", "data.validation_fraction=0")
+    settings = ["data.validation_fraction=0", "trainer.checkpoint_every_steps=5"]
+    config = config_of(tmp_path, f"trainer.{key}={value}", *settings)
     words = f"trainer.{key} = {value} had no effect: data.validation_fraction = 0.0 holds out no"
     (found,) = idle_settings(config, has_validation=False, total_steps=100)
     assert found.startswith(words)
     assert not list(idle_settings(config, has_validation=True, total_steps=100))
+
+
+def test_without_validations_their_rhythm_may_be_that_of_checkpoints(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "trainer.validate_every_steps=9", "data.validation_fraction=0")
+    assert not list(idle_settings(config, has_validation=False, total_steps=100))
 
 
 def test_steps_that_the_epochs_do_not_have_are_called_idle(tmp_path: Path) -> None:

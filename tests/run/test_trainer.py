@@ -15,7 +15,7 @@ from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.saved import CHECKPOINTS, EVALUATION, saved_checkpoints
 from tests.paths import CONFIGS
-from tests.runs import losses
+from tests.runs import losses, recorded
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -90,3 +90,18 @@ def test_a_run_that_goes_on_has_no_measurement_of_where_it_was(
     with pytest.raises(Interrupted):
         interrupted(*settings, "trainer.max_steps=9", lr=1e-3)
     assert not measured.exists()
+
+
+def test_without_a_validation_slice_a_training_stops_for_checkpoints_alone(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Fails where the pipeline is emptied for validations that never come."""
+    settings = [f"data.dir={tiny_dataset}", f"run.dir={tmp_path / 'run'}"]
+    settings += ["data.validation_fraction=0", "trainer.validate_every_steps=1"]
+    settings += ["trainer.checkpoint_every_steps=3", "trainer.max_steps=4"]
+    settings += ["trainer.global_batch_size=64", "trainer.log_every_steps=1000"]
+    config = load_config(ExperimentConfig, [str(CONFIGS / "interest" / "pooled.toml"), *settings])
+    train_experiment(config, torch.device("cpu"), num_bootstrap=0, quiet=True)
+    assert recorded(tmp_path / "run", "step") == [3, 4], "the last step before each stop is logged"
+    names = [path.name for path in saved_checkpoints(tmp_path / "run" / CHECKPOINTS)]
+    assert names == ["step-00000003", "step-00000004"]
