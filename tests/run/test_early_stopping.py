@@ -32,11 +32,12 @@ def train(
     values: Sequence[float | None],
     *settings: str,
     end: int = 7,
+    every: int = 1,
 ) -> Trained:
-    """Validate after each step; what is measured after step n is values[n - 1]."""
+    """Validate every so many steps; what is measured after step n is values[n - 1]."""
     layers = [str(CONFIGS / "interest" / "pooled.toml"), f"data.dir={dataset}", *settings]
     layers += [f"run.dir={run_dir}", "run.resume=true", "trainer.global_batch_size=64"]
-    layers += ["trainer.validate_every_steps=1", "trainer.keep_checkpoints=1"]
+    layers += [f"trainer.validate_every_steps={every}", "trainer.keep_checkpoints=1"]
     config = load_config(ExperimentConfig, [*layers, f"trainer.max_steps={end}"])
 
     def measured(trainer: Trainer, progress: Progress) -> Validation | None:
@@ -105,3 +106,13 @@ def test_without_patience_a_training_goes_to_its_end(
     assert trained.progress.step == 7
     assert kept(tmp_path / "run") == [1, 7]
     assert not any("stopped early" in line for line in said)
+
+
+def test_a_run_goes_on_in_the_rhythm_of_its_validations(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """It ended at step 3, and every second step is validated: 4 comes next, not 5."""
+    run_dir, values = tmp_path / "run", [0.5, 0.5, 0.5, 0.6, 0.5, 0.5, 0.5]
+    for end in (3, 7):
+        train(tiny_dataset, run_dir, monkeypatch, values, end=end, every=2)
+    assert kept(run_dir) == [4, 7]
