@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cdp_torchrec.run.monitor import Monitor
+from cdp_torchrec.run.records import Progress
 
 
 def test_what_is_undefined_is_null(tmp_path: Path) -> None:
@@ -15,3 +17,17 @@ def test_what_is_undefined_is_null(tmp_path: Path) -> None:
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     found = json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
     assert (found["auc"], found["gauc"]) == (0.5, None)
+
+
+def test_tensorboard_forgets_what_is_trained_again_and_has_no_undefined_values(
+    tmp_path: Path,
+) -> None:
+    with Monitor(tmp_path, total_steps=6, quiet=True) as monitor:
+        for step in (2, 5):
+            monitor.record("train", step, {"loss": 0.5, "gauc": math.nan})
+    start = Progress(step=2, position=32)
+    with Monitor(tmp_path, total_steps=6, start=start, quiet=True) as monitor:
+        monitor.record("train", 3, {"loss": 0.5})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["train/loss"]
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 3]
