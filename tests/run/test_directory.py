@@ -165,7 +165,7 @@ with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
-    run_dir.mkdir()
+    write_whole(run_dir / "lock", "process 1 on the machine of an earlier start\n")
     with subprocess.Popen(
         [sys.executable, "-c", holding, str(run_dir)], stdout=subprocess.PIPE, text=True
     ) as holder:

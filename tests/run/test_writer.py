@@ -15,6 +15,7 @@ from cdp_torchrec.run.config import CheckpointMode
 from cdp_torchrec.run.metadata import SafeReader
 from cdp_torchrec.run.records import CheckpointError, FileRecord
 from cdp_torchrec.run.writer import CheckpointWriter
+from cdp_torchrec.whole_file import write_whole
 from tests.largest_file import largest_file
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -91,6 +92,15 @@ def test_what_cannot_be_written_is_said_once_and_leaves_nothing(
         writer.finish()
     writer.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next_checkpoint(
+    tmp_path: Path,
+) -> None:
+    write_whole(tmp_path / ".step-1.partial-0a1b2c3d" / "__0_0.distcp", b"half")
+    writer, final = CheckpointWriter("blocking"), tmp_path / "step-2"
+    writer.write(final, {"a": torch.ones(3)}, text_files, nothing)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
 
 
 def test_a_disk_that_takes_no_more_is_said_wherever_it_happens(tmp_path: Path) -> None:
