@@ -1,17 +1,19 @@
 """Files and directories that are whole whenever they are there.
 
 Everything is written beside its place under a name of its own, brought to the disk, and gets its
-place by one rename. An error leaves nothing behind; what was there before stays.
+place by one rename. An error leaves nothing behind; what was there before stays. While it is
+written, it is locked, so that what killed processes left can be told from what others write.
 """
 
 import errno
+import fcntl
 import json
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -48,9 +50,10 @@ def whole_file(path: Path) -> Generator[Path]:
         raise FileExistsError(errno.EEXIST, "is no regular file, and is not replaced", str(path))
     partial = _beside(path)
     try:
-        yield partial
-        _bring_to_disk(partial)
-        partial.replace(path)
+        with _held(partial):
+            yield partial
+            _bring_to_disk(partial)
+            partial.replace(path)
         _bring_to_disk(path.parent)
     except OSError as error:
         _name(error, path)
@@ -69,10 +72,11 @@ def whole_directory(path: Path) -> Generator[Path]:
     partial = _beside(path)
     partial.mkdir()
     try:
-        yield partial
-        for inner in [*partial.rglob("*"), partial]:
-            _bring_to_disk(inner)
-        _rename_to_new(partial, path)
+        with _held(partial):
+            yield partial
+            for inner in [*partial.rglob("*"), partial]:
+                _bring_to_disk(inner)
+            _rename_to_new(partial, path)
         _bring_to_disk(path.parent)
     except OSError as error:
         _name(error, path)
@@ -92,7 +96,7 @@ def remove_leftovers_of(path: Path) -> None:
     """Remove what processes that were killed left half-written of a file or directory.
 
     Args:
-        path: of what one process at a time writes.
+        path: of it. What another process writes at the moment stays.
     """
     remove_leftovers(path.parent, escape(path.name))
 
@@ -105,6 +109,8 @@ def remove_leftovers(directory: Path, pattern: str) -> None:
         pattern: of names, as `Path.glob` has them.
     """
     for partial in directory.glob(f".{pattern}{_MARK}*"):
+        if _is_held(partial):
+            continue
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -136,6 +142,36 @@ def _beside(path: Path) -> Path:
     """A name of its own: processes that share a directory may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}{_MARK}{secrets.token_hex(4)}")
+
+
+@contextmanager
+def _held(partial: Path) -> Generator[None]:
+    """A lock that ends with this process, however it ends; a file that is not there is made."""
+    kind = os.O_RDONLY if partial.is_dir() else os.O_RDONLY | os.O_CREAT
+    descriptor = os.open(partial, kind, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks, where nobody can know
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_held(partial: Path) -> bool:
+    """Whether a process writes it at the moment."""
+    try:
+        descriptor = os.open(partial, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _rename_to_new(partial: Path, path: Path) -> None:

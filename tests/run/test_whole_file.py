@@ -127,6 +127,18 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {".other.partial-02", "step-1"}
 
 
+def test_what_another_process_writes_at_the_moment_is_no_leftover(tmp_path: Path) -> None:
+    """Fails where an export removes the half-made artifact of another one of the same output."""
+    page, folder = tmp_path / "page", tmp_path / "folder"
+    with whole_file(page) as file, whole_directory(folder) as directory:
+        for path in (page, folder):
+            remove_leftovers_of(path)
+        file.write_text("all of it")
+        (directory / "file").touch()
+    assert page.read_text() == "all of it"
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
 def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     assert why_unwritable(tmp_path / "new" / "directory") is None
     write_whole(tmp_path / "file", "")

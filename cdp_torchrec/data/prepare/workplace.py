@@ -117,7 +117,7 @@ def dataset_beside(output: Path) -> Generator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     if any(path.name.startswith(f".{output.name}.partial-") for path in _remove_abandoned(output)):
         raise DatasetError(f"{output}: another preparation writes it; wait for its end")
-    with whole_directory(output) as partial, held(partial):
+    with whole_directory(output) as partial:  # locked, as staging files are
         yield partial
 
 
