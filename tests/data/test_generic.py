@@ -295,12 +295,16 @@ def test_starts_are_inside_and_ends_outside(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_test_share_takes_the_latest_requests(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "tested"), [("0.3", 3), ("0.8", 8), ("0.9", 9), ("1e-20", 1)])
+def test_test_share_takes_the_latest_requests_and_one_at_least(
+    tmp_path: Path, share: str, tested: int
+) -> None:
+    """Of 10 requests 0.8 are 8, though 10 * (1 - 0.8) is less than 2."""
     rows = [impression(page, item, clicks=int(item == "a")) for page in range(10) for item in "ab"]
     write_csv(tmp_path / "log.csv", rows)
-    prepare(tmp_path, IMPRESSIONS.replace('test_from = "2025-06-02"', "test_share = 0.3"))
+    prepare(tmp_path, IMPRESSIONS.replace('test_from = "2025-06-02"', f"test_share = {share}"))
     splits = load_schema(tmp_path / "data").splits
-    assert (splits["train"].requests, splits["test"].requests) == (7, 3)
+    assert (splits["train"].requests, splits["test"].requests) == (10 - tested, tested)
 
 
 @pytest.mark.slow

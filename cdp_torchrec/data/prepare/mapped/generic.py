@@ -161,7 +161,9 @@ def _test_from(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) ->
         return moment(mapping.split.test_from)
     assert mapping.split.test_share is not None
     num_requests = scalar(connection, "SELECT count(*) FROM request_rows")
-    first = int((1 - mapping.split.test_share) * num_requests)
+    # 1 - 0.8 is a little less than 0.2; and the smallest share is a request.
+    first = int((1 - mapping.split.test_share) * num_requests + 1e-9)
+    first = min(first, num_requests - 1)
     return scalar(connection, f"SELECT timestamp FROM request_rows WHERE number = {first}")
 
 
