@@ -27,6 +27,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.attention import AdsConfig
 from cdp_torchrec.interest.output import InterestVector
@@ -73,7 +74,7 @@ class AdsInterest(InterestModule):
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the attended history, [B, interest_dim]."""
         recent, norm = inputs.recent, self.config.embedding_norm
-        assert recent is not None
+        assert recent is not None, missing("recent")
         domain = inputs.domain_id
         if domain is None:
             domain = torch.zeros_like(inputs.item_id)

@@ -14,7 +14,7 @@ from cdp_torchrec.interest.attention import (
     item_features,
     target_features,
 )
-from cdp_torchrec.interest.base import InterestDims, InterestInput
+from cdp_torchrec.interest.base import InterestDims, InterestInput, missing
 from cdp_torchrec.interest.config.base import AttentionConfig
 
 
@@ -31,7 +31,7 @@ class AttentivePooling(TargetAttention):
         Zeros where the history is empty.
         """
         sequence = inputs.gated
-        assert sequence is not None
+        assert sequence is not None, missing("gated")
         target = target_features(inputs, category_dim=self.category_dim, norm=self.norm)
         features = item_features(sequence, norm=self.norm)
         mean = self(target, features, sequence, find_all)

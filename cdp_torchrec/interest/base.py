@@ -94,6 +94,14 @@ class InterestInput:
     outside of training."""
 
 
+def missing(name: str) -> str:
+    """What to say of a sequence that a module reads and was not given, such as recent."""
+    return (
+        f"InterestInput.{name} is missing: expected a BehaviourSequence, with an index as from "
+        "data.sequence_index.index_sequences"
+    )
+
+
 @dataclass(frozen=True)
 class InterestDims:
     """Widths of InterestInput's tensors; 0 means that the dataset lacks the role."""

@@ -26,7 +26,13 @@ from torch.nn import functional
 from cdp_torchrec.data.sequence_index import SequenceBlock
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.attention import check_heads, top_k
-from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+    missing,
+)
 from cdp_torchrec.interest.config.sequential import CadirecConfig
 from cdp_torchrec.interest.recent_sequence import keep_recent, last_state, recency
 from cdp_torchrec.interest.sasrec import next_item_loss, sasrec_encoder
@@ -80,7 +86,8 @@ class CadirecInterest(InterestModule):
         """Emitted parts of the encoder's last state, [B, interest_dim]."""
         if not self.training:
             return self.encoder(inputs)
-        assert inputs.recent is not None and inputs.stranger is not None
+        assert inputs.recent is not None, missing("recent")
+        assert inputs.stranger is not None, missing("stranger")
         recent = keep_recent(inputs.recent, self.config.max_length)
         stranger = keep_recent(inputs.stranger, self.config.max_length)
         states = self.encoder.encode(recent)

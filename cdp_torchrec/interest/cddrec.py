@@ -34,7 +34,13 @@ from torch.nn import functional
 
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.attention import check_heads
-from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+    missing,
+)
 from cdp_torchrec.interest.cddrec_decoder import CausalAttention, ConditionDecoder
 from cdp_torchrec.interest.config.generative import CddrecConfig
 from cdp_torchrec.interest.output import NORM_EPS, InterestVector
@@ -90,7 +96,7 @@ class CddrecInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the interest, [B, interest_dim]; in training mode with the losses."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         recent = keep_recent(inputs.recent, self.config.max_length)
         attended = self.decoder.attend(self.encode(recent), recent)
         has_history = (recent.index.lengths > 0).index_select(0, recent.index.sequence)
@@ -98,7 +104,7 @@ class CddrecInterest(InterestModule):
         interest = self.vector(interest * has_history.unsqueeze(1), inputs.item)
         losses = {}
         if self.training and self.loss_weights:
-            assert inputs.stranger is not None
+            assert inputs.stranger is not None, missing("stranger")
             stranger = keep_recent(inputs.stranger, self.config.max_length)
             keys = sequence_keys(inputs.key, inputs.item_id, recent.index)
             found = self._losses(attended, recent, stranger, keys)

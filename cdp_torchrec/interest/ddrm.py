@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.diffusion.reverse import ReverseProcess
-from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+    missing,
+)
 from cdp_torchrec.interest.config.generative import DdrmConfig
 from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.keyed_random import Stream, keyed_normal, keyed_timesteps
@@ -96,7 +102,7 @@ class DdrmInterest(InterestModule):
             assert inputs.pool is not None
             sums, lengths = inputs.pool.sums.sum(dim=1), inputs.pool.lengths.sum(dim=1)
         else:
-            assert inputs.recent is not None
+            assert inputs.recent is not None, missing("recent")
             index = inputs.recent.index
             sums = inputs.recent.sum(inputs.recent.item).index_select(0, index.sequence)
             lengths = index.lengths.index_select(0, index.sequence)

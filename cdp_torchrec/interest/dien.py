@@ -17,6 +17,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.sequential import DienConfig
 from cdp_torchrec.interest.output import InterestVector
@@ -51,7 +52,7 @@ class DienInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the evolved interest, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         recent = keep_recent(inputs.recent, self.max_length)
         x = torch.cat([recent.item, recent.category, recent.action], dim=1)
         states = self.extract(x, recent)

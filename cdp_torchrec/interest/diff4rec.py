@@ -24,7 +24,13 @@ from torch.nn import functional
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.diffusion.reverse import ReverseProcess
 from cdp_torchrec.interest.attention import top_k
-from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+    missing,
+)
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder
 from cdp_torchrec.interest.config.augmentation import Diff4RecConfig
 from cdp_torchrec.interest.interaction_diffusion import ItemBuckets, diffusion_losses
@@ -94,7 +100,8 @@ class Diff4RecInterest(InterestModule):
         """Emitted parts of the last state, [B, interest_dim]."""
         if not self.training:
             return self.encoder(inputs)
-        assert inputs.recent is not None and inputs.stranger is not None
+        assert inputs.recent is not None, missing("recent")
+        assert inputs.stranger is not None, missing("stranger")
         assert inputs.progress is not None
         recent = keep_recent(inputs.recent, self.config.max_length)
         index, stranger = recent.index, keep_recent(inputs.stranger, self.config.max_length)

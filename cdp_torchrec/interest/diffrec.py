@@ -22,7 +22,13 @@ from torch import Tensor, nn
 
 from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights
-from cdp_torchrec.interest.base import InterestDims, InterestInput, InterestModule, InterestOutput
+from cdp_torchrec.interest.base import (
+    InterestDims,
+    InterestInput,
+    InterestModule,
+    InterestOutput,
+    missing,
+)
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder
 from cdp_torchrec.interest.config.generative import DiffRecConfig
 from cdp_torchrec.interest.interaction_diffusion import ItemBuckets, diffusion_losses
@@ -74,8 +80,9 @@ class DiffRecInterest(InterestModule):
 
         An impression carries its request's loss, whatever else is in the batch.
         """
-        sequence = inputs.gated if self.config.history_filter == "category" else inputs.recent
-        assert sequence is not None
+        name = "gated" if self.config.history_filter == "category" else "recent"
+        sequence = inputs.gated if name == "gated" else inputs.recent
+        assert sequence is not None, missing(name)
         rows = SequenceRows.of(sequence.index)
         interactions = self._interactions(sequence.index, rows)
         present = rows.present.unsqueeze(1)

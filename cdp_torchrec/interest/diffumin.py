@@ -35,6 +35,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.channel_denoiser import ChannelDenoiser
 from cdp_torchrec.interest.config.generative import DiffuminConfig
@@ -90,7 +91,7 @@ class DiffuminInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts, [B, interest_dim]; in training mode with the losses."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         norm = self.config.embedding_norm
         target = target_features(inputs, category_dim=self.category_dim, norm=norm)
         features = item_features(inputs.recent, norm=norm)

@@ -25,6 +25,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.attention import ActivationUnitConfig, DinConfig
 from cdp_torchrec.interest.eager import is_eager_on_cpu
@@ -53,7 +54,7 @@ class DinInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the attended history, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         interest = self.attention(inputs, inputs.recent)
         return InterestOutput(interest=self.vector(interest, inputs.item))
 

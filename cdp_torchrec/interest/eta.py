@@ -23,6 +23,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.attention import EtaConfig
 from cdp_torchrec.interest.din import DinAttention
@@ -50,7 +51,7 @@ class EtaInterest(InterestModule):
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the long and of the short interest, [B, interest_dim]."""
         recent, norm = inputs.recent, self.config.embedding_norm
-        assert recent is not None
+        assert recent is not None, missing("recent")
         target = target_features(inputs, category_dim=self.category_dim, norm=norm)
         features = item_features(recent, norm=norm)
         long = self.long(target, features, recent, self._search(target, features))

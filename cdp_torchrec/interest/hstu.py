@@ -17,6 +17,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.sequential import HstuConfig
 from cdp_torchrec.interest.hstu_layer import HstuLayer, HstuTokens
@@ -59,7 +60,7 @@ class HstuInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the target slots, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         recent = keep_recent(inputs.recent, self.max_length)
         tokens = self.tokens(inputs, recent)
         for layer in self.layers:

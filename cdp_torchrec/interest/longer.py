@@ -30,6 +30,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.long_sequence import LongerConfig
 from cdp_torchrec.interest.merged_sequence import MergedIndex, merge_index, most_recent, scatter
@@ -91,7 +92,7 @@ class LongerInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the candidates' tokens, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         recent = keep_recent(inputs.recent, self.max_length)
         interest = self.attend(inputs, recent, self.remember(recent))
         return InterestOutput(interest=self.vector(interest, inputs.item))

@@ -23,6 +23,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.long_sequence import MarmConfig
 from cdp_torchrec.interest.output import InterestVector, layer_norm
@@ -65,7 +66,7 @@ class MarmInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the targets' tokens, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         recent = keep_recent(inputs.recent, self.max_length * len(self.layers))
         return self.interest(inputs, self.attend(inputs, recent, self.outputs(recent))[-1])
 

@@ -18,6 +18,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.long_sequence import MtgrConfig
 from cdp_torchrec.interest.mtgr_layer import MtgrLayer, MtgrTimes, MtgrTokens
@@ -64,7 +65,7 @@ class MtgrInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the candidates, [B, interest_dim], with one request in each row."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         age, lengths = inputs.recent.index.age, inputs.recent.index.lengths
         return self._encode(
             inputs,
@@ -90,7 +91,7 @@ class MtgrInterest(InterestModule):
             ValueError: a request happened before its row's real-time behaviours begin: static ones,
                 which everything sees, could be later than it.
         """
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         if (request_age >= realtime_s.index_select(0, inputs.recent.index.sequence)).any():
             raise ValueError(
                 f"request_age up to {request_age.max():g} s: must be below realtime_s, "
@@ -101,7 +102,7 @@ class MtgrInterest(InterestModule):
     def _encode(
         self, inputs: InterestInput, *, request_age: Tensor, realtime_s: Tensor
     ) -> InterestOutput:
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         recent = keep_recent(inputs.recent, self.max_length)
         index = recent.index
         times = MtgrTimes(

@@ -140,7 +140,13 @@ class DaypartShift(nn.Module):
 def _checked(pool: GatedPool | None, name: str, num_segments: int) -> GatedPool:
     if pool is None:
         raise ValueError(f"InterestInput.{name} is missing: expected sums and lengths")
-    for part, found in (("sums", pool.sums.shape[1]), ("lengths", pool.lengths.shape[1])):
+    for part, values, axes in (("sums", pool.sums, 3), ("lengths", pool.lengths, 2)):
+        if values.dim() != axes:
+            shape = "[B, K, D]" if part == "sums" else "[B, K]"
+            raise ValueError(
+                f"InterestInput.{name}.{part}: expected {shape}, found {list(values.shape)}"
+            )
+        found = values.shape[1]
         if found != num_segments:
             raise ValueError(
                 f"InterestInput.{name}.{part}: expected {num_segments} segments, found {found}"

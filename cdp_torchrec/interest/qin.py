@@ -33,6 +33,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.attention import QinConfig
 from cdp_torchrec.interest.output import InterestVector
@@ -71,7 +72,7 @@ class QinInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the fused attention, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         sequence, norm, losses = inputs.recent, self.config.embedding_norm, {}
         # The search is frozen: the click loss does not reach its vectors.
         target = _unit(target_features(inputs, category_dim=self.category_dim, norm=norm))
@@ -164,7 +165,7 @@ class QuerySearch(nn.Module):
             target: unit vectors of the items, [B, F].
             behaviours: unit vectors of the behaviours, [L, F].
         """
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         index = inputs.recent.index
         lengths = index.lengths.index_select(0, index.sequence)
         ends = index.lengths.cumsum(0).index_select(0, index.sequence)

@@ -19,6 +19,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.sequential import SasrecConfig, SasrecEncoderConfig
 from cdp_torchrec.interest.output import InterestVector
@@ -62,7 +63,7 @@ class SasrecInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the last state, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         recent = keep_recent(inputs.recent, self.max_length)
         states = self.encode(recent)
         interest = self.vector(last_state(states, recent.index), inputs.item)

@@ -27,6 +27,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.attention import SimConfig
 from cdp_torchrec.interest.din import DinAttention
@@ -63,12 +64,12 @@ class SimInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the long and of the short interest, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         norm = self.config.embedding_norm
         target = target_features(inputs, category_dim=self.category_dim, norm=norm)
         click_logits = {}
         if self.gsu is None:
-            assert inputs.gated is not None
+            assert inputs.gated is not None, missing("gated")
             found = only_recent(inputs.gated, self.config.num_kept)
             features = item_features(found, norm=norm)
             long = self.esu(target, features, found, find_all)

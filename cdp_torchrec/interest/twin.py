@@ -32,6 +32,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    missing,
 )
 from cdp_torchrec.interest.config.attention import TwinSearchConfig
 from cdp_torchrec.interest.output import InterestVector
@@ -67,7 +68,7 @@ class TwinInterest(InterestModule):
 
     def forward(self, inputs: InterestInput) -> InterestOutput:
         """Emitted parts of the attended history, [B, interest_dim]."""
-        assert inputs.recent is not None
+        assert inputs.recent is not None, missing("recent")
         sequence, norm = inputs.recent, self.config.embedding_norm
         query = self.query(target_features(inputs, category_dim=self.category_dim, norm=norm))
         features = item_features(sequence, norm=norm)

@@ -57,6 +57,14 @@ def test_output_is_as_declared_and_gradients_reach_every_parameter(
     check_contract(make_module, make_inputs, replace(dims, **dict.fromkeys(lacking, 0)), variant)
 
 
+@pytest.mark.parametrize("variant", WITH_HISTORY, ids="+".join)
+def test_what_a_module_reads_and_was_not_given_is_named(make_module, make_inputs, variant):
+    """Fails where whoever calls a module by itself gets an AssertionError without a word."""
+    nothing = dict.fromkeys(("pool", "daypart", "part", "whole", "gated", "recent", "stranger"))
+    with pytest.raises((AssertionError, ValueError), match=r"InterestInput\.\w+ is missing"):
+        make_module(*variant)(replace(make_inputs(), **nothing))
+
+
 @pytest.mark.parametrize("variant", READ_BY_DAYPART, ids="+".join)
 def test_a_pooled_history_by_the_time_of_day_keeps_the_contract(
     make_module, make_inputs, dims, variant

@@ -192,6 +192,10 @@ def test_pools_that_are_missing_or_have_other_segments_are_refused(make_inputs, 
     for changed, message in [
         (replace(inputs, pool=None), r"InterestInput\.pool is missing"),
         (make_inputs(num_segments=1), r"pool\.sums: expected 7 segments, found 1"),
+        (
+            replace(inputs, pool=replace(inputs.pool, lengths=inputs.pool.lengths[:, 0])),
+            r"pool\.lengths: expected \[B, K\], found \[\d+\]",
+        ),
         (replace(inputs, part=None), r"InterestInput\.part is missing"),
         (replace(inputs, part=inputs.pool), r"part\.sums: expected 1 segments, found 7"),
     ]:
