@@ -7,7 +7,9 @@ ARTIFACT is a directory of `cdp_torchrec export`, or a link to one. A delta is o
 it begins from is served or lies in the same folder. To replace it without losing a
 request, let the link point to another artifact, then send SIGHUP or POST
 /v2/repository/models/NAME/load: the new one is checked while the old one serves. Never change
-files of an artifact in service. SIGTERM: what was accepted is answered, then the server ends.
+files of an artifact or of a history store in service: they are mapped, and one that is cut ends the
+server ("Bus error"). Append days, or prepare elsewhere and rename. SIGTERM: what was accepted is
+answered, then the server ends.
 
     curl localhost:8080/v2/models/trivago-cdp                       the inputs and their types
     curl localhost:8080/v2/models/trivago-cdp/infer -H 'Content-Type: application/json' -d '{
