@@ -104,6 +104,11 @@ BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "user": ({"user": ""}, [], "log.csv: line 2: 'user' is empty"),
     "item": ({"item": ""}, [], "log.csv: line 2: 'item' is empty"),
     "label": ({"clicks": "yes"}, [], "log.csv: line 2: 'clicks' is no number: yes"),
+    "label of a boolean": (
+        {"clicks": "True"},
+        [],
+        "log.csv: line 2: 'clicks' is a text, which one_of names and above does not compare: True",
+    ),
     "label NaN": ({"clicks": "nan"}, [], "log.csv: line 2: 'clicks' is no number: nan"),
     "label infinite": (
         {"clicks": "inf"},

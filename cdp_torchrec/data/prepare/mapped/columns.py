@@ -157,7 +157,12 @@ def count_rules(rule: RowRule, sql: str) -> list[Rule]:
     if rule.above is None:
         return [empty]
     no_number = Rule(f"isnan(try_cast({sql} AS DOUBLE))", f"'{rule.column}' is no number", sql)
-    return [empty, *number_rules(rule.column, sql), no_number]
+    boolean = Rule(
+        f"lower({sql}) IN ('true', 'false')",
+        f"'{rule.column}' is a text, which one_of names and above does not compare",
+        sql,
+    )
+    return [empty, boolean, *number_rules(rule.column, sql), no_number]
 
 
 def counting_rows(
