@@ -311,6 +311,7 @@ BAD_MAPPINGS: dict[str, tuple[list[str], str]] = {
     "derive": (["features.category_id.derive=hour"], "must be 'request' where derive = 'hour'"),
     "level": (["features.category_id.table=log"], "must be one of the tables with by = 'item'"),
     "moment": (["split.test_from=soon"], "must be a date or time such as 2017-12-03"),
+    "empty column": (["features.price.column=''"], "must be a string (at least 1 character)"),
     "splits": (["split.test_share=0.5"], "exactly one of test_from and test_share must be set"),
     "format": (["log.time.unit=text"], "unit = 'text' needs it, other units have none"),
     "offset": (["log.time.utc_offset=+80:00"], "'+80:00': must be from -14:00 to +14:00"),

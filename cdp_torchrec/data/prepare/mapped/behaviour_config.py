@@ -70,7 +70,7 @@ class AttributeConfig(Config):
     table: str | None = None
     """Name in [tables] of a table of attributes of items; not set: the tables of the behaviours
     have it, each in the column that its `attributes` name."""
-    column: str | None = None
+    column: str | None = Field(None, min_length=1)
     """Of that table; not set: the column of its name."""
     separator: str | None = Field(None, min_length=1)
     """Between several ids in a cell: kind "ids" takes all of them, kind "id" the first."""

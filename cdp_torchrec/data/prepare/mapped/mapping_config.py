@@ -107,7 +107,7 @@ class FeatureConfig(Config):
     """Once per request, or one for each candidate."""
     kind: Kind
     """One id, a bag of ids (request level only), or a number."""
-    column: str | None = None
+    column: str | None = Field(None, min_length=1)
     """Where it stands; not set: the column of its name."""
     table: str | None = None
     """Name in [tables] of a table of attributes; not set: that of the log."""
