@@ -84,7 +84,7 @@ def open_run(
     Raises:
         CheckpointError: there is no run or no complete checkpoint, another release wrote it, or it
             was trained on another dataset.
-        ConfigError: an override is wrong.
+        ConfigError: an override is wrong, or of the optimizers, which have done their work.
         DatasetError: the schema of the dataset is damaged.
     """
     run = _read(find_checkpoint(path), config_class)
@@ -97,12 +97,16 @@ def open_run(
     if (config.data.dir / SCHEMA).is_file():  # else whoever reads it says what is there
         dataset = read_schema(config.data).digest()
         check_dataset(run.record, run.checkpoint, config.data.dir, dataset)
-    changes = [
+    changes = find_changes(run.config, config)
+    idle = [change.describe() for change in changes if change.key.startswith("optimizer.")]
+    if idle:
+        raise ConfigError.of(f"{line}, and only its training reads it" for line in idle)
+    decisive = [
         change
-        for change in find_changes(run.config, config)
+        for change in changes
         if not change.may_change or _is_moved(change, run.config, config)
     ]
-    return replace(run, config=config, changes=tuple(changes))
+    return replace(run, config=config, changes=tuple(decisive))
 
 
 def _is_moved(change: Change, own: ExperimentConfig, config: ExperimentConfig) -> bool:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec.commands import evaluate
+from cdp_torchrec.config import ConfigError
+from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.predictions import remove_unfinished
 from cdp_torchrec.stored_run import evaluation_directory, open_run
@@ -62,6 +64,17 @@ def test_any_other_measurement_has_a_directory_of_its_own(override: str) -> None
     assert found.parent == Path("mine", "evaluations")
     assert found == place("mine", override), "measured again into the same"
     assert found != place("mine", override, "data.history.max_length=50")
+
+
+@pytest.mark.parametrize("config_class", [ExperimentConfig, DistillExperimentConfig])
+def test_an_optimizer_of_a_trained_run_is_refused(config_class: type[ExperimentConfig]) -> None:
+    """Fails where another rate is another measurement, or stands in a student's config.toml."""
+    begin()
+    own = open_run(Path("mine"), [], config_class).config.optimizer.dense.lr
+    open_run(Path("mine"), [f"optimizer.dense.lr={own}"], config_class)
+    message = r"optimizer\.dense\.lr = 0\.5: the run has .*, and only its training reads it"
+    with pytest.raises(ConfigError, match=message):
+        open_run(Path("mine"), ["optimizer.dense.lr=0.5"], config_class)
 
 
 def test_the_directory_is_named_by_the_dataset() -> None:
