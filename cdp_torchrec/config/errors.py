@@ -250,14 +250,15 @@ def _locate(loc: Location, tree: KeyNode) -> tuple[Location, KeyNode, KeyNode]:
 def _meant(path: Location, table: KeyNode, tree: KeyNode) -> tuple[str, list[Location]]:
     """What an unknown key may have been meant to be: a hint, and the keys meant."""
     name = str(path[-1])
-    if close := difflib.get_close_matches(name, [*table.keys, *filter(None, [table.tag])], n=1):
+    _, union, _ = _locate(path[:-1], tree)  # of whose kinds the table is one
+    names = [*filter(None, [union.tag]), *table.keys]
+    if close := difflib.get_close_matches(name, names, n=1):
         return f" (did you mean '{close[0]}'?)", [(*path[:-1], close[0])]
-    _, union, _ = _locate(path[:-1], tree)
     if kinds := [kind for kind, other in union.kinds.items() if name in other.keys]:
         return f" (it is a key of {union.tag} = {one_of(kinds)})", []
     if elsewhere := [key for key in dict.fromkeys(_keys_below(tree, ())) if key[-1] == name]:
         return f" (did you mean {one_of([_dotted(key) for key in elsewhere])}?)", elsewhere
-    return f" (keys here: {', '.join(table.keys)})" if table.keys else "", []
+    return f" (keys here: {', '.join(names)})" if table.keys else "", []
 
 
 def _keys_below(node: KeyNode, path: Location) -> Iterator[Location]:

@@ -144,6 +144,12 @@ def test_a_misspelt_key_is_corrected_inside_the_chosen_kind() -> None:
     ]
 
 
+def test_a_misspelt_kind_is_corrected_beside_the_kind_of_a_layer() -> None:
+    assert lines("model.interest.kind=twin", "model.interest.kidn=cdp") == [
+        "model.interest.kidn: unknown key (did you mean 'kind'?) [command line]"
+    ]
+
+
 def test_a_key_without_its_section_is_told_its_place() -> None:
     assert lines("max_steps=5", "lr=1") == [
         "max_steps: unknown key (did you mean 'trainer.max_steps'?) [command line]",
