@@ -109,7 +109,7 @@ def remove_leftovers(directory: Path, pattern: str) -> None:
         pattern: of names, as `Path.glob` has them.
     """
     for partial in directory.glob(f".{pattern}{_MARK}*"):
-        if _is_held(partial):
+        if is_held(partial):
             continue
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -157,10 +157,10 @@ def _held(partial: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def _is_held(partial: Path) -> bool:
-    """Whether a process writes it at the moment."""
+def is_held(path: Path) -> bool:
+    """Whether a process, which may be this one, has a lock on a file or directory."""
     try:
-        descriptor = os.open(partial, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:

@@ -20,7 +20,7 @@ import duckdb
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.user_error import UserError
-from cdp_torchrec.whole_file import remove_leftovers, whole_directory, why_unwritable
+from cdp_torchrec.whole_file import is_held, remove_leftovers, whole_directory, why_unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -126,17 +126,13 @@ def _remove_abandoned(output: Path) -> list[Path]:
     at_work = []
     starts = (f".{output.name}.staging-", f".{output.name}.partial-")
     for path in output.parent.iterdir():
-        if path.name.startswith(starts) and path.is_dir():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                at_work.append(path)
-            else:
-                logger.warning("removed %s, left behind by a preparation that was killed", path)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+        if not (path.name.startswith(starts) and path.is_dir()):
+            continue
+        if is_held(path):
+            at_work.append(path)
+        else:
+            logger.warning("removed %s, left behind by a preparation that was killed", path)
+            shutil.rmtree(path, ignore_errors=True)
     return at_work
 
 
