@@ -40,7 +40,6 @@ def trained(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run_dir
 
 
-@pytest.mark.slow
 def test_the_launch_line_trains_and_measures(trained: Path) -> None:
     result = json.loads((trained / "evaluation.json").read_text())
     assert {"auc", "uauc", "gauc", "auc_interval", "strata"} <= set(result)
@@ -48,7 +47,6 @@ def test_the_launch_line_trains_and_measures(trained: Path) -> None:
         assert (trained / name).exists(), name
 
 
-@pytest.mark.slow
 def test_a_run_is_measured_again_by_one_rank(trained: Path) -> None:
     before = json.loads((trained / "evaluation.json").read_text())
     ended = run_command("evaluate", trained, "--predictions")

@@ -35,7 +35,7 @@ from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.runs import losses
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 CPU = torch.device("cpu")
 
@@ -142,7 +142,6 @@ def two_ranks(tiny_dataset: Path, folder: Path) -> dict[str, Any]:
     return run_ranks(2, on_two_ranks, tiny_dataset, folder)[0]
 
 
-@pytest.mark.slow
 def test_resume_at_the_same_rank_count_is_bit_identical(
     two_ranks: dict[str, Any], folder: Path
 ) -> None:

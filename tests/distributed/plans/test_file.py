@@ -326,6 +326,7 @@ def test_training_with_the_plan_of_another_run_is_bit_identical(
     assert "data_parallel" in types and len(types) > 1, "a plan worth keeping"
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_failure_of_rank_zero_ends_all_ranks(
     two_ranks: tuple[Path, list[dict[str, str]]],

@@ -203,6 +203,7 @@ def test_plans_that_cannot_run_are_refused_on_all_ranks(
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("name", "message"),
