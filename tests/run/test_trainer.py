@@ -20,6 +20,14 @@ from tests.runs import losses, recorded
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
+def train(dataset: Path, run_dir: Path, *settings: str) -> None:
+    """Batches of 64, of which nothing is logged in between."""
+    common = [f"data.dir={dataset}", f"run.dir={run_dir}"]
+    common += ["trainer.global_batch_size=64", "trainer.log_every_steps=1000"]
+    layers = [str(CONFIGS / "interest" / "pooled.toml"), *common, *settings]
+    train_experiment(load_config(ExperimentConfig, layers), torch.device("cpu"), quiet=True)
+
+
 def interrupted(
     dataset: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, *settings: str, lr: float
 ) -> None:
@@ -32,10 +40,7 @@ def interrupted(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Monitor, "advance", advance)
-    common = [f"data.dir={dataset}", f"run.dir={run_dir}", f"optimizer.dense.lr={lr}"]
-    common += ["trainer.global_batch_size=64", "trainer.log_every_steps=1000"]
-    layers = [str(CONFIGS / "interest" / "pooled.toml"), *common, *settings]
-    train_experiment(load_config(ExperimentConfig, layers), torch.device("cpu"), quiet=True)
+    train(dataset, run_dir, f"optimizer.dense.lr={lr}", *settings)
 
 
 def test_nothing_is_saved_of_a_model_that_a_signal_finds_diverged(
@@ -52,16 +57,13 @@ def test_nothing_is_saved_of_a_model_that_its_very_last_update_ruined(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """The loss is taken before the update, and no later one would tell."""
-    settings = [f"data.dir={tiny_dataset}", f"run.dir={tmp_path / 'run'}"]
-    settings += ["optimizer.sparse.kind=rowwise_adagrad", "optimizer.sparse.lr=3e38"]
-    settings += ["trainer.global_batch_size=64", "trainer.max_steps=1"]
-    config = load_config(ExperimentConfig, [str(CONFIGS / "interest" / "pooled.toml"), *settings])
+    ruinous = ["optimizer.sparse.kind=rowwise_adagrad", "optimizer.sparse.lr=3e38"]
     with pytest.raises(
         NonFiniteError,
         match=r"step 1: its update left weights that are no numbers, so it is not saved: \S*t_.*; "
         "lower the learning rates",
     ):
-        train_experiment(config, torch.device("cpu"), quiet=True)
+        train(tiny_dataset, tmp_path / "run", *ruinous, "trainer.max_steps=1")
     assert saved_checkpoints(tmp_path / "run" / CHECKPOINTS) == []
     assert len(losses(tmp_path / "run")) == 1
 
@@ -96,12 +98,9 @@ def test_without_a_validation_slice_a_training_stops_for_checkpoints_alone(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """Fails where the pipeline is emptied for validations that never come."""
-    settings = [f"data.dir={tiny_dataset}", f"run.dir={tmp_path / 'run'}"]
-    settings += ["data.validation_fraction=0", "trainer.validate_every_steps=1"]
+    settings = ["data.validation_fraction=0", "trainer.validate_every_steps=1"]
     settings += ["trainer.checkpoint_every_steps=3", "trainer.max_steps=4"]
-    settings += ["trainer.global_batch_size=64", "trainer.log_every_steps=1000"]
-    config = load_config(ExperimentConfig, [str(CONFIGS / "interest" / "pooled.toml"), *settings])
-    train_experiment(config, torch.device("cpu"), num_bootstrap=0, quiet=True)
+    train(tiny_dataset, tmp_path / "run", *settings)
     assert recorded(tmp_path / "run", "step") == [3, 4], "the last step before each stop is logged"
     names = [path.name for path in saved_checkpoints(tmp_path / "run" / CHECKPOINTS)]
     assert names == ["step-00000003", "step-00000004"]
