@@ -41,8 +41,10 @@ from cdp_torchrec.diffusion.denoiser import Denoiser
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import CdpInterest
+from cdp_torchrec.serving import compile
 from cdp_torchrec.stored_run import evaluate_run, open_run
 from cdp_torchrec.timer import Timer, Times
+from tests import untuned
 from tests.clock import Clock
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
@@ -154,8 +156,12 @@ def test_a_round_asks_all_models_for_the_same_request_after_warming_up() -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["exported", *(["compiled"] if WHOLE_MATRIX else [])])
 def test_a_compiled_model_scores_as_the_eager_one(
-    contestants: dict[str, Contestant], tmp_path: Path, form: Form
+    contestants: dict[str, Contestant],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: Form,
 ) -> None:
+    monkeypatch.setattr(compile, "_INDUCTOR_CPU", untuned.INDUCTOR)
     contestant = contestants["pooled"]  # programs of CDP are compared in tests/test_compile.py
     with torch.inference_mode():
         eager, other = (make_scorer(contestant, f, tmp_path) for f in ("eager", form))

@@ -24,10 +24,12 @@ from cdp_torchrec.planning.rank_text import render_rank_changes, render_ranks
 from cdp_torchrec.planning.text import render
 from cdp_torchrec.planning.workload import Workload, read_workload
 from tests.paths import CONFIGS
+from tests.whole_matrix import KINDS, WHOLE_MATRIX
 
-PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 CUT = ("din", "eta", "sim_hard", "sim_soft")
 """On a CPU they cut sequences by what they find, or go piece by piece."""
+PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
+COUNTED = [p for p in PRESETS if WHOLE_MATRIX or p in (*CUT, *KINDS)]
 TWO = ('planning.strategies=["planner","row_wise"]', "planning.batch_size=256")
 
 
@@ -286,7 +288,7 @@ def test_behaviours_have_their_attributes(load) -> None:
 
 @pytest.mark.parametrize(
     "preset",
-    [p if p in CUT else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS],
+    [p if p in CUT else pytest.param(p, marks=pytest.mark.slow) for p in COUNTED],
 )
 def test_every_module_can_be_counted(tiny_dataset: Path, preset: str) -> None:
     layers = [str(CONFIGS / "interest" / f"{preset}.toml"), f"data.dir={tiny_dataset}"]

@@ -29,18 +29,12 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.ranker_export import RankerProgram
 from cdp_torchrec.serving.request import Behaviours, Request
 from cdp_torchrec.stored_run import open_run
+from tests import untuned
 from tests.conftest import MakeOnce
 from tests.paths import CONFIGS
 from tests.runs import one_rank
 
 CPU = torch.device("cpu")
-_INDUCTOR_FAST = {
-    "freezing": True,
-    "cpp.threads": 1,
-    "aot_inductor.compile_wrapper_opt_level": "O0",
-}
-
-
 _RARE_IDS = (
     "data.vocabulary.item.min_count=40",
     "data.vocabulary.item.num_oov_rows=4",
@@ -80,9 +74,9 @@ def short_run(
 def export_untuned(
     run_dir: Path, output: Path, *settings: str, delta_from: Path | None = None
 ) -> Path:
-    """Its artifact, compiled as fast as can be: products by a library need no kernels."""
+    """Its artifact, compiled as fast as can be."""
     with one_rank(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compile, "_INDUCTOR_CPU", _INDUCTOR_FAST)
+        patch.setattr(compile, "_INDUCTOR_CPU", untuned.INDUCTOR)
         run = open_run(run_dir, settings, ExportedConfig)
         if delta_from is None:
             return export_run(run, CPU, output=output).directory

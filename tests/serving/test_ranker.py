@@ -43,7 +43,8 @@ SETS = [("cdp", "model.num_embedding_sets=2")]
 VARIANTS = [*[(preset,) for preset in PRESETS], *LONGER_THAN_KEPT, *BY_DAYPART, *SETS]
 EXPORTED = VARIANTS
 if not WHOLE_MATRIX:  # one of each kind, of those that keep a part that one
-    EXPORTED = [*[(preset,) for preset in KINDS], *LONGER_THAN_KEPT, *SETS]
+    keep_a_part = {preset for preset, *_ in LONGER_THAN_KEPT}
+    EXPORTED = [*[(p,) for p in KINDS if p not in keep_a_part], *LONGER_THAN_KEPT, *SETS]
 
 
 class Setting:

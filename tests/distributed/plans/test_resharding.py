@@ -31,8 +31,9 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(3600)]
 
 SAVED_AT = 3
 TOLERANCE = 1e-6
-SAMPLE = slice(None) if WHOLE_MATRIX else slice(2, None, 3)
-"""A third of the cases has every plan, every number of ranks, and the mixed plans on most ranks."""
+OPTIMIZERS = ["rowwise_adagrad"]
+if WHOLE_MATRIX:  # else test_groups.py does it with four cases of Adam
+    OPTIMIZERS = ["adam", "rowwise_adagrad"]
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ def check(found: Pairs, chosen: Chosen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_checkpoints_of_every_plan_and_layout_continue_under_every_layout(
     tiny_dataset: Path, tmp_path: Path, optimizer: str
 ) -> None:
-    chosen = {optimizer: cases(optimizer)[SAMPLE]}
+    chosen = {optimizer: cases(optimizer)}
     found = reshard(tiny_dataset, chosen, tmp_path)
     print(_table(optimizer, chosen[optimizer], found))
     check(found, chosen)
