@@ -34,7 +34,7 @@ from cdp_torchrec.run.checkpoint import Checkpointer
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
-from cdp_torchrec.run.saved import EVALUATION, find_checkpoint
+from cdp_torchrec.run.saved import EVALUATION, PREDICTIONS, find_checkpoint
 from cdp_torchrec.run.starts import record_start
 from cdp_torchrec.trainer import Trainer
 from cdp_torchrec.training_start import load_start
@@ -130,7 +130,8 @@ def _train_in(
     write_run_files(run_dir, config, parallelized.plan_json)
     total_steps = experiment.total_steps
     if is_rank_zero() and start.progress.step < total_steps:
-        (run_dir / EVALUATION).unlink(missing_ok=True)  # of where the run was
+        for name in (EVALUATION, PREDICTIONS):  # of where the run was
+            (run_dir / name).unlink(missing_ok=True)
     with (
         closing(experiment.loader),
         Monitor(run_dir, total_steps=total_steps, start=start.progress, quiet=quiet) as monitor,

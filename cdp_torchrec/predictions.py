@@ -1,5 +1,6 @@
 """One file with the prediction for every impression of a split, in the raw ids of the log."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,10 @@ from torch import Tensor
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.stored_vocabulary import stored_ids
-from cdp_torchrec.whole_file import remove_leftovers_of, whole_file
+from cdp_torchrec.distributed.rank_zero import from_rank_zero
+from cdp_torchrec.whole_file import beside, held, remove_leftovers_of, whole_file
 
 _ROW_GROUP = 65536
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove what ranks that were killed left of a file of predictions; one process calls it."""
-    for part in path.parent.glob(f".{path.name}.*.partial"):
-        part.unlink(missing_ok=True)
-    remove_leftovers_of(path)
 
 
 @dataclass(frozen=True)
@@ -42,13 +37,22 @@ class PredictionWriter:
     """
 
     def __init__(self, file: PredictionFile) -> None:
-        """Args: the file, which replaces one that is there."""
-        self._file = file
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer: pq.ParquetWriter | None = None
+        """Remove what ranks that were killed left of the file; collective.
 
-    def _part(self, rank: int) -> Path:
-        return self._file.path.with_name(f".{self._file.path.name}.{rank}.partial")
+        Args:
+            file: replaces one that is there.
+        """
+        self._file = file
+        self._writer: pq.ParquetWriter | None = None
+        self._locks = ExitStack()
+
+        def begin() -> Path:
+            remove_leftovers_of(file.path)
+            return beside(file.path)
+
+        name = from_rank_zero(begin, purpose="name the parts of the predictions")
+        ranks = range(dist.get_world_size())
+        self._parts = [name.with_name(f"{name.name}.{rank}") for rank in ranks]
 
     def write(self, batch: Batch, probability: Tensor) -> None:
         """Add the impressions of a global batch's share, without its padding."""
@@ -62,7 +66,9 @@ class PredictionWriter:
         }
         table = pa.table({name: c.cpu().numpy()[kept] for name, c in columns.items()})
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._part(dist.get_rank()), table.schema)
+            part = self._parts[dist.get_rank()]
+            self._locks.enter_context(held(part))
+            self._writer = pq.ParquetWriter(part, table.schema)
         if len(table):
             self._writer.write_table(table, row_group_size=len(table))  # however large
 
@@ -72,12 +78,13 @@ class PredictionWriter:
             self._writer.close()
         dist.barrier()
         if dist.get_rank() == 0:
-            self._join([self._part(rank) for rank in range(dist.get_world_size())])
+            self._join()
         dist.barrier()
+        self._locks.close()
 
-    def _join(self, parts: list[Path]) -> None:
+    def _join(self) -> None:
         raw = _RawIds(self._file.dataset, self._file.schema)
-        files = [pq.ParquetFile(part) for part in parts]
+        files = [pq.ParquetFile(part) for part in self._parts]
         # Row group s of a part is that rank's share of global batch s.
         shares = [
             (file, step)
@@ -92,7 +99,7 @@ class PredictionWriter:
                 if sum(map(len, waiting)) >= _ROW_GROUP or number == len(shares):
                     writer.write_table(raw.of(pa.concat_tables(waiting)))
                     waiting = []
-        for part in parts:
+        for part in self._parts:
             part.unlink()
 
 

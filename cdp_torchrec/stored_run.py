@@ -24,7 +24,13 @@ from cdp_torchrec.run.records import (
     check_dataset,
     read_record,
 )
-from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, find_checkpoint, saved_checkpoints
+from cdp_torchrec.run.saved import (
+    CHECKPOINTS,
+    CONFIG,
+    PREDICTIONS,
+    find_checkpoint,
+    saved_checkpoints,
+)
 from cdp_torchrec.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -212,14 +218,10 @@ def evaluate_run(
     """
     from cdp_torchrec.distributed.process_group import is_rank_zero
     from cdp_torchrec.experiment import Trained, evaluate_test, write_evaluation
-    from cdp_torchrec.predictions import remove_unfinished
 
     output = output or evaluation_directory(run)
-    path = output / "predictions.parquet"
-    if is_rank_zero():
-        remove_unfinished(path)  # before all ranks meet and write
     experiment = run.load(device)
-    file = experiment.prediction_file(path)
+    file = experiment.prediction_file(output / PREDICTIONS)
     if is_rank_zero() and output != run.directory:
         write_whole(output / CONFIG, dump_toml(run.config))
     report = evaluate_test(experiment, predictions=file if write_predictions else None)

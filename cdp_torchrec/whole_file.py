@@ -48,9 +48,9 @@ def whole_file(path: Path) -> Generator[Path]:
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileExistsError(errno.EEXIST, "is no regular file, and is not replaced", str(path))
-    partial = _beside(path)
+    partial = beside(path)
     try:
-        with _held(partial):
+        with held(partial):
             yield partial
             _bring_to_disk(partial)
             partial.replace(path)
@@ -69,10 +69,10 @@ def whole_directory(path: Path) -> Generator[Path]:
     Raises:
         OSError: it cannot be made, or `path` is a directory that is not empty.
     """
-    partial = _beside(path)
+    partial = beside(path)
     partial.mkdir()
     try:
-        with _held(partial):
+        with held(partial):
             yield partial
             for inner in [*partial.rglob("*"), partial]:
                 _bring_to_disk(inner)
@@ -87,7 +87,7 @@ def whole_directory(path: Path) -> Generator[Path]:
 
 def remove_whole(path: Path) -> None:
     """Remove a directory so that nobody ever sees a part of it."""
-    partial = _beside(path)
+    partial = beside(path)
     path.rename(partial)
     shutil.rmtree(partial)
 
@@ -138,14 +138,14 @@ def why_unwritable(path: Path) -> str | None:
         return f"{there} cannot hold files: {error.strerror}"
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
     """A name of its own: processes that share a directory may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}{_MARK}{secrets.token_hex(4)}")
 
 
 @contextmanager
-def _held(partial: Path) -> Generator[None]:
+def held(partial: Path) -> Generator[None]:
     """A lock that ends with this process, however it ends; a file that is not there is made."""
     kind = os.O_RDONLY if partial.is_dir() else os.O_RDONLY | os.O_CREAT
     descriptor = os.open(partial, kind, 0o666)

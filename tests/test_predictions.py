@@ -29,26 +29,77 @@ class Codes:
         return coded.select(self.schema.names)
 
 
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What this process takes itself for, one rank after the other."""
+    ranks = SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 1, barrier=lambda: None)
+    named: list[Path] = []
+
+    def from_rank_zero(make: Any, *, purpose: str) -> Path:
+        if ranks.get_rank() == ranks.get_world_size() - 1:  # the first one here
+            named[:] = [make()]
+        return named[0]
+
+    monkeypatch.setattr(predictions, "_RawIds", Codes)
+    monkeypatch.setattr(predictions, "dist", ranks)
+    monkeypatch.setattr(predictions, "from_rank_zero", from_rank_zero)
+    return ranks
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> PredictionFile:
+    schema: Any = None
+    return PredictionFile(tmp_path / "predictions.parquet", tmp_path, schema)
+
+
+def write(writer: PredictionWriter, *, first: int, count: int) -> None:
+    batch: Any = SimpleNamespace(
+        request_id=torch.arange(first, first + count),
+        user_id=torch.zeros(count, dtype=torch.int64),
+        item_id=torch.zeros(count, dtype=torch.int64),
+        labels=torch.zeros(count),
+        weights=torch.ones(count),
+    )
+    writer.write(batch, torch.zeros(count))
+
+
+def written(file: PredictionFile) -> list[int]:
+    """Requests; nothing else is left beside them."""
+    assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
+    return pq.read_table(file.path)["request_id"].to_numpy().tolist()
+
+
 def test_rows_stand_in_the_order_of_the_split_whatever_the_size_of_a_share(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: SimpleNamespace, file: PredictionFile
 ) -> None:
     """Fails where a rank's share of a step becomes several row groups, which the ranks then mix."""
-    monkeypatch.setattr(predictions, "_RawIds", Codes)
-    of_rank = SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 2, barrier=lambda: None)
-    monkeypatch.setattr(predictions, "dist", of_rank)
-    schema: Any = None
-    file = PredictionFile(tmp_path / "predictions.parquet", tmp_path, schema)
+    ranks.get_world_size = lambda: 2
     for rank in (1, 0):  # rank 0 joins the parts
-        of_rank.get_rank = lambda rank=rank: rank
+        ranks.get_rank = lambda rank=rank: rank
         writer = PredictionWriter(file)
-        batch: Any = SimpleNamespace(
-            request_id=torch.arange(rank * SHARE, (rank + 1) * SHARE),
-            user_id=torch.zeros(SHARE, dtype=torch.int64),
-            item_id=torch.zeros(SHARE, dtype=torch.int64),
-            labels=torch.zeros(SHARE),
-            weights=torch.ones(SHARE),
-        )
-        writer.write(batch, torch.zeros(SHARE))
+        write(writer, first=rank * SHARE, count=SHARE)
         writer.close()
-    found = pq.read_table(file.path)["request_id"].to_numpy()
-    assert np.array_equal(found, np.arange(2 * SHARE))
+    assert np.array_equal(written(file), np.arange(2 * SHARE))
+
+
+@pytest.mark.usefixtures("ranks")
+def test_two_evaluations_at_once_do_not_take_each_others_parts(file: PredictionFile) -> None:
+    first = PredictionWriter(file)
+    write(first, first=0, count=3)
+    second = PredictionWriter(file)
+    write(second, first=10, count=3)
+    write(first, first=3, count=1)
+    second.close()
+    assert pq.read_table(file.path)["request_id"].to_pylist() == [10, 11, 12]
+    first.close()
+    assert written(file) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("ranks")
+def test_parts_of_killed_ranks_are_removed(file: PredictionFile) -> None:
+    left = [".predictions.parquet.partial-1a2b3c4d.3", ".predictions.parquet.partial-1a2b3c4d"]
+    for name in (*left, ".other.parquet.partial-1a2b3c4d.3"):
+        (file.path.parent / name).touch()
+    PredictionWriter(file)
+    names = [path.name for path in file.path.parent.iterdir()]
+    assert names == [".other.parquet.partial-1a2b3c4d.3"]

@@ -9,9 +9,7 @@ from cdp_torchrec.commands import evaluate
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.distill_config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.predictions import remove_unfinished
 from cdp_torchrec.stored_run import evaluation_directory, open_run
-from cdp_torchrec.whole_file import write_whole
 from tests.test_continuation import begin, nowhere
 
 __all__ = ["nowhere"]  # a fixture of these tests, too
@@ -95,12 +93,3 @@ def test_a_checkpoint_away_from_its_run_is_measured_beside_itself() -> None:
     begin()
     shutil.copytree("mine/checkpoints/step-00000004", "kept/step-00000004")
     assert place("kept/step-00000004") == Path("kept", "evaluations", "step-00000004")
-
-
-def test_parts_of_predictions_of_killed_ranks_are_removed(tmp_path: Path) -> None:
-    names = (".predictions.parquet.3.partial", ".predictions.parquet.partial-1a2b")
-    for name in (*names, "predictions.parquet", ".other.parquet.3.partial"):
-        write_whole(tmp_path / name, "")
-    remove_unfinished(tmp_path / "predictions.parquet")
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".other.parquet.3.partial", "predictions.parquet"]

@@ -13,7 +13,7 @@ from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.monitor import Monitor
-from cdp_torchrec.run.saved import CHECKPOINTS, EVALUATION, saved_checkpoints
+from cdp_torchrec.run.saved import CHECKPOINTS, EVALUATION, PREDICTIONS, saved_checkpoints
 from tests.paths import CONFIGS
 from tests.runs import losses, recorded
 
@@ -82,16 +82,18 @@ def test_a_run_that_goes_on_has_no_measurement_of_where_it_was(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal ends it before it is measured again. Fails where evaluation.json is still that of
-    another checkpoint than the best one."""
+    another checkpoint than the best one, and so for its predictions."""
     run_dir, measured = tmp_path / "run", tmp_path / "run" / EVALUATION
     settings = (tiny_dataset, run_dir, monkeypatch, "run.resume=true")
     interrupted(*settings, "trainer.max_steps=2", lr=1e-3)
     assert measured.is_file()
+    predictions = run_dir / PREDICTIONS
+    predictions.touch()
     interrupted(*settings, "trainer.max_steps=2", lr=1e-3)
-    assert measured.is_file(), "nothing was left to train"
+    assert measured.is_file() and predictions.is_file(), "nothing was left to train"
     with pytest.raises(Interrupted):
         interrupted(*settings, "trainer.max_steps=9", lr=1e-3)
-    assert not measured.exists()
+    assert not measured.exists() and not predictions.exists()
 
 
 def test_without_a_validation_slice_a_training_stops_for_checkpoints_alone(
