@@ -18,7 +18,7 @@ from cdp_torchrec.interest.config.attention import ActivationUnitConfig
 from cdp_torchrec.interest.din import ActivationUnit
 from cdp_torchrec.interest.pooling import PooledHistory
 from cdp_torchrec.serving.compile import compile_ranker
-from tests.whole_matrix import WHOLE_MATRIX, only_with_all_combinations
+from tests.whole_matrix import WHOLE_MATRIX
 
 # The chain is unrolled: 100 steps take minutes to compile, five times as long as 20.
 CHAINS = [*product(["ddim", "dpmpp_2m"], [1, 2, 4, 8, 20, 100])]
@@ -48,7 +48,6 @@ def test_the_compiled_chain_is_the_eager_one(sampler: str, steps: int, tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a C++ compiler")
-@only_with_all_combinations
 def test_compiled_noise_of_a_wide_start_is_the_eager_one(tmp_path: Path) -> None:
     """Where the compiler may assume that integers do not overflow, it draws others from 64 on."""
     config = {"start": "noised", "num_inference_steps": 1}

@@ -2,15 +2,8 @@
 
 import os
 
-import pytest
-
 WHOLE_MATRIX = "CDP_WHOLE_MATRIX" in os.environ
 """Whether all combinations run instead of a sample."""
-
-only_with_all_combinations = pytest.mark.skipif(
-    not WHOLE_MATRIX, reason="only with all combinations (make check)"
-)
-"""For a test whose claim others make of what is near to it."""
 
 KINDS = (
     *("ads", "cddrec", "cdp", "counts", "ddrm", "diffrec", "diffumin", "din"),

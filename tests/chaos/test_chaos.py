@@ -26,6 +26,7 @@ def check(outcome: Outcome) -> None:
 
 
 FAULTS = [
+    training_faults.killed_while_a_checkpoint_appears,
     training_faults.damaged_run,
     data_faults.killed_preparation,
     data_faults.damaged_dataset,
@@ -34,7 +35,6 @@ FAULTS = [
 if WHOLE_MATRIX:  # else test_interrupted.py and test_lost_ranks.py in tests/distributed do the like
     FAULTS += [
         training_faults.killed_at_a_random_moment,
-        training_faults.killed_while_a_checkpoint_appears,
         pytest.param(launcher_faults.dead_launcher, marks=pytest.mark.distributed),
         pytest.param(launcher_faults.stopped_rank, marks=pytest.mark.distributed),
     ]
