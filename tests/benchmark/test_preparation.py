@@ -13,6 +13,7 @@ from cdp_torchrec.benchmark.preparation.config import PreparationSettings
 from cdp_torchrec.benchmark.preparation.log import SPEC, write_log
 from cdp_torchrec.benchmark.preparation.table import as_markdown
 from cdp_torchrec.commands import benchmark
+from tests.whole_matrix import only_whole
 
 SMALL = PreparationSettings(num_items=50, num_categories=5)
 
@@ -66,6 +67,7 @@ def test_the_table_divides_rows_by_cpu_seconds() -> None:
 
 
 @pytest.mark.slow
+@only_whole
 def test_the_benchmark_prepares_and_appends_and_leaves_no_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

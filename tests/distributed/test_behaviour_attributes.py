@@ -13,6 +13,7 @@ from tests.data.attributed_log import fill_attributed
 from tests.distributed.spawn import run_ranks
 from tests.paths import CONFIGS
 from tests.runs import losses
+from tests.whole_matrix import only_whole
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -37,6 +38,7 @@ def losses_of(dataset: Path, run_dir: Path, num_workers: int) -> list[float]:
     return losses(run_dir)
 
 
+@only_whole
 def test_ranks_and_loader_processes_change_nothing(make_once: MakeOnce, tmp_path: Path) -> None:
     dataset = make_once("attributed", fill_attributed) / "whole"
     (one,) = run_ranks(1, losses_of, dataset, tmp_path / "one", 0)

@@ -22,7 +22,7 @@ from cdp_torchrec.serving.ranker_inputs import ranker_inputs
 from cdp_torchrec.serving.table_export import write_tables
 from cdp_torchrec.serving.tables import EmbeddingTables
 from tests.paths import CONFIGS
-from tests.whole_matrix import KINDS, WHOLE_MATRIX
+from tests.whole_matrix import KINDS, WHOLE_MATRIX, only_whole
 
 PRESETS = sorted(path.stem for path in (CONFIGS / "interest").glob("*.toml"))
 # Most histories are longer than what these keep, some are shorter.
@@ -141,7 +141,8 @@ def test_one_program_serves_requests_of_all_sizes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS if WHOLE_MATRIX else [("sim_hard",)], ids=" ".join)
+@only_whole
+@pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
 def test_the_compiled_program_scores_like_the_blocks_of_training(
     tiny_dataset: Path, tmp_path: Path, variant: tuple[str, ...]
 ) -> None:
