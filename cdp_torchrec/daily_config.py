@@ -52,6 +52,8 @@ class DailyExperimentConfig(ExperimentConfig):
             "data.test_on": data.test_on != TEST,
         }
         problems = [(key, "is set for each day by itself") for key, found in taken.items() if found]
+        if data.soft_labels is not None:
+            problems.append(("data.soft_labels", "it is of one training split, not of days"))
         if run.dir is None:
             problems.append(("run.dir", "names the directory of the runs of all days"))
         if problems:

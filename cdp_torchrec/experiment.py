@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,10 +13,11 @@ from cdp_torchrec.config import dump_toml
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
 from cdp_torchrec.data.hashed_tables import describe_collisions
-from cdp_torchrec.data.loader import Share
+from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.reader import DatasetReader
+from cdp_torchrec.data.schema import SplitName
 from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.interruption import Interruption, going_on_by
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize
@@ -31,6 +33,7 @@ from cdp_torchrec.model.sparse_arch import is_table
 from cdp_torchrec.model.train_task import TrainTask
 from cdp_torchrec.predictions import PredictionFile
 from cdp_torchrec.run.checkpoint import Checkpointer
+from cdp_torchrec.run.config import TrainerConfig
 from cdp_torchrec.run.directory import open_run_directory, write_run_files
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.records import Progress
@@ -176,25 +179,46 @@ def evaluate_test(
     after_batch: Callable[[], None] | None = None,
 ) -> MetricReport:
     """Metrics of the test split with intervals; collective."""
-    return evaluate(
-        experiment.parallelized.model,
-        experiment.parallelized.optimizer,
-        experiment.data.test,
-        EvaluationSettings(
-            experiment.device,
-            experiment.loader,
-            num_bootstrap=num_bootstrap,
-            predictions=predictions,
-            description="test",
-            after_batch=after_batch,
-        ),
+    settings = EvaluationSettings(
+        experiment.device,
+        experiment.loader,
+        num_bootstrap=num_bootstrap,
+        predictions=predictions,
+        description="test",
+        after_batch=after_batch,
     )
+    parallelized = experiment.parallelized
+    return evaluate(parallelized.model, parallelized.optimizer, experiment.data.test, settings)
 
 
-def write_evaluation(directory: Path, report: MetricReport, reader: DatasetReader) -> None:
+def evaluate_training(
+    experiment: Experiment, *, predictions: PredictionFile | None = None
+) -> MetricReport:
+    """The same of the whole training split, with the held-out requests, in its order; collective.
+
+    Most of it the model has been trained on: these are no measure of what it is worth.
+    """
+    data, parallelized = experiment.data, experiment.parallelized
+    batches = data.test.of(data.reader.impressions("train"))
+    with closing(_loader([batches], experiment.config.trainer, experiment.device)) as loader:
+        settings = EvaluationSettings(
+            experiment.device,
+            loader,
+            num_bootstrap=200,
+            predictions=predictions,
+            description="train",
+        )
+        return evaluate(parallelized.model, parallelized.optimizer, batches, settings)
+
+
+def write_evaluation(
+    directory: Path, report: MetricReport, reader: DatasetReader, split: SplitName = "test"
+) -> None:
     """Write EVALUATION; on rank 0."""
     if is_rank_zero():
-        about_data = {"bayes": dict(reader.schema.bayes), "test_digest": reader.test_digest}
+        about_data: dict[str, Any] = {"training_digest": reader.training_digest}
+        if split == "test":
+            about_data = {"bayes": dict(reader.schema.bayes), "test_digest": reader.test_digest}
         write_json(directory / EVALUATION, report.to_dict() | about_data)
 
 
@@ -222,10 +246,17 @@ def build_experiment(config: ExperimentConfig, device: torch.device) -> Experime
         embedding_init_std=config.model.embedding_init_std,
         seed=config.seed,
     )
-    loader = BatchLoader(
-        data.sources, num_workers=trainer.num_workers, pin_memory=device.type == "cuda"
-    )
+    loader = _loader(data.sources, trainer, device)
     return Experiment(config, device, data, loader, total_steps, parallelized)
+
+
+def _loader(
+    sources: Sequence[TrainBatches | EvaluationBatches],
+    trainer: TrainerConfig,
+    device: torch.device,
+) -> BatchLoader:
+    pinned = device.type == "cuda"
+    return BatchLoader(sources, num_workers=trainer.num_workers, pin_memory=pinned)
 
 
 def plan_problem(config: ExperimentConfig, data: Dataset, device: torch.device) -> PlanProblem:

@@ -85,7 +85,8 @@ def check_against_data(config: ExperimentConfig, world_size: int) -> None:
         ConfigError: names all of them.
     """
     problems = []
-    names = [feature.name for feature in read_schema(config.data).features]
+    schema = read_schema(config.data)
+    names = [feature.name for feature in schema.features]
     for name in config.model.interaction.exclude:
         if name not in names:
             problems.append(
@@ -98,3 +99,7 @@ def check_against_data(config: ExperimentConfig, world_size: int) -> None:
         )
     if problems:
         raise ConfigError.of(problems)
+    if config.data.soft_labels is not None:
+        from cdp_torchrec.data.soft_labels import SoftLabels
+
+        SoftLabels(config.data.soft_labels, schema)  # raises what its footer shows

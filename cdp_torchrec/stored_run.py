@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from cdp_torchrec.config import ConfigError, dump_toml, load_config, load_toml
 from cdp_torchrec.config.changes import Change, find_changes
 from cdp_torchrec.data.days import read_schema
-from cdp_torchrec.data.schema import SCHEMA
+from cdp_torchrec.data.schema import SCHEMA, SplitName
 from cdp_torchrec.environment import release
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.run.checksums import verify
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from cdp_torchrec.experiment import Experiment, Trained
 
 ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
+
+_OF_TRAINING = ("optimizer.", "data.soft_labels.")
+"""Keys that only a training reads."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ def open_run(
 ) -> StoredRun[ConfigT]:
     """Find a checkpoint and read its run's configuration.
 
-    Plan, hardware and sharding group of the training are dropped: they are of other ranks, and
-    decide nothing but speed.
+    Plan, hardware and sharding group of the training are dropped, which are of other ranks and
+    decide nothing but speed, and its soft labels, which nothing else reads.
 
     Args:
         path: run directory, for its best checkpoint, or a checkpoint.
@@ -94,17 +97,14 @@ def open_run(
         DatasetError: the schema of the dataset is damaged.
     """
     run = _read(find_checkpoint(path), config_class)
-    config = load_config(
-        config_class,
-        overrides,
-        base=run.checkpoint / CONFIG,
-        unset=["sharding.plan", "sharding.hardware", "sharding.sharding_group_size"],
-    )
+    dropped = ["data.soft_labels"]
+    dropped += ["sharding.plan", "sharding.hardware", "sharding.sharding_group_size"]
+    config = load_config(config_class, overrides, base=run.checkpoint / CONFIG, unset=dropped)
     if (config.data.dir / SCHEMA).is_file():  # else whoever reads it says what is there
         dataset = read_schema(config.data).digest()
         check_dataset(run.record, run.checkpoint, config.data.dir, dataset)
-    changes = find_changes(run.config, config)
-    idle = [change.describe() for change in changes if change.key.startswith("optimizer.")]
+    changes = [c for c in find_changes(run.config, config) if c.key not in dropped]
+    idle = [change.describe() for change in changes if change.key.startswith(_OF_TRAINING)]
     if idle:
         raise ConfigError.of(f"{line}, and only its training reads it" for line in idle)
     decisive = [
@@ -172,16 +172,18 @@ def load_checkpoint(experiment: "Experiment", checkpoint: Path) -> None:
     checkpointer.load(checkpoint, parallelized.model, parallelized.optimizer)
 
 
-def evaluation_directory(run: StoredRun[ExperimentConfig]) -> Path:
+def evaluation_directory(run: StoredRun[ExperimentConfig], split: SplitName = "test") -> Path:
     """Where a measurement of a run belongs.
 
-    The run's own directory has that of its best checkpoint under its own settings, and nothing
-    else: any other measurement gets a directory of its own, named by what is other about it.
+    The run's own directory has that of its best checkpoint on its test split under its own
+    settings, and nothing else: any other measurement gets a directory of its own, named by what is
+    other about it.
     """
     place = run.directory
     if run.checkpoint.parent.name != CHECKPOINTS:
         place = run.checkpoint.parent  # a checkpoint alone, away from its run
-    parts = [] if _is_best(run) else [run.checkpoint.name]
+    parts = ["train"] if split == "train" else []
+    parts += [] if _is_best(run) else [run.checkpoint.name]
     if run.changes:
         if any(change.key == "data.dir" for change in run.changes):
             parts.append(run.config.data.dir.resolve().name)
@@ -201,14 +203,16 @@ def evaluate_run(
     run: StoredRun[ExperimentConfig],
     device: "torch.device",
     *,
+    split: SplitName = "test",
     output: Path | None = None,
     write_predictions: bool,
 ) -> "Trained":
-    """Measure the checkpoint of a run on the test split; collective.
+    """Measure the checkpoint of a run; collective.
 
     Args:
         run: the run.
         device: where this rank computes.
+        split: on what.
         output: directory for evaluation.json, `evaluation_directory` if not given; one that is not
             the run's also gets the config.toml.
         write_predictions: also write predictions.parquet beside it.
@@ -217,13 +221,19 @@ def evaluate_run(
         CheckpointError: the checkpoint does not fit the dataset.
     """
     from cdp_torchrec.distributed.process_group import is_rank_zero
-    from cdp_torchrec.experiment import Trained, evaluate_test, write_evaluation
+    from cdp_torchrec.experiment import (
+        Trained,
+        evaluate_test,
+        evaluate_training,
+        write_evaluation,
+    )
 
-    output = output or evaluation_directory(run)
+    output = output or evaluation_directory(run, split)
     experiment = run.load(device)
-    file = experiment.prediction_file(output / PREDICTIONS)
+    file = experiment.prediction_file(output / PREDICTIONS) if write_predictions else None
     if is_rank_zero() and output != run.directory:
         write_whole(output / CONFIG, dump_toml(run.config))
-    report = evaluate_test(experiment, predictions=file if write_predictions else None)
-    write_evaluation(output, report, experiment.data.reader)
+    measure = evaluate_training if split == "train" else evaluate_test
+    report = measure(experiment, predictions=file)
+    write_evaluation(output, report, experiment.data.reader, split)
     return Trained(experiment, run.directory, run.record.progress, report)

@@ -42,7 +42,7 @@ def test_the_runs_own_directory_by_another_name_is_its_own(
     Path("linked").symlink_to("mine")
     found: list[Path] = []
 
-    def evaluate_run(run: object, device: object, *, output: Path, write_predictions: bool) -> None:
+    def evaluate_run(run: object, device: object, *, output: Path, **settings: object) -> None:
         found.append(output)
         raise KeyboardInterrupt
 

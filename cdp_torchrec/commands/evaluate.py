@@ -1,13 +1,16 @@
 """Measure a trained model, or a dataset's untrained scorers, on the test split.
 
     torchx run dist.ddp -j 1x4 launch/evaluate.py RUN_OR_CHECKPOINT [--predictions] [key=value ...]
+    cdp_torchrec evaluate RUN_OR_CHECKPOINT --split train --predictions
     cdp_torchrec evaluate DATASET [--ladder]
 
 A run is measured at its best checkpoint, beside the untrained scorers of its dataset, and what is
 wrong with it is said in words. evaluation.json is written into the run. Any other measurement,
 of another checkpoint, dataset or setting, goes to a directory of its own under RUN/evaluations, or
 to --output. --predictions also writes predictions.parquet: request_id, user_id and item_id as the
-log has them, label and probability. For a dataset directory the untrained scorers are measured:
+log has them, label and probability. --split train measures the training split instead, with the
+held-out requests, in its order: its predictions are what another run learns from as a student
+(data.soft_labels.file). For a dataset directory the untrained scorers are measured:
 popularity, category, place, last touched item and, for synthetic data, the true probabilities and
 the ideal observer, who knows the world and sees the behaviours before each request. --ladder shows
 instead what each piece of knowledge of a synthetic world is worth.
@@ -34,6 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--predictions", action="store_true", help="write predictions.parquet beside the result"
     )
+    parser.add_argument("--split", choices=("train", "test"), default="test", help="what is scored")
     parser.add_argument("--output", type=Path, metavar="DIR", help="directory for the result")
     parser.add_argument(
         "--ladder", action="store_true", help="oracle features of a synthetic dataset"
@@ -52,11 +56,13 @@ def _of_dataset(options: Namespace) -> str:
     """What the untrained scorers get right, or what each piece of knowledge is worth."""
     unused = options.settings + ["--predictions"] * options.predictions
     unused += ["--output"] * (options.output is not None)
+    unused += ["--split train"] * (options.split == "train")
     if unused:
         raise ConfigError.of(
             [
                 f"{unused[0]}: has no effect on {options.path}, a dataset, whose untrained "
-                "scorers have no settings and no predictions; name a run or a checkpoint"
+                "scorers have no settings and no predictions and are measured on its test split; "
+                "name a run or a checkpoint"
             ]
         )
 
@@ -74,11 +80,13 @@ def _of_run(options: Namespace) -> str:
     run = open_run(options.path, options.settings, ExperimentConfig)
     check_early(run.config)
     warnings = []
-    if run.changes and run.config.data.dir.is_dir():
+    if options.split == "train":
+        warnings.append("Of the training split, which the run has seen: no measure of its worth.\n")
+    elif run.changes and run.config.data.dir.is_dir():
         requests = requests_of_periods(run.config.data.dir)
         own = parent_run(run.checkpoint).config
         warnings += measured_on_training(own, run.config, requests, who="this run")
-    place = evaluation_directory(run)
+    place = evaluation_directory(run, options.split)
     output = options.output or place
     if output.resolve() == place.resolve():
         output = place  # by its own name, the run's directory keeps its config.toml
@@ -93,8 +101,12 @@ def _of_run(options: Namespace) -> str:
     from cdp_torchrec.outcome import describe_outcome
 
     device = init_process_group(run.config.ranks)
-    trained = evaluate_run(run, device, output=output, write_predictions=options.predictions)
-    lines = [*warnings, f"{trained.report.table()}\n", describe_outcome(trained)]
+    trained = evaluate_run(
+        run, device, split=options.split, output=output, write_predictions=options.predictions
+    )
+    lines = [*warnings, f"{trained.report.table()}\n"]
+    if options.split == "test":
+        lines.append(describe_outcome(trained))
     if output != run.directory:
         lines.append(f"{output / EVALUATION} has this result")
     return "\n".join(lines)

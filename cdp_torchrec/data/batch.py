@@ -28,7 +28,7 @@ class Batch(DenseInputs, Pipelineable):
     """Ids of the tables that sequences read, keys in the order of FeatureLayout.sequence_features,
     stride B; None if the model reads no sequence. Here a place of padding holds row 0."""
     labels: Tensor
-    """Float [B], 0 or 1."""
+    """Float [B], 0 or 1; of a training on soft labels between them."""
     weights: Tensor
     """Float [B]: 1, or 0 for padding."""
     user_id: Tensor

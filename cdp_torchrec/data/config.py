@@ -125,6 +125,19 @@ class HistoryConfig(Config):
     (model.interaction.history_counts); a last segment holds all older behaviours."""
 
 
+class SoftLabelsConfig(Config):
+    """A teacher whose click probabilities a training learns from: knowledge distillation."""
+
+    file: Annotated[Path, MAY_CHANGE]
+    """Parquet file with the columns label and probability, a row for each impression of the
+    training split, held-out ones too, in its order; `cdp_torchrec evaluate TEACHER --split train
+    --predictions` writes it. The teacher must not have seen the test split. A training that goes on
+    may find the file elsewhere, and only as it was."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """How much of a training label is the teacher's: (1 - weight) click + weight probability; 0 is
+    a training without a teacher. Validation and test keep the clicks."""
+
+
 class DataConfig(Config):
     """The dataset and how it is read."""
 
@@ -143,6 +156,8 @@ class DataConfig(Config):
     window of them, at least so many, are mixed. Row groups are stretches of time; with windows of
     one row group (1) the batches of a stretch follow each other, and a model learns worse. A window
     is in memory, in each data worker, too."""
+    soft_labels: SoftLabelsConfig | None = None
+    """Learn from the click probabilities of a teacher, such as a model too dear to serve."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training requests, the latest ones, held out for validation."""
     train_on: Annotated[tuple[str, ...], Field(min_length=1)] = (TRAIN,)

@@ -111,7 +111,7 @@ def open_dataset(
     requests = reader.schema.splits["train"].requests
     held_out = int(config.validation_fraction * requests)
     first = requests - held_out
-    train = reader.impressions("train", stop=first, seed=seed)
+    train = reader.impressions("train", stop=first, seed=seed, softened=True)
     if global_batch_size > train.num_impressions:
         raise ConfigError.of(
             [

@@ -83,6 +83,12 @@ class EvaluationBatches(_Shares):
 
     _stop: int | None = None
 
+    def of(self, order: ImpressionOrder) -> "EvaluationBatches":
+        """Batches like these of other impressions."""
+        batches = copy.copy(self)
+        batches._order = order
+        return batches
+
     def first(self, num_impressions: int) -> "EvaluationBatches":
         """The first impressions only."""
         batches = copy.copy(self)

@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import TEST, TRAIN, DataConfig
@@ -18,8 +17,9 @@ from cdp_torchrec.data.manifest import check_at_open, read_manifest
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
-from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.schema import Schema, SplitName
 from cdp_torchrec.data.sequence_index import Blocks
+from cdp_torchrec.data.soft_labels import SoftLabels, digest_of
 
 
 class DatasetReader:
@@ -56,7 +56,7 @@ class DatasetReader:
         dataset = self._config.dir
         return [dataset, *(day_folder(dataset, day.name) for day in self.schema.days)]
 
-    def periods(self, split: Literal["train", "test"]) -> tuple[str, ...]:
+    def periods(self, split: SplitName) -> tuple[str, ...]:
         """The periods of the log that are a split."""
         return self._config.train_on if split == "train" else (self._config.test_on,)
 
@@ -64,12 +64,18 @@ class DatasetReader:
     def training_digest(self) -> str:
         """Of what a training reads, its requests and the history, in 16 hexadecimal digits.
 
-        Two datasets may give the same ids the same codes and still be of other days.
+        Two datasets may give the same ids the same codes and still be of other days. Soft labels
+        are a part of it.
 
         Raises:
+            ConfigError: there is no file with the soft labels.
             DatasetError: there is no readable manifest.
         """
-        return self._digest(self.periods("train"), num_days=self.schema.trained_days)
+        digest = self._digest(self.periods("train"), num_days=self.schema.trained_days)
+        if self._config.soft_labels is None:
+            return digest
+        both = digest + digest_of(self._config.soft_labels)
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
 
     @property
     def test_digest(self) -> str:
@@ -114,12 +120,13 @@ class DatasetReader:
 
     def impressions(
         self,
-        split: Literal["train", "test"],
+        split: SplitName,
         *,
         first: int = 0,
         stop: int | None = None,
         seed: int | None = None,
         extra_columns: Sequence[str] = (),
+        softened: bool = False,
     ) -> ImpressionOrder:
         """The impressions of some requests of a split.
 
@@ -129,8 +136,11 @@ class DatasetReader:
             stop: end of the requests wanted; None: all that follow.
             seed: seed of the shuffle; None keeps the order of time.
             extra_columns: further candidate columns to read.
+            softened: with the soft labels of the configuration, if it has any; of the training
+                split from its first request.
 
         Raises:
+            ConfigError: soft labels are missing, or of another split.
             DatasetError: files are missing, damaged, empty, or lack a column.
         """
         periods = self.periods(split)
@@ -139,6 +149,8 @@ class DatasetReader:
                 check_at_open(self._config.dir, period)
             else:
                 check_at_open(day_folder(self._config.dir, period), "requests")
+        wanted = self._config.soft_labels if softened else None
+        soft_labels = SoftLabels(wanted, self.schema) if wanted else None
         files = RequestFiles(
             self._config.dir,
             self.schema,
@@ -146,6 +158,7 @@ class DatasetReader:
             first=first,
             stop=stop,
             extra_columns=extra_columns,
+            soft_labels=soft_labels,
         )
         together = self._config.shuffled_together
         return ImpressionOrder(files, seed=seed, shuffled_together=together)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cdp_torchrec.data.days import request_folder
 from cdp_torchrec.data.schema import DatasetError, Schema
+from cdp_torchrec.data.soft_labels import SoftLabels
 
 REQUEST_COLUMNS = ("request_id", "user_id", "timestamp", "history_length")
 CANDIDATE_COLUMNS = ("label", "history_rank")
@@ -102,6 +103,7 @@ class RequestFiles:
         first: int = 0,
         stop: int | None = None,
         extra_columns: Sequence[str] = (),
+        soft_labels: SoftLabels | None = None,
     ) -> None:
         """Index the row groups.
 
@@ -112,10 +114,13 @@ class RequestFiles:
             first: number of the first request wanted.
             stop: number behind the last request wanted; None: to the end.
             extra_columns: further candidate columns to read.
+            soft_labels: what softens the labels; of all impressions of the periods.
 
         Raises:
             DatasetError: files are missing, damaged, empty, or lack a column.
         """
+        assert soft_labels is None or first == 0  # rows of it are counted from the first request
+        self._soft_labels = soft_labels
         self._dataset = dataset
         self._candidate_columns = [
             *CANDIDATE_COLUMNS,
@@ -132,6 +137,7 @@ class RequestFiles:
             )
         )
         self.blocks = list(self._index(periods, first, stop))
+        self._ends = np.cumsum([block.num_impressions for block in self.blocks])
         self.num_requests = sum(block.num_requests for block in self.blocks)
         self.num_impressions = sum(block.num_impressions for block in self.blocks)
         if not self.num_impressions:
@@ -180,7 +186,8 @@ class RequestFiles:
         """All selected impressions of a block, in file order.
 
         Raises:
-            DatasetError: the row group is damaged; names the file and the column.
+            DatasetError: the row group is damaged, or the soft labels of its impressions are;
+                names the file and the column.
         """
         block = self.blocks[number]
         columns = self._request_columns + self._bag_columns + self._candidate_columns
@@ -199,6 +206,9 @@ class RequestFiles:
         wrong = labels[(labels != 0) & (labels != 1)]
         if wrong.size:
             raise DatasetError(f"{block.path}: column 'label' holds {wrong[0]}, allowed: 0 and 1")
+        if self._soft_labels is not None:
+            first = int(self._ends[number]) - block.num_impressions
+            lists["label"] = ListColumn(self._soft_labels.soften(first, labels), offsets)
         return Impressions(
             request={name: _numbers(table[name], name, block) for name in self._request_columns},
             bags={name: _bag(table, name, block) for name in self._bag_columns},

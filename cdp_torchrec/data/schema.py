@@ -22,6 +22,8 @@ from cdp_torchrec.user_error import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+SplitName = Literal["train", "test"]
+
 SCHEMA_VERSION = 2
 DAY_VERSION = 1
 USER_ENTITY = "user"
@@ -183,7 +185,7 @@ class Schema(Config):
     entities: dict[str, Entity]
     features: tuple[Feature, ...]
     history: HistorySchema
-    splits: dict[Literal["train", "test"], Split]
+    splits: dict[SplitName, Split]
     bayes: dict[str, float] = {}
     """Metrics of the true click probabilities on the test split (synthetic data only)."""
     days: tuple[Day, ...] = ()

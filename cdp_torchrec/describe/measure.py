@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from cdp_torchrec.data.plausibility import Finding, judge, judge_days
 from cdp_torchrec.data.prepare.split_figures import Lengths
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.request_files import Impressions, RequestFiles
-from cdp_torchrec.data.schema import Day, Schema
+from cdp_torchrec.data.schema import Day, Schema, SplitName
 from cdp_torchrec.data.summary import Summary, load_summary
 from cdp_torchrec.describe.gate_levels import GateLevel, GateLevels
 from cdp_torchrec.describe.histories import Histories
@@ -26,8 +25,6 @@ from cdp_torchrec.describe.single_features import SingleFeatures
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.reference_scorers import reference_reports
-
-SplitName = Literal["train", "test"]
 
 
 class SplitMeasures:

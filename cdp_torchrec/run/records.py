@@ -147,14 +147,16 @@ def check_training_data(
         digest: of its requests and history, as its manifest has it.
 
     Raises:
-        CheckpointError: it has other requests or another history, though their codes are the same.
+        CheckpointError: it has other requests, another history or other soft labels, though codes
+            are the same.
     """
     if record.training_digest not in (None, digest):
         raise CheckpointError(
-            f"{checkpoint} was trained on other requests or another history than those of "
-            f"{dataset} (digest {record.training_digest}, not {digest}), though ids have the same "
-            "codes: name the dataset that the run was begun on (data.dir=DIR), or begin a new run "
-            "from its weights (run.fork_from=RUN run.dir=NEW)"
+            f"{checkpoint} was trained on other requests, another history or other soft labels "
+            f"than those of {dataset} (digest {record.training_digest}, not {digest}), though ids "
+            "have the same codes: name what the run was begun on (data.dir=DIR, "
+            "data.soft_labels.file=FILE), or begin a new run from its weights "
+            "(run.fork_from=RUN run.dir=NEW)"
         )
 
 

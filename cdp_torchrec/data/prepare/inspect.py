@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from cdp_torchrec.data.prepare.dataset_files import row_groups, values
 from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.prepare.summary_text import describe_findings, describe_summary
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.schema import Day, Feature, Schema, load_schema
+from cdp_torchrec.data.schema import Day, Feature, Schema, SplitName, load_schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 from cdp_torchrec.data.summary import load_summary
 from cdp_torchrec.text_table import aligned_table
@@ -101,7 +100,7 @@ class _SplitStatistics:
     cells: dict[str, _Cells] = field(default_factory=dict)
 
 
-_Splits = Mapping[Literal["train", "test"], _SplitStatistics]
+_Splits = Mapping[SplitName, _SplitStatistics]
 
 
 def _read_split(

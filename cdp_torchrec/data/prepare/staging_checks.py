@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.clocks import utc
@@ -19,7 +18,13 @@ from cdp_torchrec.data.prepare.database import (
 )
 from cdp_torchrec.data.prepare.spec import CLICK_PROBABILITY, DatasetSpec
 from cdp_torchrec.data.prepare.tables import ParquetTable, find_parquet, open_parquet
-from cdp_torchrec.data.schema import LARGEST_NUMBER, LATEST_TIMESTAMP_MS, DatasetError, Split
+from cdp_torchrec.data.schema import (
+    LARGEST_NUMBER,
+    LATEST_TIMESTAMP_MS,
+    DatasetError,
+    Split,
+    SplitName,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class StagedLog:
 
     has_probability: bool
     """The requests have a `click_probability`."""
-    splits: Mapping[Literal["train", "test"], Split]
+    splits: Mapping[SplitName, Split]
 
 
 def load_staging(connection: Tables, staging: Path, spec: DatasetSpec) -> StagedLog:
@@ -169,13 +174,13 @@ def _check_unique(connection: Tables, requests: ParquetTable) -> None:
         )
 
 
-def _splits(connection: Tables, spec: DatasetSpec) -> dict[Literal["train", "test"], Split]:
+def _splits(connection: Tables, spec: DatasetSpec) -> dict[SplitName, Split]:
     rows = connection.execute(f"""
         SELECT timestamp >= {spec.test_from}, count(*), sum(len(label))::BIGINT,
             sum(list_sum(label))::BIGINT, min(timestamp), max(timestamp)
         FROM staged_requests GROUP BY ALL
     """).fetchall()
-    splits: dict[Literal["train", "test"], Split] = {}
+    splits: dict[SplitName, Split] = {}
     for is_test, requests, impressions, clicks, first, last in rows:
         splits["test" if is_test else "train"] = Split(
             requests=requests,
