@@ -31,6 +31,7 @@ from cdp_torchrec.config.keys import dotted, tables_of
 from cdp_torchrec.config.toml_file import UnreadableError, read_toml
 from cdp_torchrec.data.config import TEST
 from cdp_torchrec.data.manifest import read_manifest
+from cdp_torchrec.data.soft_labels import digest_of
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero, on_all_ranks
 from cdp_torchrec.environment import release
@@ -45,6 +46,8 @@ from cdp_torchrec.run.lock import RunInUseError, locked
 from cdp_torchrec.run.saved import CHECKPOINTS, CONFIG, saved_checkpoints
 from cdp_torchrec.whole_file import whole_directory
 
+_PLACES = ("data.dir", "data.soft_labels.file")
+"""Keys that say where files lie, which decides nothing."""
 _Shared = TypeVar("_Shared")
 _OF_ALL_RANKS = (ConfigError, NonFiniteError, NoValidationError)
 """What is sure to end a cell on all ranks; of anything else the others wait in a collective."""
@@ -202,15 +205,20 @@ def _is_finished(cell: Cell) -> bool:
 
 
 def _origin(config: ExperimentConfig) -> Origin:
-    return Origin(
-        release=release(), files=read_manifest(config.data.dir).digest, config=_settings(config)
-    )
+    return Origin(release=release(), files=_files(config), config=_settings(config))
+
+
+def _files(config: ExperimentConfig) -> str:
+    """Digest of what is read: of the dataset, and of soft labels."""
+    digest, soft_labels = read_manifest(config.data.dir).digest, config.data.soft_labels
+    return f"{digest}-{digest_of(soft_labels)}" if soft_labels else digest
 
 
 def _settings(config: ExperimentConfig) -> dict[str, Any]:
     """What decides a cell, as JSON; where its files lie does not, what is in them does."""
     settings = tables_of(config)
     del settings["run"], settings["data"]["dir"]
+    settings["data"].get("soft_labels", {}).pop("file", None)
     return settings
 
 
@@ -281,7 +289,7 @@ def _foreign_cells(table: Table) -> Iterator[str]:
             asked["num_bootstrap"] = table.config.num_bootstrap
         for key in sorted(stored | asked):
             old, new = stored.get(key, "unset"), asked.get(key, "unset")
-            if old != new and not key.startswith("run.") and key != "data.dir":
+            if old != new and not key.startswith("run.") and key not in _PLACES:
                 yield _foreign(place, key, old, new)
                 break
     asked = table.config.num_bootstrap
@@ -303,15 +311,16 @@ def _foreign(place: Path, key: str, old: Any, asked: Any) -> str:
 def _other_files(table: Table) -> Iterator[str]:
     """Finished cells of selected datasets that were measured on other files than there are now."""
     for dataset in table.selected_datasets:
-        data = table.any_config(dataset).data.dir
-        digest = read_manifest(data).digest
-        cells = [cell.file for cell in table.cells() if cell.dataset == dataset]
-        for path in (*cells, *table.untrained_directory(dataset).glob("*.json")):
+        of_dataset = table.any_config(dataset)
+        read = {cell.file: cell.config for cell in table.cells() if cell.dataset == dataset}
+        read |= dict.fromkeys(table.untrained_directory(dataset).glob("*.json"), of_dataset)
+        for path, config in read.items():
             origin = read_origin(path)
-            if origin is not None and origin.files != digest:
+            if origin is not None and origin.files != _files(config):
                 yield (
-                    f"{path}: was measured on other files than {data} has now: it was prepared "
-                    "again; remove the cells of this dataset, or choose another run_dir"
+                    f"{path}: was measured on other files than {config.data.dir} has now, or on "
+                    "other soft labels: they were made again; remove the cells of this dataset, or "
+                    "choose another run_dir"
                 )
                 break
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands import compare
@@ -18,6 +21,7 @@ from cdp_torchrec.compare.output import write_table
 from cdp_torchrec.compare.results import read_failure, read_result
 from cdp_torchrec.compare.run import run_table
 from cdp_torchrec.config import ConfigError, dump_toml
+from cdp_torchrec.data.config import SoftLabelsConfig
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.experiment import open_data, train
@@ -82,6 +86,22 @@ def test_cells_of_another_preparation_are_not_mixed_in(
     said = "seed-0.json: was measured on other files than .* has now"
     with pytest.raises(ConfigError, match=said):
         run_table(table, CPU)
+
+
+def test_cells_of_another_teacher_are_not_mixed_in_wherever_its_file_lies(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = load_table(arguments(*finished)).any_config("tiny")
+    clicks = np.arange(5, dtype=np.float32) % 2
+    found = []
+    for name, probability in (("a", clicks), ("moved", clicks), ("other", 1 - clicks / 2)):
+        file = tmp_path / name
+        pq.write_table(pa.table({"label": clicks, "probability": probability}), file)
+        data = config.data.model_copy(update={"soft_labels": SoftLabelsConfig(file=file)})
+        found.append(run._origin(config.model_copy(update={"data": data})))
+    own, moved, other = found
+    assert own == moved
+    assert own.config == other.config and own.files != other.files
 
 
 def test_parameters_are_those_of_the_model_before_it_is_sharded(
