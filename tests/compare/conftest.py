@@ -1,5 +1,6 @@
 """A small table on the tiny dataset, and results made by hand."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,13 @@ def write_table_file(folder: Path, dataset: Path) -> Path:
 def arguments(path: Path, runs: Path) -> list[str]:
     """Of the table with its row "pooled" alone, which saves time."""
     return [str(path), f"run_dir={runs}", 'select.models=["pooled"]']
+
+
+def copied(finished: tuple[Path, Path], folder: Path) -> list[str]:
+    """Arguments of a table with the same cells in another run directory."""
+    path, runs = finished
+    shutil.copytree(runs, folder / "runs")
+    return arguments(path, folder / "runs")
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands import compare
@@ -21,7 +18,6 @@ from cdp_torchrec.compare.output import write_table
 from cdp_torchrec.compare.results import read_failure, read_result
 from cdp_torchrec.compare.run import run_table
 from cdp_torchrec.config import ConfigError, dump_toml
-from cdp_torchrec.data.config import SoftLabelsConfig
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.distributed.config import RanksConfig
 from cdp_torchrec.experiment import open_data, train
@@ -30,17 +26,10 @@ from cdp_torchrec.run import writer
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.lock import RunInUseError
 from cdp_torchrec.run.monitor import Monitor
-from tests.compare.conftest import CPU, MakeTable, arguments, write_table_file
+from tests.compare.conftest import CPU, MakeTable, arguments, copied, write_table_file
 from tests.distributed.spawn import run_ranks
 from tests.runs import recorded
 from tests.squeeze import squeezed
-
-
-def copied(finished: tuple[Path, Path], folder: Path) -> list[str]:
-    """Arguments of a table with the same cells in another run directory."""
-    path, runs = finished
-    shutil.copytree(runs, folder / "runs")
-    return arguments(path, folder / "runs")
 
 
 def test_every_row_is_trained_at_all_grid_points_once_and_at_the_best_with_all_seeds(
@@ -73,35 +62,6 @@ def test_a_table_goes_on_from_its_small_files_alone(
     assert here == there.replace(str(runs), str(tmp_path / "runs"))
     sizes = [file.stat().st_size for file in (runs / "cells").rglob("*.json")]
     assert max(sizes) < 8000  # with 50 replicates; 16 kB with 400
-
-
-def test_cells_of_another_preparation_are_not_mixed_in(
-    finished: tuple[Path, Path], tmp_path: Path
-) -> None:
-    table = load_table(copied(finished, tmp_path))
-    cell = table.tuning_cells("tiny", "pooled")[0].file
-    content = json.loads(cell.read_text())
-    content["origin"]["files"] = "0"
-    cell.write_text(json.dumps(content))
-    said = "seed-0.json: was measured on other files than .* has now"
-    with pytest.raises(ConfigError, match=said):
-        run_table(table, CPU)
-
-
-def test_cells_of_another_teacher_are_not_mixed_in_wherever_its_file_lies(
-    finished: tuple[Path, Path], tmp_path: Path
-) -> None:
-    config = load_table(arguments(*finished)).any_config("tiny")
-    clicks = np.arange(5, dtype=np.float32) % 2
-    found = []
-    for name, probability in (("a", clicks), ("moved", clicks), ("other", 1 - clicks / 2)):
-        file = tmp_path / name
-        pq.write_table(pa.table({"label": clicks, "probability": probability}), file)
-        data = config.data.model_copy(update={"soft_labels": SoftLabelsConfig(file=file)})
-        found.append(run._origin(config.model_copy(update={"data": data})))
-    own, moved, other = found
-    assert own == moved
-    assert own.config == other.config and own.files != other.files
 
 
 def test_parameters_are_those_of_the_model_before_it_is_sharded(
