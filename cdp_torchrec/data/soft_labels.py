@@ -36,7 +36,7 @@ class SoftLabels:
             ConfigError: there is no such file, or it is not of this split.
         """
         self._path, self._weight = config.file, np.float32(config.weight)
-        footer = _footer(config.file)
+        self._footer = footer = _footer(config.file)
         rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         self._ends = np.cumsum(rows)
         num_impressions = schema.splits["train"].impressions
@@ -83,7 +83,7 @@ class SoftLabels:
         high = int(np.searchsorted(self._ends, stop, side="left"))
         begin = int(self._ends[low - 1]) if low else 0
         try:
-            with pq.ParquetFile(self._path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(self._path, metadata=self._footer) as file:
                 table = file.read_row_groups(
                     range(low, high + 1), columns=list(_COLUMNS), use_threads=False
                 )
