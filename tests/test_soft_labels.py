@@ -213,6 +213,7 @@ def test_a_student_of_an_all_knowing_teacher_is_trained_on_its_probabilities(
         open_run(tmp_path / "flat", ["data.soft_labels.file=x"], ExperimentConfig)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_teacher_scores_the_training_split_in_its_order_for_a_student(
     tiny_dataset: Path, tmp_path: Path, clicks: np.ndarray
