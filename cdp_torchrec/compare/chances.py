@@ -14,6 +14,7 @@ from cdp_torchrec.compare.cells import Table
 from cdp_torchrec.compare.histories import describe_history
 from cdp_torchrec.compare.results import read_result
 from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.config import SoftLabelsConfig
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.experiment_config import ExperimentConfig
@@ -49,6 +50,8 @@ class Chances:
     """Parts of InterestInput that the module looks at and that the dataset fills."""
     unseen: tuple[str, ...]
     """Features that neither the tower nor the module sees."""
+    labels: str
+    """What its click loss is against."""
     dense_parameters: int
     sparse_parameters: int
     auxiliary_losses: Mapping[str, float]
@@ -103,6 +106,7 @@ def _of_row(table: Table, dataset: str, model: str) -> Chances:
             if feature.name in config.model.interaction.exclude
             and not (feature.role in roles if feature.name != ITEM_KEY else "item" in parts)
         ),
+        labels=_describe_labels(config.data.soft_labels),
         dense_parameters=sum(p.numel() for p in arch.parameters()),
         sparse_parameters=rows * config.model.embedding_dim,
         auxiliary_losses={
@@ -114,6 +118,13 @@ def _of_row(table: Table, dataset: str, model: str) -> Chances:
         trials=len(table.points(model)),
         seeds=len(table.seeds(model)),
     )
+
+
+def _describe_labels(teacher: SoftLabelsConfig | None) -> str:
+    weight = teacher.weight if teacher else 0
+    if 0 < weight < 1:
+        return f"{weight:g} a teacher's, {1 - weight:g} clicks"
+    return "a teacher's" if weight else "clicks"
 
 
 def _probe(reader: DatasetReader, layout: FeatureLayout) -> Batch:
@@ -256,11 +267,11 @@ def _expected_cpu_s(spent: Mapping[str, Spent]) -> float | None:
 
 def _markdown(chances: Sequence[Chances], spent: Mapping[str, Spent]) -> str:
     header = [
-        *("row", "history", "module reads", "sees nothing of", "dense", "sparse"),
+        *("row", "history", "module reads", "sees nothing of", "labels", "dense", "sparse"),
         *("auxiliary losses", "searched", "trials", "seeds", "CPU s: search", "all cells"),
     ]
     rows = [list(_cells(row, spent[row.row])) for row in chances]
-    return markdown_table(header, rows, left=(0, 1, 2, 3, 6, 7))
+    return markdown_table(header, rows, left=(0, 1, 2, 3, 4, 7, 8))
 
 
 def _cells(chances: Chances, spent: Spent) -> Iterator[str]:
@@ -268,6 +279,7 @@ def _cells(chances: Chances, spent: Spent) -> Iterator[str]:
     yield chances.history
     yield ", ".join(chances.module_reads) or "-"
     yield ", ".join(chances.unseen) or "-"
+    yield chances.labels
     yield f"{chances.dense_parameters:,}"
     yield f"{chances.sparse_parameters:,}"
     yield ", ".join(f"{n} x {w:g}" for n, w in chances.auxiliary_losses.items()) or "-"

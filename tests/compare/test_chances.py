@@ -47,6 +47,19 @@ def test_what_neither_tower_nor_module_sees_is_named(make_table: MakeTable) -> N
     assert unseen["cdp_timestep"] == unseen["hstu"] == set()
 
 
+def test_who_learns_from_a_teacher_is_named(make_table: MakeTable) -> None:
+    layer, file = f"{CONFIGS}/interest/pooled.toml", "data.soft_labels.file=soft.parquet"
+    weights = {"taught": 1, "half": 0.25, "untaught": 0}
+    rows = [
+        f'models.{name}=["{layer}", "{file}", "data.soft_labels.weight={weight}"]'
+        for name, weight in weights.items()
+    ]
+    labels = {row.row: row.labels for row in find_chances(make_table(*rows), "tiny")}
+    assert labels["none"] == labels["pooled"] == labels["untaught"] == "clicks"
+    assert labels["taught"] == "a teacher's"
+    assert labels["half"] == "0.25 a teacher's, 0.75 clicks"
+
+
 def costing(result: Result, cpu_s: float) -> Result:
     assert result.cost is not None
     return replace(result, cost=replace(result.cost, cpu_s=cpu_s))
