@@ -81,7 +81,9 @@ def _of_run(options: Namespace) -> str:
     check_early(run.config)
     warnings = []
     if options.split == "train":
-        warnings.append("Of the training split, which the run has seen: no measure of its worth.\n")
+        warnings.append(
+            "Of the training split: where a run has seen it, no measure of its worth.\n"
+        )
     elif run.changes and run.config.data.dir.is_dir():
         requests = requests_of_periods(run.config.data.dir)
         own = parent_run(run.checkpoint).config
