@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,16 @@ def test_what_is_undefined_is_null(tmp_path: Path) -> None:
 
 
 def test_tensorboard_forgets_what_is_trained_again_and_has_no_undefined_values(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Monitor(tmp_path, total_steps=6, quiet=True) as monitor:
         for step in (2, 5):
             monitor.record("train", step, {"loss": 0.5, "gauc": math.nan})
     start = Progress(step=2, position=32)
+    # TensorBoard reads its files in the order of their seconds, and a training that goes on has
+    # imported torch since.
+    a_second_later = time.time() + 1
+    monkeypatch.setattr(time, "time", lambda: a_second_later)
     with Monitor(tmp_path, total_steps=6, start=start, quiet=True) as monitor:
         monitor.record("train", 3, {"loss": 0.5})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
