@@ -18,12 +18,10 @@ from cdp_torchrec.interest.config.attention import ActivationUnitConfig
 from cdp_torchrec.interest.din import ActivationUnit
 from cdp_torchrec.interest.pooling import PooledHistory
 from cdp_torchrec.serving.compile import compile_ranker
-from tests.whole_matrix import WHOLE_MATRIX
+from tests.whole_matrix import only_whole
 
 # The chain is unrolled: 100 steps take minutes to compile, five times as long as 20.
 CHAINS = [*product(["ddim", "dpmpp_2m"], [1, 2, 4, 8, 20, 100])]
-if not WHOLE_MATRIX:
-    CHAINS = [("dpmpp_2m", 4)]  # of the other sampler is the artifact of tests/serving
 
 
 class _Denoised(nn.Module):
@@ -36,6 +34,7 @@ class _Denoised(nn.Module):
         return self.interest.denoised(pooled, condition, key)
 
 
+@only_whole  # a chain is in the artifact of tests/serving
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("sampler", "steps"), CHAINS)
@@ -45,6 +44,7 @@ def test_the_compiled_chain_is_the_eager_one(sampler: str, steps: int, tmp_path:
     check_compiled(config, width=8, package=tmp_path / "chain.pt2")
 
 
+@only_whole
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a C++ compiler")

@@ -48,7 +48,7 @@ from tests import untuned
 from tests.clock import Clock
 from tests.paths import CONFIGS
 from tests.squeeze import squeezed
-from tests.whole_matrix import WHOLE_MATRIX
+from tests.whole_matrix import only_whole
 
 CPU = torch.device("cpu")
 SETTINGS = [
@@ -153,8 +153,9 @@ def test_a_round_asks_all_models_for_the_same_request_after_warming_up() -> None
     assert found["cdp"].added_to(found["none"]) == pytest.approx(3.0)
 
 
+@only_whole
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["exported", *(["compiled"] if WHOLE_MATRIX else [])])
+@pytest.mark.parametrize("form", ["exported", "compiled"])
 def test_a_compiled_model_scores_as_the_eager_one(
     contestants: dict[str, Contestant],
     tmp_path: Path,

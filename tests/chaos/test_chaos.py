@@ -26,7 +26,6 @@ def check(outcome: Outcome) -> None:
 
 
 FAULTS = [
-    training_faults.killed_while_a_checkpoint_appears,
     training_faults.damaged_run,
     data_faults.killed_preparation,
     data_faults.damaged_dataset,
@@ -34,6 +33,7 @@ FAULTS = [
 ]
 if WHOLE_MATRIX:  # else test_interrupted.py and test_lost_ranks.py in tests/distributed do the like
     FAULTS += [
+        training_faults.killed_while_a_checkpoint_appears,
         training_faults.killed_at_a_random_moment,
         pytest.param(launcher_faults.dead_launcher, marks=pytest.mark.distributed),
         pytest.param(launcher_faults.stopped_rank, marks=pytest.mark.distributed),

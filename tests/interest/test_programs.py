@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestInput, InterestModule
 from tests.interest.variants import ATTENTIVE, VARIANTS, WITH_HISTORY, Variant, auxiliary, segments
-from tests.whole_matrix import KINDS, WHOLE_MATRIX
+from tests.whole_matrix import KINDS, WHOLE_MATRIX, only_whole
 
 # Two steps stand for twenty, and one layer for several: compilers unroll the loop.
 FEWER = {
@@ -30,36 +30,27 @@ PROGRAMS = [
     ("interest/diffumin", "num_kept=3", "num_inference_steps=2"),
 ]
 EXPORTED: list[Variant] = [("interest/pooled",)]
-"""Beside CDP and TWIN, which tests/serving exports by default; all others are slow."""
-IN_RANKERS = [v for v in PRESETS if Path(v[0]).name in KINDS and not WHOLE_MATRIX]
+"""tests/serving/test_ranker.py exports whole rankers with modules of all kinds."""
 CAPTURED: list[Variant] = [
     ("interest/cdp_timestep", "num_inference_steps=2"),
     ("interest/sasrec", "num_heads=2", "next_item_loss_weight=0.1"),
 ]
-"""A chain and a whole sequence; all others are slow."""
+"""A chain and a whole sequence; one of each other kind is slow."""
+OF_EACH_KIND = [v for v in PRESETS if Path(v[0]).name in KINDS]
+COMPILED: list[Variant] = PRESETS if WHOLE_MATRIX else [("interest/twin",)]
+"""A minute of compilers each. The artifact of tests/serving has a chain."""
 
 
-COMPILED: list[Variant] = [
-    ("interest/cdp_timestep", "num_inference_steps=2"),
-    ("interest/twin",),
-]
-"""A minute of compilers each: a chain and an attention; all presets with CDP_WHOLE_MATRIX=1. What
-is compiled is captured, too."""
-OF_OTHER_KINDS = [v for v in PRESETS if Path(v[0]).name not in KINDS and v not in COMPILED]
-if WHOLE_MATRIX:
-    COMPILED, OF_OTHER_KINDS = PRESETS, []
+def of_all_programs(variants: Sequence[Variant], *, slow: Sequence[Variant] = ()) -> list[object]:
+    """Those variants, those that are slow, and all others, which run with all combinations only."""
+    assert {*variants, *slow} <= set(PROGRAMS)
 
+    def marks(variant: Variant) -> list[pytest.MarkDecorator]:
+        if variant in variants:
+            return []
+        return [pytest.mark.slow] if variant in slow else [pytest.mark.slow, only_whole]
 
-def some_of_all(some: list[Variant], *, without: Sequence[Variant] = ()) -> list[object]:
-    """All programs, of which the others are slow, without some of those."""
-    assert {*some, *without} <= set(PROGRAMS)
-    return [
-        pytest.param(
-            variant, marks=[] if variant in some else pytest.mark.slow, id="+".join(variant)
-        )
-        for variant in PROGRAMS
-        if variant in some or variant not in without
-    ]
+    return [pytest.param(v, marks=marks(v), id="+".join(v)) for v in PROGRAMS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +80,7 @@ class OnTensors(nn.Module):
         return self.module(pytree.tree_unflatten(tensors, self.structure)).interest
 
 
-@pytest.mark.parametrize("variant", some_of_all(EXPORTED, without=IN_RANKERS))
+@pytest.mark.parametrize("variant", of_all_programs(EXPORTED))
 def test_export_round_trips_with_any_batch_size(make_module, make_inputs, variant):
     module = make_module(*variant).eval()
     # No size is 1: export would take it for a constant. One block of each kind, as in serving.
@@ -109,10 +100,7 @@ def test_export_round_trips_with_any_batch_size(make_module, make_inputs, varian
     torch.testing.assert_close(result, module(larger).interest, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "variant",
-    some_of_all(CAPTURED, without=[] if WHOLE_MATRIX else [*COMPILED, *OF_OTHER_KINDS]),
-)
+@pytest.mark.parametrize("variant", of_all_programs(CAPTURED, slow=OF_EACH_KIND))
 def test_compile_captures_the_whole_module(make_module, make_inputs, variant):
     check_compiled(make_module(*variant), make_inputs, backend="eager")
 

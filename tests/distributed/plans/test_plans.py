@@ -26,7 +26,7 @@ from tests.distributed.plans.cases import (
 from tests.distributed.plans.plain import Plain, train_plain
 from tests.distributed.plans.problems import Tables, problem
 from tests.distributed.spawn import run_ranks
-from tests.whole_matrix import WHOLE_MATRIX
+from tests.whole_matrix import WHOLE_MATRIX, only_whole
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
@@ -80,6 +80,7 @@ def test_losses_and_tables_are_those_of_plain_pytorch(
         assert max(differences(few[optimizer, case], plain)) < TOLERANCE, case
 
 
+@only_whole
 @pytest.mark.slow
 def test_a_table_with_fewer_rows_than_its_ranks_need_trains(tiny_dataset: Path) -> None:
     four = Case("row_wise", Layout(4))
