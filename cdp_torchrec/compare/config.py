@@ -170,6 +170,8 @@ class CompareConfig(Config):
         trials = self.search.trials or combinations
         if trials > combinations:
             yield "search.trials", f"grid has only {combinations} combinations"
+        if self.search.seed and trials == combinations and not self.grid_of:
+            yield "search.seed", "has no effect where all combinations of grid are tried"
         for model, grid in self.grid_of.items():
             for key, values in grid.items():
                 if key in self.grid:

@@ -104,6 +104,7 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
         ("seeds_of.none=[1, 1]", "seeds_of.none = [1, 1]: repeats a seed"),
         ("seeds_of.nome=[1]", "there is no row 'nome' in models"),
         ("search.trials=3", "search.trials = 3: grid has only 2 combinations"),
+        ("search.seed=3", "search.seed = 3: has no effect where all combinations of grid are"),
         (
             'grid_of.none={"trainer.max_epochs"=[1, 2, 3]}',
             "grid_of.none.trainer.max_epochs: more values than the 2 trials",
