@@ -1,6 +1,7 @@
 """Score all impressions of a split once, on all ranks, and measure the result exactly."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -64,7 +65,7 @@ def evaluate(
     pending: list[Batch] = []
     source = _remembering(settings.loader.load(batches, list(range(len(batches)))), pending)
     writer = PredictionWriter(settings.predictions) if settings.predictions else None
-    with torch.no_grad(), kept_step_counts(model):
+    with torch.no_grad(), kept_step_counts(model), writer or nullcontext():
         for _ in progress(
             range(len(batches)), settings.description, unit="batches", active=is_rank_zero()
         ):
@@ -78,8 +79,6 @@ def evaluate(
                 settings.after_batch()
     pipeline.detach()
     model.train(training)
-    if writer:
-        writer.close()
     return metrics.compute(num_bootstrap=settings.num_bootstrap)
 
 

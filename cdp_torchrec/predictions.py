@@ -1,8 +1,10 @@
 """One file with the prediction for every impression of a split, in the raw ids of the log."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +16,7 @@ from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.stored_vocabulary import stored_ids
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
-from cdp_torchrec.whole_file import beside, held, remove_leftovers_of, whole_file
+from cdp_torchrec.whole_file import beside, held, naming, remove_leftovers_of, whole_file
 
 _ROW_GROUP = 65536
 
@@ -32,8 +34,8 @@ class PredictionFile:
 class PredictionWriter:
     """Writes request_id, user_id, item_id, label and probability of every impression.
 
-    Each rank writes a part; the file appears, whole, when the last part is closed. Its rows stand
-    in the order of the split, whatever the number of ranks.
+    Each rank writes a part; the file appears, whole, at the end of the context, and not at all
+    after an error. Its rows stand in the order of the split, whatever the number of ranks.
     """
 
     def __init__(self, file: PredictionFile) -> None:
@@ -53,6 +55,27 @@ class PredictionWriter:
         name = from_rank_zero(begin, purpose="name the parts of the predictions")
         ranks = range(dist.get_world_size())
         self._parts = [name.with_name(f"{name.name}.{rank}") for rank in ranks]
+        self._own = self._parts[dist.get_rank()]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Join the parts of all ranks, unless there was an error; collective."""
+        try:
+            if error is None:
+                self._close()
+            elif self._writer is not None:
+                with suppress(OSError):
+                    self._writer.close()
+        finally:
+            self._own.unlink(missing_ok=True)
+            self._locks.close()
 
     def write(self, batch: Batch, probability: Tensor) -> None:
         """Add the impressions of a global batch's share, without its padding."""
@@ -65,22 +88,21 @@ class PredictionWriter:
             "probability": probability.float(),
         }
         table = pa.table({name: c.cpu().numpy()[kept] for name, c in columns.items()})
-        if self._writer is None:
-            part = self._parts[dist.get_rank()]
-            self._locks.enter_context(held(part))
-            self._writer = pq.ParquetWriter(part, table.schema)
-        if len(table):
-            self._writer.write_table(table, row_group_size=len(table))  # however large
+        with naming(self._file.path):
+            if self._writer is None:
+                self._locks.enter_context(held(self._own))
+                self._writer = pq.ParquetWriter(self._own, table.schema)
+            if len(table):
+                self._writer.write_table(table, row_group_size=len(table))  # however large
 
-    def close(self) -> None:
-        """Join the parts of all ranks; collective."""
+    def _close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with naming(self._file.path):
+                self._writer.close()
         dist.barrier()
         if dist.get_rank() == 0:
             self._join()
         dist.barrier()
-        self._locks.close()
 
     def _join(self) -> None:
         raw = _RawIds(self._file.dataset, self._file.schema)
@@ -99,8 +121,6 @@ class PredictionWriter:
                 if sum(map(len, waiting)) >= _ROW_GROUP or number == len(shares):
                     writer.write_table(raw.of(pa.concat_tables(waiting)))
                     waiting = []
-        for part in self._parts:
-            part.unlink()
 
 
 class _RawIds:

@@ -50,14 +50,12 @@ def whole_file(path: Path) -> Generator[Path]:
         raise FileExistsError(errno.EEXIST, "is no regular file, and is not replaced", str(path))
     partial = beside(path)
     try:
-        with held(partial):
-            yield partial
-            _bring_to_disk(partial)
-            partial.replace(path)
-        _bring_to_disk(path.parent)
-    except OSError as error:
-        _name(error, path)
-        raise
+        with naming(path):
+            with held(partial):
+                yield partial
+                _bring_to_disk(partial)
+                partial.replace(path)
+            _bring_to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -72,17 +70,35 @@ def whole_directory(path: Path) -> Generator[Path]:
     partial = beside(path)
     partial.mkdir()
     try:
-        with held(partial):
-            yield partial
-            for inner in [*partial.rglob("*"), partial]:
-                _bring_to_disk(inner)
-            _rename_to_new(partial, path)
-        _bring_to_disk(path.parent)
-    except OSError as error:
-        _name(error, path)
-        raise
+        with naming(path):
+            with held(partial):
+                yield partial
+                for inner in [*partial.rglob("*"), partial]:
+                    _bring_to_disk(inner)
+                _rename_to_new(partial, path)
+            _bring_to_disk(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Let errors say what was not written: a full disk names nothing, or what was copied.
+
+    What is named and lies elsewhere, such as among temporary files, keeps its name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        is_full = error.errno in DISK_FULL
+        is_copy = error.filename2 is not None
+        if is_full:  # pyarrow says it in more words
+            error.strerror = os.strerror(error.errno)
+        if error.filename is None or (is_full and (is_copy or _is_beside(error.filename, path))):
+            error.filename = str(path)
+        raise
 
 
 def remove_whole(path: Path) -> None:
@@ -174,6 +190,10 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def _is_beside(name: object, path: Path) -> bool:
+    return Path(str(name)).is_relative_to(path.parent)
+
+
 def _rename_to_new(partial: Path, path: Path) -> None:
     try:
         partial.rename(path)
@@ -182,12 +202,6 @@ def _rename_to_new(partial: Path, path: Path) -> None:
             said = "is there: another process has made it meanwhile, and it stays as it is"
             raise FileExistsError(errno.EEXIST, said, str(path)) from error
         raise
-
-
-def _name(error: OSError, path: Path) -> None:
-    """Let an error say what was not written: a full disk names nothing, or what was copied."""
-    if error.errno in DISK_FULL or (error.errno is not None and error.filename is None):
-        error.filename = str(path)
 
 
 def _bring_to_disk(path: Path) -> None:

@@ -1,6 +1,10 @@
 """What is compiled computes what it does when it is not: the reverse process, DIN's unit."""
 
+import errno
+import io
 import math
+import os
+import re
 import sys
 from collections.abc import Mapping
 from itertools import product
@@ -11,13 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._inductor import aoti_load_package
+from torch._inductor.exc import InductorError
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from cdp_torchrec.diffusion.config import DenoiserConfig
 from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestDims, build_interest
 from cdp_torchrec.interest.config.attention import ActivationUnitConfig
 from cdp_torchrec.interest.din import ActivationUnit
 from cdp_torchrec.interest.pooling import PooledHistory
+from cdp_torchrec.serving import compile
 from cdp_torchrec.serving.compile import compile_ranker
+from tests.largest_file import largest_file
 from tests.whole_matrix import only_whole
 
 # The chain is unrolled: 100 steps take minutes to compile, five times as long as 20.
@@ -80,6 +88,21 @@ def check_compiled(settings: Mapping[str, Any], *, width: int, package: Path) ->
     compiled = aoti_load_package(str(package))
     with torch.no_grad():
         torch.testing.assert_close(compiled(*other), module(*other), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["of the package", "of the compiler"])
+def test_a_full_disk_is_named(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(program: object, *, package_path: io.BytesIO, inductor_configs: object) -> None:
+        if where == "of the compiler":
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise InductorError(full, None)
+        package_path.write(bytes(8192))
+
+    monkeypatch.setattr(compile, "aoti_compile_and_package", write)
+    package = tmp_path / "model.pt2"
+    named = package if where == "of the package" else Path(cache_dir())
+    with largest_file(4096), pytest.raises(OSError, match=f"'{re.escape(str(named))}'"):
+        compile_ranker(nn.Linear(2, 2), (torch.zeros(3, 2),), dynamic_shapes=None, package=package)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 
 from cdp_torchrec import predictions
 from cdp_torchrec.predictions import PredictionFile, PredictionWriter
+from tests.largest_file import largest_file
 
 SHARE = (1 << 20) + 1
 """More impressions than pyarrow puts into a row group by itself."""
@@ -73,26 +74,43 @@ def test_rows_stand_in_the_order_of_the_split_whatever_the_size_of_a_share(
     ranks: SimpleNamespace, file: PredictionFile
 ) -> None:
     """Fails where a rank's share of a step becomes several row groups, which the ranks then mix."""
-    ranks.get_world_size = lambda: 2
-    for rank in (1, 0):  # rank 0 joins the parts
-        ranks.get_rank = lambda rank=rank: rank
-        writer = PredictionWriter(file)
-        write(writer, first=rank * SHARE, count=SHARE)
-        writer.close()
+
+    def rank_zero() -> None:
+        """All that it does, while the other one waits for it."""
+        ranks.get_rank, ranks.barrier = lambda: 0, lambda: None
+        with PredictionWriter(file) as writer:
+            write(writer, first=0, count=SHARE)
+        ranks.get_rank = lambda: 1
+
+    ranks.get_world_size, ranks.get_rank, ranks.barrier = lambda: 2, lambda: 1, rank_zero
+    with PredictionWriter(file) as writer:
+        write(writer, first=SHARE, count=SHARE)
     assert np.array_equal(written(file), np.arange(2 * SHARE))
 
 
 @pytest.mark.usefixtures("ranks")
 def test_two_evaluations_at_once_do_not_take_each_others_parts(file: PredictionFile) -> None:
-    first = PredictionWriter(file)
-    write(first, first=0, count=3)
-    second = PredictionWriter(file)
-    write(second, first=10, count=3)
-    write(first, first=3, count=1)
-    second.close()
-    assert pq.read_table(file.path)["request_id"].to_pylist() == [10, 11, 12]
-    first.close()
+    with PredictionWriter(file) as first:
+        write(first, first=0, count=3)
+        with PredictionWriter(file) as second:
+            write(second, first=10, count=3)
+            write(first, first=3, count=1)
+        assert pq.read_table(file.path)["request_id"].to_pylist() == [10, 11, 12]
     assert written(file) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("ranks")
+@pytest.mark.parametrize("count", [3, 100_000], ids=["at its end", "at a step"])
+def test_a_full_disk_is_named_and_leaves_the_old_file(file: PredictionFile, count: int) -> None:
+    with PredictionWriter(file) as writer:
+        write(writer, first=7, count=1)
+    with (
+        largest_file(64),
+        pytest.raises(OSError, match=r"large: '[^']*/predictions\.parquet'"),
+        PredictionWriter(file) as writer,
+    ):
+        write(writer, first=0, count=count)
+    assert written(file) == [7]
 
 
 @pytest.mark.usefixtures("ranks")

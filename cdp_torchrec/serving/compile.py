@@ -1,7 +1,9 @@
 """Ahead-of-time compilation of the dense part: one graph, no Python at run time."""
 
+import errno
 import io
 import math
+import os
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 from torch._inductor import aoti_compile_and_package
+from torch._inductor.exc import InductorError
 from torch._inductor.ir import ChoiceCaller, IRNode
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.select_algorithm import add_preprocessing_fn, clear_preprocessing_fns
 from torch._inductor.virtualized import V
 
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.serving.shared_templates import shared_templates
+from cdp_torchrec.whole_file import write_whole
 
 _INDUCTOR = {
     # Parameters become constants: what depends on them alone, such as the embedding of every
@@ -54,12 +59,16 @@ def compile_ranker(
         dynamic_shapes: of each argument, as torch.export takes them; None: all shapes are fixed.
         package: the file to write, `<name>.pt2`. Load it with torch._inductor.aoti_load_package.
 
+    Raises:
+        OSError: a disk is full: that of `package`, or that of the compiler's own files.
+
     Returns:
         The package.
     """
     program = torch.export.export(module.eval(), example, dynamic_shapes=dynamic_shapes)
     on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
     settings = _INDUCTOR_CPU if on_cpu else _INDUCTOR
+    content = io.BytesIO()  # PyTorch's own writer of files ends the process where a disk is full
 
     with ProgressBar("compile", total=None, unit="products") as bar:
 
@@ -71,10 +80,16 @@ def compile_ranker(
         try:
             with redirect_stderr(_WithoutStatistics(sys.stderr)), shared_templates():
                 aoti_compile_and_package(
-                    program, package_path=str(package), inductor_configs=dict(settings)
+                    program, package_path=content, inductor_configs=dict(settings)
                 )
+        except InductorError as error:
+            full = os.strerror(errno.ENOSPC)
+            if full in str(error):
+                raise OSError(errno.ENOSPC, full, cache_dir()) from error
+            raise
         finally:
             clear_preprocessing_fns()
+    write_whole(package, content.getvalue())
     return package
 
 

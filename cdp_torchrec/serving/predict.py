@@ -21,7 +21,7 @@ from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request, RequestError
 from cdp_torchrec.serving.request_file import Chunk, RequestFileError, RequestFiles
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
-from cdp_torchrec.whole_file import remove_leftovers_of, whole_file
+from cdp_torchrec.whole_file import naming, remove_leftovers_of, whole_file
 
 
 @dataclass
@@ -94,12 +94,13 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
     counted, lacks = [0], _Lacks()
     stopped = stopped_by_signals(f"{config.output} is not written")
     with stopped, _removed_at_the_end(parts[rank]):
-        with ProgressBar(
+        bar = ProgressBar(
             "predict",
             total=-(-files.num_requests // world_size),
             unit="requests",
             active=rank == 0,
-        ) as bar:
+        )
+        with bar, naming(config.output):
             _write_part(
                 parts[rank], predictor, files, bar, rank, world_size, config.batch_size, lacks
             )

@@ -1,5 +1,6 @@
 """What is written is whole, or it is not there; what was there stays."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_a_full_disk_is_named_with_what_does_not_fit_on_it(tmp_path: Path) -> No
     ):
         shutil.copyfile(source, partial / "file")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_full_disk_that_is_another_one_keeps_its_name(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "temporary" / "file"
+    with (
+        pytest.raises(OSError, match=r"'[^']*/temporary/file'"),
+        whole_directory(tmp_path / "made" / "directory"),
+        whole_file(elsewhere),
+    ):
+        raise OSError(errno.ENOSPC, "in the words of a library")
+    assert list((tmp_path / "made").iterdir()) == list(elsewhere.parent.iterdir()) == []
 
 
 def test_two_writers_of_one_file_do_not_share_what_they_write(tmp_path: Path) -> None:
