@@ -6,7 +6,7 @@ What another command of a page has compiled, with the same weights, is taken fro
 import hashlib
 import runpy
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch._inductor import aoti_compile_and_package
 from torch.export import ExportedProgram
@@ -19,8 +19,8 @@ _COMPILED = Path("compiled")
 
 
 def _compile_once(
-    exported_program: ExportedProgram, *, package_path: BinaryIO, **settings: Any
-) -> None:
+    exported_program: ExportedProgram, *_: Any, package_path: Any = None, **settings: Any
+) -> str:
     digest = hashlib.sha256()
     for module in exported_program.graph_module.modules():
         if isinstance(module, GraphModule):  # the program's own text names places in a checkout
@@ -32,6 +32,7 @@ def _compile_once(
         _COMPILED.mkdir(exist_ok=True)
         aoti_compile_and_package(exported_program, package_path=str(compiled), **settings)
     package_path.write(compiled.read_bytes())
+    return str(compiled)
 
 
 compile.aoti_compile_and_package = _compile_once
