@@ -13,8 +13,6 @@ from filelock import FileLock
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the first import of torch
 # A pool of compilers imports torch in each of its processes, which takes longer than what it saves.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-# The instructions that the processor names are there: compiling a program for each takes as long.
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 from cdp_torchrec.environment import quiet_libraries
 
