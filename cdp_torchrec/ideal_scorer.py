@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.ideal_observer import IdealScores, ideal_scores
-from cdp_torchrec.data.oracle_ladder import climb
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import DatasetError, load_schema
-from cdp_torchrec.data.simulated_log import SimulatedLog, simulate_log
-from cdp_torchrec.data.synthetic_config import recorded_config
-from cdp_torchrec.data.world import Ints
+from cdp_torchrec.data.synthetic.config import recorded_config
+from cdp_torchrec.data.synthetic.ideal_observer import IdealScores, ideal_scores
+from cdp_torchrec.data.synthetic.log import SimulatedLog, simulate_log
+from cdp_torchrec.data.synthetic.oracle_ladder import climb
+from cdp_torchrec.data.synthetic.world import Ints
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.text_table import aligned_table

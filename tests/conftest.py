@@ -88,8 +88,8 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 @pytest.fixture(scope="session")
 def tiny_dataset(make_once: MakeOnce) -> Path:
     """About 2,000 training requests of 8 candidates, of 300 users; do not write into it."""
-    from cdp_torchrec.data.synthetic import make_synthetic
-    from cdp_torchrec.data.synthetic_config import SyntheticConfig
+    from cdp_torchrec.data.synthetic.config import SyntheticConfig
+    from cdp_torchrec.data.synthetic.dataset import make_synthetic
 
     config = SyntheticConfig(
         num_users=300,

@@ -42,7 +42,7 @@ from cdp_torchrec.data.prepare.database import EngineLimits, EngineName
 from cdp_torchrec.data.prepare.mapped.commands import add_requests
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.schema import DatasetError, load_schema
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.synthetic.config import SyntheticConfig
 from cdp_torchrec.distributed.process_group import init_process_group, run_main
 from cdp_torchrec.whole_file import why_unwritable
 
@@ -145,7 +145,7 @@ def prepare_synthetic(options: argparse.Namespace) -> None:
     """Dataset of a simulated log."""
     config = load_config(SyntheticConfig, options.settings)
 
-    from cdp_torchrec.data.synthetic import make_synthetic
+    from cdp_torchrec.data.synthetic.dataset import make_synthetic
 
     make_synthetic(config, options.output)
     _say_what_is_next(options.output)

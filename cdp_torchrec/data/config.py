@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from cdp_torchrec.config import MAY_CHANGE, Config
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.synthetic.config import SyntheticConfig
 
 TRAIN, TEST = "train", "test"
 """The periods of a log that its preparation makes; the others are days that were appended."""

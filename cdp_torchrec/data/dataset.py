@@ -12,7 +12,7 @@ from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import Schema, load_schema
-from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig
+from cdp_torchrec.data.synthetic.config import SOURCE, SyntheticConfig
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def make_if_missing(config: DataConfig) -> None:
         return
     if not config.dir.exists():
         # The preparation needs DuckDB, which no other rank and no later run has to load.
-        from cdp_torchrec.data.synthetic import make_synthetic
+        from cdp_torchrec.data.synthetic.dataset import make_synthetic
 
         make_synthetic(config.synthetic, config.dir)
         return

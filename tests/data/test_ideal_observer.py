@@ -8,15 +8,15 @@ import pytest
 from sklearn.metrics import log_loss
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.choice_likelihood import ChoiceLikelihood, Evidence, page_shares
-from cdp_torchrec.data.ideal_observer import click_probability, ideal_scores
-from cdp_torchrec.data.oracle_ladder import climb
 from cdp_torchrec.data.schema import DatasetError
-from cdp_torchrec.data.simulated_log import SimulatedLog, simulate_log
-from cdp_torchrec.data.simulation import _record, _show
-from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig, recorded_config
-from cdp_torchrec.data.taste_belief import TasteBeliefs, collapse
-from cdp_torchrec.data.world import NO_QUERY, Sessions
+from cdp_torchrec.data.synthetic.choice_likelihood import ChoiceLikelihood, Evidence, page_shares
+from cdp_torchrec.data.synthetic.config import SOURCE, SyntheticConfig, recorded_config
+from cdp_torchrec.data.synthetic.ideal_observer import click_probability, ideal_scores
+from cdp_torchrec.data.synthetic.log import SimulatedLog, simulate_log
+from cdp_torchrec.data.synthetic.oracle_ladder import climb
+from cdp_torchrec.data.synthetic.simulation import _record, _show
+from cdp_torchrec.data.synthetic.taste_belief import TasteBeliefs, collapse
+from cdp_torchrec.data.synthetic.world import NO_QUERY, Sessions
 from cdp_torchrec.ideal_scorer import ideal_scorer, oracle_ladder
 from cdp_torchrec.metrics import grouped_auc
 

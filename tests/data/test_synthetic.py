@@ -14,10 +14,10 @@ from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import make_if_missing
 from cdp_torchrec.data.schema import DatasetError, load_schema
-from cdp_torchrec.data.simulation import Day, simulate
-from cdp_torchrec.data.synthetic import make_synthetic, write_synthetic_staging
-from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig
-from cdp_torchrec.data.world import World, build_world
+from cdp_torchrec.data.synthetic.config import SOURCE, SyntheticConfig
+from cdp_torchrec.data.synthetic.dataset import make_synthetic, write_synthetic_staging
+from cdp_torchrec.data.synthetic.simulation import Day, simulate
+from cdp_torchrec.data.synthetic.world import World, build_world
 
 TINY = SyntheticConfig(
     num_users=300,

@@ -17,8 +17,8 @@ from cdp_torchrec.data.prepare.logs.trivago import prepare_trivago
 from cdp_torchrec.data.prepare.staging import PreparationError, build_dataset
 from cdp_torchrec.data.prepare.workplace import dataset_beside, preparing, staging_beside
 from cdp_torchrec.data.schema import DatasetError
-from cdp_torchrec.data.synthetic import make_synthetic
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.synthetic.config import SyntheticConfig
+from cdp_torchrec.data.synthetic.dataset import make_synthetic
 from tests.data.staged_log import SPEC, random_log, stage, two_requests
 from tests.docs.logs import write_trivago
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.data.simulated_log import SimulatedLog
-from cdp_torchrec.data.world import Floats
+from cdp_torchrec.data.synthetic.log import SimulatedLog
+from cdp_torchrec.data.synthetic.world import Floats
 from cdp_torchrec.metrics import grouped_auc
 
 MOST_RECENT = 500

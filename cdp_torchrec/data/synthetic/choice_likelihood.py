@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cdp_torchrec.data.world import NO_QUERY, NUM_SEARCH_SOURCES, Floats, Ints, Sessions, World
+from cdp_torchrec.data.synthetic.world import (
+    NO_QUERY,
+    NUM_SEARCH_SOURCES,
+    Floats,
+    Ints,
+    Sessions,
+    World,
+)
 
 Single = NDArray[np.float32]
 

@@ -16,7 +16,8 @@ from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging import build_dataset, preparing, staging_beside
 from cdp_torchrec.data.schema import Feature, Schema
-from cdp_torchrec.data.simulation import (
+from cdp_torchrec.data.synthetic.config import SOURCE, SyntheticConfig
+from cdp_torchrec.data.synthetic.simulation import (
     DAY_S,
     FIRST_MIDNIGHT_S,
     Behaviours,
@@ -24,8 +25,7 @@ from cdp_torchrec.data.simulation import (
     Requests,
     simulate,
 )
-from cdp_torchrec.data.synthetic_config import SOURCE, SyntheticConfig
-from cdp_torchrec.data.world import Ints, World, build_world
+from cdp_torchrec.data.synthetic.world import Ints, World, build_world
 from cdp_torchrec.metrics import auc, grouped_auc
 from cdp_torchrec.progress import progress
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
+from cdp_torchrec.data.synthetic.config import SyntheticConfig
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

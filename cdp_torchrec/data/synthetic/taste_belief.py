@@ -14,8 +14,8 @@ from typing import Self
 
 import numpy as np
 
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
-from cdp_torchrec.data.world import Floats, Ints
+from cdp_torchrec.data.synthetic.config import SyntheticConfig
+from cdp_torchrec.data.synthetic.world import Floats, Ints
 
 NUM_GAUSSIANS = 3
 """No jump, a jump at some time, and a jump since: one more is made and two are merged each day."""

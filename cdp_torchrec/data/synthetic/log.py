@@ -6,9 +6,15 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from cdp_torchrec.data.simulation import DAY_S, FIRST_MIDNIGHT_S, Behaviours, Requests, simulate
-from cdp_torchrec.data.synthetic_config import SyntheticConfig
-from cdp_torchrec.data.world import Floats, Ints, World, build_world
+from cdp_torchrec.data.synthetic.config import SyntheticConfig
+from cdp_torchrec.data.synthetic.simulation import (
+    DAY_S,
+    FIRST_MIDNIGHT_S,
+    Behaviours,
+    Requests,
+    simulate,
+)
+from cdp_torchrec.data.synthetic.world import Floats, Ints, World, build_world
 from cdp_torchrec.progress import progress
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cdp_torchrec.data.world import (
+from cdp_torchrec.data.synthetic.world import (
     NO_QUERY,
     NUM_CLIENTS,
     NUM_SEARCH_SOURCES,

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cdp_torchrec.data.choice_likelihood import ChoiceLikelihood, Evidence
-from cdp_torchrec.data.simulated_log import SimulatedLog
-from cdp_torchrec.data.simulation import DAY_S, FIRST_MIDNIGHT_S, Requests
-from cdp_torchrec.data.taste_belief import NUM_GAUSSIANS, TasteBeliefs
-from cdp_torchrec.data.world import Floats, Ints
+from cdp_torchrec.data.synthetic.choice_likelihood import ChoiceLikelihood, Evidence
+from cdp_torchrec.data.synthetic.log import SimulatedLog
+from cdp_torchrec.data.synthetic.simulation import DAY_S, FIRST_MIDNIGHT_S, Requests
+from cdp_torchrec.data.synthetic.taste_belief import NUM_GAUSSIANS, TasteBeliefs
+from cdp_torchrec.data.synthetic.world import Floats, Ints
 from cdp_torchrec.metrics import grouped_auc
 from cdp_torchrec.progress import ProgressBar
 

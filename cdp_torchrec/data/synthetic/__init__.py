@@ -1,0 +1,1 @@
+"""A simulated search log whose true click probabilities are known, and its ideal observer."""
