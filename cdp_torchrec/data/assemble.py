@@ -5,7 +5,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.history_reader import JaggedCodes
+from cdp_torchrec.data.jagged_codes import JaggedCodes
 from cdp_torchrec.data.layout import SparseFeature
 from cdp_torchrec.data.model_inputs import InputAssembler, per_impression
 from cdp_torchrec.data.request_files import Impressions, ListColumn

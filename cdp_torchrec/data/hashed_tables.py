@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from cdp_torchrec.data.embedding_table import Table
 from cdp_torchrec.data.id_hash import measure_collisions
-from cdp_torchrec.data.layout import Table
 from cdp_torchrec.data.schema import Schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 

@@ -11,9 +11,10 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from cdp_torchrec.data.history_reader import HistoryReader, JaggedCodes
+from cdp_torchrec.data.history_reader import HistoryReader
 from cdp_torchrec.data.history_store import BehaviourSource
 from cdp_torchrec.data.id_dropout import with_dropout
+from cdp_torchrec.data.jagged_codes import JaggedCodes
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.own_rows import FEW
 from cdp_torchrec.data.request_files import Impressions

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from cdp_torchrec.data.layout import Table
+from cdp_torchrec.data.embedding_table import Table
 
 FEW = 4096
 """Ids up to which one look at all costs less than each table's own."""
@@ -16,7 +14,7 @@ FEW = 4096
 class OwnRows:
     """Rows of the ids that have one of their own; the others' their tables find."""
 
-    def __init__(self, tables: "Sequence[Table]") -> None:
+    def __init__(self, tables: Sequence[Table]) -> None:
         """Args: table of each key."""
         self._tables = tables
         self._keys = np.arange(len(tables))

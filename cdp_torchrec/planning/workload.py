@@ -13,11 +13,11 @@ import torch
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import VocabularyConfig
+from cdp_torchrec.data.embedding_table import Table
 from cdp_torchrec.data.layout import (
     POOL_KEY,
     FeatureLayout,
     SparseFeature,
-    Table,
     declare_layout,
 )
 from cdp_torchrec.data.loader import Share

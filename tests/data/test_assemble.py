@@ -13,9 +13,10 @@ from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.dataset import open_dataset
+from cdp_torchrec.data.embedding_table import Table
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.history_store import HistoryStore
-from cdp_torchrec.data.layout import WHOLE_KEY, Table, build_layout
+from cdp_torchrec.data.layout import WHOLE_KEY, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cdp_torchrec.data import history_reader, history_store, model_inputs
+from cdp_torchrec.data import distinct_keys, history_store, history_sums, model_inputs
 from cdp_torchrec.data.config import ManagedCollisionConfig
+from cdp_torchrec.data.embedding_table import Table
 from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.layout import Table
 from cdp_torchrec.data.own_rows import OwnRows
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.test_assemble import make_inputs, make_order
@@ -51,8 +51,8 @@ def test_a_batch_is_the_same_both_ways(tiny_dataset: Path, monkeypatch: pytest.M
     short = [inputs.assemble(part, epoch=None) for part in parts]
     for module, name in (
         (history_store, "_FEW"),
-        (history_reader, "_FEW"),
-        (history_reader, "_MOST_PAIRS"),
+        (distinct_keys, "_FEW"),
+        (history_sums, "_MOST_PAIRS"),
         (model_inputs, "FEW"),
     ):
         monkeypatch.setattr(module, name, -1)

@@ -8,9 +8,9 @@ import pytest
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_grown_schema
+from cdp_torchrec.data.embedding_table import Table, stored_table
 from cdp_torchrec.data.hashed_tables import describe_collisions
 from cdp_torchrec.data.id_hash import IdHash, digests, measure_collisions
-from cdp_torchrec.data.layout import Table, _table
 from cdp_torchrec.data.prepare.hash_figures import measure_hashes
 from cdp_torchrec.data.prepare.inspect import describe_dataset
 from cdp_torchrec.data.schema import load_schema
@@ -55,7 +55,7 @@ def test_as_many_ids_collide_as_if_rows_were_drawn(multiple: float) -> None:
 def hashed_table(dataset: Path, *, grown: bool) -> tuple[Table, list[str]]:
     schema = load_grown_schema(dataset) if grown else load_schema(dataset)
     ids = stored_ids(dataset, schema, "item").to_pylist()
-    return _table(dataset, schema, "item", HASHED), ids
+    return stored_table(dataset, schema, "item", HASHED), ids
 
 
 def test_a_row_depends_on_the_text_of_its_id_alone(made: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_training_says_how_many_ids_collide(made: Path) -> None:
     schema = load_schema(dataset)
     tables = {
         "item": hashed_table(dataset, grown=False)[0],
-        "user": _table(dataset, schema, "user", VocabularyConfig()),
+        "user": stored_table(dataset, schema, "user", VocabularyConfig()),
     }
     (line,) = describe_collisions(dataset, schema, tables)
     found = measure_collisions(tables["item"].buckets, training_counts(dataset, schema, "item"))

@@ -10,9 +10,10 @@ import pytest
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_days, load_grown_schema, read_schema
+from cdp_torchrec.data.embedding_table import Table, stored_table
 from cdp_torchrec.data.history_lookup import HistoryLookup
 from cdp_torchrec.data.identity import mismatch
-from cdp_torchrec.data.layout import Table, _table, declare_layout
+from cdp_torchrec.data.layout import declare_layout
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.stored_vocabulary import training_counts
 from tests.conftest import MakeOnce
@@ -52,7 +53,7 @@ def test_rows_of_a_table_stay_and_later_ids_get_the_next_ones(made: Path, min_co
     tables = []
     for train_on, test_on in zip(trained, tests, strict=True):
         schema = read_schema(DataConfig(dir=dataset, train_on=train_on, test_on=test_on))
-        tables.append(_table(dataset, schema, "item", config))
+        tables.append(stored_table(dataset, schema, "item", config))
         table, counts = tables[-1], training_counts(dataset, schema, "item")
         codes = np.arange(1, schema.entities["item"].num_ids + 1)
         rows = table.rows(codes)

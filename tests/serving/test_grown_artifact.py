@@ -7,7 +7,7 @@ import pytest
 
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_days, read_schema
-from cdp_torchrec.data.layout import _table
+from cdp_torchrec.data.embedding_table import stored_table
 from cdp_torchrec.data.schema import load_schema
 from cdp_torchrec.data.stored_vocabulary import stored_ids
 from cdp_torchrec.serving.artifact import ArtifactError
@@ -32,7 +32,7 @@ def test_an_artifact_of_appended_days_has_their_ids_and_rows(
     codes = open_vocabularies(artifact, copy)["item"].codes(raw, field="item")
     assert codes.tolist() == list(range(1, len(raw) + 1))
     few = VocabularyConfig(min_count=3, num_oov_rows=2)
-    one, other = (_table(d, s, "item", few) for d, s in ((dataset, schema), (artifact, copy)))
+    one, other = (stored_table(d, s, "item", few) for d, s in ((dataset, schema), (artifact, copy)))
     assert len(one.later) and (one.rows(codes) == other.rows(codes)).all()
 
     store = open_store(dataset, copy, artifact)

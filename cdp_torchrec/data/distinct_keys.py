@@ -1,0 +1,14 @@
+"""The distinct ones of some integers."""
+
+import numpy as np
+
+_FEW = 256
+"""Keys up to which Python's set finds the distinct ones sooner than numpy: those of a request."""
+
+
+def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ones of some keys, rising, and the place of each key among them, int64."""
+    if len(keys) > _FEW:
+        return np.unique(keys, return_inverse=True)
+    rising = np.array(sorted(set(keys.tolist())), dtype=np.int64)
+    return rising, rising.searchsorted(keys)
