@@ -16,11 +16,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from cdp_torchrec import awaited_day, daily
-from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError, load_config
-from cdp_torchrec.daily import MeasuredDay, describe_days, draw_days, train_days
-from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
+from cdp_torchrec.daily import awaited_day, loop
+from cdp_torchrec.daily.awaited_day import wait_for_day
+from cdp_torchrec.daily.config import DailyExperimentConfig, DaysConfig
+from cdp_torchrec.daily.loop import MeasuredDay, describe_days, draw_days, train_days
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.interruption import Interrupted
@@ -72,7 +72,7 @@ def test_runs_of_days_that_the_dataset_does_not_have_are_said(
     for period in ("train", *DAYS[:-1]):
         (tmp_path / period).mkdir()
         (tmp_path / period / "evaluation.json").write_text("{}")
-    monkeypatch.setattr(daily, "_unfinished", mock.Mock(side_effect=ConfigError.of(["enough"])))
+    monkeypatch.setattr(loop, "_unfinished", mock.Mock(side_effect=ConfigError.of(["enough"])))
     for data in (dataset, dataset.with_name("before")):
         with pytest.raises(ConfigError, match="enough"):
             train_days(configured(data, tmp_path), CPU)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import cdp_torchrec.distill as distillation
+import cdp_torchrec.distill.run as distillation
 from cdp_torchrec.commands.distill import main
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.diffusion.config import DenoiserConfig
-from cdp_torchrec.distill import Distilled, distill_run, train_student
-from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig
+from cdp_torchrec.distill.config import DistillConfig, DistillExperimentConfig
+from cdp_torchrec.distill.run import Distilled, distill_run
+from cdp_torchrec.distill.student import train_student
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.interest import (

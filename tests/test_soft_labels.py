@@ -13,7 +13,7 @@ import torch
 
 from cdp_torchrec.commands import evaluate
 from cdp_torchrec.config import ConfigError, load_config
-from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.daily.config import DailyExperimentConfig
 from cdp_torchrec.data.config import DataConfig, SoftLabelsConfig
 from cdp_torchrec.data.dataset import open_dataset
 from cdp_torchrec.data.loader import Share

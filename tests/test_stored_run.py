@@ -7,7 +7,7 @@ import pytest
 
 from cdp_torchrec.commands import evaluate
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.distill_config import DistillExperimentConfig
+from cdp_torchrec.distill.config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.stored_run import evaluation_directory, open_run
 from tests.test_continuation import begin, nowhere

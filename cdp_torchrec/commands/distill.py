@@ -14,7 +14,7 @@ from pathlib import Path
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.layers import is_override
 from cdp_torchrec.config.sections import asks_help, help_text
-from cdp_torchrec.distill_config import DistillExperimentConfig
+from cdp_torchrec.distill.config import DistillExperimentConfig
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import check_early
 from cdp_torchrec.stored_run import open_run
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     run = open_run(Path(arguments[0]), arguments[1:], DistillExperimentConfig)
     check_early(run.config)
 
-    from cdp_torchrec.distill import distill_run
+    from cdp_torchrec.distill.run import distill_run
 
     distilled = distill_run(run, init_process_group(run.config.ranks))
     if is_rank_zero():

@@ -13,7 +13,7 @@ The table and the curve of all days are days.json and days.png in run.dir.
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.config.sections import asks_help, help_text
-from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.daily.config import DailyExperimentConfig
 from cdp_torchrec.data.own_starter import check_starters
 from cdp_torchrec.distributed.process_group import init_process_group, is_rank_zero, run_main
 from cdp_torchrec.experiment_config import check_early
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         assert run.run.dir is not None
         check_run_directory(run.run.dir, resume=True)
 
-    from cdp_torchrec.daily import describe_days, train_days
+    from cdp_torchrec.daily.loop import describe_days, train_days
 
     days = train_days(config, init_process_group(config.ranks))
     if is_rank_zero():

@@ -12,8 +12,8 @@ import torch
 from torch.multiprocessing import ProcessExitedException
 
 from cdp_torchrec.config import load_config
-from cdp_torchrec.daily import train_days
-from cdp_torchrec.daily_config import DailyExperimentConfig
+from cdp_torchrec.daily.config import DailyExperimentConfig
+from cdp_torchrec.daily.loop import train_days
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.saved import find_checkpoint
 from tests.conftest import MakeOnce

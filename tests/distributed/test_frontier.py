@@ -14,8 +14,8 @@ from cdp_torchrec.benchmark.latency.command import open_cdp_run
 from cdp_torchrec.benchmark.latency.frontier import measure_run
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.schema import DatasetError
-from cdp_torchrec.distill import distill_run
-from cdp_torchrec.distill_config import DistillExperimentConfig
+from cdp_torchrec.distill.config import DistillExperimentConfig
+from cdp_torchrec.distill.run import distill_run
 from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.experiment import train
 from cdp_torchrec.experiment_config import ExperimentConfig

@@ -8,7 +8,7 @@ from cdp_torchrec.compare.config import CompareConfig
 from cdp_torchrec.config import Config, load_config
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
 from cdp_torchrec.data.synthetic.config import SyntheticConfig
-from cdp_torchrec.distill_config import DistillExperimentConfig
+from cdp_torchrec.distill.config import DistillExperimentConfig
 from cdp_torchrec.experiment_config import ExperimentConfig
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.outside_config import planned_config, without_flag

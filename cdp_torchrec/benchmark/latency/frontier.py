@@ -13,8 +13,8 @@ from cdp_torchrec.benchmark.latency.denoiser_cost import denoiser_cost, matrix_r
 from cdp_torchrec.benchmark.latency.report import LatencyReport, Quality
 from cdp_torchrec.benchmark.latency.rounds import measure
 from cdp_torchrec.diffusion.sampler import SamplingStep
-from cdp_torchrec.distill import cdp_interest
-from cdp_torchrec.distill_config import student_beside
+from cdp_torchrec.distill.config import student_beside
+from cdp_torchrec.distill.student import cdp_interest
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.experiment import Experiment
 from cdp_torchrec.progress import Stages, progress

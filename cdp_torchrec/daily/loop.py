@@ -16,10 +16,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cdp_torchrec.awaited_day import wait_for_day
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.changes import find_changes
-from cdp_torchrec.daily_config import DailyExperimentConfig, DaysConfig
+from cdp_torchrec.daily.awaited_day import wait_for_day
+from cdp_torchrec.daily.config import DailyExperimentConfig, DaysConfig
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.process_group import is_rank_zero

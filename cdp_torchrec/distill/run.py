@@ -6,26 +6,28 @@ other. It starts as the teacher's own one-step sampler, by regression to the K-s
 (Luhman and Luhman 2021, arXiv 2101.02388); everything else stays bit-equal.
 """
 
-# B impressions, D latent dim
-
 import copy
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.config.errors import check
 from cdp_torchrec.config.keys import key_tree, tables_of
 from cdp_torchrec.config.layers import Layers
-from cdp_torchrec.data.loader import EvaluationBatches, TrainBatches
-from cdp_torchrec.distill_config import DistillConfig, DistillExperimentConfig, student_beside
-from cdp_torchrec.distributed.process_group import is_rank_zero, world_size
+from cdp_torchrec.distill.config import DistillConfig, DistillExperimentConfig, student_beside
+from cdp_torchrec.distill.student import (
+    cdp_interest,
+    diverged,
+    relative_error,
+    train_student,
+    training_inputs,
+)
+from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import (
     Experiment,
@@ -34,18 +36,16 @@ from cdp_torchrec.experiment import (
     write_evaluation,
 )
 from cdp_torchrec.experiment_config import ExperimentConfig
-from cdp_torchrec.interest import CdpConfig, CdpInterest, InterestInput
+from cdp_torchrec.interest import CdpConfig
 from cdp_torchrec.metrics import MetricReport
 from cdp_torchrec.model.config import ModelConfig
 from cdp_torchrec.progress import Stages
 from cdp_torchrec.run.config import RunConfig
 from cdp_torchrec.run.directory import write_run_files
-from cdp_torchrec.run.finite import NonFiniteError
 from cdp_torchrec.run.monitor import Monitor
 from cdp_torchrec.run.saved import DISTILLATION
 from cdp_torchrec.stopped_by_signals import stopped_by_signals
 from cdp_torchrec.stored_run import StoredRun
-from cdp_torchrec.trainer import average
 from cdp_torchrec.undefined import json_ready, shown
 from cdp_torchrec.whole_file import (
     remove_leftovers_of,
@@ -53,8 +53,6 @@ from cdp_torchrec.whole_file import (
     why_unwritable,
     write_json,
 )
-
-_LOG_EVERY_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,11 @@ def _distill_into(
     before = relative_error(experiment, teacher, student, config.distill)
     stages.begin(f"train the student, {config.distill.max_steps} steps")
     with Monitor(run_dir, total_steps=config.distill.max_steps) as monitor:
-        inputs = _training_inputs(experiment, config.distill)
+        inputs = training_inputs(experiment, config.distill)
         train_student(teacher, student, inputs, config.distill, monitor)
     after = relative_error(experiment, teacher, student, config.distill)
     if math.isfinite(before) and not math.isfinite(after):  # the last step's own doing
-        raise _diverged(config.distill.max_steps, "relative error", after)
+        raise diverged(config.distill.max_steps, "relative error", after)
     teacher.denoiser.load_state_dict(student.denoiser.state_dict())
     teacher.set_sampling(sampler=interest.sampler, num_inference_steps=1)
     with make_checkpointer(student_experiment, run_dir) as checkpointer:
@@ -203,120 +201,6 @@ def _distill_into(
             json_ready(_as_json(distilled, run.directory, config.distill)),
         )
     return distilled
-
-
-def train_student(
-    teacher: CdpInterest,
-    student: CdpInterest,
-    inputs: Iterator[InterestInput],
-    config: DistillConfig,
-    monitor: Monitor,
-) -> None:
-    """Fit the student's denoiser to z* of the teacher; collective.
-
-    Args:
-        teacher: CDP at K steps, not changed.
-        student: CDP at one step; only its denoiser is changed.
-        inputs: of config.max_steps batches.
-        config: the distillation.
-        monitor: shows progress.
-
-    Raises:
-        NonFiniteError: the loss became infinite or not a number.
-    """
-    parameters = list(student.denoiser.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_steps)
-    for step, batch in enumerate(inputs, start=1):
-        wanted, found = _both(teacher, student, batch)
-        loss = (found - wanted).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        _average_gradients(parameters)
-        optimizer.step()
-        schedule.step()
-        monitor.advance()
-        if step % _LOG_EVERY_STEPS == 0 or step == config.max_steps:
-            values = {"distillation_loss": average({"loss": loss.detach()})["loss"].item()}
-            if not math.isfinite(values["distillation_loss"]):
-                raise _diverged(step, "loss", values["distillation_loss"])
-            monitor.show(values)
-            monitor.record("train", step, values)
-
-
-def _diverged(step: int, name: str, value: float) -> NonFiniteError:
-    return NonFiniteError(
-        f"step {step}: the {name} is {value}; lower the learning rate (distill.lr)"
-    )
-
-
-@torch.no_grad()
-def relative_error(
-    experiment: Experiment, teacher: CdpInterest, student: CdpInterest, config: DistillConfig
-) -> float:
-    """Root mean square of the error in z* over that of z*; collective.
-
-    Measured on the validation slice, or on the test split of a run without one; what fills up the
-    last batch does not count.
-    """
-    data = experiment.data
-    batches = data.validation or data.test
-    items = list(range(min(config.num_validation_batches, len(batches))))
-    sums = torch.zeros(2, dtype=torch.float64, device=experiment.device)
-    for inputs, weights in _inputs(experiment, batches, items):
-        wanted, found = _both(teacher, student, inputs)
-        squares = torch.stack([(found - wanted).square().sum(dim=1), wanted.square().sum(dim=1)])
-        sums += squares.double() @ weights.double()
-    dist.all_reduce(sums)
-    return (sums[0] / sums[1]).sqrt().item()
-
-
-def _both(
-    teacher: CdpInterest, student: CdpInterest, inputs: InterestInput
-) -> tuple[Tensor, Tensor]:
-    """z* of the teacher and of the student, which share z_0 and the condition; [B, D] each."""
-    with torch.no_grad():
-        pooled = teacher.pooling(inputs)
-        condition = None if teacher.condition is None else teacher.condition(inputs).condition
-        key = teacher.noise_key(inputs)
-        wanted = teacher.denoised(pooled, condition, key)
-    return wanted, student.denoised(pooled, condition, key)
-
-
-def _training_inputs(experiment: Experiment, config: DistillConfig) -> Iterator[InterestInput]:
-    batches = experiment.data.train
-    found = _inputs(experiment, batches, batches.positions(0, config.max_steps))
-    return (inputs for inputs, _ in found)
-
-
-def _inputs(
-    experiment: Experiment, batches: TrainBatches | EvaluationBatches, items: list[int]
-) -> Iterator[tuple[InterestInput, Tensor]]:
-    """What the interest module sees of each batch, and the weights of its impressions, [B]."""
-    ranking = experiment.model
-    device = experiment.device
-    for batch in experiment.loader.load(batches, items):
-        placed = batch.to(device)
-        with torch.no_grad():
-            embeddings = ranking.sparse_arch(placed.sparse, placed.sequence)
-            inputs = ranking.ranking_arch.sets[0].interest_input(embeddings, placed)
-        yield inputs, placed.weights
-
-
-def cdp_interest(experiment: Experiment) -> CdpInterest:
-    """The module of a CDP model of one set."""
-    interest = experiment.model.ranking_arch.sets[0].interest
-    assert isinstance(interest, CdpInterest)
-    return interest
-
-
-def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    if world_size() == 1:
-        return
-    for parameter in parameters:
-        assert parameter.grad is not None
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world_size()
 
 
 def _distillable(model: ModelConfig) -> CdpConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cdp_torchrec.daily_config import DaysConfig
+from cdp_torchrec.daily.config import DaysConfig
 from cdp_torchrec.data.config import TEST
 from cdp_torchrec.data.days import appended_names
 from cdp_torchrec.distributed.interruption import Interruption

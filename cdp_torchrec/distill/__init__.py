@@ -1,0 +1,1 @@
+"""Distillation of CDP's reverse process into one denoiser call."""
