@@ -7,11 +7,11 @@ import numpy as np
 import torch.distributed as dist
 
 from cdp_torchrec.data.dataset import Dataset
-from cdp_torchrec.data.embedding_table import Table
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.requests import ImpressionOrder
+from cdp_torchrec.data.tables.embedding_table import Table
 from cdp_torchrec.metrics.ranks import Ranks
 
 CHUNK = 65536

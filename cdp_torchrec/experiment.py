@@ -12,12 +12,12 @@ import torch.distributed as dist
 from cdp_torchrec.config import dump_toml
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, make_if_missing, open_dataset
-from cdp_torchrec.data.hashed_tables import describe_collisions
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.plausibility import check_plausible
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import SplitName
+from cdp_torchrec.data.tables.hashed_tables import describe_collisions
 from cdp_torchrec.data.workers import BatchLoader
 from cdp_torchrec.distributed.interruption import Interruption, going_on_by
 from cdp_torchrec.distributed.parallelize import Parallelized, parallelize

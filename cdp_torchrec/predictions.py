@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.data.stored_vocabulary import stored_ids
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.whole_file import beside, held, naming, remove_leftovers_of, whole_file
 

@@ -24,7 +24,7 @@ from cdp_torchrec.data.days import read_schema, request_folder
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.data.stored_vocabulary import training_counts
+from cdp_torchrec.data.tables.stored_vocabulary import training_counts
 from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.evaluation import STRATA, history_strata
 from cdp_torchrec.ideal_scorer import IDEAL, IdealScorer, ideal_scorer

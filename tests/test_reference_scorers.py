@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.request_files import Impressions, RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.reader import DatasetReader

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.embedding_table import Table, stored_table
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.own_rows import OwnRows
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.schema import USER_ENTITY, DatasetError, Feature, Role, Schema
+from cdp_torchrec.data.tables.embedding_table import Table, stored_table
+from cdp_torchrec.data.tables.own_rows import OwnRows
 
 Slot = Literal[
     "candidate", "request", "pool", "daypart", "part", "whole", "gated", "recent", "stranger"

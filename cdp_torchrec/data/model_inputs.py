@@ -11,20 +11,20 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from cdp_torchrec.data.history_reader import HistoryReader
-from cdp_torchrec.data.history_store import BehaviourSource
-from cdp_torchrec.data.id_dropout import with_dropout
-from cdp_torchrec.data.jagged_codes import JaggedCodes
-from cdp_torchrec.data.layout import FeatureLayout
-from cdp_torchrec.data.own_rows import FEW
-from cdp_torchrec.data.request_files import Impressions
-from cdp_torchrec.data.sequence_index import (
+from cdp_torchrec.data.history.reader import HistoryReader
+from cdp_torchrec.data.history.sequence_index import (
     SHORTEST_BLOCK,
     Blocks,
     SequenceColumns,
     SequenceIndex,
     index_sequences,
 )
+from cdp_torchrec.data.history.store import BehaviourSource
+from cdp_torchrec.data.jagged_codes import JaggedCodes
+from cdp_torchrec.data.layout import FeatureLayout
+from cdp_torchrec.data.request_files import Impressions
+from cdp_torchrec.data.tables.id_dropout import with_dropout
+from cdp_torchrec.data.tables.own_rows import FEW
 from cdp_torchrec.keyed_random import epoch_draw, impression_key
 
 _NO_EPOCH = 0

@@ -9,16 +9,16 @@ from pathlib import Path
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import TEST, TRAIN, DataConfig
 from cdp_torchrec.data.days import day_folder, read_schema
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_segments import SegmentedHistory, open_history
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.segments import SegmentedHistory, open_history
+from cdp_torchrec.data.history.sequence_index import Blocks
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.manifest import check_at_open, read_manifest
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import Schema, SplitName
-from cdp_torchrec.data.sequence_index import Blocks
 from cdp_torchrec.data.soft_labels import SoftLabels, digest_of
 
 

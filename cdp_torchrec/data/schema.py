@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import ValidationError, model_validator
 
 from cdp_torchrec.config import Config
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute, standardised
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute, standardised
 from cdp_torchrec.data.identity import DatasetDigest, VocabularyDigest
 from cdp_torchrec.user_error import UserError
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
+from cdp_torchrec.data.history.store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.prepare.split_figures import Lengths
 from cdp_torchrec.data.request_files import Impressions, RequestFiles
 from cdp_torchrec.data.schema import Schema

@@ -13,10 +13,10 @@ import numpy as np
 
 from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.request_files import Impressions
 from cdp_torchrec.data.schema import STARTER, DatasetError, Schema
-from cdp_torchrec.data.stored_vocabulary import training_counts
+from cdp_torchrec.data.tables.stored_vocabulary import training_counts
 
 MINIMUM_COUNTS = (1, 2, 5, 10, 20, 50, 100, 300)
 _ROWS = 1 << 20

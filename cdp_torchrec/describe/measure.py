@@ -8,7 +8,7 @@ import numpy as np
 
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.days import day_folder, grown, load_days
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.manifest import check_at_open
 from cdp_torchrec.data.plausibility import Finding, judge, judge_days
 from cdp_torchrec.data.prepare.split_figures import Lengths

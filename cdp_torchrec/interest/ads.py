@@ -15,7 +15,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import SequenceBlock
+from cdp_torchrec.data.history.sequence_index import SequenceBlock
 from cdp_torchrec.interest.attention import (
     TargetAttention,
     find_all,

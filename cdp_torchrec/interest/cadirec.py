@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceBlock
+from cdp_torchrec.data.history.sequence_index import SequenceBlock
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.attention import check_heads, top_k
 from cdp_torchrec.interest.base import (

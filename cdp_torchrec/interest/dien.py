@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.diffusion.reverse import ReverseProcess
 from cdp_torchrec.interest.attention import top_k
 from cdp_torchrec.interest.base import (

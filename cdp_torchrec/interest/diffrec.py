@@ -20,7 +20,7 @@ order of batches and on the number of ranks, the annealing of L-DiffRec's loss w
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.diffusion.reverse import ReverseProcess, elbo_weights
 from cdp_torchrec.interest.base import (
     InterestDims,

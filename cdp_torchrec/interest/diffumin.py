@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.config import ConfigError
-from cdp_torchrec.data.sequence_index import CandidateBlock
+from cdp_torchrec.data.history.sequence_index import CandidateBlock
 from cdp_torchrec.diffusion.sampler import denoise, sampling_steps
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.age import AgeEmbedding

@@ -11,7 +11,7 @@ no softmax: pointwise SiLU scores are divided by a constant, never by a length o
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,

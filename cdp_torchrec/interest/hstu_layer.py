@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.config.sequential import HstuLayerConfig, Variant
 from cdp_torchrec.interest.pointwise_attention import PointwiseAttention, Projection
 from cdp_torchrec.interest.recent_sequence import recency

@@ -7,7 +7,7 @@ import logging
 
 from torch import Tensor
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.diffusion.reverse import ReverseProcess
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.cluster_autoencoder import (

@@ -22,7 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import CandidateBlock
+from cdp_torchrec.data.history.sequence_index import CandidateBlock
 from cdp_torchrec.interest.age import AgeEmbedding
 from cdp_torchrec.interest.attention import check_heads
 from cdp_torchrec.interest.base import (

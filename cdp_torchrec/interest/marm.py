@@ -16,7 +16,7 @@ computes it anew, too; `OutputCache` keeps it.
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest.age import log_forgetting
 from cdp_torchrec.interest.base import (
     InterestDims,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.eager import always
 
 

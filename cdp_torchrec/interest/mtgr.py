@@ -12,7 +12,7 @@ a mask keeps what a request could not know from it.
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.interest.base import (
     InterestDims,
     InterestInput,

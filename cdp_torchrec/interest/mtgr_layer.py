@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest.age import log_forgetting
 from cdp_torchrec.interest.config.long_sequence import MtgrConfig
 from cdp_torchrec.interest.pointwise_attention import PointwiseAttention, Projection

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.eager import always, is_eager_on_cpu
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.interest.recent_sequence import recency
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.keyed_random import Stream, keyed_uniform

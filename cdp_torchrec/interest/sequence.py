@@ -3,7 +3,7 @@
 Behaviours of all sequences of a batch lie one after the other, [L, ...]: what is a function of one
 behaviour (a projection, say) is computed there, once, without padding. What relates behaviours to
 each other or to candidates is computed in blocks: sequences of similar length and number of
-candidates, as many blocks as cost the least (data/sequence_index.py).
+candidates, as many blocks as cost the least (data/history/sequence_index.py).
 """
 
 # B impressions, S <= B sequences, L behaviours, W rows of a block, N its length,
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceBlock
+from cdp_torchrec.data.history.sequence_index import SequenceBlock
 from cdp_torchrec.diffusion.concat_denoiser import concat_sinusoids
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceIndex
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.keyed_random import shared_key
 
 

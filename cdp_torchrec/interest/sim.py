@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from cdp_torchrec.data.sequence_index import CandidateBlock
+from cdp_torchrec.data.history.sequence_index import CandidateBlock
 from cdp_torchrec.interest.attention import (
     Search,
     TargetAttention,

@@ -1,8 +1,9 @@
 """TWIN-V2 (CIKM 2024, arXiv 2407.16357): TWIN over clusters of behaviours, for lives of users.
 
-The dataset's preparation groups each user's behaviours (`data/behaviour_clusters.py`); a cluster
-stands for its members with the item in their middle and their mean age. Attention is aware of
-their number (cluster-aware target attention): a cluster of n weighs as much as n equal behaviours.
+The dataset's preparation groups each user's behaviours (`data/history/behaviour_clusters.py`); a
+cluster stands for its members with the item in their middle and their mean age. Attention is aware
+of their number (cluster-aware target attention): a cluster of n weighs as much as n equal
+behaviours.
 """
 
 # L clusters, H heads

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.mlp import MLP
 
+from cdp_torchrec.data.history.sequence_index import SequenceIndex
 from cdp_torchrec.data.layout import FeatureLayout, Slot
 from cdp_torchrec.data.model_inputs import DenseInputs
-from cdp_torchrec.data.sequence_index import SequenceIndex
 from cdp_torchrec.interest import build_interest
 from cdp_torchrec.interest.base import (
     GatedPool,

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.sequence_index import SequenceColumns, SequenceIndex, index_sequences
+from cdp_torchrec.data.history.sequence_index import SequenceColumns, SequenceIndex, index_sequences
 from cdp_torchrec.distributed.plans.hardware import GB, HardwareConfig
 from cdp_torchrec.distributed.plans.tables import num_dense_parameters
 from cdp_torchrec.model.ranking_model import RankingModel

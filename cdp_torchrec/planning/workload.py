@@ -13,7 +13,6 @@ import torch
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.embedding_table import Table
 from cdp_torchrec.data.layout import (
     POOL_KEY,
     FeatureLayout,
@@ -24,6 +23,7 @@ from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.pooling_factors import measure_pooling_factors
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Schema
+from cdp_torchrec.data.tables.embedding_table import Table
 from cdp_torchrec.distributed.config import SparseOptimizerConfig
 from cdp_torchrec.distributed.optimizers import apply_sparse_optimizer
 from cdp_torchrec.distributed.plans.problem import PlanProblem

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.serving.request import AttributeValue, RequestError
 from cdp_torchrec.serving.values import listed, numbers
 from cdp_torchrec.serving.vocabulary import Vocabulary

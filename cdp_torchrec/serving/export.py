@@ -17,7 +17,7 @@ from cdp_torchrec.config import ConfigError, dump_toml
 from cdp_torchrec.data.days import day_folder, read_schema, vocabulary_paths
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Entity, Schema
-from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
+from cdp_torchrec.data.tables.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.distributed.verified_dataset import verify_dataset
 from cdp_torchrec.evaluation import EvaluationSettings, evaluate
 from cdp_torchrec.model.embedding_sets import build_ranking_arch

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cdp_torchrec.data.column import Column
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.schema import HistorySchema
 from cdp_torchrec.serving.encode import USER_ENTITY
 from cdp_torchrec.serving.encode_attributes import raw_attributes

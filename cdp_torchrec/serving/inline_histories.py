@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from cdp_torchrec.data.behaviour_clusters import alike_columns, assign_clusters
-from cdp_torchrec.data.history_store import Behaviours, Slices
+from cdp_torchrec.data.history.behaviour_clusters import alike_columns, assign_clusters
+from cdp_torchrec.data.history.store import Behaviours, Slices
 
 
 @dataclass(frozen=True)

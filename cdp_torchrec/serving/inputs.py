@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.schema import HistorySchema

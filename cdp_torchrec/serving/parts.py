@@ -5,12 +5,12 @@ from pathlib import Path
 
 from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.history_segments import open_history
-from cdp_torchrec.data.history_store import BehaviourSource
-from cdp_torchrec.data.id_hash import IdHash
+from cdp_torchrec.data.history.segments import open_history
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.identity import mismatch
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
+from cdp_torchrec.data.tables.id_hash import IdHash
 from cdp_torchrec.serving.artifact import TABLES, ArtifactError
 from cdp_torchrec.serving.config import ExportedConfig
 from cdp_torchrec.serving.encode import RequestEncoder

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.schema import Feature, Schema, load_schema
 from cdp_torchrec.serving.artifact import (
     GOLDEN,

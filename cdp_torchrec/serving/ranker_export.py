@@ -14,8 +14,8 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.export import Dim
 
+from cdp_torchrec.data.history.sequence_index import SHORTEST_BLOCK
 from cdp_torchrec.data.layout import FeatureLayout
-from cdp_torchrec.data.sequence_index import SHORTEST_BLOCK
 from cdp_torchrec.model.embedding_sets import EmbeddingSets
 from cdp_torchrec.model.ranking import RankingArch
 from cdp_torchrec.serving.artifact import ArtifactError

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.data.model_inputs import DenseInputs
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 
 _TENSORS = (
     "bag_lengths",

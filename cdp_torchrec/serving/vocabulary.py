@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cdp_torchrec.data.id_hash import IdHash, digests
 from cdp_torchrec.data.schema import DatasetError, Schema
-from cdp_torchrec.data.stored_vocabulary import stored_ids
+from cdp_torchrec.data.tables.id_hash import IdHash, digests
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.request import RequestError
 

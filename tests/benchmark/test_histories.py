@@ -32,7 +32,7 @@ from cdp_torchrec.benchmark.histories.isolated import (
 from cdp_torchrec.benchmark.histories.table import as_json, as_markdown, run_history_benchmark
 from cdp_torchrec.commands import benchmark
 from cdp_torchrec.config import Config, load_config
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.prepare.workplace import PreparationError
 from cdp_torchrec.interest import (
     DienConfig,

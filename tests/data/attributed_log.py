@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.prepare.append import append_day
 from cdp_torchrec.data.prepare.staging import build_dataset
 from tests.data.appended_log import SPEC_OF_DAYS, cut

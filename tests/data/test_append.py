@@ -17,7 +17,7 @@ from cdp_torchrec.data.prepare.inspect import describe_dataset
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.prepare.workplace import PreparationError
 from cdp_torchrec.data.schema import load_schema
-from cdp_torchrec.data.stored_vocabulary import stored_ids
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAYS, SPEC_OF_DAYS, files, fill, stage_days
 from tests.data.staged_log import Rows, read_rows

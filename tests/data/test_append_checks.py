@@ -10,7 +10,7 @@ import pytest
 
 from cdp_torchrec.commands import prepare_data
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.history_segments import open_history
+from cdp_torchrec.data.history.segments import open_history
 from cdp_torchrec.data.manifest import find_damage
 from cdp_torchrec.data.prepare.append import append_day
 from cdp_torchrec.data.prepare.workplace import changing

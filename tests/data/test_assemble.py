@@ -13,15 +13,15 @@ from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.dataset import open_dataset
-from cdp_torchrec.data.embedding_table import Table
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.layout import WHOLE_KEY, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles
 from cdp_torchrec.data.requests import ImpressionOrder
 from cdp_torchrec.data.schema import DatasetError, load_schema
+from cdp_torchrec.data.tables.embedding_table import Table
 
 SEGMENTS = (1, 3)
 MAX_LENGTH = 6

@@ -11,13 +11,13 @@ import torch
 
 from cdp_torchrec.data.config import DataConfig, HistoryConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_segments import open_history
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.segments import open_history
 from cdp_torchrec.data.prepare.compact import compact
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
-from cdp_torchrec.data.stored_vocabulary import stored_ids
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids
 from cdp_torchrec.model.behaviour_attributes import BehaviourAttributes
 from cdp_torchrec.serving.encode_attributes import encode_attributes, raw_attributes
 from cdp_torchrec.serving.inline_histories import EncodedHistory, InlineHistories

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.behaviour_clusters import (
+from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.history.behaviour_clusters import (
     LARGEST_CLUSTER,
     alike_columns,
     assign_clusters,
     clusters_before,
 )
-from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import Behaviours, HistoryStore, Slices
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.store import Behaviours, HistoryStore, Slices
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.prepare import history_files
 from cdp_torchrec.data.reader import DatasetReader

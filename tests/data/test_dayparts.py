@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.layout import DAYPART_KEY
 from tests.data.test_assemble import bags_of, make_inputs, make_order, raw_history
 

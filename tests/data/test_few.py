@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from cdp_torchrec.data import distinct_keys, history_store, history_sums, model_inputs
+from cdp_torchrec.data import model_inputs
 from cdp_torchrec.data.config import ManagedCollisionConfig
-from cdp_torchrec.data.embedding_table import Table
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.own_rows import OwnRows
+from cdp_torchrec.data.history import distinct_keys, store, sums
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.schema import DatasetError
+from cdp_torchrec.data.tables.embedding_table import Table
+from cdp_torchrec.data.tables.own_rows import OwnRows
 from tests.data.test_assemble import make_inputs, make_order
 
 PLAIN = Table("plain", num_oov_rows=3, num_kept=40, num_ids=60)
@@ -46,13 +47,13 @@ def test_a_batch_is_the_same_both_ways(tiny_dataset: Path, monkeypatch: pytest.M
     lookup = HistoryLookup(pool_segments=(1, 3), gated=True, recent=True)
     inputs = make_inputs(tiny_dataset, batch_size=32, history=lookup)
     order = make_order(tiny_dataset)
-    monkeypatch.setattr(history_store, "_FEW", 64)
+    monkeypatch.setattr(store, "_FEW", 64)
     parts = [order.take(0, start, start + 30) for start in range(0, 600, 30)]
     short = [inputs.assemble(part, epoch=None) for part in parts]
     for module, name in (
-        (history_store, "_FEW"),
+        (store, "_FEW"),
         (distinct_keys, "_FEW"),
-        (history_sums, "_MOST_PAIRS"),
+        (sums, "_MOST_PAIRS"),
         (model_inputs, "FEW"),
     ):
         monkeypatch.setattr(module, name, -1)

@@ -8,7 +8,7 @@ import pytest
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.history_segments import open_history
+from cdp_torchrec.data.history.segments import open_history
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.serving.encode_attributes import raw_attributes
 from cdp_torchrec.serving.parts import open_vocabularies

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 
 
 @pytest.mark.parametrize(

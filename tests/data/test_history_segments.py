@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from cdp_torchrec.data.days import load_grown_schema, segments
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_segments import SegmentedHistory, open_history
-from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, HistoryStore
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.segments import SegmentedHistory, open_history
+from cdp_torchrec.data.history.store import Behaviours, BehaviourSource, HistoryStore
 from cdp_torchrec.data.manifest import find_damage, write_manifest
 from cdp_torchrec.data.prepare.compact import compact
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database
 from cdp_torchrec.data.prepare.history_files import code_behaviours, write_history
 from cdp_torchrec.data.prepare.spec import DatasetSpec
 from cdp_torchrec.data.prepare.staging_checks import load_rows
-from cdp_torchrec.data.stored_vocabulary import stored_ids
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAY_MS, DAYS, fill, reading
 

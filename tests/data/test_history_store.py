@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cdp_torchrec.data.history.store as history_store
 from cdp_torchrec.benchmark.data.counted import CountedColumn, Tally
-from cdp_torchrec.data import history_store
-from cdp_torchrec.data.history_store import HistoryStore, Slices
+from cdp_torchrec.data.history.store import HistoryStore, Slices
 from cdp_torchrec.data.schema import DatasetError, HistorySchema
 
 NUM_USERS, NUM_CATEGORIES = 7, 4

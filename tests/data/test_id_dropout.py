@@ -8,9 +8,9 @@ import torch
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
-from cdp_torchrec.data.embedding_table import Table
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.id_dropout import with_dropout
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.tables.embedding_table import Table
+from cdp_torchrec.data.tables.id_dropout import with_dropout
 from tests.data.test_assemble import bags_of, make_assembler, make_order
 
 OOV = 3

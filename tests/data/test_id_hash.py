@@ -8,13 +8,13 @@ import pytest
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_grown_schema
-from cdp_torchrec.data.embedding_table import Table, stored_table
-from cdp_torchrec.data.hashed_tables import describe_collisions
-from cdp_torchrec.data.id_hash import IdHash, digests, measure_collisions
 from cdp_torchrec.data.prepare.hash_figures import measure_hashes
 from cdp_torchrec.data.prepare.inspect import describe_dataset
 from cdp_torchrec.data.schema import load_schema
-from cdp_torchrec.data.stored_vocabulary import stored_ids, training_counts
+from cdp_torchrec.data.tables.embedding_table import Table, stored_table
+from cdp_torchrec.data.tables.hashed_tables import describe_collisions
+from cdp_torchrec.data.tables.id_hash import IdHash, digests, measure_collisions
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids, training_counts
 from cdp_torchrec.serving.vocabulary import LARGEST_CODE, Vocabulary
 from tests.conftest import MakeOnce
 from tests.data.appended_log import fill

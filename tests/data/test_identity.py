@@ -12,7 +12,7 @@ import pytest
 from cdp_torchrec.data.identity import mismatch
 from cdp_torchrec.data.prepare.staging import build_dataset
 from cdp_torchrec.data.schema import DatasetError, Schema, load_schema
-from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
+from cdp_torchrec.data.tables.vocabulary_digest import vocabulary_digest
 from tests.data.staged_log import SPEC, behaviour, request, stage
 from tests.data.test_schema import make_schema
 

@@ -13,7 +13,7 @@ import pytest
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.data import manifest
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.manifest import MANIFEST, find_damage, write_manifest
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import DatasetError

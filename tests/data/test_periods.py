@@ -10,12 +10,12 @@ import pytest
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_days, load_grown_schema, read_schema
-from cdp_torchrec.data.embedding_table import Table, stored_table
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.identity import mismatch
 from cdp_torchrec.data.layout import declare_layout
 from cdp_torchrec.data.schema import load_schema
-from cdp_torchrec.data.stored_vocabulary import training_counts
+from cdp_torchrec.data.tables.embedding_table import Table, stored_table
+from cdp_torchrec.data.tables.stored_vocabulary import training_counts
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAYS, fill, reading
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdp_torchrec.data.behaviour_attributes import LARGEST_DEVIATION
+from cdp_torchrec.data.history.behaviour_attributes import LARGEST_DEVIATION
 from cdp_torchrec.data.schema import (
     DatasetError,
     Entity,

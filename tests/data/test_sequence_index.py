@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cdp_torchrec.data import sequence_index
-from cdp_torchrec.data.sequence_index import SequenceColumns, SequenceIndex, index_sequences
+from cdp_torchrec.data.history import sequence_index
+from cdp_torchrec.data.history.sequence_index import SequenceColumns, SequenceIndex, index_sequences
 from cdp_torchrec.interest.sequence import (
     BehaviourSequence,
     gather,

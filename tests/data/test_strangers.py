@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.store import HistoryStore
+from cdp_torchrec.data.history.strangers import draw_strangers
 from cdp_torchrec.data.loader import Share, TrainBatches
-from cdp_torchrec.data.strangers import draw_strangers
 from tests.data.test_assemble import make_assembler, make_inputs, make_order, raw_history
 
 LOOKUP = HistoryLookup(recent=True, recent_length=5, stranger=True)

@@ -9,11 +9,11 @@ from scipy import stats
 
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import Slices
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.store import Slices
+from cdp_torchrec.data.history.sub_sample import draw_part
 from cdp_torchrec.data.layout import DAYPART_KEY, PART_KEY, POOL_KEY
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
-from cdp_torchrec.data.sub_sample import draw_part
 from tests.data.test_assemble import bags_of, make_assembler, make_order
 
 LOOKUP = HistoryLookup(pool_segments=(), part=True)

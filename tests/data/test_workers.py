@@ -18,8 +18,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.dataset import Dataset, open_dataset
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.loader import Share
 from cdp_torchrec.data.packed import pack
 from cdp_torchrec.data.schema import DatasetError

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.data.config import VocabularyConfig
-from cdp_torchrec.data.history_segments import open_history, stores_of
+from cdp_torchrec.data.history.segments import open_history, stores_of
 from cdp_torchrec.data.prepare.dataset_files import row_groups
 from cdp_torchrec.data.prepare.split_figures import SplitFigures
 from cdp_torchrec.data.request_files import Impressions, RequestFiles, concatenate

@@ -137,7 +137,7 @@ def purifier() -> list[str]:
     return [
         panel(452, 154, 572, 536, "Contextual Diffusion Purifier (Figures 1b and 1c)"),
         box(
-            "data", 468, 612, 244, 56, "behaviours in the item's category", "data/history_store.py"
+            "data", 468, 612, 244, 56, "behaviours in the item's category", "data/history/store.py"
         ),
         note(724, 644, "eq. 2", "note left"),
         arrow((590, 612), (590, 567)),

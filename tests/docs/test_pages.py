@@ -132,7 +132,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 
 def test_functions_of_the_equation_table_exist() -> None:
     text = (PACKAGE / "README.md").read_text()
-    rows = re.findall(r"`(\w+/\w+\.py)`: ((?:`[\w.]+`(?:, )?)+)", text)
+    rows = re.findall(r"`(\w+(?:/\w+)+\.py)`: ((?:`[\w.]+`(?:, )?)+)", text)
     assert len(rows) == 11
     for file, names in rows:
         source = (PACKAGE / file).read_text()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cdp_torchrec.config import Config, load_config
-from cdp_torchrec.data import sequence_index
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
+from cdp_torchrec.data.history import sequence_index
+from cdp_torchrec.data.history.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import (
     BehaviourSequence,
     GatedPool,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
+from cdp_torchrec.data.history.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import BehaviourSequence, InterestInput
 
 

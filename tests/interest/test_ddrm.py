@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.interest.base import GatedPool, InterestInput
 from cdp_torchrec.interest.config.generative import DdrmConfig
 from cdp_torchrec.interest.ddrm import DdrmInterest

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest.base import InterestInput
 from cdp_torchrec.interest.cluster_autoencoder import ClusterAutoencoder, kl_loss, multinomial_loss
 from cdp_torchrec.interest.config.generative import DiffRecConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdp_torchrec.data import sequence_index
+from cdp_torchrec.data.history import sequence_index
 from cdp_torchrec.interest import InterestInput
 from tests.gradients import idle_parameters, in_float64
 from tests.interest.sequences import padded, take

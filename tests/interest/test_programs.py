@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cdp_torchrec.data.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestInput, InterestModule
 from tests.interest.variants import ATTENTIVE, VARIANTS, WITH_HISTORY, Variant, auxiliary, segments
 from tests.whole_matrix import KINDS, WHOLE_MATRIX, only_whole

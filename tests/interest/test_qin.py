@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cdp_torchrec.data import sequence_index
+from cdp_torchrec.data.history import sequence_index
 from cdp_torchrec.interest.base import InterestDims
 from cdp_torchrec.interest.config.attention import QinConfig
 from cdp_torchrec.interest.qin import QinInterest

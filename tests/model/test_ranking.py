@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.request_files import RequestFiles

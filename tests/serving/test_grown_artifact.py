@@ -7,9 +7,9 @@ import pytest
 
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.days import load_days, read_schema
-from cdp_torchrec.data.embedding_table import stored_table
 from cdp_torchrec.data.schema import load_schema
-from cdp_torchrec.data.stored_vocabulary import stored_ids
+from cdp_torchrec.data.tables.embedding_table import stored_table
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids
 from cdp_torchrec.serving.artifact import ArtifactError
 from cdp_torchrec.serving.export import _copy_vocabulary
 from cdp_torchrec.serving.parts import open_store, open_vocabularies

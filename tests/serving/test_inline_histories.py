@@ -10,8 +10,8 @@ import torch
 
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.config import DataConfig
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.model_inputs import InputAssembler
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.serving import inline_histories

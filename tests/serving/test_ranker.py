@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._inductor import aoti_load_package
 
 from cdp_torchrec.config import load_config
+from cdp_torchrec.data.history.sequence_index import Blocks
 from cdp_torchrec.data.reader import DatasetReader
-from cdp_torchrec.data.sequence_index import Blocks
 from cdp_torchrec.model.embedding_sets import build_ranking_arch
 from cdp_torchrec.serving.compile import compile_ranker
 from cdp_torchrec.serving.config import ExportedConfig

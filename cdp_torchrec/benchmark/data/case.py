@@ -17,7 +17,7 @@ from cdp_torchrec.benchmark.data.log import Preparation, make_dataset
 from cdp_torchrec.benchmark.output import scratch_directory
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.layout import FeatureLayout
 from cdp_torchrec.data.loader import Share, TrainBatches
 from cdp_torchrec.data.model_inputs import InputAssembler

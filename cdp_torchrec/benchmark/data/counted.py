@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cdp_torchrec.data.column import Column
-from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
+from cdp_torchrec.data.history.store import Behaviours, BehaviourSource, Slices
 
 
 @dataclass

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp_torchrec.data.history_store import Behaviours, BehaviourSource, Slices
+from cdp_torchrec.data.history.store import Behaviours, BehaviourSource, Slices
 from cdp_torchrec.data.request_files import ListColumn
 
 _COLUMNS = ("history_item", "history_category", "history_timestamp")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cdp_torchrec.benchmark.histories.config import HistorySettings
-from cdp_torchrec.data.history_lookup import HistoryLookup
-from cdp_torchrec.data.sequence_index import SequenceColumns, index_sequences
+from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.sequence_index import SequenceColumns, index_sequences
 from cdp_torchrec.interest import BehaviourSequence, GatedPool, InterestDims, InterestInput
 
 _NUM_ITEMS = 100_000

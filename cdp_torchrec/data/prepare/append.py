@@ -16,8 +16,8 @@ from cdp_torchrec.data.days import (
     save_record,
     vocabulary_paths,
 )
-from cdp_torchrec.data.history_segments import open_history
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.segments import open_history
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.prepare.continued_histories import continue_histories
 from cdp_torchrec.data.prepare.database import EngineLimits, open_database, scalar
@@ -31,7 +31,7 @@ from cdp_torchrec.data.prepare.vocabulary import extend_vocabularies
 from cdp_torchrec.data.prepare.workplace import changing
 from cdp_torchrec.data.schema import Day, Entity, Schema, load_schema
 from cdp_torchrec.data.summary import load_summary
-from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
+from cdp_torchrec.data.tables.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.progress import ProgressBar
 from cdp_torchrec.whole_file import whole_directory
 

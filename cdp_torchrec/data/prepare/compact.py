@@ -17,8 +17,8 @@ from cdp_torchrec.data.days import (
     segments,
     superseded,
 )
-from cdp_torchrec.data.history_segments import open_segments, stores_of
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.segments import open_segments, stores_of
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.prepare.history_files import DTYPES, NpyWriter, attribute_writer
 from cdp_torchrec.data.prepare.workplace import changing

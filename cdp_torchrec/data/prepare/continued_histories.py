@@ -6,7 +6,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.prepare.day_checks import last_moment
 from cdp_torchrec.data.prepare.earlier_histories import EarlierHistories
 from cdp_torchrec.data.prepare.spec import USER_ENTITY

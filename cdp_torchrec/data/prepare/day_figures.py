@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cdp_torchrec.data.days import Segment
-from cdp_torchrec.data.history_segments import SegmentedHistory, extended
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.segments import SegmentedHistory, extended
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.plausibility_checks import DAY_MS
 from cdp_torchrec.data.prepare.dataset_files import row_groups
 from cdp_torchrec.data.prepare.split_figures import SplitFigures

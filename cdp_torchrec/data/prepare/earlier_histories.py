@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.data.behaviour_clusters import EarlierClusters, alike_columns
 from cdp_torchrec.data.column import Column
-from cdp_torchrec.data.history_store import Behaviours, BehaviourSource
+from cdp_torchrec.data.history.behaviour_clusters import EarlierClusters, alike_columns
+from cdp_torchrec.data.history.store import Behaviours, BehaviourSource
 from cdp_torchrec.data.schema import DatasetError
 
 _ROWS = 1 << 18

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cdp_torchrec.data.id_hash import digests, measure_collisions
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.data.stored_vocabulary import stored_ids, training_counts
 from cdp_torchrec.data.summary import Figure, Summary
+from cdp_torchrec.data.tables.id_hash import digests, measure_collisions
+from cdp_torchrec.data.tables.stored_vocabulary import stored_ids, training_counts
 
 _MULTIPLES = (0.5, 1, 2, 4, 8)
 _LEAST_IDS = 1000

@@ -18,8 +18,8 @@ from types import TracebackType
 import duckdb
 import numpy as np
 
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
-from cdp_torchrec.data.behaviour_clusters import alike_columns, assign_clusters
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
+from cdp_torchrec.data.history.behaviour_clusters import alike_columns, assign_clusters
 from cdp_torchrec.data.prepare.database import Tables, scalar
 from cdp_torchrec.data.prepare.earlier_histories import EarlierHistories
 from cdp_torchrec.data.prepare.moments import Moments

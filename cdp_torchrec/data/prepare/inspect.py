@@ -15,8 +15,8 @@ from cdp_torchrec.data.prepare.summarise import summarise
 from cdp_torchrec.data.prepare.summary_text import describe_findings, describe_summary
 from cdp_torchrec.data.reader import DatasetReader
 from cdp_torchrec.data.schema import Day, Feature, Schema, SplitName, load_schema
-from cdp_torchrec.data.stored_vocabulary import training_counts
 from cdp_torchrec.data.summary import load_summary
+from cdp_torchrec.data.tables.stored_vocabulary import training_counts
 from cdp_torchrec.text_table import aligned_table
 
 MINIMUM_COUNTS = (1, 2, 5, 10)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from cdp_torchrec.data.behaviour_attributes import RESERVED_ATTRIBUTES, BehaviourAttribute
+from cdp_torchrec.data.history.behaviour_attributes import RESERVED_ATTRIBUTES, BehaviourAttribute
 from cdp_torchrec.data.schema import LATEST_TIMESTAMP_MS, USER_ENTITY, Feature, Schema
 
 # Columns that the engine reads or writes itself.

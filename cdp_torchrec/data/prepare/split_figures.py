@@ -11,8 +11,8 @@ import pyarrow as pa
 import xxhash
 
 from cdp_torchrec.data.clocks import Clock
-from cdp_torchrec.data.history_segments import SegmentedHistory
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.segments import SegmentedHistory
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.prepare.dataset_files import values
 from cdp_torchrec.data.prepare.leaks import LeakMeter
 from cdp_torchrec.data.schema import Schema

@@ -35,7 +35,7 @@ from cdp_torchrec.data.prepare.workplace import (
     staging_beside,
 )
 from cdp_torchrec.data.schema import Entity, HistorySchema, Schema
-from cdp_torchrec.data.vocabulary_digest import vocabulary_digest
+from cdp_torchrec.data.tables.vocabulary_digest import vocabulary_digest
 from cdp_torchrec.progress import ProgressBar
 
 __all__ = [

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.prepare.column_types import ID, INTEGER, NUMBER, ColumnType, list_of
 from cdp_torchrec.data.prepare.database import (
     Rule,

@@ -14,7 +14,7 @@ import numpy as np
 
 from cdp_torchrec.data.prepare.dataset_files import row_groups, values
 from cdp_torchrec.data.schema import STARTER, Feature, Schema, load_schema
-from cdp_torchrec.data.stored_vocabulary import training_counts
+from cdp_torchrec.data.tables.stored_vocabulary import training_counts
 from cdp_torchrec.whole_file import write_whole
 
 _CLICKS_PER_ROW = 5

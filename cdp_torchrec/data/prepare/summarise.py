@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from cdp_torchrec.data.clocks import Clock
-from cdp_torchrec.data.history_store import HistoryStore
+from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.prepare.dataset_files import row_groups
 from cdp_torchrec.data.prepare.hash_figures import measure_hashes
 from cdp_torchrec.data.prepare.raw_ids import example_ids, similar_ids
 from cdp_torchrec.data.prepare.split_figures import SplitFigures
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.data.stored_vocabulary import training_counts
 from cdp_torchrec.data.summary import Figure, Summary
+from cdp_torchrec.data.tables.stored_vocabulary import training_counts
 
 _ROWS = 1 << 20
 """Behaviours that are read at once."""

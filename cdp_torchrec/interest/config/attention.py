@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cdp_torchrec.config import Config, only_if
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.interest.config.base import (
     EmbeddingNorm,
     InterestVectorConfig,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.interest.config.generative import DIFFREC_SCHEDULE, ItemBucketsConfig
 from cdp_torchrec.interest.config.sequential import SasrecEncoderConfig

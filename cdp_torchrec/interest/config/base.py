@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from cdp_torchrec.config import Config
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 
 EmitT = TypeVar("EmitT", bound=str)
 EmbeddingNorm = Literal["none", "layernorm"]

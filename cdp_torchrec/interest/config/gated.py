@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from cdp_torchrec.config import Config, not_with, only_if
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import (
     NUM_EVIDENCE_LEVELS,
     DenoiserConfig,

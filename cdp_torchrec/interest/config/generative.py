@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import not_with, only_if
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import ConcatDenoiserConfig, NoiseScheduleConfig
 from cdp_torchrec.interest.config.base import (
     EmbeddingNorm,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cdp_torchrec.config import not_with
-from cdp_torchrec.data.history_lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.diffusion.config import NoiseScheduleConfig
 from cdp_torchrec.interest.config.base import InterestVectorConfig
 

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts, OneOrSeveral
-from cdp_torchrec.data.behaviour_attributes import (
+from cdp_torchrec.data.history.behaviour_attributes import (
     RESERVED_ATTRIBUTES,
     AttributeKind,
     BehaviourAttribute,

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from cdp_torchrec.data.column import Column
-from cdp_torchrec.data.history_store import Behaviours, Slices
+from cdp_torchrec.data.history.store import Behaviours, Slices
 from cdp_torchrec.data.schema import DatasetError
 
 ColumnT = TypeVar("ColumnT", bound=Column)

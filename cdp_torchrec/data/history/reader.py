@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cdp_torchrec.data.behaviour_clusters import clusters_before
-from cdp_torchrec.data.behaviour_values import attribute_codes, attribute_matrix
-from cdp_torchrec.data.distinct_keys import distinct
-from cdp_torchrec.data.found_histories import FoundHistories
-from cdp_torchrec.data.history_store import BehaviourSource
-from cdp_torchrec.data.history_sums import (
+from cdp_torchrec.data.history.behaviour_clusters import clusters_before
+from cdp_torchrec.data.history.behaviour_values import attribute_codes, attribute_matrix
+from cdp_torchrec.data.history.distinct_keys import distinct
+from cdp_torchrec.data.history.found import FoundHistories
+from cdp_torchrec.data.history.sequence_index import SequenceColumns
+from cdp_torchrec.data.history.store import BehaviourSource
+from cdp_torchrec.data.history.strangers import draw_strangers
+from cdp_torchrec.data.history.sums import (
     exact_counts,
     pooled_by_daypart,
     pooled_by_recency,
@@ -23,8 +25,6 @@ from cdp_torchrec.data.history_sums import (
 from cdp_torchrec.data.jagged_codes import JaggedCodes
 from cdp_torchrec.data.layout import WHOLE_KEY, FeatureLayout
 from cdp_torchrec.data.request_files import Impressions
-from cdp_torchrec.data.sequence_index import SequenceColumns
-from cdp_torchrec.data.strangers import draw_strangers
 
 _CODE_BITS = 32
 _CODE_MASK = (1 << _CODE_BITS) - 1

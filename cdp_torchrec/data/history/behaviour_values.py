@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cdp_torchrec.data.behaviour_attributes import BehaviourAttribute
 from cdp_torchrec.data.column import Column
-from cdp_torchrec.data.dayparts import dayparts_of
+from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
+from cdp_torchrec.data.history.dayparts import dayparts_of
 
 
 def attribute_codes(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from cdp_torchrec.data.config import ManagedCollisionConfig, VocabularyConfig
-from cdp_torchrec.data.id_hash import IdHash
 from cdp_torchrec.data.schema import DatasetError, Schema
-from cdp_torchrec.data.stored_vocabulary import Counts, stored_counts, stored_ids
+from cdp_torchrec.data.tables.id_hash import IdHash
+from cdp_torchrec.data.tables.stored_vocabulary import Counts, stored_counts, stored_ids
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ depends on the number of ranks. A draw by key does not.
 import numpy as np
 import torch
 
-from cdp_torchrec.data.history_store import BehaviourSource
+from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.keyed_random import Stream, impression_key, keyed_timesteps
 
 _ATTEMPTS = 4

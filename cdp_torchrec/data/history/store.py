@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cdp_torchrec.data.column import Column
-from cdp_torchrec.data.history_checks import (
+from cdp_torchrec.data.history.checks import (
     check_codes,
     check_offsets,
     check_rising,

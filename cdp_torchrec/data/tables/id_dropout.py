@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import torch
 
-from cdp_torchrec.data.embedding_table import Table
+from cdp_torchrec.data.tables.embedding_table import Table
 from cdp_torchrec.keyed_random import Stream, impression_key, keyed_uniform, seeded
 
 

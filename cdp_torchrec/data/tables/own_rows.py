@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from cdp_torchrec.data.embedding_table import Table
+from cdp_torchrec.data.tables.embedding_table import Table
 
 FEW = 4096
 """Ids up to which one look at all costs less than each table's own."""

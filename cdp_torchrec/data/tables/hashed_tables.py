@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cdp_torchrec.data.embedding_table import Table
-from cdp_torchrec.data.id_hash import measure_collisions
 from cdp_torchrec.data.schema import Schema
-from cdp_torchrec.data.stored_vocabulary import training_counts
+from cdp_torchrec.data.tables.embedding_table import Table
+from cdp_torchrec.data.tables.id_hash import measure_collisions
+from cdp_torchrec.data.tables.stored_vocabulary import training_counts
 
 
 def describe_collisions(dataset: Path, schema: Schema, tables: Mapping[str, Table]) -> list[str]:

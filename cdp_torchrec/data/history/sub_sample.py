@@ -5,7 +5,7 @@
 import numpy as np
 import torch
 
-from cdp_torchrec.data.history_store import Slices
+from cdp_torchrec.data.history.store import Slices
 from cdp_torchrec.keyed_random import Stream, impression_key, keyed_uniform
 
 

@@ -4,12 +4,12 @@
 
 import numpy as np
 
-from cdp_torchrec.data.dayparts import split_by_daypart
-from cdp_torchrec.data.distinct_keys import distinct
-from cdp_torchrec.data.found_histories import FoundHistories, segment_edges
+from cdp_torchrec.data.history.dayparts import split_by_daypart
+from cdp_torchrec.data.history.distinct_keys import distinct
+from cdp_torchrec.data.history.found import FoundHistories, segment_edges
+from cdp_torchrec.data.history.sub_sample import draw_part
 from cdp_torchrec.data.jagged_codes import JaggedCodes
 from cdp_torchrec.data.layout import DAYPART_KEY, PART_KEY, POOL_KEY
-from cdp_torchrec.data.sub_sample import draw_part
 from cdp_torchrec.keyed_random import impression_key
 
 _CODE_BITS = 32

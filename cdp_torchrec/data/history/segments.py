@@ -15,7 +15,7 @@ import numpy as np
 
 from cdp_torchrec.data.column import Column
 from cdp_torchrec.data.days import Segment, segments
-from cdp_torchrec.data.history_store import Behaviours, HistoryStore, Slices
+from cdp_torchrec.data.history.store import Behaviours, HistoryStore, Slices
 from cdp_torchrec.data.manifest import check_at_open
 from cdp_torchrec.data.schema import HistorySchema, Schema
 

@@ -79,7 +79,7 @@ class SequenceIndex:
     age is their mean. None where it is one behaviour."""
     attributes: Tensor | None = None
     """Numbers of each behaviour, standardised, 1 for each of its several ids and 0 where it has
-    fewer, 1 for its part of the day (data/behaviour_values.py), float [L, A]; None where there is
+    fewer, 1 for its part of the day (behaviour_values.py), float [L, A]; None where there is
     nothing of it."""
 
 

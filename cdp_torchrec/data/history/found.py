@@ -7,7 +7,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from cdp_torchrec.data.history_store import Behaviours, Slices
+from cdp_torchrec.data.history.store import Behaviours, Slices
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Behaviours: the point-in-time store, and the forms in which histories are read."""

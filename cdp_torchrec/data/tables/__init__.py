@@ -1,0 +1,1 @@
+"""Ids and the rows of embedding tables on which they fall."""
