@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+from cdp_torchrec.data.schema import load_schema
 from tests.data.mapped_logs import START, write_csv
+from tests.data.test_draft import impressions, parquet_log, prepared
 
 
 @pytest.mark.parametrize("first", [1_200_000_000, 640_000_000_000])
@@ -73,3 +75,38 @@ def test_an_underscore_in_a_name_separates_nothing(tmp_path: Path) -> None:
     assert features["city"]["kind"] == "id"
     assert (features["sizes"]["kind"], features["sizes"]["separator"]) == ("ids", "_")
     assert "'trace' is left out: each request has its own" in text
+
+
+def test_the_number_of_an_action_is_no_user_and_no_item(tmp_path: Path) -> None:
+    """Tables of databases number their rows, and so are ids of users and items often."""
+    log = "\n".join(
+        f"{row // 4 % 30 + 1},{row % 37 + 1},{START + 500 * (row // 4)},r{row // 4},{row % 2}"
+        for row in range(400)
+    )
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,ts,request_id,clicked\n{log}\n")
+    actions = "\n".join(
+        f"{row + 1},{row % 30 + 1},{row % 37 + 1},{START + 100 * row},{('view', 'buy')[row % 2]}"
+        for row in range(500)
+    )
+    (tmp_path / "events.csv").write_text(f"id,user_id,product_id,created_at,event\n{actions}\n")
+    files = [tmp_path / "log.csv", tmp_path / "events.csv"]
+    found = tomllib.loads(draft_mapping(files, mapping="m.toml"))
+    assert found["behaviours"]["events"]["item"] == ["product_id"]
+    assert "features" not in found
+    data = prepared(tmp_path, *files)
+    assert load_schema(data).history.num_behaviours == 500 + 200
+
+
+def test_a_table_of_items_with_owners_and_times_is_told_by_its_own_ids(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(impressions(clicked=["0", "0", "1"]))
+    items = [f"i{n},u{n % 5},{START - 100 * n},{n / 7:.2f}" for n in range(37)]
+    (tmp_path / "items.csv").write_text("\n".join(["item,seller_user,listed_at,price", *items]))
+    text = draft_mapping([tmp_path / "log.csv", tmp_path / "items.csv"], mapping="m.toml")
+    assert tomllib.loads(text)["tables"]["items"]["key"] == "item"
+    assert [*tomllib.loads(text)["behaviours"]] == ["click"]
+
+
+def test_the_index_of_a_data_frame_in_parquet_is_not_read(tmp_path: Path) -> None:
+    file = parquet_log(tmp_path, __index_level_0__=[3 * row for row in range(400)])
+    assert "# column 6 without a name, which is not read.\n" in draft_mapping([file], mapping="m")
+    prepared(tmp_path, file)

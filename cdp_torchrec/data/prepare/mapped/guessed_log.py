@@ -149,6 +149,10 @@ def find_attributes(log: GuessedLog, files: Sequence[SniffedFile]) -> list[Attri
         keys = [
             c for c in file.columns.values() if not c.is_list and c.num_distinct == file.num_rows
         ]
+        actions = find_behaviours(file)
+        if actions and _alike(actions.item.column, "item", log, known["item"]) > _ALIKE:
+            # Another column that is unique numbers the actions: it has the ids of nobody.
+            keys = [c for c in keys if c in (actions.user.column, actions.item.column)]
         scores = [
             (_alike(column, by, log, known[by]), by, column) for column in keys for by in known
         ]

@@ -80,7 +80,7 @@ def sniff(path: Path) -> SniffedFile:
         return _sniff_parquet(path)
     form = _sniff_format(path)
     header = form.names or form.cells(_decode(path, form.encoding))
-    names = [name for name in header if name.strip()]
+    names = [name for name in header if _is_named(name)]
     rows: list[pa.RecordBatch] = []
     for batch in stream_csv(path, names, form):
         rows.append(batch)
@@ -96,18 +96,22 @@ def sniff(path: Path) -> SniffedFile:
     return SniffedFile(path, columns, replace(form, missing=missing), unread=_nameless(header))
 
 
+def _is_named(name: str) -> bool:
+    """Whether a column has a name; data frames write the numbers of their rows without one."""
+    return bool(name.strip()) and not re.fullmatch("__index_level_[0-9]+__", name)
+
+
 def _nameless(header: Sequence[str]) -> tuple[str, ...]:
-    """Columns that cannot be named; data frames write the numbers of their rows as such a one."""
     return tuple(
         f"column {number} without a name"
         for number, name in enumerate(header, start=1)
-        if not name.strip()
+        if not _is_named(name)
     )
 
 
 def _sniff_parquet(path: Path) -> SniffedFile:
     there = open_parquet([path], dict.fromkeys(open_parquet([path], {}).names, ANY)).schema
-    named = [field for field in there if field.name.strip()]
+    named = [field for field in there if _is_named(field.name)]
     read = [field.name for field in named if VALUE_OR_LIST.widened(field.type) is not None]
     unread = _nameless(there.names) + tuple(
         f"{f.name!r} is of type {f.type}" for f in named if f.name not in read
