@@ -42,6 +42,12 @@ class CsvFormat:
         """The delimiter in what `plain_text` gives."""
         return self.delimiter if len(self.delimiter) == 1 else _ONE_CHARACTER
 
+    @property
+    def written(self) -> str:
+        """The format in words."""
+        quoted = f"cells quoted by {self.quote}" if self.quote else "no cells quoted"
+        return f"text in {self.encoding}, delimiter {self.delimiter!r}, {quoted}"
+
     def row_of(self, lines: Iterable[str]) -> str:
         """The first of some lines, with those over which a cell of it goes."""
         read = []

@@ -108,7 +108,12 @@ def _sorted_out(
     behaviours, unused = {}, {}
     for file in files:
         found = find_behaviours(file)
-        if found is None:
+        if log.rows != "action" and log.used <= file.columns.keys():
+            unused[file.path] = (
+                f"it has {sorted(log.used)} like {log.file.path}, and other columns beside: the "
+                "files of one table have the same columns"
+            )
+        elif found is None:
             reason = why_no_attributes(log, file)
             unused[file.path] = f"{reason}; behaviours need a user, an item and a time"
         elif needs_category and category_of(found) is None:
@@ -126,21 +131,48 @@ def _check_ids(log: GuessedLog) -> None:
 
 
 def _gathered(files: Sequence[SniffedFile]) -> list[SniffedFile]:
-    """Files with the same columns are parts of one table.
+    """Files with the same columns are parts of one table, in whatever order they stand.
 
     Raises:
-        DatasetError: two tables would have the same name.
+        DatasetError: two tables would have the same name, or parts of one are written in two ways.
     """
     found: list[SniffedFile] = []
     for file in files:
-        same = [f for f in found if [*f.columns] == [*file.columns] and f.form == file.form]
+        same = [f for f in found if f.columns.keys() == file.columns.keys()]
+        same = [f for f in same if _is_written_alike(f, file)]
         if same:
-            found[found.index(same[0])] = replace(same[0], more=(*same[0].more, file.path))
+            found[found.index(same[0])] = _with_part(same[0], file)
         elif table_name(file) in map(table_name, found):
             raise DatasetError(f"{file.path}: another file has this name, but other columns")
         else:
             found.append(file)
     return found
+
+
+def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
+    """Whether two files with the same columns can be read as one table.
+
+    Raises:
+        DatasetError: they are one by their headers, but cannot be read alike.
+    """
+    plain = [f.form and replace(f.form, missing=()) for f in (first, other)]
+    if plain[0] == plain[1]:
+        return True
+    if any(form and form.names for form in plain):
+        return False  # their columns are numbered, so that their names say nothing
+    here, there = ["parquet" if f is None else f.written for f in plain]
+    raise DatasetError(
+        f"{other.path}: it has the columns of {first.path}, but is written otherwise: {there}, "
+        f"not {here}; files of one table are read alike"
+    )
+
+
+def _with_part(table: SniffedFile, file: SniffedFile) -> SniffedFile:
+    form = table.form
+    if form and file.form:
+        missing = dict.fromkeys((*form.missing, *file.form.missing))
+        form = replace(form, missing=tuple(missing))
+    return replace(table, more=(*table.more, file.path), form=form)
 
 
 # --- features ------------------------------------------------------------------------------------

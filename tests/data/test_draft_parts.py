@@ -1,0 +1,64 @@
+"""A draft puts the files of one table together, and says where it cannot."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.commands.prepare_data import main
+from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+from cdp_torchrec.data.schema import DatasetError, load_schema
+from tests.data.test_draft import impressions, prepared
+
+HEADER, *ROWS = impressions(clicked=["0", "0", "1"], price=["1.5", "2.5", "3"]).splitlines()
+
+
+def part(folder: Path, number: int, rows: list[str], header: str = HEADER) -> Path:
+    """A file of the log with some of its rows."""
+    file = folder / f"part-{number}.csv"
+    file.write_text("\n".join([header, *rows]) + "\n")
+    return file
+
+
+def test_parts_of_which_one_alone_has_cells_that_stand_for_nothing_are_one_table(
+    tmp_path: Path,
+) -> None:
+    nulls = [row.replace(",2.5", ",NULL") for row in ROWS[200:]]
+    files = [part(tmp_path, 1, ROWS[:200]), part(tmp_path, 2, nulls)]
+    found = tomllib.loads(draft_mapping(files, mapping="m.toml"))
+    assert found["tables"] == {
+        "part_1": {
+            "files": ["part-1.csv", "part-2.csv"],
+            "delimiter": ",",
+            "missing": ["NULL"],
+        }
+    }
+    splits = load_schema(prepared(tmp_path, *files)).splits
+    assert sum(split.impressions for split in splits.values()) == 400
+
+
+def test_parts_have_their_columns_in_whatever_order(tmp_path: Path) -> None:
+    turned = [",".join(reversed(row.split(","))) for row in (HEADER, *ROWS[200:])]
+    files = [part(tmp_path, 1, ROWS[:200]), part(tmp_path, 2, turned[1:], turned[0])]
+    splits = load_schema(prepared(tmp_path, *files)).splits
+    assert sum(split.impressions for split in splits.values()) == 400
+
+
+def test_parts_that_are_written_in_two_ways_are_an_error(tmp_path: Path) -> None:
+    semicolons = [row.replace(",", ";") for row in (HEADER, *ROWS[200:])]
+    files = [part(tmp_path, 1, ROWS[:200]), part(tmp_path, 2, semicolons[1:], semicolons[0])]
+    with pytest.raises(DatasetError, match=r"part-2.csv: it has the columns of .*delimiter ';'"):
+        draft_mapping(files, mapping="m.toml")
+
+
+def test_a_part_with_other_columns_is_no_table_of_behaviours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was shown would count as done."""
+    fewer = [row.rpartition(",")[0] for row in (HEADER, *ROWS[300:])]
+    files = [part(tmp_path, 1, ROWS[:300]), part(tmp_path, 2, fewer[1:], fewer[0])]
+    main(["draft", *map(str, files), "--output", str(tmp_path / "m.toml")])
+    assert f"Not used: {files[1]}: it has ['clicked', 'item_id', " in capsys.readouterr().out
+    found = tomllib.loads((tmp_path / "m.toml").read_text())
+    assert [*found["tables"]] == ["part_1"]
+    assert [*found["behaviours"]] == ["click"]
