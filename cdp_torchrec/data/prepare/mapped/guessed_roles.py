@@ -20,6 +20,7 @@ _ITEM = (
 )
 _TIME = r"time|date|(^|_)ts$|_at$|when"
 _LABEL = r"^(is_?)?(click|clicked|clk|label|labels|target|clicks|click_cnt|click_count)$"
+_ONES = {"1", "1.0"}
 _YES, _NO = {"true", "t", "yes", "y"}, {"false", "f", "no", "n"}
 _CLICKED = r"click|clk"
 _RATING = r"^(rating|score|stars)s?$"
@@ -102,8 +103,10 @@ def guess_time(file: SniffedFile) -> Guess | None:
     named_ids = by_name(file, f"{_USER}|{_ITEM}")
     moments = [c for c in file.columns.values() if c.moment() and c not in named_ids]
     named = [c for c in by_name(file, _TIME) if c in moments]
-    # One that tells the time of day goes before a date.
+    # One that tells the time of day goes before a date, and the time of a click comes last.
     named.sort(key=lambda c: (c.moment() or ("", None))[1] in ("%Y-%m-%d", "%Y%m%d"))
+    clicked = by_name(file, _CLICKED)
+    named.sort(key=lambda c: c in clicked)
     return _first(named, "by its name and its values") or _first(moments, "its values are moments")
 
 
@@ -126,6 +129,8 @@ def guess_action(file: SniffedFile) -> Guess | None:
 def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
     """The column with the clicks, and the rule for them in TOML."""
     for column in by_name(file, _LABEL):
+        if _tells_by_being_there(column) or _says_yes_or_nothing(column):
+            return Guess(column, "by its name; it is empty where nobody clicked"), "filled = true"
         if column.is_number:
             return Guess(column, "by its name"), "above = 0"
         values = {str(value) for value in column.there}
@@ -133,6 +138,9 @@ def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
         no = {value for value in values if value.strip().lower() in _NO}
         if yes and no and yes | no == values:
             return Guess(column, "by its name"), f"one_of = {toml_value(sorted(yes))}"
+    for column in by_name(file, _CLICKED):
+        if _tells_by_being_there(column):
+            return Guess(column, "a moment where somebody clicked, else empty"), "filled = true"
     for column in by_name(file, _RATING):
         if column.is_number:
             return Guess(column, "by its name; 4 and more count as a click"), "above = 3"
@@ -145,9 +153,21 @@ def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
     return None
 
 
+def _tells_by_being_there(column: SniffedColumn) -> bool:
+    """Whether a column has the moment of a click, and nothing without one."""
+    return 0 < len(column.there) < len(column.values) and column.moment() is not None
+
+
+def _says_yes_or_nothing(column: SniffedColumn) -> bool:
+    values = {str(value).strip().lower() for value in column.there}
+    return len(column.there) < len(column.values) and len(values) == 1 and values <= _ONES | _YES
+
+
 def clicks(label: SniffedColumn, rule: str) -> np.ndarray:
     """Which rows are clicks by a rule of `guess_label`, bool [n]."""
     wanted = tomllib.loads(rule)
+    if "filled" in wanted:
+        return np.array([value is not None for value in label.values])
     if "one_of" in wanted:
         return np.array([value in wanted["one_of"] for value in label.values])
     return np.array([v is not None and float(v) > wanted["above"] for v in label.values])

@@ -1,0 +1,40 @@
+"""A draft finds what says of a row whether it was clicked."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+from cdp_torchrec.data.schema import load_schema
+from tests.data.mapped_logs import START
+from tests.data.test_draft import drafted_text, impressions, prepared
+
+
+@pytest.mark.parametrize("name", ["click_time", "clicked_at", "click_ts"])
+def test_the_moment_of_a_click_is_a_label_and_no_time(tmp_path: Path, name: str) -> None:
+    """Warehouses join clicks to impressions, and leave the time of a click empty without one."""
+    header, *rows = impressions().splitlines()
+    moments = [str(START + 500 * (row // 4) + 9) if row % 5 == 0 else "" for row in range(400)]
+    lines = [f"{moment},{row}" for moment, row in zip(moments, rows, strict=True)]
+    file = tmp_path / "log.csv"
+    file.write_text("\n".join([f"{name},{header.replace('ts', 'shown_time')}", *lines]) + "\n")
+    found = tomllib.loads(draft_mapping([file], mapping="m.toml"))
+    assert found["log"]["rows"] == "impression"
+    assert found["log"]["time"]["column"] == "shown_time"
+    assert found["log"]["label"] == {"column": name, "filled": True}
+    splits = load_schema(prepared(tmp_path, file)).splits
+    assert sum(split.clicks for split in splits.values()) == 80
+
+
+@pytest.mark.parametrize("yes", ["1", "1.0", "true"])
+def test_a_label_that_is_yes_or_nothing_is_one(tmp_path: Path, yes: str) -> None:
+    found = tomllib.loads(drafted_text(tmp_path, clicked=["", "", yes]))
+    assert found["log"]["label"] == {"column": "clicked", "filled": True}
+    splits = load_schema(prepared(tmp_path, tmp_path / "log.csv")).splits
+    assert sum(split.clicks for split in splits.values()) == 133
+
+
+def test_a_label_with_both_values_and_gaps_is_left_to_the_reader(tmp_path: Path) -> None:
+    found = tomllib.loads(drafted_text(tmp_path, clicked=["", "0", "1"]))
+    assert found["log"]["label"] == {"column": "clicked", "above": 0}
