@@ -38,3 +38,15 @@ def test_a_label_that_is_yes_or_nothing_is_one(tmp_path: Path, yes: str) -> None
 def test_a_label_with_both_values_and_gaps_is_left_to_the_reader(tmp_path: Path) -> None:
     found = tomllib.loads(drafted_text(tmp_path, clicked=["", "0", "1"]))
     assert found["log"]["label"] == {"column": "clicked", "above": 0}
+
+
+def test_what_was_shown_is_no_action(tmp_path: Path) -> None:
+    """It is the most frequent event of many logs, and the last one that a model should predict."""
+    text = drafted_text(tmp_path, event=["impression", "impression", "click", "Show", "order"])
+    found = tomllib.loads(text)
+    assert found["log"]["label"] == {"column": "event", "one_of": ["click"]}
+    assert found["behaviours"]["action"]["only"]["one_of"] == ["click", "order"]
+    assert "# READ THIS: 'event' has ['Show', 'impression'], which say what was shown" in text
+    assert '[log.label] with one_of = ["click"]' in text
+    data = prepared(tmp_path, tmp_path / "log.csv")
+    assert load_schema(data).history.num_behaviours == 160

@@ -9,7 +9,13 @@ import numpy as np
 from cdp_torchrec.config.keys import toml_key, toml_value
 from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.prepare.mapped.guessed_log import Attributes, GuessedLog, table_name
-from cdp_torchrec.data.prepare.mapped.guessed_roles import Guess, guess_category, unread_labels
+from cdp_torchrec.data.prepare.mapped.guessed_roles import (
+    Guess,
+    done,
+    guess_category,
+    shown,
+    unread_labels,
+)
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile
 
@@ -70,6 +76,7 @@ def log_lines(log: GuessedLog) -> list[str]:
             for c in unread_labels(log.file)
             if log.action is None or c is not log.action.column
         )
+        lines += _said_shown(log)
     lines += [
         f"rows = {toml_value(log.rows)} # {why[log.rows]}",
         f"user = {_guessed(log.user)}",
@@ -88,18 +95,31 @@ def log_lines(log: GuessedLog) -> list[str]:
         guess, rule = log.label
         lines += ["", f"[log.label] # {guess.why}: {described(guess.column)}"]
         lines += [f"column = {toml_value(guess.column.name)}", rule]
-    elif log.action:
-        values = [str(value) for value in log.action.column.there]
-        most = max(sorted(set(values)), key=values.count)
+    elif log.action and (actions := done(log.action.column)):
         lines += ["", "[log.label] # the most frequent action is what is predicted"]
         lines += [
             f"column = {toml_value(log.action.column.name)}",
-            f"one_of = [{toml_value(most)}]",
+            f"one_of = [{toml_value(actions[0])}]",
         ]
     if log.rows == "action":
         lines += ["", "[sampling] # nobody has seen such lists: they compare models, no more"]
         lines += ["num_negatives = 9", 'weights = "popularity"', "seed = 0"]
     return lines
+
+
+def _said_shown(log: GuessedLog) -> list[str]:
+    """What to do about rows that say what was shown: as actions they are left out."""
+    if not log.action or not (seen := shown(log.action.column)):
+        return []
+    clicked = toml_value(done(log.action.column)[:1])
+    return comment(
+        [
+            f"READ THIS: {log.action.column.name!r} has {seen}, which say what was shown. Such "
+            "rows are not read here. Has each candidate",
+            'one row, clicked or not? Then write rows = "impression" and [log.label] with one_of = '
+            f"{clicked}. Has it a second row for its click? Then join the two first.",
+        ]
+    )
 
 
 def behaviour_lines(log: GuessedLog, others: dict[str, GuessedLog], gate: str | None) -> list[str]:
@@ -130,6 +150,9 @@ def _own(table: str, log: GuessedLog) -> list[str]:
     ]
     if log.action:
         lines.append(f"action = {toml_value(log.action.column.name)} # {log.action.why}")
+        if shown(log.action.column):
+            name, wanted = log.action.column.name, done(log.action.column)
+            lines.append(f"only = {{column = {toml_value(name)}, one_of = {toml_value(wanted)}}}")
     time = ", ".join(line.partition(" # ")[0] for line in _time(log.time.column))
     return [*lines, f"time = {{{time}}} # {_span(log.time.column)}"]
 

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ _LATER = (
     r"play|dwell|read_time|stay|(^|_)(is_)?(like|follow|share|comment|forward|hate|favou?r)|purchas"
     r"|^next_|conver|(^|_)(buy|pay|order)|revenue|nonclk|long_view|scroll|watch"
 )
+_SHOWN = {"impression", "impressions", "imp", "show", "shown", "exposure", "expose", "display"}
 _VERBS = {"pv", "view", "click", "cart", "fav", "buy", "purchase", "order", "like", "play", "share"}
 _ROLES: tuple[tuple[str, Role], ...] = (
     (r"query|keyword|search|term", "query"),
@@ -123,7 +125,7 @@ def guess_action(file: SniffedFile) -> Guess | None:
         if not column.is_list and 1 < len(values) <= 20 and values & _VERBS:
             return Guess(column, f"its values are {', '.join(sorted(values)[:5])}")
     texts = [c for c in by_name(file, _ACTION) if not (c.is_list or c.is_number or c.moment())]
-    return _first([c for c in texts if 1 < c.num_distinct <= 20], "by its name")
+    return _first([c for c in texts if 1 < c.num_distinct <= 20 and done(c)], "by its name")
 
 
 def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
@@ -171,6 +173,17 @@ def clicks(label: SniffedColumn, rule: str) -> np.ndarray:
     if "one_of" in wanted:
         return np.array([value in wanted["one_of"] for value in label.values])
     return np.array([v is not None and float(v) > wanted["above"] for v in label.values])
+
+
+def done(action: SniffedColumn) -> list[str]:
+    """What a column of actions says that users did, most frequent first; not what they saw."""
+    counts = Counter(sorted(map(str, action.there)))
+    return [value for value, _ in counts.most_common() if value.strip().lower() not in _SHOWN]
+
+
+def shown(action: SniffedColumn) -> list[str]:
+    """What a column of actions says that users saw."""
+    return sorted({str(value) for value in action.there} - {*done(action)})
 
 
 def unread_labels(file: SniffedFile) -> list[SniffedColumn]:
