@@ -2,11 +2,22 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.config import ConfigError
 from cdp_torchrec.data.schema import DatasetError
-from tests.data.mapped_logs import IMPRESSIONS, impression, mapping_of, prepare, two_days, write_csv
+from tests.data.mapped_logs import (
+    IMPRESSIONS,
+    START,
+    impression,
+    mapping_of,
+    prepare,
+    two_days,
+    write_csv,
+)
+from tests.data.test_generic import LISTS
 
 SEEN = """
 [behaviours.seen]
@@ -29,6 +40,30 @@ def test_rows_that_the_log_shall_not_read_are_counted_and_need_nothing(
         tmp_path / "whole", IMPRESSIONS
     )
     assert f"2 of 8 rows left out by the rule on '{empty}' (log.only)" in caplog.text
+
+
+@pytest.mark.parametrize("nothing", [[], None])
+def test_requests_that_found_nothing_are_left_out_by_their_empty_lists(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, nothing: list[str] | None
+) -> None:
+    pages = [
+        {"page": f"p{n}", "user": "ann", "time": START + 50_000 * n, "items": ["a", "b"]}
+        | {"clicked": ["b"], "categories": ["hats", "hats"]}
+        for n in range(3)
+    ]
+    empty = {"page": "p7", "user": "ann", "time": START, "items": nothing, "categories": nothing}
+    for name, rows in (("whole", pages), ("dirty", [pages[0], empty, *pages[1:]])):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / "log.parquet")
+    parquet = "tables.log={files=['log.parquet'], format='parquet'}"
+    with pytest.raises(
+        DatasetError, match=r"row 1: the list 'items' is empty; log\.only = \{colum"
+    ):
+        prepare(tmp_path / "dirty", LISTS, parquet)
+    rule = "log.only={column = 'items', filled = true}"
+    found = prepare(tmp_path / "dirty", LISTS, parquet, rule)
+    assert found == prepare(tmp_path / "whole", LISTS, parquet)
+    assert "1 of 4 rows left out by the rule on 'items' (log.only)" in caplog.text
 
 
 def test_behaviours_of_the_log_may_be_other_rows_than_its_requests(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class RowRule(Config):
     one_of: tuple[str, ...] = ()
     """Rows with one of these texts."""
     filled: Literal[True] | None = None
-    """true: rows in which the column is not empty."""
+    """true: rows in which the column is not empty, and holds an element if it has lists."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -179,7 +179,11 @@ def counting_rows(
     Raises:
         DatasetError: a row does not say whether it counts.
     """
-    column = table.sql(rule.column)
+    found = table.columns[rule.column]
+    if rule.filled and found.is_list:
+        column = f"CASE WHEN len({found.sql}) > 0 THEN 'elements' END"
+    else:
+        column = table.sql(rule.column)
     table.check(connection, count_rules(rule, column))
     connection.execute(f"CREATE VIEW {name} AS FROM {table.name} WHERE {counts(rule, column)}")
     return replace(table, name=name)

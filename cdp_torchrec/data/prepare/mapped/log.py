@@ -149,9 +149,11 @@ def _read_lists(
         if name != "label" and not log.columns[column].is_list:
             # How else would the text of a list look whose only element is missing?
             lists[name] = f"coalesce({lists[name]}, CASE len({items}) WHEN 1 THEN [''] END)"
-    rules = [Rule(f"{items} IS NULL OR len({items}) = 0", f"the list '{config.item}' is empty")]
-    empty = f"list_filter({items}, lambda x: x IS NULL OR x = '')"
-    rules.append(Rule(f"len({empty}) > 0", f"the list '{config.item}' holds an empty item"))
+    advice = f"log.only = {{column = '{config.item}', filled = true}} leaves such rows out"
+    empty = f"the list '{config.item}' is empty; {advice}"
+    rules = [Rule(f"{items} IS NULL OR len({items}) = 0", empty)]
+    no_item = f"list_filter({items}, lambda x: x IS NULL OR x = '')"
+    rules.append(Rule(f"len({no_item}) > 0", f"the list '{config.item}' holds an empty item"))
     for name, elements in lists.items():
         rules.append(
             Rule(
