@@ -8,7 +8,7 @@ import pytest
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
 from cdp_torchrec.data.schema import load_schema
 from tests.data.mapped_logs import START, write_csv
-from tests.data.test_draft import impressions, parquet_log, prepared
+from tests.data.test_draft import drafted_text, impressions, parquet_log, prepared
 
 
 @pytest.mark.parametrize("first", [1_200_000_000, 640_000_000_000])
@@ -110,3 +110,22 @@ def test_the_index_of_a_data_frame_in_parquet_is_not_read(tmp_path: Path) -> Non
     file = parquet_log(tmp_path, __index_level_0__=[3 * row for row in range(400)])
     assert "# column 6 without a name, which is not read.\n" in draft_mapping([file], mapping="m")
     prepared(tmp_path, file)
+
+
+@pytest.mark.parametrize("name", ["cat\u00e9gorie", "Kategorie", "cats", "cat_ids"])
+def test_a_category_is_known_by_its_name_in_other_words(tmp_path: Path, name: str) -> None:
+    found = tomllib.loads(drafted_text(tmp_path, clicked=["0", "0", "1"], **{name: [*"abcde"]}))
+    assert found["category"] == "category_id"
+    assert found["features"]["category_id"]["column"] == name
+
+
+def test_a_draft_without_a_gate_says_so(tmp_path: Path) -> None:
+    text = drafted_text(tmp_path, clicked=["0", "0", "1"], kind=[*"abcde"])
+    assert "# READ THIS: no feature looks like the category of an item. Name one" in text
+    assert "category" not in tomllib.loads(text)
+
+
+def test_paths_from_one_root_are_categories_as_they_stand(tmp_path: Path) -> None:
+    paths = ["Home|Bed", "Home|Bath|Soap", "Home|Garden"]
+    found = tomllib.loads(drafted_text(tmp_path, clicked=["0", "1"], category=paths))["features"]
+    assert "separator" not in found["category_id"]

@@ -54,6 +54,10 @@ _KNOWN_LATE = (
     "constant."
 )
 _NO_IDS = "numbers, which are no ids: write integers or text"
+_NO_GATE = (
+    'READ THIS: no feature looks like the category of an item. Name one, category = "...", or the '
+    "gate of the history is off."
+)
 
 
 def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
@@ -89,7 +93,7 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
         "",
         f"name = {toml_value(name)}",
         f"source = {toml_value(log.file.path.name)} # where the log came from, in your words",
-        *([f"category = {toml_value(gate)} # the gate of the history"] if gate else []),
+        f"category = {toml_value(gate)} # the gate of the history" if gate else f"# {_NO_GATE}",
     ]
     for file in [log.file, *(a.file for a in attributes), *(b.file for b in behaviours.values())]:
         lines += table_lines(file, folder, attributes)
@@ -269,6 +273,8 @@ def _feature(
 def _separator(column: SniffedColumn, *, of_candidate: bool) -> str | None:
     """What stands between several ids; not what stands in the name of one, as in Women Shoes."""
     separator = column.separator()
+    if separator and of_candidate and len({v.partition(separator)[0] for v in column.there}) == 1:
+        return None  # the first of several would say nothing: a path from one root, say
     if separator != " " or not of_candidate:
         return separator
     parts = {part for value in column.there for part in value.split(separator)}

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _CLICKED = r"click|clk"
 _RATING = r"^(rating|score|stars)s?$"
 _ACTION = r"behaviou?r|action|event|btag|^type$"
 _REQUEST = r"(request|impression|search|query|session|page|serve|list|batch|pv)_?(view)?_?(id)?$"
-_CATEGORY = r"categor|(^|_)cat(e)?(_?id)?($|_)|genre|^tags?$|topic|section|department"
+_CATEGORY = r"categor|kategor|(^|_)cat(e)?s?(_?ids?)?($|_)|genre|^tags?$|topic|section|department"
 _IDS = rf"ids?$|_(code|no)s?$|{_CATEGORY}"
 _LATER = (
     r"play|dwell|read_time|stay|(^|_)(is_)?(like|follow|share|comment|forward|hate|favou?r)|purchas"
@@ -63,8 +64,9 @@ def by_name(file: SniffedFile, pattern: str) -> list[SniffedColumn]:
 
 
 def _plain(name: str) -> str:
-    """A name as the patterns have it: "User ID" and "user-id" as "user_id"."""
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    """A name as the patterns have it: "User ID" and "user-id" as "user_id", without accents."""
+    letters = [c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c)]
+    return re.sub(r"[\s-]+", "_", "".join(letters).strip().lower())
 
 
 def guess_user(file: SniffedFile) -> Guess | None:
