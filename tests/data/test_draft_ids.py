@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
-from cdp_torchrec.data.schema import load_schema
+from cdp_torchrec.data.schema import DatasetError, load_schema
 from tests.data.mapped_logs import START, write_csv
 from tests.data.test_draft import drafted_text, impressions, parquet_log, prepared
 
@@ -129,3 +129,27 @@ def test_paths_from_one_root_are_categories_as_they_stand(tmp_path: Path) -> Non
     paths = ["Home|Bed", "Home|Bath|Soap", "Home|Garden"]
     found = tomllib.loads(drafted_text(tmp_path, clicked=["0", "1"], category=paths))["features"]
     assert "separator" not in found["category_id"]
+
+
+@pytest.mark.parametrize("written", ["[{0}, {1}]", "['{0}', '{1}']", "{{{0},{1}}}", "[{0} {1}]"])
+def test_lists_that_are_written_in_brackets_are_no_ids(tmp_path: Path, written: str) -> None:
+    """So do data frames and databases write lists to CSV."""
+    lists = [f'"{written.format(n, n + 1)}"' for n in range(11)]
+    text = drafted_text(tmp_path, clicked=["0", "1"], tag_ids=lists)
+    assert "# 'tag_ids' is left out: its lists are written in brackets: write them as" in text
+    rows = [f'u{n % 9},{START + 60 * n},{lists[n % 11]},"[{n}]"' for n in range(99)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,ts,items,clicked_items", *rows]) + "\n")
+    with pytest.raises(DatasetError, match=r"log.csv: 'items' has .*: its lists are written in br"):
+        draft_mapping([tmp_path / "log.csv"], mapping="m.toml")
+
+
+def test_ids_in_braces_are_ids(tmp_path: Path) -> None:
+    found = tomllib.loads(drafted_text(tmp_path, clicked=["0", "1"], shop=["{3F}", "{4A}", "{5B}"]))
+    assert found["features"]["shop"]["kind"] == "id"
+
+
+def test_numbers_with_commas_between_thousands_are_no_lists(tmp_path: Path) -> None:
+    prices = [f'"{n * 37 + 0.5:,.2f}"' for n in range(199)]
+    text = drafted_text(tmp_path, clicked=["0", "0", "1"], price=prices)
+    assert "# 'price' is left out: its numbers have commas between thousands" in text
+    assert "features" not in tomllib.loads(text)

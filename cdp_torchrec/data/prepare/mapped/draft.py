@@ -35,6 +35,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_log import (
     why_no_attributes,
 )
 from cdp_torchrec.data.prepare.mapped.guessed_roles import (
+    BRACKETS,
     guess_category,
     guess_role,
     is_number,
@@ -53,11 +54,11 @@ _KNOWN_LATE = (
     "READ THIS: known only after ranking: leave it out with data.exclude_features, or score with a "
     "constant."
 )
-_NO_IDS = "numbers, which are no ids: write integers or text"
 _NO_GATE = (
     'READ THIS: no feature looks like the category of an item. Name one, category = "...", or the '
     "gate of the history is off."
 )
+_NO_IDS = "numbers, which are no ids: write integers or text"
 
 
 def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
@@ -132,6 +133,9 @@ def _check_ids(log: GuessedLog) -> None:
     for column in (*columns, *log.request):
         if column.fractions:
             raise DatasetError(f"{log.file.path}: {column.name!r} has {column.fractions} {_NO_IDS}")
+        if column.is_in_brackets:
+            first = column.there[0]
+            raise DatasetError(f"{log.file.path}: {column.name!r} has {first!r}: its {BRACKETS}")
 
 
 def _gathered(files: Sequence[SniffedFile]) -> list[SniffedFile]:

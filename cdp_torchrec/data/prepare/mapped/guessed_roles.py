@@ -43,6 +43,10 @@ _ROLES: tuple[tuple[str, Role], ...] = (
     (r"position|(^|_)rank|hour|day|page|slot|week", "context"),
 )
 _PLACE = r"position|^pos$|(^|_)(rank|slot)$"
+BRACKETS = (
+    "lists are written in brackets: write them as parquet's lists, or with one character between "
+    "their elements and none around"
+)
 _LEAK = 0.95
 _FEW = 100
 _COUNTED = 20
@@ -247,8 +251,12 @@ def is_number(column: SniffedColumn) -> bool:
 
 def oddly_written(column: SniffedColumn) -> str | None:
     """Why a column would be a quantity, but for how a few of its values are written."""
+    if column.is_in_brackets:
+        return f"its {BRACKETS}"
     if column.is_list or is_number(column) or re.search(_IDS, _plain(column.name)):
         return None
+    if column.has_thousands:
+        return "its numbers have commas between thousands: leave these out, or it is cut there"
     if column.has_decimal_commas:
         return "its numbers may have a decimal comma: write a point, or it is cut at the comma"
     numbers = column.numbers

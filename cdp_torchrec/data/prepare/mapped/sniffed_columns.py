@@ -12,6 +12,8 @@ _INTEGER = re.compile(r"-?[0-9]+")
 NUMBER = re.compile(r"-?[0-9]*[.]?[0-9]+([eE][-+]?[0-9]+)?")
 """A text that is a number, with a decimal point if any."""
 _COMMA_NUMBER = re.compile(r"-?[0-9]+(,[0-9]+)?")
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})*([.][0-9]+)?")
+_BRACKETS = re.compile(r"\[.*\]|\{.*\}|\(.*\)", re.DOTALL)
 _ID_NAME = re.compile("(^|[^A-Za-z])[Ii][Dd]s?$|[a-z]I[Dd]s?$")
 _PART = r"[\w.:-]*"
 _LIST_PARTS = dict.fromkeys("|;, ", _PART) | {"_": f"{_PART}[0-9]{_PART}"}  # new_york is one name
@@ -72,6 +74,18 @@ class SniffedColumn:
     def has_decimal_commas(self) -> bool:
         """Whether its values can be numbers with a decimal comma; pairs of ids can be, too."""
         return self._all(_COMMA_NUMBER) and any("," in value for value in self.there)
+
+    @property
+    def has_thousands(self) -> bool:
+        """Whether its values are numbers with commas between thousands, and points in some."""
+        return self._all(_THOUSANDS) and all(
+            any(mark in value for value in self.there) for mark in ",."
+        )
+
+    @property
+    def is_in_brackets(self) -> bool:
+        """Whether its values are lists as programs print them, such as [7, 9]."""
+        return self._all(_BRACKETS) and any(re.search("[, ]", value) for value in self.there)
 
     @property
     def num_distinct(self) -> int:
