@@ -3,12 +3,13 @@
 import tomllib
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.commands.prepare_data import main
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
 from cdp_torchrec.data.schema import DatasetError, load_schema
-from tests.data.test_draft import impressions, prepared
+from tests.data.test_draft import impressions, parquet_log, prepared
 
 HEADER, *ROWS = impressions(clicked=["0", "0", "1"], price=["1.5", "2.5", "3"]).splitlines()
 
@@ -62,3 +63,22 @@ def test_a_part_with_other_columns_is_no_table_of_behaviours(
     found = tomllib.loads((tmp_path / "m.toml").read_text())
     assert [*found["tables"]] == ["part_1"]
     assert [*found["behaviours"]] == ["click"]
+
+
+def test_texts_in_parquet_that_a_program_made_of_nothing_are_missing(tmp_path: Path) -> None:
+    """Users without an id, made text by a data frame, would be one user with a long history."""
+    users = ["nan" if row // 4 % 9 == 0 else f"u{row // 4 % 30}" for row in range(400)]
+    tags = [["a", "None"] if row // 4 % 2 else ["NA"] for row in range(400)]
+    file = parquet_log(tmp_path, user_id=users, tags=tags)
+    text = draft_mapping([file], mapping="m.toml")
+    assert tomllib.loads(text)["tables"]["log"]["missing"] == ["nan", "None"]
+    assert "EMPTY in 48 of 400 rows, refused without only = {column" in text
+    main(["draft", str(file), "--output", str(tmp_path / "m.toml")])
+    folders = ["--input", str(tmp_path), "--output", str(tmp_path / "data")]
+    with pytest.raises(DatasetError, match=r"log.parquet: row 0: 'user_id' is empty"):
+        main(["generic", str(tmp_path / "m.toml"), *folders])
+    main(["generic", str(tmp_path / "m.toml"), *folders, "log.only={column='user_id',filled=true}"])
+    schema = load_schema(tmp_path / "data")
+    assert sum(split.impressions for split in schema.splits.values()) == 352
+    raw = pq.read_table(tmp_path / "data/vocabulary/tags.parquet")["raw"].to_pylist()
+    assert sorted(raw) == ["NA", "a"]

@@ -133,7 +133,7 @@ def load_table(
     """
     paths = _find_files(config, folder)
     if config.format == "parquet":
-        return _load_parquet(connection, name, paths, columns)
+        return _load_parquet(connection, name, paths, columns, config.missing)
     form = csv_format(config)
     internal = {column: f"c{number}" for number, column in enumerate(columns)}
     _create(connection, name, dict.fromkeys(internal.values(), "VARCHAR"))
@@ -178,7 +178,9 @@ def _load_parquet(
     name: str,
     paths: tuple[Path, ...],
     columns: Mapping[str, bool],
+    missing: Sequence[str],
 ) -> RawTable:
+    nothing = f"IN ({', '.join(map(quoted, missing))})" if missing else ""
     kinds = {column: CODE_OR_LIST if ids else VALUE_OR_LIST for column, ids in columns.items()}
     table = open_parquet(paths, kinds)
     loaded, casts = {}, {}
@@ -190,6 +192,11 @@ def _load_parquet(
             sql, is_list, is_moment, pa.types.is_timestamp(kind) and kind.tz is not None
         )
         casts[sql] = f"{sql}::VARCHAR{'[]' if is_list else ''}"
+        if nothing and pa.types.is_string(kind):
+            casts[sql] = f"CASE WHEN {sql} {nothing} THEN NULL ELSE {sql} END"
+        elif nothing and is_list and pa.types.is_string(kind.value_type):
+            element = f"CASE WHEN x {nothing} THEN NULL ELSE x END"
+            casts[sql] = f"list_transform({sql}, lambda x: {element})"
         if is_moment:
             in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns"
             # The engine rounds nanoseconds up on their way to a TIMESTAMP.

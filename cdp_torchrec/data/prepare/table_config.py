@@ -68,7 +68,8 @@ class TableConfig(Config):
     quote: Literal['"', "'", "none"] = '"'
     """Around cells that hold a delimiter; "none": a quotation mark is a character like others."""
     missing: tuple[str, ...] = ()
-    """Cells of text that stand for nothing, such as NULL; an empty cell always does."""
+    """Texts that stand for nothing, such as NULL, in parquet as well; an empty cell of text in
+    lines always does."""
     by: Literal["user", "item"] | None = None
     """Whose attributes the table holds, one row each; not set: it is a log."""
     key: str | None = None
@@ -77,7 +78,7 @@ class TableConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         conflicts = []
-        for name in ("delimiter", "columns", "encoding", "quote", "missing"):
+        for name in ("delimiter", "columns", "encoding", "quote"):
             if self.format == "parquet" and name in self.model_fields_set:
                 conflicts.append((name, "has no effect on format = 'parquet'"))
         if len(self.delimiter) > 1 and self.quote != "none":

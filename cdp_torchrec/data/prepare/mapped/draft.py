@@ -163,12 +163,12 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
     Raises:
         DatasetError: they are one by their headers, but cannot be read alike.
     """
-    plain = [f.form and replace(f.form, missing=()) for f in (first, other)]
-    if plain[0] == plain[1]:
+    forms = (first.form, other.form)
+    if first.form == other.form:
         return True
-    if any(form and form.names for form in plain):
+    if any(form and form.names for form in forms):
         return False  # their columns are numbered, so that their names say nothing
-    here, there = ["parquet" if f is None else f.written for f in plain]
+    here, there = ["parquet" if f is None else f.written for f in forms]
     raise DatasetError(
         f"{other.path}: it has the columns of {first.path}, but is written otherwise: {there}, "
         f"not {here}; files of one table are read alike"
@@ -176,11 +176,8 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
 
 
 def _with_part(table: SniffedFile, file: SniffedFile) -> SniffedFile:
-    form = table.form
-    if form and file.form:
-        missing = dict.fromkeys((*form.missing, *file.form.missing))
-        form = replace(form, missing=tuple(missing))
-    return replace(table, more=(*table.more, file.path), form=form)
+    missing = tuple(dict.fromkeys((*table.missing, *file.missing)))
+    return replace(table, more=(*table.more, file.path), missing=missing)
 
 
 # --- features ------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ def table_lines(file: SniffedFile, folder: Path, attributes: Sequence[Attributes
             lines.append(f"encoding = {toml_value(file.form.encoding)}")
         if file.form.quote is None:
             lines.append('quote = "none" # quotation marks stand inside of cells')
-        if file.form.missing:
-            lines.append(f"missing = {toml_value(list(file.form.missing))} # such cells occur")
+    if file.missing:
+        lines.append(f"missing = {toml_value(list(file.missing))} # such cells occur")
     for table in attributes:
         if table.file is file:
             lines.append(f"by = {toml_value(table.by)} # each value of the key occurs once")

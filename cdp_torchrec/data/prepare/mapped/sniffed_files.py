@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cdp_torchrec.data.prepare.column_types import ANY, VALUE_OR_LIST
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
@@ -43,6 +44,8 @@ _MISSING = (
     "None",
     r"\N",
 )
+_PRINTED = ("NULL", "null", "<NA>", "NaN", "nan", "None")
+"""Those that programs make of a missing value that they print; parquet has a null of its own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class SniffedFile:
     columns: dict[str, SniffedColumn]
     form: CsvFormat | None = None
     """How text is written; None: it is parquet."""
+    missing: tuple[str, ...] = ()
+    """Texts in it that stand for nothing."""
     more: tuple[Path, ...] = ()
     """Further files of the same table."""
     unread: tuple[str, ...] = ()
@@ -90,10 +95,17 @@ def sniff(path: Path) -> SniffedFile:
     texts = {name: table[name].to_pylist() for name in names}
     missing = tuple(m for m in _MISSING if any(m in column for column in texts.values()))
     columns = {
-        name: SniffedColumn(name, [None if text in missing else text for text in column])
-        for name, column in texts.items()
+        name: SniffedColumn(name, _without(column, missing)) for name, column in texts.items()
     }
-    return SniffedFile(path, columns, replace(form, missing=missing), unread=_nameless(header))
+    return SniffedFile(path, columns, form, missing, unread=_nameless(header))
+
+
+def _without(values: list[Any], missing: Sequence[str]) -> list[Any]:
+    """The values of a column, None for texts and elements of lists that stand for nothing."""
+    return [
+        _without(value, missing) if isinstance(value, list) else None if value in missing else value
+        for value in values
+    ]
 
 
 def _is_named(name: str) -> bool:
@@ -125,16 +137,29 @@ def _sniff_parquet(path: Path) -> SniffedFile:
     sample = pa.Table.from_batches(rows, table.schema).slice(0, SAMPLE_ROWS)
     if not len(sample):
         raise DatasetError(f"{path}: the file has no rows")
+    texts = [sample[field.name] for field in sample.schema if _is_text(field.type)]
+    missing = tuple(m for m in _PRINTED if any(m in _elements(column) for column in texts))
     columns = {}
     for field in sample.schema:
         kind = field.type
+        values = [_text(value) for value in _python_values(sample[field.name])]
         columns[field.name] = SniffedColumn(
             field.name,
-            [_text(value) for value in _python_values(sample[field.name])],
+            _without(values, missing) if _is_text(kind) else values,
             is_timestamp=pa.types.is_timestamp(kind) or pa.types.is_date(kind),
             fractions=_fractions(kind.value_type if pa.types.is_list(kind) else kind),
         )
-    return SniffedFile(path, columns, unread=unread)
+    return SniffedFile(path, columns, missing=missing, unread=unread)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind.value_type if pa.types.is_list(kind) else kind)
+
+
+def _elements(column: pa.ChunkedArray) -> set[str | None]:
+    """All texts of a column of texts, or of lists of them."""
+    flat = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    return {*pc.unique(flat).to_pylist()}
 
 
 def _fractions(kind: pa.DataType) -> str:
