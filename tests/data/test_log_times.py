@@ -41,6 +41,8 @@ CLOCKS = {
     "iso, nanoseconds": (ISO, "2021-03-04 05:06:07.890999999Z", MOMENT_MS),
     "iso, a short zone": (ISO, "2021-03-04T03:06:07-02", MOMENT_MS - 890),
     "iso, minutes": (ISO, "2021-03-04 05:06+0000", MOMENT_MS - 7_890),
+    "iso, a zone in letters": (ISO, "2021-03-04 05:06:07.890999 UTC", MOMENT_MS),
+    "iso, another zone in letters": (ISO, "2021-03-04 05:06:07 CET", None),
     "iso, a date": (ISO, "2021-03-04", MOMENT_MS - 5 * 3_600_000 - 367_890 - 3_600_000),
     "iso, no such day": (ISO, "2021-02-30T05:06:07", None),
     "iso, no zeros": (ISO, "2021-3-4 05:06:07", None),

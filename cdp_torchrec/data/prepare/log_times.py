@@ -7,13 +7,16 @@ from cdp_torchrec.data.clocks import utc
 from cdp_torchrec.data.schema import EARLIEST_DATE_MS
 
 ISO_8601 = "iso8601"
-"""A format of text: what `isoformat()` of Python and most databases write, of any precision."""
+"""A format of text: what `isoformat()` of Python and most databases write, of any precision.
+
+BigQuery writes " UTC" for the zone, and no fraction where it is zero.
+"""
 ISO_PATTERN = (
     "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    "([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
+    "([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?(Z| UTC|[+-][0-9]{2}(:?[0-9]{2})?)?)?"
 )
 """Regular expression of a whole text of that format: the engine's own casts take more."""
-ISO_ZONE = ":[0-9.]+(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
+ISO_ZONE = ":[0-9.]+(Z| UTC|[+-][0-9]{2}(:?[0-9]{2})?)$"
 """Regular expression that is found in those that name their zone."""
 _LATEST_MS = round(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1000
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}

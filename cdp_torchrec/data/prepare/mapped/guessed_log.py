@@ -260,6 +260,12 @@ def doubts_of(
     if log.rows == "action":
         at_random = "a log of actions: it belongs to the action, not to what was shown"
         doubts |= {c.name: at_random for c in columns if not is_of_candidate(log, c, rows)}
+    if log.time.column.is_days:
+        of_day = (
+            f"it is a time of day, which the moments in {log.time.column.name!r} lack: write both "
+            "into one column, or all that a user does on a day happens at once"
+        )
+        doubts |= {c.name: of_day for c in columns if c.is_time_of_day}
     if log.rows == "impression" and log.label:
         request = np.zeros(log.file.num_rows, dtype=np.int64)
         for number, group in enumerate(rows):

@@ -1,5 +1,6 @@
 """A column of a log's file by a sample of its values: numbers, lists of ids, moments."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ NUMBER = re.compile(r"-?[0-9]*[.]?[0-9]+([eE][-+]?[0-9]+)?")
 _COMMA_NUMBER = re.compile(r"-?[0-9]+(,[0-9]+)?")
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})*([.][0-9]+)?")
 _BRACKETS = re.compile(r"\[.*\]|\{.*\}|\(.*\)", re.DOTALL)
+_TIME_OF_DAY = re.compile(r"[0-2]?[0-9]:[0-5][0-9](:[0-5][0-9]([.][0-9]+)?)?")
+_DAY_S = 86_400
 _ID_NAME = re.compile("(^|[^A-Za-z])[Ii][Dd]s?$|[a-z]I[Dd]s?$")
 _PART = r"[\w.:-]*"
 _LIST_PARTS = dict.fromkeys("|;, ", _PART) | {"_": f"{_PART}[0-9]{_PART}"}  # new_york is one name
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
+_DIGITS = {"%Y%m%d%H%M%S": 14, "%Y%m%d": 8}
 _EARLIEST_S, _LATEST_S = 631_152_000, 4_102_444_800  # the years 1990 and 2100
 FORMATS = (
     "%Y-%m-%d",
@@ -28,7 +32,6 @@ FORMATS = (
     "%d.%m.%Y %H:%M:%S",
     "%d.%m.%Y %H:%M",
     "%m/%d/%Y %I:%M:%S %p",
-    "%Y%m%d%H%M%S",
 )
 """Forms of moments that are recognised, the first that fits counts."""
 
@@ -83,6 +86,16 @@ class SniffedColumn:
         )
 
     @property
+    def is_time_of_day(self) -> bool:
+        """Whether its values say when on a day, and not on which."""
+        return self._all(_TIME_OF_DAY)
+
+    @property
+    def is_days(self) -> bool:
+        """Whether its moments are days: all of them are at one time of day."""
+        return len({second % _DAY_S for second in self.as_seconds() if not math.isnan(second)}) == 1
+
+    @property
     def is_in_brackets(self) -> bool:
         """Whether its values are lists as programs print them, such as [7, 9]."""
         return self._all(_BRACKETS) and any(re.search("[, ]", value) for value in self.there)
@@ -119,9 +132,15 @@ class SniffedColumn:
         if self.is_number:
             middle = sorted(map(float, there))[len(there) // 2]
             fitting = [u for u, n in _UNITS.items() if _EARLIEST_S * n <= middle < _LATEST_S * n]
-            return (fitting[0], None) if fitting else None
+            return (fitting[0], None) if fitting else self._moment_in_digits()
         for form in FORMATS:
             if all(_has_form(value, form) for value in there[:200]):
+                return "text", form
+        return None
+
+    def _moment_in_digits(self) -> tuple[str, str] | None:
+        for form, size in _DIGITS.items():
+            if all(len(value) == size and _has_form(value, form) for value in self.there):
                 return "text", form
         return None
 
@@ -157,7 +176,7 @@ def _moment(text: str, form: str) -> datetime:
         return datetime.strptime(text, form)
     if not re.fullmatch(ISO_PATTERN, text):
         raise ValueError(f"{text!r} is not of ISO 8601")  # Python reads more of it than we do
-    return datetime.fromisoformat(text)
+    return datetime.fromisoformat(re.sub(" UTC$", "Z", text))
 
 
 def _seconds(value: str, unit: str, form: str | None) -> float:
