@@ -82,3 +82,23 @@ def test_texts_in_parquet_that_a_program_made_of_nothing_are_missing(tmp_path: P
     assert sum(split.impressions for split in schema.splits.values()) == 352
     raw = pq.read_table(tmp_path / "data/vocabulary/tags.parquet")["raw"].to_pylist()
     assert sorted(raw) == ["NA", "a"]
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_a_part_may_have_no_rows(tmp_path: Path, end: str) -> None:
+    """So have some of the parts that a job writes, and hours without a visitor."""
+    if end == "csv":
+        files = [part(tmp_path, 1, []), part(tmp_path, 2, ROWS)]
+    else:
+        files = [tmp_path / "empty.parquet", parquet_log(tmp_path)]
+        pq.write_table(pq.read_table(files[1]).slice(0, 0), files[0])
+    splits = load_schema(prepared(tmp_path, *files)).splits
+    assert sum(split.impressions for split in splits.values()) == 400
+    with pytest.raises(DatasetError, match=rf"{files[0].name}: the file has no rows"):
+        draft_mapping(files[:1], mapping="m.toml")
+    mapping = (tmp_path / "mapping.toml").read_text()
+    only = mapping.replace(f', "{files[0].name}"', "").replace(files[1].name, files[0].name)
+    (tmp_path / "only.toml").write_text(only)
+    folders = ["--input", str(tmp_path), "--output", str(tmp_path / "none")]
+    with pytest.raises(DatasetError, match=rf"{files[0].name}: the file has no rows"):
+        main(["generic", str(tmp_path / "only.toml"), *folders])

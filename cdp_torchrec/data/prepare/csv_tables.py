@@ -59,7 +59,11 @@ def needed_csv(directory: Path, *names: str) -> Path:
 
 
 def stream_csv(
-    path: Path, columns: Sequence[str], form: CsvFormat | None = None
+    path: Path,
+    columns: Sequence[str],
+    form: CsvFormat | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Blocks of the named columns as strings (empty cells null), and `line` int64.
 
@@ -69,6 +73,7 @@ def stream_csv(
         path: the file; compressed if its name ends in .gz or .xz.
         columns: to read, by name.
         form: how it is written; None: commas, a header, quotes where needed, UTF-8.
+        may_be_empty: a header alone will do, as in a part of a table.
 
     Raises:
         DatasetError: the file cannot be opened, has no rows, is cut off or damaged; a column is
@@ -95,7 +100,7 @@ def stream_csv(
             line += batch.num_rows
             bar.advance(raw.tell() // 2**20 - read)
             read = raw.tell() // 2**20
-    if line == first:
+    if line == first and not may_be_empty:
         raise DatasetError(f"{path}: the file has no rows")
 
 

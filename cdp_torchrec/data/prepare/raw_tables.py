@@ -137,10 +137,14 @@ def load_table(
     form = csv_format(config)
     internal = {column: f"c{number}" for number, column in enumerate(columns)}
     _create(connection, name, dict.fromkeys(internal.values(), "VARCHAR"))
+    num_rows = 0
     for file, path in enumerate(paths):
-        for batch in stream_csv(path, list(columns), form):
+        for batch in stream_csv(path, list(columns), form, may_be_empty=True):
+            num_rows += len(batch)
             arrays = [*batch.columns[:-1], _constant(file, len(batch)), batch.columns[-1]]
             _insert(connection, name, arrays, [*internal.values(), "_file", "_row"])
+    if not num_rows:
+        raise DatasetError(f"{paths[0]}: the file has no rows")
     loaded = {column: Column(sql) for column, sql in internal.items()}
     return RawTable(name, paths, loaded, "line", not config.columns)
 

@@ -142,14 +142,17 @@ def _gathered(files: Sequence[SniffedFile]) -> list[SniffedFile]:
     """Files with the same columns are parts of one table, in whatever order they stand.
 
     Raises:
-        DatasetError: two tables would have the same name, or parts of one are written in two ways.
+        DatasetError: two tables would have the same name, one has no rows, or parts of one are
+            written in two ways.
     """
     found: list[SniffedFile] = []
-    for file in files:
+    for file in sorted(files, key=lambda file: file.num_rows == 0):  # what has none says nothing
         same = [f for f in found if f.columns.keys() == file.columns.keys()]
         same = [f for f in same if _is_written_alike(f, file)]
         if same:
             found[found.index(same[0])] = _with_part(same[0], file)
+        elif file.num_rows == 0:
+            raise DatasetError(f"{file.path}: the file has no rows")
         elif table_name(file) in map(table_name, found):
             raise DatasetError(f"{file.path}: another file has this name, but other columns")
         else:

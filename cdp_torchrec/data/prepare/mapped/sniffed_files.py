@@ -76,7 +76,7 @@ class SniffedFile:
 
 
 def sniff(path: Path) -> SniffedFile:
-    """Look at the start of a file.
+    """Look at the start of a file, which may have no rows.
 
     Raises:
         DatasetError: it cannot be read, or is no table.
@@ -87,11 +87,12 @@ def sniff(path: Path) -> SniffedFile:
     header = form.names or form.cells(_decode(path, form.encoding))
     names = [name for name in header if _is_named(name)]
     rows: list[pa.RecordBatch] = []
-    for batch in stream_csv(path, names, form):
+    for batch in stream_csv(path, names, form, may_be_empty=True):
         rows.append(batch)
         if sum(map(len, rows)) >= SAMPLE_ROWS:
             break
-    table = pa.Table.from_batches(rows).slice(0, SAMPLE_ROWS)
+    schema = rows[0].schema if rows else pa.schema([(name, pa.string()) for name in names])
+    table = pa.Table.from_batches(rows, schema).slice(0, SAMPLE_ROWS)
     texts = {name: table[name].to_pylist() for name in names}
     missing = tuple(m for m in _MISSING if any(m in column for column in texts.values()))
     columns = {
@@ -135,8 +136,6 @@ def _sniff_parquet(path: Path) -> SniffedFile:
         if sum(map(len, rows)) >= SAMPLE_ROWS:
             break
     sample = pa.Table.from_batches(rows, table.schema).slice(0, SAMPLE_ROWS)
-    if not len(sample):
-        raise DatasetError(f"{path}: the file has no rows")
     texts = [sample[field.name] for field in sample.schema if _is_text(field.type)]
     missing = tuple(m for m in _PRINTED if any(m in _elements(column) for column in texts))
     columns = {}
