@@ -150,3 +150,19 @@ def test_no_rule_at_all_takes_back_that_of_the_file(tmp_path: Path) -> None:
     text = IMPRESSIONS.replace("[features.", f"{rule}\n\n[features.")
     assert mapping_of(tmp_path, text).log.only
     assert mapping_of(tmp_path, text, "log.only=[]").log.only == ()
+
+
+@pytest.mark.parametrize("text", ["NULL", "nan", r"\N"])
+def test_ids_that_programs_print_for_nothing_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    """A mapping may not name them, and a draft has looked at the first rows only."""
+    rows = [row | ({"category": text} if row["item"] == "a" else {}) for row in two_days()]
+    write_csv(tmp_path / "untold" / "log.csv", rows)
+    write_csv(tmp_path / "told" / "log.csv", rows)
+    prepare(tmp_path / "untold", IMPRESSIONS)
+    said = f"log.csv: '{text}' is an id like any other in 3 of 6 rows of 'category'"
+    assert said in caplog.text
+    caplog.clear()
+    prepare(tmp_path / "told", IMPRESSIONS, f"tables.log.missing=['{text}']")
+    assert "an id like any other" not in caplog.text

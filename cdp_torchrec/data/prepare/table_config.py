@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
 
+PRINTED_NOTHING = ("NULL", "null", "<NA>", "NaN", "nan", "None", r"\N")
+"""What programs make of a missing value that they print."""
 _FARTHEST_MS = 14 * 3_600_000
 """No clock is farther from UTC."""
 

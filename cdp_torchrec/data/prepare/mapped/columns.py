@@ -14,7 +14,7 @@ from cdp_torchrec.data.prepare.log_times import Clock
 from cdp_torchrec.data.prepare.mapped.behaviour_config import AttributeConfig
 from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable, load_table, quoted
-from cdp_torchrec.data.prepare.table_config import RowRule, TimeConfig, moment
+from cdp_torchrec.data.prepare.table_config import PRINTED_NOTHING, RowRule, TimeConfig, moment
 from cdp_torchrec.data.schema import LARGEST_NUMBER, DatasetError
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,41 @@ def load_tables(
     columns: dict[str, dict[str, bool]] = {name: {} for name in mapping.tables}
     for table, column, is_id in _used(mapping):
         columns[table][column] = columns[table].get(column, False) or is_id
-    return {
+    tables = {
         name: load_table(connection, f"raw_{number}", table, folder, columns[name])
         for number, (name, table) in enumerate(mapping.tables.items())
     }
+    for name, table in tables.items():
+        _doubt_ids(connection, table, [c for c, is_id in columns[name].items() if is_id])
+    return tables
+
+
+def _doubt_ids(
+    connection: duckdb.DuckDBPyConnection, table: RawTable, names: Sequence[str]
+) -> None:
+    """Say which columns of ids hold texts that programs print where there is nothing."""
+    texts = f"[{', '.join(map(quoted, PRINTED_NOTHING))}]"
+    found = []
+    for name in names:
+        column = table.columns[name]
+        values = column.sql if column.is_list else f"[{column.sql}]"
+        nothing = f"list_intersect({values}, {texts})"
+        found.append(f"count(*) FILTER (len({nothing}) > 0), min({nothing}[1])")
+    if not found:
+        return
+    row = first_row(connection, f"SELECT count(*), {', '.join(found)} FROM {table.name}")
+    assert row is not None
+    for name, rows, text in zip(names, row[1::2], row[2::2], strict=True):
+        if rows:
+            logger.warning(
+                "%s: '%s' is an id like any other in %d of %d rows of '%s': if it stands for "
+                "nothing, say so in missing",
+                table.paths[0],
+                text,
+                rows,
+                row[0],
+                name,
+            )
 
 
 def _used(mapping: MappingConfig) -> Iterator[tuple[str, str, bool]]:

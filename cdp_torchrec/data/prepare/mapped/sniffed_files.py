@@ -20,6 +20,7 @@ from cdp_torchrec.data.prepare.column_types import ANY, VALUE_OR_LIST
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
 from cdp_torchrec.data.prepare.csv_tables import first_bytes, stream_csv
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import NUMBER, SniffedColumn, has_any_form
+from cdp_torchrec.data.prepare.table_config import PRINTED_NOTHING
 from cdp_torchrec.data.prepare.tables import open_parquet
 from cdp_torchrec.data.schema import DatasetError
 
@@ -44,8 +45,6 @@ _MISSING = (
     "None",
     r"\N",
 )
-_PRINTED = ("NULL", "null", "<NA>", "NaN", "nan", "None")
-"""Those that programs make of a missing value that they print; parquet has a null of its own."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ def _sniff_parquet(path: Path) -> SniffedFile:
         if sum(map(len, rows)) >= SAMPLE_ROWS:
             break
     sample = pa.Table.from_batches(rows, table.schema).slice(0, SAMPLE_ROWS)
-    texts = [sample[field.name] for field in sample.schema if _is_text(field.type)]
-    missing = tuple(m for m in _PRINTED if any(m in _elements(column) for column in texts))
+    texts = [_elements(sample[field.name]) for field in sample.schema if _is_text(field.type)]
+    missing = tuple(m for m in PRINTED_NOTHING if any(m in there for there in texts))
     columns = {}
     for field in sample.schema:
         kind = field.type
