@@ -3,6 +3,8 @@
 import tomllib
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
@@ -50,3 +52,20 @@ def test_what_was_shown_is_no_action(tmp_path: Path) -> None:
     assert '[log.label] with one_of = ["click"]' in text
     data = prepared(tmp_path, tmp_path / "log.csv")
     assert load_schema(data).history.num_behaviours == 160
+
+
+def test_lists_of_booleans_are_labels(tmp_path: Path) -> None:
+    rows = [
+        {
+            "user_id": f"u{n % 9}",
+            "ts": 1000 * (START + 600 * n),
+            "items": [f"i{n % 7}", f"i{n % 7 + 1}"],
+            "labels": [n % 3 == 0, n % 4 == 0],
+        }
+        for n in range(200)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    found = tomllib.loads(draft_mapping([tmp_path / "log.parquet"], mapping="m.toml"))
+    assert found["log"]["label"] == {"column": "labels", "one_of": ["true"]}
+    splits = load_schema(prepared(tmp_path, tmp_path / "log.parquet")).splits
+    assert sum(split.clicks for split in splits.values()) == 67 + 50

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cdp_torchrec.config.keys import toml_value
 from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
     clicks,
@@ -34,6 +35,7 @@ from cdp_torchrec.data.schema import DatasetError
 
 _ALIKE = 0.3
 _MANY = 20
+_WORDS = ({"true", "false"}, {"True", "False"})  # parquet's type for them, and as Python prints it
 
 
 @dataclass
@@ -105,9 +107,14 @@ def _with_labels(log: GuessedLog) -> GuessedLog:
             if c is not item and _lengths(c, log.separator) == lengths
         ]
         binary = [c for c in aligned if elements(c, log.separator) <= {"0", "1", "0.0", "1.0"}]
+        words = [c for c in aligned if elements(c, log.separator) in _WORDS]
         if binary:
             guess = Guess(binary[0], "lists of 0 and 1, as long as those of the items")
             log.label = guess, "above = 0"
+        elif words:
+            yes = toml_value(sorted(elements(words[0], log.separator))[-1:])
+            guess = Guess(words[0], "lists of yes and no, as long as those of the items")
+            log.label = guess, f"one_of = {yes}"
         elif label is None or label[0].column.is_number:
             log.clicked = guess_clicked(log.file)
     else:
