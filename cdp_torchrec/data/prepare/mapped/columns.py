@@ -44,13 +44,15 @@ def _doubt_ids(
     connection: duckdb.DuckDBPyConnection, table: RawTable, names: Sequence[str]
 ) -> None:
     """Say which columns of ids hold texts that programs print where there is nothing."""
-    texts = f"[{', '.join(map(quoted, PRINTED_NOTHING))}]"
+    texts = ", ".join(map(quoted, PRINTED_NOTHING))
     found = []
     for name in names:
         column = table.columns[name]
-        values = column.sql if column.is_list else f"[{column.sql}]"
-        nothing = f"list_intersect({values}, {texts})"
-        found.append(f"count(*) FILTER (len({nothing}) > 0), min({nothing}[1])")
+        is_nothing, text = f"{column.sql} IN ({texts})", column.sql
+        if column.is_list:
+            is_nothing = f"list_has_any({column.sql}, [{texts}])"
+            text = f"list_intersect({column.sql}, [{texts}])[1]"
+        found.append(f"count(*) FILTER ({is_nothing}), min({text}) FILTER ({is_nothing})")
     if not found:
         return
     row = first_row(connection, f"SELECT count(*), {', '.join(found)} FROM {table.name}")
