@@ -17,7 +17,7 @@ import duckdb
 
 from cdp_torchrec.data.prepare.database import scalar
 from cdp_torchrec.data.prepare.draws import random_number
-from cdp_torchrec.data.prepare.mapped.log import log_features, one_item_a_row
+from cdp_torchrec.data.prepare.mapped.log_columns import log_features, one_item_a_row
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig, SamplingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable
 from cdp_torchrec.data.prepare.table_config import moment

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cdp_torchrec.data.prepare.column_types import ANY, VALUE_OR_LIST
 from cdp_torchrec.data.prepare.csv_format import CsvFormat
@@ -156,8 +155,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _elements(column: pa.ChunkedArray) -> set[str | None]:
     """All texts of a column of texts, or of lists of them."""
-    flat = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-    return {*pc.unique(flat).to_pylist()}
+    chunks = [c.flatten() if pa.types.is_list(c.type) else c for c in column.chunks]
+    return {text for chunk in chunks for text in chunk.unique().to_pylist()}
 
 
 def _fractions(kind: pa.DataType) -> str:
