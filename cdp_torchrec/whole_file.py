@@ -96,7 +96,8 @@ def naming(path: Path) -> Generator[None]:
         is_copy = error.filename2 is not None
         if is_full:  # pyarrow says it in more words
             error.strerror = os.strerror(error.errno)
-        if error.filename is None or (is_full and (is_copy or _is_beside(error.filename, path))):
+        is_ours = is_full and (is_copy or _is_beside(error.filename, path))
+        if error.filename is None or is_ours or _is_partial(error.filename, path):
             error.filename = str(path)
         raise
 
@@ -192,6 +193,11 @@ def is_held(path: Path) -> bool:
 
 def _is_beside(name: object, path: Path) -> bool:
     return Path(str(name)).is_relative_to(path.parent)
+
+
+def _is_partial(name: object, path: Path) -> bool:
+    there = Path(str(name))
+    return there.parent == path.parent and there.name.startswith(f".{path.name}{_MARK}")
 
 
 def _rename_to_new(partial: Path, path: Path) -> None:

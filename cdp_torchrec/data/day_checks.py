@@ -79,7 +79,7 @@ DAY_CHECKS = (
         "gap_days",
         "{value:.1f} days lie between the last moment of the dataset and the first request: are "
         "days missing?",
-        warn_above=2.0,
+        warn_above=1.0,
         at_least=1,
     ),
     Check(

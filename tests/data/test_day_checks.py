@@ -9,6 +9,7 @@ from cdp_torchrec.commands import prepare_data
 from cdp_torchrec.data.config import DataConfig
 from cdp_torchrec.data.days import load_days
 from cdp_torchrec.data.plausibility import check_plausible, judge_days
+from cdp_torchrec.data.prepare.append import append_day
 from cdp_torchrec.data.prepare.inspect import describe_dataset
 from cdp_torchrec.data.schema import load_schema
 from tests.conftest import MakeOnce
@@ -31,6 +32,13 @@ def doubts(dataset: Path, name: str) -> list[str]:
 
 def test_days_like_those_before_are_not_doubted(made: Path) -> None:
     assert {day: doubts(made / "grown", day) for day in DAYS} == {day: [] for day in DAYS}
+
+
+def test_a_single_day_that_is_missing_is_said(made: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "data"
+    shutil.copytree(made / "before", dataset)
+    append_day(dataset, made / "day-2")
+    assert [text for text in doubts(dataset, DAYS[1]) if "days lie between" in text] != []
 
 
 def test_a_day_without_clicks_and_of_strangers_is_said_everywhere(

@@ -174,6 +174,10 @@ def test_what_cannot_be_drafted_is_an_error_and_nothing_is_overwritten(tmp_path:
     path.write_text("user_id,price\nann,3\n")
     with pytest.raises(DatasetError, match=r"log.csv: no item and no time among \['user_id', 'pr"):
         drafted(path)
+    path.write_text("user_id,item_id,when\nann,3,05/01/2025 00:02\n")
+    said = r"no time among .*; 'when' is called a time, but '05/01/2025 00:02' is in no form"
+    with pytest.raises(DatasetError, match=said):
+        drafted(path)
     path.write_text("one\ntwo\n")
     with pytest.raises(DatasetError, match=r"log.csv: no delimiter out of .* it begins with 'one'"):
         drafted(path)

@@ -101,7 +101,12 @@ BAD_LOGS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["split.requests_from='2026-01-01'"],
         "log.csv: no request at or after requests_from (2026-01-01)",
     ),
-    "user": ({"user": ""}, [], "log.csv: line 2: 'user' is empty"),
+    "user": (
+        {"user": ""},
+        [],
+        "log.csv: line 2: 'user' is empty; log.only = {column = 'user', filled = true} leaves such "
+        "rows out",
+    ),
     "item": ({"item": ""}, [], "log.csv: line 2: 'item' is empty"),
     "label": ({"clicks": "yes"}, [], "log.csv: line 2: 'clicks' is no number: yes"),
     "label of a boolean": (

@@ -70,6 +70,19 @@ def test_a_full_disk_that_is_another_one_keeps_its_name(tmp_path: Path) -> None:
     assert list((tmp_path / "made").iterdir()) == list(elsewhere.parent.iterdir()) == []
 
 
+def test_a_file_that_cannot_be_made_is_named_as_what_it_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is mounted for reading: nobody knows the name under which it is written."""
+
+    def read_only(name: Path, *_: int) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(name))
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(OSError, match=f"Read-only file system: '{tmp_path}/file'"):
+        write_whole(tmp_path / "file", "text")
+
+
 def test_two_writers_of_one_file_do_not_share_what_they_write(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with whole_file(path) as one, whole_file(path) as other:

@@ -56,6 +56,7 @@ def doubt_labels(
 def doubt_clicks(
     connection: duckdb.DuckDBPyConnection, log: RawTable, items: str, clicked: str
 ) -> None:
+    """Say how many clicked items are not in their list; SQL: both lists."""
     missed = scalar(
         connection,
         f"SELECT coalesce(sum(len(list_filter({clicked}, lambda x: x <> '' AND NOT "

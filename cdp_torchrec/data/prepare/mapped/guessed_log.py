@@ -28,6 +28,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     leaks,
     numbers_rows,
     oddly_written,
+    said_unread_times,
 )
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn, groups
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile
@@ -83,7 +84,8 @@ def find_log(files: Sequence[SniffedFile]) -> GuessedLog:
             roles["click in the lists"] = None
         lacking = " and no ".join(role for role, guess in roles.items() if guess is None)
         unread = f" (not read: {', '.join(file.unread[:20])})" if file.unread else ""
-        missing.append(f"{file.path}: no {lacking} among {list(file.columns)[:20]}{unread}")
+        oddly = "" if time else said_unread_times(file)
+        missing.append(f"{file.path}: no {lacking} among {list(file.columns)[:20]}{unread}{oddly}")
     if not found:
         raise DatasetError(
             f"no file looks like a log with user, item and time: {missing[0]}. Names such as "

@@ -124,6 +124,18 @@ def _is_date(column: SniffedColumn) -> bool:
     return found is not None and found[0] in ("text", "timestamp")
 
 
+def said_unread_times(file: SniffedFile) -> str:
+    """What to do about columns that are called a time, of a file in which no time is found."""
+    columns = [column for column in by_name(file, _TIME) if column.there and not column.is_list]
+    if not columns:
+        return ""
+    first = columns[0]
+    return (
+        f"; {first.name!r} is called a time, but {first.there[0]!r} is in no form that is known: "
+        "write ISO 8601, or name its strptime format in a mapping of your own"
+    )
+
+
 def guess_action(file: SniffedFile) -> Guess | None:
     """The column with what was done."""
     for column in file.columns.values():

@@ -2,7 +2,8 @@
 
 import duckdb
 
-from cdp_torchrec.data.prepare.mapped.columns import cells, count_rules, counts, filled, times
+from cdp_torchrec.data.prepare.database import Rule
+from cdp_torchrec.data.prepare.mapped.columns import cells, count_rules, counts, times
 from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
 from cdp_torchrec.data.prepare.raw_tables import RawTable
 
@@ -23,7 +24,7 @@ def columns_of_request(
     config = mapping.log
     milliseconds, inside = times(connection, log, config.time, mapping)
     features, rules = cells(log, log_features(mapping, "request"))
-    log.check(connection, [*filled(log, config.user, *config.request), *rules])
+    log.check(connection, [*_needed(log, config.user, *config.request), *rules])
     keys = [f"{log.sql(column)} AS k{n}" for n, column in enumerate(config.request)]
     shared = [f"{log.sql(config.user)} AS user_id", f"{milliseconds} AS timestamp"]
     return ", ".join(["_file", "_row", *shared, *keys]) + features, inside
@@ -39,7 +40,7 @@ def one_item_a_row(
     config = mapping.log
     shared, inside = columns_of_request(connection, log, mapping)
     features, rules = cells(log, log_features(mapping, "candidate"))
-    rules += filled(log, config.item)
+    rules += _needed(log, config.item)
     label = "NULL::BOOLEAN"
     if config.label:
         column = log.sql(config.label.column)
@@ -47,3 +48,9 @@ def one_item_a_row(
         label = counts(config.label, column)
     log.check(connection, rules)
     return f"{shared}, {log.sql(config.item)} AS item_id{features}", inside, label
+
+
+def _needed(log: RawTable, *columns: str) -> list[Rule]:
+    """None of the columns may be empty, and what to do about it."""
+    said = "'{0}' is empty; log.only = {{column = '{0}', filled = true}} leaves such rows out"
+    return [Rule(f"{log.sql(name)} IS NULL", said.format(name)) for name in columns]
