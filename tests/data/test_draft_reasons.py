@@ -24,10 +24,10 @@ from tests.docs.logs import write_shop
 
 
 def test_columns_that_no_mapping_reads_are_named(tmp_path: Path) -> None:
-    structs, raw = [{"a": 1}] * 400, [b"\xff"] * 400
-    file = parquet_log(tmp_path, structs=structs, raw=raw)
+    lists, raw = [[[1]]] * 400, [b"\xff"] * 400
+    file = parquet_log(tmp_path, lists=lists, raw=raw)
     text = draft_mapping([file], mapping="m.toml")
-    assert "# 'structs' is of type struct<a: int64>, which is not read.\n" in text
+    assert "# 'lists' is of type list<item: list<item: int64>>, which is not read.\n" in text
     assert "# 'raw' is of type binary, which is not read.\n" in text
     prepared(tmp_path, file)
 

@@ -2,7 +2,8 @@
 
 A table is read as it was declared, and nothing is guessed. A path is taken as it stands: no
 pattern, and no column from the names of its folders. Names are exact, so `LABEL` is not `label`,
-and a name that occurs twice is an error. All files of a table have one common type per column;
+and a name that occurs twice is an error. Fields of structs are columns, `user.id`
+(`nested_columns`). All files of a table have one common type per column;
 these widenings are allowed, none of which changes a value:
 
     integers of any width      int64 (ids of uint64: uint64)
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.prepare.column_types import ColumnType
+from cdp_torchrec.data.prepare.nested_columns import column_of, holders, unnested
 from cdp_torchrec.data.schema import DatasetError
 
 _ROWS = 1 << 16
@@ -67,9 +69,10 @@ class ParquetTable:
         for number, path in enumerate(self.paths):
             first = 0
             with _open_parquet(path) as file, _reading_parquet(path):
-                for batch in file.iter_batches(size, columns=self.schema.names):
+                read = holders(file.schema_arrow, self.schema.names)
+                for batch in file.iter_batches(size, columns=read):
                     columns = [
-                        _converted(batch.column(field.name), field, path, first)
+                        _converted(column_of(batch, field.name), field, path, first)
                         for field in self.schema
                     ]
                     rows = pa.RecordBatch.from_arrays(columns, schema=self.schema)
@@ -144,7 +147,7 @@ def open_parquet(
     schemas, num_rows = [], []
     for path in paths:
         with _open_parquet(path) as file, _reading_parquet(path):
-            schemas.append(file.schema_arrow)
+            schemas.append(unnested(file.schema_arrow))
             num_rows.append(file.metadata.num_rows)
     found = {name for schema in schemas for name in schema.names}
     columns = dict(columns) | {n: kind for n, kind in (optional or {}).items() if n in found}

@@ -63,14 +63,18 @@ class Guess:
 
 
 def by_name(file: SniffedFile, pattern: str) -> list[SniffedColumn]:
-    """Columns whose name fits, in the order of the file."""
-    return [c for name, c in file.columns.items() if re.search(pattern, _plain(name))]
+    """Columns whose name fits, or that of the field of a struct, in the order of the file."""
+    return [
+        column
+        for name, column in file.columns.items()
+        if any(re.search(pattern, _plain(text)) for text in (name, name.rpartition(".")[2]))
+    ]
 
 
 def _plain(name: str) -> str:
-    """A name as the patterns have it: "User ID" and "user-id" as "user_id", without accents."""
+    """A name as the patterns have it: "User ID" and "user.id" as "user_id", without accents."""
     letters = [c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c)]
-    return re.sub(r"[\s-]+", "_", "".join(letters).strip().lower())
+    return re.sub(r"[\s.-]+", "_", "".join(letters).strip().lower())
 
 
 def guess_user(file: SniffedFile) -> Guess | None:

@@ -1,0 +1,110 @@
+"""Fields of structs, and of structs in lists, are read as columns of their own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cdp_torchrec.data.prepare.column_types import ANY
+from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
+from cdp_torchrec.data.prepare.nested_columns import column_of, unnested
+from cdp_torchrec.data.prepare.tables import open_parquet
+from cdp_torchrec.data.schema import DatasetError
+from tests.data.mapped_logs import prepare
+
+USER = pa.struct([("id", pa.string()), ("home", pa.struct([("city", pa.string())]))])
+CANDIDATE = pa.struct([("item", pa.int64()), ("of", pa.struct([("price", pa.float64())]))])
+ROWS: list[dict[str, Any]] = [
+    {"user": {"id": "ann", "home": {"city": "Rome"}}, "shown": [{"item": 7, "of": {"price": 2.5}}]},
+    {"user": None, "shown": None},
+    {"user": {"id": "bob", "home": None}, "shown": []},
+    {"user": {"id": None, "home": {"city": None}}, "shown": [None, {"item": 9, "of": None}]},
+    {"user": {"id": "eve", "home": {"city": "Bari"}}, "shown": [{"item": None, "of": {}}] * 3},
+]
+SHOWN = [[7], None, [], [None, 9], [None] * 3]
+WANTED = {
+    "user.id": ["ann", None, "bob", None, "eve"],
+    "user.home.city": ["Rome", None, None, None, "Bari"],
+    "shown.item": SHOWN,
+    "shown.of.price": [[2.5], None, [], [None, None], [None] * 3],
+}
+
+
+def table(list_of: Callable[[pa.DataType], pa.DataType]) -> pa.Table:
+    return pa.Table.from_pylist(ROWS, pa.schema([("user", USER), ("shown", list_of(CANDIDATE))]))
+
+
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (1, 5), (3, 5), (4, 4)])
+def test_fields_are_those_of_the_rows(
+    list_of: Callable[[pa.DataType], pa.DataType], start: int, stop: int
+) -> None:
+    rows = table(list_of).slice(start, stop - start).combine_chunks().to_batches()
+    for name, wanted in WANTED.items():
+        found = [value for batch in rows for value in column_of(batch, name).to_pylist()]
+        assert found == wanted[start:stop], name
+    schema = unnested(table(list_of).schema)
+    assert schema.names == [*WANTED]
+    assert schema.field("shown.of.price").type == pa.list_(pa.float64())
+
+
+def test_a_file_is_read_in_blocks_of_any_size(tmp_path: Path) -> None:
+    pq.write_table(table(pa.list_), tmp_path / "log.parquet")
+    opened = open_parquet([tmp_path / "log.parquet"], {"shown.item": ANY, "user.id": ANY})
+    for size in (1, 2, 5):
+        found = [row for block in opened.blocks(size) for row in block.rows.to_pylist()]
+        assert [row["shown.item"] for row in found] == SHOWN
+        assert [row["user.id"] for row in found] == WANTED["user.id"]
+
+
+def test_a_field_and_a_column_of_one_name_are_an_error(tmp_path: Path) -> None:
+    both = table(pa.list_).append_column("user.id", pa.array(["a"] * len(ROWS)))
+    pq.write_table(both, tmp_path / "log.parquet")
+    with pytest.raises(DatasetError, match=r"column 'user\.id' occurs 2 times"):
+        open_parquet([tmp_path / "log.parquet"], {"user.id": ANY})
+    with pytest.raises(DatasetError, match=r"'user' is missing, found \['user.id', 'user.home.c"):
+        open_parquet([tmp_path / "log.parquet"], {"user": ANY})
+
+
+def test_a_nested_log_gives_the_dataset_of_the_flat_one(tmp_path: Path) -> None:
+    """What Spark and BigQuery write of a search page, drafted and prepared."""
+    flat = [
+        {
+            "user.id": f"user{number % 9}",
+            "page.time": 1_735_700_000_000 + 900_000 * number,
+            "candidates.item_id": [f"item{(number + place) % 20}" for place in range(3)],
+            "candidates.category": [f"category{(number + place) % 4}" for place in range(3)],
+            "candidates.clicked": [place == number % 3 for place in range(3)],
+        }
+        for number in range(200)
+    ]
+    nested = [
+        {
+            "user": {"id": row["user.id"]},
+            "page": {"time": row["page.time"]},
+            "candidates": [
+                {"item_id": item, "category": category, "clicked": clicked}
+                for item, category, clicked in zip(
+                    row["candidates.item_id"],
+                    row["candidates.category"],
+                    row["candidates.clicked"],
+                    strict=True,
+                )
+            ],
+        }
+        for row in flat
+    ]
+    made = {}
+    for name, rows in (("flat", flat), ("nested", nested)):
+        folder = tmp_path / name
+        folder.mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), folder / "log.parquet")
+        mapping = draft_mapping([folder / "log.parquet"], mapping="mapping.toml")
+        assert 'item = "candidates.item_id"' in mapping
+        made[name] = prepare(folder, mapping)
+    assert made["flat"] == made["nested"]
+    assert len(made["nested"]) == len(flat)
+    assert made["nested"][0]["item_id"] == flat[0]["candidates.item_id"]
