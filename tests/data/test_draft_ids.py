@@ -153,3 +153,17 @@ def test_numbers_with_commas_between_thousands_are_no_lists(tmp_path: Path) -> N
     text = drafted_text(tmp_path, clicked=["0", "0", "1"], price=prices)
     assert "# 'price' is left out: its numbers have commas between thousands" in text
     assert "features" not in tomllib.loads(text)
+
+
+def test_a_session_in_the_place_of_a_request_is_said(tmp_path: Path) -> None:
+    for seconds, is_said in ((5, False), (900, True)):
+        lines = ["user_id,item_id,ts,session_id,clicked"]
+        for row in range(400):
+            session, place = divmod(row, 4)
+            time = START + 5000 * session + seconds * place
+            lines.append(f"u{session % 30},i{row % 37},{time},s{session},{place == 1:d}")
+        file = tmp_path / f"log{seconds}.csv"
+        file.write_text("\n".join(lines) + "\n")
+        text = draft_mapping([file], mapping="m.toml")
+        assert 'request = ["session_id"] # 4.0 rows each, of one user' in text
+        assert ("READ THIS: half of them last 2700 s or longer" in text) == is_said

@@ -48,6 +48,8 @@ BRACKETS = (
     "their elements and none around"
 )
 _LEAK = 0.95
+_PAGE_S = 600
+"""Nobody is shown one page of candidates for longer."""
 _FEW = 100
 _COUNTED = 20
 _WHOLE = re.compile("[0-9]{1,18}")
@@ -229,9 +231,22 @@ def guess_request(
         users = [len({user.values[row] for row in group}) for group in rows]
         if len(rows) < 0.9 * file.num_rows and max(users) == 1:
             size = file.num_rows / len(rows)
-            return (column,), f"{size:.1f} rows each, of one user"
+            return (column,), f"{size:.1f} rows each, of one user{_said_long(rows, time)}"
     size = file.num_rows / len(list(groups([user, time])))
     return (), f"user and time tell requests apart: {size:.1f} rows each"
+
+
+def _said_long(rows: Sequence[list[int]], time: SniffedColumn) -> str:
+    """That what should be a page may be a session, whose rows lie apart."""
+    seconds = np.array(time.as_seconds())
+    spans = np.array([np.ptp(seconds[group]) for group in rows if len(group) > 1])
+    spans = spans[~np.isnan(spans)]
+    if not len(spans) or np.median(spans) <= _PAGE_S:
+        return ""
+    return (
+        f". READ THIS: half of them last {np.median(spans):.0f} s or longer: is it a session, and "
+        "no page of candidates?"
+    )
 
 
 def guess_request_of_lists(file: SniffedFile) -> tuple[SniffedColumn, ...]:
