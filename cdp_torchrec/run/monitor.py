@@ -18,6 +18,7 @@ from cdp_torchrec.run.metrics_file import cut_metrics
 from cdp_torchrec.run.records import BEGINNING, Progress
 from cdp_torchrec.run.saved import METRICS, TENSORBOARD
 from cdp_torchrec.undefined import json_ready
+from cdp_torchrec.whole_file import naming
 
 
 class Monitor:
@@ -40,6 +41,7 @@ class Monitor:
             quiet: keep the numbers, and leave the terminal to a run of many runs.
         """
         self._active = is_rank_zero()
+        self._run_dir = run_dir
         self._file: TextIO | None = None
         self._started = time.perf_counter()
         self._bar = ProgressBar(
@@ -68,8 +70,10 @@ class Monitor:
     ) -> None:
         self._bar.__exit__(kind, error, traceback)
         if self._file is not None:
-            self._file.close()
-            self._board.close()
+            with naming(self._run_dir / METRICS):
+                self._file.close()
+            with naming(self._run_dir / TENSORBOARD):
+                self._board.close()
 
     def advance(self) -> None:
         """One more step is done."""
@@ -91,16 +95,21 @@ class Monitor:
             kind: "train", "validation" or "test".
             step: optimizer steps done.
             values: numbers by name; NaN where one is undefined, null in the file.
+
+        Raises:
+            OSError: the disk is full, say; with the name of what cannot be written.
         """
         if self._file is None:
             return
         seconds = round(time.perf_counter() - self._started, 3)
         line = {"kind": kind, "step": step, "seconds": seconds, **values}
-        self._file.write(json.dumps(json_ready(line), allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if not math.isnan(value):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        with naming(self._run_dir / METRICS):
+            self._file.write(json.dumps(json_ready(line), allow_nan=False) + "\n")
+            self._file.flush()
+        with naming(self._run_dir / TENSORBOARD):
+            for name, value in values.items():
+                if not math.isnan(value):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
 
 
 def memory_gib(device: torch.device) -> float:

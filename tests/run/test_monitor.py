@@ -20,6 +20,18 @@ def test_what_is_undefined_is_null(tmp_path: Path) -> None:
     assert (found["auc"], found["gauc"]) == (0.5, None)
 
 
+def test_a_full_disk_is_said_with_what_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = Monitor(tmp_path, total_steps=2, quiet=True)
+    with Path("/dev/full").open("a") as full:
+        monkeypatch.setattr(monitor, "_file", full)
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/metrics.jsonl'"):
+            monitor.record("train", 1, {"loss": 0.5})
+        with pytest.raises(OSError, match=r"metrics\.jsonl'"):
+            monitor.__exit__(None, None, None)
+
+
 def test_tensorboard_forgets_what_is_trained_again_and_has_no_undefined_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
