@@ -102,3 +102,18 @@ def test_a_part_may_have_no_rows(tmp_path: Path, end: str) -> None:
     folders = ["--input", str(tmp_path), "--output", str(tmp_path / "none")]
     with pytest.raises(DatasetError, match=rf"{files[0].name}: the file has no rows"):
         main(["generic", str(tmp_path / "only.toml"), *folders])
+
+
+@pytest.mark.parametrize(
+    ("cell", "encoding"), [('19" wide', "utf-8"), ("caf\u00e9", "latin-1"), ('"a, b"', "utf-8")]
+)
+def test_a_header_does_not_say_how_cells_are_written(
+    tmp_path: Path, cell: str, encoding: str
+) -> None:
+    """A part without rows has no quotation marks, and is of any encoding."""
+    files = [part(tmp_path, 1, []), part(tmp_path, 2, [])]
+    for file, rows in zip(files, ([], ROWS), strict=True):
+        lines = [f"{HEADER},kind", *(f"{row},{cell}" for row in rows)]
+        file.write_text("\n".join(lines) + "\n", encoding=encoding)
+    splits = load_schema(prepared(tmp_path, *files)).splits
+    assert sum(split.impressions for split in splits.values()) == 400

@@ -169,6 +169,10 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
     forms = (first.form, other.form)
     if first.form == other.form:
         return True
+    if other.num_rows == 0 and all(forms):  # a header does not say how cells are written
+        alike = replace(other.form, quote=first.form.quote, encoding=first.form.encoding)
+        if alike == first.form:
+            return True
     if any(form and form.names for form in forms):
         return False  # their columns are numbered, so that their names say nothing
     here, there = ["parquet" if f is None else f.written for f in forms]
