@@ -29,6 +29,25 @@ def test_the_moment_of_a_click_is_a_label_and_no_time(tmp_path: Path, name: str)
     assert sum(split.clicks for split in splits.values()) == 80
 
 
+def test_the_time_of_a_log_of_clicks_is_no_label(tmp_path: Path) -> None:
+    """Some of its rows may be broken; those that are whole would all be clicks."""
+    rows = [f"u{n % 9},i{n % 30},{START + 60 * n if n % 100 else ''}" for n in range(400)]
+    file = tmp_path / "log.csv"
+    file.write_text("\n".join(["user_id,item_id,click_time", *rows]) + "\n")
+    found = tomllib.loads(draft_mapping([file], mapping="m.toml"))
+    assert found["log"]["rows"] == "action"
+    assert found["log"]["time"]["column"] == "click_time"
+
+
+@pytest.mark.parametrize("name", ["last_click_time", "user_prev_click_ts"])
+def test_the_moment_of_an_earlier_click_is_no_label(tmp_path: Path, name: str) -> None:
+    earlier = ["", str(START - 86_400), str(START - 7_200)]
+    text = drafted_text(tmp_path, **{name: earlier, "event": ["view", "cart", "buy"]})
+    found = tomllib.loads(text)
+    assert found["log"]["rows"] == "action"
+    assert found["log"]["label"] == {"column": "event", "one_of": ["view"]}
+
+
 @pytest.mark.parametrize("yes", ["1", "1.0", "true"])
 def test_a_label_that_is_yes_or_nothing_is_one(tmp_path: Path, yes: str) -> None:
     found = tomllib.loads(drafted_text(tmp_path, clicked=["", "", yes]))

@@ -25,6 +25,7 @@ _LABEL = r"^(is_?)?(click|clicked|clk|label|labels|target|clicks|click_cnt|click
 _ONES = {"1", "1.0"}
 _YES, _NO = {"true", "t", "yes", "y"}, {"false", "f", "no", "n"}
 _CLICKED = r"click|clk"
+_EARLIER = r"(^|_)(last|latest|recent|prev|previous)_"
 _RATING = r"^(rating|score|stars)s?$"
 _ACTION = r"behaviou?r|action|event|btag|^type$"
 _REQUEST = r"(request|impression|search|query|session|page|serve|list|batch|pv)_?(view)?_?(id)?$"
@@ -154,7 +155,10 @@ def guess_action(file: SniffedFile) -> Guess | None:
 
 def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
     """The column with the clicks, and the rule for them in TOML."""
+    time = guess_time(file)
     for column in by_name(file, _LABEL):
+        if time and column is time.column:
+            continue  # a log of clicks
         if _tells_by_being_there(column) or _says_yes_or_nothing(column):
             return Guess(column, "by its name; it is empty where nobody clicked"), "filled = true"
         if column.is_number:
@@ -164,8 +168,10 @@ def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
         no = {value for value in values if value.strip().lower() in _NO}
         if yes and no and yes | no == values:
             return Guess(column, "by its name"), f"one_of = {toml_value(sorted(yes))}"
+    earlier = by_name(file, _EARLIER)
     for column in by_name(file, _CLICKED):
-        if _tells_by_being_there(column):
+        is_time = time is not None and column is time.column
+        if _tells_by_being_there(column) and not is_time and column not in earlier:
             return Guess(column, "a moment where somebody clicked, else empty"), "filled = true"
     for column in by_name(file, _RATING):
         if column.is_number:
