@@ -1,5 +1,6 @@
 """Fields of structs, and of structs in lists, are read as columns of their own."""
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,21 @@ def test_a_nested_log_gives_the_dataset_of_the_flat_one(tmp_path: Path) -> None:
     assert made["flat"] == made["nested"]
     assert len(made["nested"]) == len(flat)
     assert made["nested"][0]["item_id"] == flat[0]["candidates.item_id"]
+
+
+def test_what_was_shown_is_told_from_what_was_done_before(tmp_path: Path) -> None:
+    """Both are lists of items, and users have moments of their own."""
+    rows = [
+        {
+            "user": {"id": f"u{n % 9}", "created_at": 1_600_000_000 + n % 9},
+            "history": [{"item_id": f"i{k % 20}", "ts": 1_748_000_000} for k in range(n % 4)],
+            "shown_at": 1_748_736_000 + 900 * n,
+            "candidates": [{"item_id": f"i{k}", "clicked": k == n % 3} for k in range(3)],
+        }
+        for n in range(60)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    found = tomllib.loads(draft_mapping([tmp_path / "log.parquet"], mapping="mapping.toml"))
+    assert found["log"]["item"] == "candidates.item_id"
+    assert found["log"]["time"]["column"] == "shown_at"
+    assert found["log"]["label"] == {"column": "candidates.clicked", "one_of": ["true"]}

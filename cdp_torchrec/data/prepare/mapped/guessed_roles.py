@@ -92,7 +92,9 @@ def guess_item(file: SniffedFile) -> Guess | None:
         c for c in by_name(file, _ITEM) if not _is_date(c) and c not in by_name(file, _CLICKED)
     ]
     lists = [c for c in found if c.is_list or item_separator(c)]
-    if lists and guess_clicked(file):
+    clicked = guess_clicked(file)
+    if lists and clicked:  # not those of a history, where structs say which of them were clicked
+        lists.sort(key=lambda c: _struct(c) != _struct(clicked.column))
         return Guess(lists[0], "lists, by its name")
     found.sort(key=lambda column: len(column.there) < len(column.values))
     return _first(found, "by its name") or _unnamed(file, 1)
@@ -118,11 +120,17 @@ def guess_time(file: SniffedFile) -> Guess | None:
     named_ids = by_name(file, f"{_USER}|{_ITEM}")
     moments = [c for c in file.columns.values() if c.moment() and c not in named_ids]
     named = [c for c in by_name(file, _TIME) if c in moments]
+    named.sort(key=lambda c: re.search(f"{_USER}|{_ITEM}", _plain(_struct(c))) is not None)
     # One that tells the time of day goes before a date, and the time of a click comes last.
     named.sort(key=lambda c: (c.moment() or ("", None))[1] in ("%Y-%m-%d", "%Y%m%d"))
     clicked = by_name(file, _CLICKED)
     named.sort(key=lambda c: c in clicked)
     return _first(named, "by its name and its values") or _first(moments, "its values are moments")
+
+
+def _struct(column: SniffedColumn) -> str:
+    """The struct of which a column is a field, or nothing."""
+    return column.name.rpartition(".")[0]
 
 
 def _is_date(column: SniffedColumn) -> bool:
