@@ -11,7 +11,7 @@ import pytest
 
 from cdp_torchrec.data.prepare.column_types import ANY
 from cdp_torchrec.data.prepare.mapped.draft import draft_mapping
-from cdp_torchrec.data.prepare.nested_columns import column_of, unnested
+from cdp_torchrec.data.prepare.nested_columns import column_of, stored_paths, unnested
 from cdp_torchrec.data.prepare.tables import open_parquet
 from cdp_torchrec.data.schema import DatasetError
 from tests.data.mapped_logs import prepare
@@ -59,6 +59,29 @@ def test_a_file_is_read_in_blocks_of_any_size(tmp_path: Path) -> None:
         found = [row for block in opened.blocks(size) for row in block.rows.to_pylist()]
         assert [row["shown.item"] for row in found] == SHOWN
         assert [row["user.id"] for row in found] == WANTED["user.id"]
+
+
+def test_no_other_field_of_a_struct_is_read(tmp_path: Path) -> None:
+    """They may be long texts, or of a form that pyarrow does not read: categories, on two pages."""
+    kinds = pa.dictionary(pa.int32(), pa.string())
+    attributes = pa.map_(pa.string(), pa.list_(pa.int64()))
+    fields = [("kind", kinds), ("attributes", attributes), ("item", pa.int64())]
+    shown = [[{"kind": "a", "attributes": [("b", [1])], "item": n}] for n in range(20)]
+    columns = {
+        "pairs": pa.array([[[1], [2]]] * 20, pa.list_(pa.list_(pa.int64()))),
+        "shown": pa.array(shown, pa.list_(pa.struct(fields))),
+        "shown.kind.x": pa.array(range(20)),
+        "time": pa.array(range(20)),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet", row_group_size=5)
+    with pq.ParquetFile(tmp_path / "log.parquet") as file:
+        assert stored_paths(file, ["time", "shown.item"]) == ["shown.list.element.item", "time"]
+    opened = open_parquet([tmp_path / "log.parquet"], {"shown.item": ANY, "time": ANY})
+    found = [row for block in opened.blocks() for row in block.rows.to_pylist()]
+    assert found == [{"shown.item": [n], "time": n} for n in range(20)]
+    opened = open_parquet([tmp_path / "log.parquet"], {"shown.kind": ANY})
+    with pytest.raises(DatasetError, match="or of a form that is not read: Nested data conv"):
+        list(opened.blocks())
 
 
 def test_a_field_and_a_column_of_one_name_are_an_error(tmp_path: Path) -> None:

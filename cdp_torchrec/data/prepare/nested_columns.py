@@ -8,6 +8,7 @@ field `item_id`, as Spark and BigQuery write what was shown, is the column of li
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 
 def unnested(schema: pa.Schema) -> pa.Schema:
@@ -17,22 +18,33 @@ def unnested(schema: pa.Schema) -> pa.Schema:
     )
 
 
-def holders(schema: pa.Schema, names: Sequence[str]) -> list[str]:
-    """Columns of the file, as it has them, in which some columns stand."""
-    return [
-        field.name
-        for field in schema
-        if any(name in names for name, *_ in _leaves(field.name, field.type))
-    ]
+def stored_paths(file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
+    """Paths of what a file stores of some columns: no other field of their structs is read."""
+    stored = [file.schema.column(number).path for number in range(len(file.schema))]
+    paths, place = [], 0
+    for field in file.schema_arrow:
+        for name, _, kind in _leaves(field.name, field.type):
+            if name in names:
+                paths += stored[place : place + _num_stored(kind)]
+            place += _num_stored(kind)
+    return paths
 
 
 def column_of(rows: pa.RecordBatch, name: str) -> pa.Array:
     """A column of `unnested` out of rows as the file has them."""
-    for field in rows.schema:
+    for number, field in enumerate(rows.schema):
         for found, path, _ in _leaves(field.name, field.type):
             if found == name:
-                return _taken(rows.column(field.name), path)
+                return _taken(rows.column(number), path)
     raise KeyError(name)
+
+
+def _num_stored(kind: pa.DataType) -> int:
+    """Columns that a file stores of a type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _num_stored(kind.storage_type)
+    fields = [kind.field(number) for number in range(kind.num_fields)]
+    return sum(_num_stored(field.type) for field in fields) if fields else 1
 
 
 def _leaves(name: str, kind: pa.DataType) -> Iterator[tuple[str, tuple[str, ...], pa.DataType]]:

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.prepare.column_types import ColumnType
-from cdp_torchrec.data.prepare.nested_columns import column_of, holders, unnested
+from cdp_torchrec.data.prepare.nested_columns import column_of, stored_paths, unnested
 from cdp_torchrec.data.schema import DatasetError
 
 _ROWS = 1 << 16
@@ -69,7 +69,7 @@ class ParquetTable:
         for number, path in enumerate(self.paths):
             first = 0
             with _open_parquet(path) as file, _reading_parquet(path):
-                read = holders(file.schema_arrow, self.schema.names)
+                read = stored_paths(file, self.schema.names)
                 for batch in file.iter_batches(size, columns=read):
                     columns = [
                         _converted(column_of(batch, field.name), field, path, first)
@@ -250,6 +250,10 @@ def _reading_parquet(path: Path) -> Generator[None]:
         yield
     except DatasetError:
         raise
+    except pa.ArrowNotImplementedError as error:  # such as categories in lists, over several pages
+        raise DatasetError(
+            f"{path}: damaged or cut off parquet file, or of a form that is not read: {error}"
+        ) from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DatasetError(f"{path}: damaged or cut off parquet file") from error
 
