@@ -104,6 +104,24 @@ def test_a_part_may_have_no_rows(tmp_path: Path, end: str) -> None:
         main(["generic", str(tmp_path / "only.toml"), *folders])
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_part_without_quotation_marks_is_read_as_the_others_are(
+    tmp_path: Path, *, turned: bool
+) -> None:
+    """Inches stand in the titles of some days, and of others not."""
+    inches = [f'{row},19" wide' for row in ROWS[:200]]
+    plain = [f"{row},wide" for row in ROWS[200:]]
+    parts = [plain, inches] if turned else [inches, plain]
+    files = [part(tmp_path, n, rows, f"{HEADER},kind") for n, rows in enumerate(parts)]
+    found = tomllib.loads(draft_mapping(files, mapping="m.toml"))
+    assert found["tables"]["part_0"]["quote"] == "none"
+    splits = load_schema(prepared(tmp_path, *files)).splits
+    assert sum(split.impressions for split in splits.values()) == 400
+    quoted = part(tmp_path, 3, [f'{row},"wide"' for row in ROWS[:9]], f"{HEADER},kind")
+    with pytest.raises(DatasetError, match=r"part-3.csv: it has the columns .* written otherwise"):
+        draft_mapping([*files, quoted], mapping="m.toml")
+
+
 @pytest.mark.parametrize(
     ("cell", "encoding"), [('19" wide', "utf-8"), ("caf\u00e9", "latin-1"), ('"a, b"', "utf-8")]
 )

@@ -169,8 +169,12 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
     forms = (first.form, other.form)
     if first.form == other.form:
         return True
-    if other.num_rows == 0 and all(forms):  # a header does not say how cells are written
-        alike = replace(other.form, quote=first.form.quote, encoding=first.form.encoding)
+    if first.form and other.form:
+        alike = other.form
+        if not (first.has_quotes and other.has_quotes):
+            alike = replace(alike, quote=first.form.quote)
+        if other.num_rows == 0:  # nor does a header say of which encoding cells are
+            alike = replace(alike, encoding=first.form.encoding)
         if alike == first.form:
             return True
     if any(form and form.names for form in forms):
@@ -184,7 +188,11 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
 
 def _with_part(table: SniffedFile, file: SniffedFile) -> SniffedFile:
     missing = tuple(dict.fromkeys((*table.missing, *file.missing)))
-    return replace(table, more=(*table.more, file.path), missing=missing)
+    table = replace(table, more=(*table.more, file.path), missing=missing)
+    if table.form and file.form and file.has_quotes and not table.has_quotes:
+        form = replace(table.form, quote=file.form.quote)
+        return replace(table, form=form, has_quotes=True)
+    return table
 
 
 # --- features ------------------------------------------------------------------------------------

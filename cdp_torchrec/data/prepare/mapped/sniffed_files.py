@@ -58,6 +58,8 @@ class SniffedFile:
     """Texts in it that stand for nothing."""
     more: tuple[Path, ...] = ()
     """Further files of the same table."""
+    has_quotes: bool = True
+    """Whether a quotation mark stands in its first lines; else it is read with any `form.quote`."""
     unread: tuple[str, ...] = ()
     """Columns that no mapping reads, with the reason."""
 
@@ -82,7 +84,8 @@ def sniff(path: Path) -> SniffedFile:
     if path.suffix in (".parquet", ".pq"):
         return _sniff_parquet(path)
     form = _sniff_format(path)
-    header = form.names or form.cells(_decode(path, form.encoding))
+    text = _decode(path, form.encoding)
+    header = form.names or form.cells(text)
     names = [name for name in header if _is_named(name)]
     rows: list[pa.RecordBatch] = []
     for batch in stream_csv(path, names, form, may_be_empty=True):
@@ -96,7 +99,9 @@ def sniff(path: Path) -> SniffedFile:
     columns = {
         name: SniffedColumn(name, _without(column, missing)) for name, column in texts.items()
     }
-    return SniffedFile(path, columns, form, missing, unread=_nameless(header))
+    return SniffedFile(
+        path, columns, form, missing, has_quotes='"' in text, unread=_nameless(header)
+    )
 
 
 def _without(values: list[Any], missing: Sequence[str]) -> list[Any]:
