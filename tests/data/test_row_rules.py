@@ -157,12 +157,15 @@ def test_ids_that_programs_print_for_nothing_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     """A mapping may not name them, and a draft has looked at the first rows only."""
-    rows = [row | ({"category": text} if row["item"] == "a" else {}) for row in two_days()]
+    rows = [row | ({"user": text} if row["page"] == "p1" else {}) for row in two_days()]
+    rows = [row | ({"category": text} if row["item"] == "a" else {}) for row in rows]
     write_csv(tmp_path / "untold" / "log.csv", rows)
     write_csv(tmp_path / "told" / "log.csv", rows)
     prepare(tmp_path / "untold", IMPRESSIONS)
-    said = f"log.csv: '{text}' is an id like any other in 3 of 6 rows of 'category'"
+    said = f"log.csv: '{text}' is an id like any other in 2 of 6 rows of 'user'"
     assert said in caplog.text
+    assert "rows of 'category'" not in caplog.text  # a category may be called so
     caplog.clear()
-    prepare(tmp_path / "told", IMPRESSIONS, f"tables.log.missing=['{text}']")
+    only = "log.only={column='user', filled=true}"
+    prepare(tmp_path / "told", IMPRESSIONS, f"tables.log.missing=['{text}']", only)
     assert "an id like any other" not in caplog.text

@@ -36,14 +36,26 @@ def load_tables(
         for number, (name, table) in enumerate(mapping.tables.items())
     }
     for name, table in tables.items():
-        _doubt_ids(connection, table, [c for c, is_id in columns[name].items() if is_id])
+        named = [column for of_table, column in _identities(mapping) if of_table == name]
+        _doubt_names(connection, table, [*dict.fromkeys(named)])
     return tables
 
 
-def _doubt_ids(
+def _identities(mapping: MappingConfig) -> Iterator[tuple[str, str]]:
+    """(table, column) of users, items and requests: what is one there, is one everywhere."""
+    log = mapping.log
+    for column in (log.user, log.item, *log.request):
+        yield log.table, column
+    for behaviour in mapping.behaviours.values():
+        if behaviour.table is not None:
+            for column in filter(None, (behaviour.user, *behaviour.item)):
+                yield behaviour.table, column
+
+
+def _doubt_names(
     connection: duckdb.DuckDBPyConnection, table: RawTable, names: Sequence[str]
 ) -> None:
-    """Say which columns of ids hold texts that programs print where there is nothing."""
+    """Say which columns hold texts that programs print where there is nothing."""
     texts = ", ".join(map(quoted, PRINTED_NOTHING))
     found = []
     for name in names:
