@@ -152,7 +152,8 @@ def _own(table: str, log: GuessedLog) -> list[str]:
         lines.append(f"action = {toml_value(log.action.column.name)} # {log.action.why}")
         if shown(log.action.column):
             name, wanted = log.action.column.name, done(log.action.column)
-            lines.append(f"only = {{column = {toml_value(name)}, one_of = {toml_value(wanted)}}}")
+            only = f"only = {{column = {toml_value(name)}, one_of = {toml_value(wanted)}}}"
+            lines.append(f"{only} # all others are left out: are all named that users did?")
     time = ", ".join(line.partition(" # ")[0] for line in _time(log.time.column))
     return [*lines, f"time = {{{time}}} # {_span(log.time.column)}"]
 
