@@ -16,6 +16,9 @@ from .conftest import CLOSE, NAME, Server
 
 _DTYPES = {"BYTES": np.object_, "INT64": np.int64, "FP32": np.float32}
 
+# A client that is closed would close itself again when it is collected, in whatever thread.
+del triton.InferenceServerClient.__del__
+
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[triton.InferenceServerClient]:
