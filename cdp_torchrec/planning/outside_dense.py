@@ -54,6 +54,7 @@ def _as_run(
         elif isinstance(inner, EmbeddingCollection):
             inner.forward = _singles(inner, workload)
     try:
+        module.to("meta")  # layers that were made on a device, too
         given = tuple(make_inputs(workload.batch_size))
         inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), given)
         with OperationCounter() as counter:

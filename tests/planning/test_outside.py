@@ -81,6 +81,14 @@ def model_alone() -> nn.Module:
     return model
 
 
+def layers_on_the_cpu() -> tuple[nn.Module, object]:
+    """A model whose tables alone are on the meta device."""
+    model, inputs = small_model()
+    assert isinstance(model, nn.Module)
+    model.layer = nn.Linear(16, 8)
+    return model, inputs
+
+
 def wrong_inputs() -> tuple[nn.Module, object]:
     """Arguments that cannot be made."""
     return model_alone(), lambda batch_size: {}["dense"]
@@ -159,6 +167,10 @@ def test_a_model_of_a_function_runs_on_the_meta_device_without_its_lookups() -> 
     assert cost.flops == 2 * 3 * 64 * 16 * 8 * (1 + 5)
     alone = count_outside(made("model_alone"))
     assert alone.flops == 2 * 3 * 64 * 16 * 8, "its linear layer, once for each impression"
+
+
+def test_only_the_tables_of_a_function_need_to_be_on_the_meta_device() -> None:
+    assert count_outside(made("layers_on_the_cpu")) == count_outside(made("small_model"))
 
 
 @pytest.mark.parametrize(("function", "dense"), [("tables_alone", 0), ("text_embeddings", 18)])
