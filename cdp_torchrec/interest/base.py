@@ -98,7 +98,7 @@ def missing(name: str) -> str:
     """What to say of a sequence that a module reads and was not given, such as recent."""
     return (
         f"InterestInput.{name} is missing: expected a BehaviourSequence, with an index as from "
-        "data.sequence_index.index_sequences"
+        "cdp_torchrec.data.history.sequence_index.index_sequences"
     )
 
 

@@ -32,7 +32,7 @@ class BehaviourSequence:
     """What was done: the action type (click, view ...), then the attributes of the behaviour (dwell
     time, price, tags), [L, D_action]; width 0 where the log has none."""
     index: SequenceIndex
-    """Whose behaviours they are, as from `data.sequence_index.index_sequences`."""
+    """Whose behaviours they are, as from `data.history.sequence_index.index_sequences`."""
 
     def per_candidate(self, attend: Callable[..., Tensor], *of_blocks: Sequence[Any]) -> Tensor:
         """Results in the order of impressions, [B, ...].
