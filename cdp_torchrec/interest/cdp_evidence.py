@@ -33,7 +33,7 @@ class EvidenceCdp(CdpInterest[EvidenceDenoiser]):
 
         The latents are detached: the loss would be smallest if all behaviours were the same.
         """
-        part, count = self.pooling.of_part(inputs.part)
+        part, count = self.pooling.of_part(inputs)
         x, whole = part.detach(), pooled.latent.detach()
         useful = ((count > 0) & (count < pooled.count)).to(x.dtype)
         error = self.denoiser.predict(x, count, modulation) - whole

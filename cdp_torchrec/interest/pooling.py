@@ -58,30 +58,29 @@ class HistoryPooling(nn.Module):
         """z_0 of every impression.
 
         Raises:
-            ValueError: the inputs lack a pool, or it has other segments than the settings say.
+            ValueError: the inputs lack a pool, or it has another shape than they and the settings
+                say.
         """
         if self.attention is not None:
             mean, count = self.attention.pool(inputs)
         else:
             assert self.mean is not None
-            pool = _checked(inputs.pool, "pool", self.num_segments)
+            pool = _checked(inputs.pool, "pool", self.num_segments, inputs.item)
             mean, count = self.mean(pool), pool.lengths.sum(dim=1)
             if self.shift is not None:
-                mean = mean + self.shift(_checked(inputs.daypart, "daypart", self.num_dayparts))
+                daypart = _checked(inputs.daypart, "daypart", self.num_dayparts, inputs.item)
+                mean = mean + self.shift(daypart)
         present = count.unsqueeze(1) > 0
         latent = normalise(mean, self.latent_norm).where(present, self.null_latent)
         return PooledHistory(latent=latent, mean=mean, count=count)
 
-    def of_part(self, part: GatedPool | None) -> tuple[Tensor, Tensor]:
+    def of_part(self, inputs: InterestInput) -> tuple[Tensor, Tensor]:
         """Latent of a part of the behaviours whatever their recency [B, D], and their number [B].
 
-        Args:
-            part: InterestInput.part.
-
         Raises:
-            ValueError: it is missing, or has other segments than there are dayparts.
+            ValueError: the inputs lack it, or it has another shape than they and the dayparts say.
         """
-        part = _checked(part, "part", self.num_dayparts)
+        part = _checked(inputs.part, "part", self.num_dayparts, inputs.item)
         count = part.lengths.sum(dim=1)
         mean = part.sums.sum(dim=1) / count.clamp(min=1.0).unsqueeze(1)
         if self.shift is not None:
@@ -137,20 +136,26 @@ class DaypartShift(nn.Module):
         return shift / pool.lengths.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
-def _checked(pool: GatedPool | None, name: str, num_segments: int) -> GatedPool:
+def _checked(pool: GatedPool | None, name: str, num_segments: int, item: Tensor) -> GatedPool:
+    """The pool, if it has the segments that are expected and a row for each target item [B, D].
+
+    One row or column would be taken for all, without a word.
+    """
     if pool is None:
         raise ValueError(f"InterestInput.{name} is missing: expected sums and lengths")
     for part, values, axes in (("sums", pool.sums, 3), ("lengths", pool.lengths, 2)):
+        where = f"InterestInput.{name}.{part}"
         if values.dim() != axes:
             shape = "[B, K, D]" if part == "sums" else "[B, K]"
-            raise ValueError(
-                f"InterestInput.{name}.{part}: expected {shape}, found {list(values.shape)}"
-            )
-        found = values.shape[1]
-        if found != num_segments:
-            raise ValueError(
-                f"InterestInput.{name}.{part}: expected {num_segments} segments, found {found}"
-            )
+            raise ValueError(f"{where}: expected {shape}, found {list(values.shape)}")
+        if (found := values.shape[1]) != num_segments:
+            raise ValueError(f"{where}: expected {num_segments} segments, found {found}")
+        if (found := values.shape[0]) != item.shape[0]:
+            raise ValueError(f"{where}: expected {item.shape[0]} impressions, found {found}")
+    if (found := pool.sums.shape[2]) != item.shape[1]:
+        raise ValueError(
+            f"InterestInput.{name}.sums: expected width {item.shape[1]}, found {found}"
+        )
     return pool
 
 

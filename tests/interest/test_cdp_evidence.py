@@ -44,7 +44,7 @@ def test_the_loss_is_the_error_in_the_whole_as_seen_from_a_part(make_module, mak
 def test_a_part_is_read_by_the_time_of_day_as_the_whole_is(make_module, make_inputs, dims):
     dims = replace(dims, dayparts=3)
     module, inputs = make_module(PRESET, dims=dims), make_inputs(dims, batch=40)
-    x, count = module.pooling.of_part(inputs.part)
+    x, count = module.pooling.of_part(inputs)
     modulation = module.denoiser.modulation(module.condition(inputs).condition)
     error = module.denoiser.predict(x, count, modulation) - module.pooling(inputs).latent
     useful = (count > 0) & (count < inputs.pool.lengths.sum(dim=1))
@@ -52,7 +52,7 @@ def test_a_part_is_read_by_the_time_of_day_as_the_whole_is(make_module, make_inp
     found = module(inputs).losses["noise_loss"]
     torch.testing.assert_close(found, error.square().mean(dim=1) * useful)
     one = inputs.part.sums.sum(dim=1, keepdim=True), inputs.part.lengths.sum(dim=1, keepdim=True)
-    blind = make_module(PRESET).pooling.of_part(GatedPool(*one))[0]
+    blind = make_module(PRESET).pooling.of_part(replace(inputs, part=GatedPool(*one)))[0]
     assert (x - blind)[useful].abs().amax(dim=1).min() > 1e-4
 
 

@@ -102,7 +102,7 @@ def test_the_time_of_day_adds_a_map_of_each_part_to_the_mean():
     expected = mean + torch.stack(mapped).mean(dim=0)
     torch.testing.assert_close(module(inputs).latent[0], expected)
     # A part that is all of the behaviours is the same latent.
-    latent, count = module.of_part(by_time)
+    latent, count = module.of_part(replace(inputs, part=by_time))
     torch.testing.assert_close(latent[0], expected)
     assert count.tolist() == [6.0]
 
@@ -185,8 +185,8 @@ def test_emitting_nothing_or_twice_the_same_is_refused(parts):
         PooledConfig(kind="pooled", emit=parts)
 
 
-def test_pools_that_are_missing_or_have_other_segments_are_refused(make_inputs, make_module):
-    """Fails where one segment is read as if it were seven: sums broadcast."""
+def test_pools_that_are_missing_or_of_another_shape_are_refused(make_inputs, make_module):
+    """Fails where one segment, row or column is read as if it were all: sums broadcast."""
     module = make_module("interest/cdp")
     inputs = make_inputs(num_segments=7)
     for changed, message in [
@@ -195,6 +195,22 @@ def test_pools_that_are_missing_or_have_other_segments_are_refused(make_inputs, 
         (
             replace(inputs, pool=replace(inputs.pool, lengths=inputs.pool.lengths[:, 0])),
             r"pool\.lengths: expected \[B, K\], found \[\d+\]",
+        ),
+        (
+            replace(inputs, pool=replace(inputs.pool, sums=inputs.pool.sums[:1])),
+            r"pool\.sums: expected 12 impressions, found 1",
+        ),
+        (
+            replace(inputs, pool=replace(inputs.pool, lengths=inputs.pool.lengths[:1])),
+            r"pool\.lengths: expected 12 impressions, found 1",
+        ),
+        (
+            replace(inputs, pool=replace(inputs.pool, sums=inputs.pool.sums[:, :, :1])),
+            r"pool\.sums: expected width \d+, found 1",
+        ),
+        (
+            replace(inputs, part=replace(inputs.part, sums=inputs.part.sums[:1])),
+            r"part\.sums: expected 12 impressions, found 1",
         ),
         (replace(inputs, part=None), r"InterestInput\.part is missing"),
         (replace(inputs, part=inputs.pool), r"part\.sums: expected 1 segments, found 7"),
