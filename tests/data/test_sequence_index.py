@@ -1,5 +1,7 @@
 """Blocks hold every behaviour and every impression once, whatever the lengths."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -199,3 +201,18 @@ def test_a_masked_place_never_outranks_a_real_one_with_a_negative_score() -> Non
     """Scores multiplied by the mask would give padding a score of 0."""
     weights = masked_softmax(torch.tensor([[0.0, -5.0]]), torch.tensor([[False, True]]))
     assert weights.tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lengths": np.array([2, 2])}, r"item_id: expected 4 behaviours.*found 5"),
+        ({"item_id": np.arange(4)}, r"item_id: expected 5 behaviours.*found 4"),
+        ({"age_s": np.ones(3)}, r"age_s: expected 5 behaviours.*found 3"),
+        ({"sequence": np.array([0, 2])}, r"sequence: expected less than 2.*found 2"),
+    ],
+)
+def test_columns_that_do_not_go_together_are_refused(changed, message) -> None:
+    """Fails where a place of padding is read as a behaviour, or a behaviour is left out."""
+    with pytest.raises(ValueError, match=message):
+        index_sequences(replace(columns([2, 3], np.array([0, 1])), **changed), batch_size=4)

@@ -118,7 +118,11 @@ def index_sequences(
         blocks: how sequences are grouped. "one" needs two places of padding, whose impressions
             read the last sequence; behaviours that it adds come after all others.
         shortest: length of the one block, if no sequence is longer.
+
+    Raises:
+        ValueError: the columns do not go together.
     """
+    _check(columns)
     if blocks == "one":
         columns = _with_two_sequences(columns, batch_size)
     num_behaviours = len(columns.item_id)
@@ -173,6 +177,23 @@ def index_sequences(
         size=_floats(columns.size),
         attributes=_floats(columns.attributes),
     )
+
+
+def _check(columns: SequenceColumns) -> None:
+    """Refuse what would be read as other behaviours, or as none, without a word."""
+    expected = int(columns.lengths.sum())
+    for name in ("item_id", "category_id", "age_s", "size", "attributes"):
+        values = getattr(columns, name)
+        if values is not None and len(values) != expected:
+            raise ValueError(
+                f"SequenceColumns.{name}: expected {expected} behaviours, the sum of lengths, "
+                f"found {len(values)}"
+            )
+    if columns.sequence.max(initial=-1) >= len(columns.lengths):
+        raise ValueError(
+            f"SequenceColumns.sequence: expected less than {len(columns.lengths)}, the number of "
+            f"sequences, found {columns.sequence.max()}"
+        )
 
 
 @dataclass(frozen=True)
