@@ -54,6 +54,17 @@ def test_the_example_in_plain_pytorch_trains_every_parameter() -> None:
     assert torch.equal(part[part > 0], history[part > 0])
 
 
+def test_the_example_with_sequences_scores_each_request_as_if_it_were_alone() -> None:
+    names: dict[str, Any] = {}
+    exec(example("cdp_torchrec/interest/README.md", "class SequenceRanker"), names)
+    model = names["model"]
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    reached = model.item.weight.grad.abs().sum(1).nonzero().squeeze(1)
+    assert reached.tolist() == [4, 5, 6, 7, 8, 9]  # 8 was never a candidate
+    alone = names["index_of"]([[5]], [[60.0]], num_candidates=[3])
+    torch.testing.assert_close(model(torch.tensor([5, 6, 7]), alone), names["logits"][2:])
+
+
 def test_the_example_with_torchrecs_dlrm_trains_every_parameter() -> None:
     names: dict[str, Any] = {}
     exec(example("cdp_torchrec/interest/README.md", "class DLRMWithCdp"), names)
