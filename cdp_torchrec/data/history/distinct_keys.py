@@ -1,7 +1,9 @@
-"""The distinct ones of some integers."""
+"""Pairs of a number and a code as one integer, and the distinct ones of them."""
 
 import numpy as np
 
+CODE_BITS = 32
+"""A key is (number << CODE_BITS) | code."""
 _FEW = 256
 """Keys up to which Python's set finds the distinct ones sooner than numpy: those of a request."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cdp_torchrec.data.history.behaviour_clusters import clusters_before
 from cdp_torchrec.data.history.behaviour_values import attribute_codes, attribute_matrix
-from cdp_torchrec.data.history.distinct_keys import distinct
+from cdp_torchrec.data.history.distinct_keys import CODE_BITS, distinct
 from cdp_torchrec.data.history.found import FoundHistories
 from cdp_torchrec.data.history.sequence_index import SequenceColumns
 from cdp_torchrec.data.history.store import BehaviourSource
@@ -26,8 +26,7 @@ from cdp_torchrec.data.jagged_codes import JaggedCodes
 from cdp_torchrec.data.layout import WHOLE_KEY, FeatureLayout
 from cdp_torchrec.data.request_files import Impressions
 
-_CODE_BITS = 32
-_CODE_MASK = (1 << _CODE_BITS) - 1
+_CODE_MASK = (1 << CODE_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,8 @@ class HistoryReader:
         category = np.zeros(len(request), dtype=np.int64)
         if self._layout.category_key is not None:
             category = impressions.candidate[self._layout.category_key].astype(np.int64)
-        groups, index = distinct((request << _CODE_BITS) | category)
-        request, category = groups >> _CODE_BITS, groups & _CODE_MASK
+        groups, index = distinct((request << CODE_BITS) | category)
+        request, category = groups >> CODE_BITS, groups & _CODE_MASK
         before = impressions.request["timestamp"][request]
         behaviours, slices = self._store.gated(
             impressions.request[self._owner][request], category, before

@@ -5,14 +5,13 @@
 import numpy as np
 
 from cdp_torchrec.data.history.dayparts import split_by_daypart
-from cdp_torchrec.data.history.distinct_keys import distinct
+from cdp_torchrec.data.history.distinct_keys import CODE_BITS, distinct
 from cdp_torchrec.data.history.found import FoundHistories, segment_edges
 from cdp_torchrec.data.history.sub_sample import draw_part
 from cdp_torchrec.data.jagged_codes import JaggedCodes
 from cdp_torchrec.data.layout import DAYPART_KEY, PART_KEY, POOL_KEY
 from cdp_torchrec.keyed_random import impression_key
 
-_CODE_BITS = 32
 _BUCKETS = 1 << 16
 _MOST_PAIRS = 1 << 14
 """Pairs of an impression and a behaviour up to which all are compared: those of a request."""
@@ -93,13 +92,13 @@ def _search(
         Number of the pair of history and item of each such behaviour, its place among all
         behaviours, its history; how many pairs there are, and the pair of each impression.
     """
-    wanted, place = distinct((index << _CODE_BITS) | item_id)
+    wanted, place = distinct((index << CODE_BITS) | item_id)
     # A look into a small table spares nearly all behaviours the search, however long histories are.
     is_wanted = np.zeros(_BUCKETS, dtype=bool)
     is_wanted[item_id % _BUCKETS] = True
     places = np.flatnonzero(is_wanted[histories.items % _BUCKETS])
     owner = histories.slices.ends.searchsorted(places, side="right")
-    key = (owner << _CODE_BITS) | histories.items[places]
+    key = (owner << CODE_BITS) | histories.items[places]
     found = np.minimum(np.searchsorted(wanted, key), len(wanted) - 1)
     is_match = wanted[found] == key
     return found[is_match], places[is_match], owner[is_match], len(wanted), place

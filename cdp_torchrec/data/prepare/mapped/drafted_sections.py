@@ -8,13 +8,11 @@ import numpy as np
 
 from cdp_torchrec.config.keys import toml_key, toml_value
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.mapped.guessed_clicks import done, shown, unread_labels
 from cdp_torchrec.data.prepare.mapped.guessed_log import Attributes, GuessedLog, table_name
 from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
-    done,
     guess_category,
-    shown,
-    unread_labels,
 )
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from cdp_torchrec.config.keys import toml_value
+from cdp_torchrec.data.prepare.mapped.guessed_clicks import clicks, guess_action, guess_label
 from cdp_torchrec.data.prepare.mapped.guessed_roles import (
     Guess,
-    clicks,
-    guess_action,
     guess_clicked,
     guess_item,
-    guess_label,
     guess_request,
     guess_request_of_lists,
     guess_time,

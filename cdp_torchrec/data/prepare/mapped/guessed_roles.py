@@ -1,15 +1,12 @@
 """Which column of a log is its user, its item, its time ...: guesses by names and values."""
 
 import re
-import tomllib
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cdp_torchrec.config.keys import toml_value
 from cdp_torchrec.data.prepare.leaks import LeakMeter
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn, groups
 from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile
@@ -21,13 +18,8 @@ _ITEM = (
     r"|song|track|book|listing)s?(_?ids?)?(_list|_inview)?$|^(parent_)?asin$"
 )
 _TIME = r"time|date|(^|_)ts$|_at$|when"
-_LABEL = r"^(is_?)?(click|clicked|clk|label|labels|target|clicks|click_cnt|click_count)$"
-_ONES = {"1", "1.0"}
-_YES, _NO = {"true", "t", "yes", "y"}, {"false", "f", "no", "n"}
-_CLICKED = r"click|clk"
-_EARLIER = r"(^|_)(last|latest|recent|prev|previous)_"
-_RATING = r"^(rating|score|stars)s?$"
-_ACTION = r"behaviou?r|action|event|btag|^type$"
+CLICKED = r"click|clk"
+"""Names of columns that say something of a click."""
 _REQUEST = r"(request|impression|search|query|session|page|serve|list|batch|pv)_?(view)?_?(id)?$"
 _CATEGORY = r"categor|kategor|(^|_)cat(e)?s?(_?ids?)?($|_)|genre|^tags?$|topic|section|department"
 _IDS = rf"ids?$|_(code|no)s?$|{_CATEGORY}"
@@ -35,8 +27,6 @@ _LATER = (
     r"play|dwell|read_time|stay|(^|_)(is_)?(like|follow|share|comment|forward|hate|favou?r)|purchas"
     r"|^next_|conver|(^|_)(buy|pay|order)|revenue|nonclk|long_view|scroll|watch"
 )
-_SHOWN = {"impression", "impressions", "imp", "show", "shown", "exposure", "expose", "display"}
-_VERBS = {"pv", "view", "click", "cart", "fav", "buy", "purchase", "order", "like", "play", "share"}
 _ROLES: tuple[tuple[str, Role], ...] = (
     (r"query|keyword|search|term", "query"),
     (r"user|(^|_)(age|gender|sex|postcode|zip)($|_)|member|subscri|occupation|income", "user"),
@@ -83,21 +73,19 @@ def _plain(name: str) -> str:
 def guess_user(file: SniffedFile) -> Guess | None:
     """The column with the user."""
     found = [c for c in by_name(file, _USER) if not c.is_list]
-    return _first(found, "by its name") or _unnamed(file, 0)
+    return first_of(found, "by its name") or _unnamed(file, 0)
 
 
 def guess_item(file: SniffedFile) -> Guess | None:
     """The column with the item or the list of items."""
-    found = [
-        c for c in by_name(file, _ITEM) if not _is_date(c) and c not in by_name(file, _CLICKED)
-    ]
+    found = [c for c in by_name(file, _ITEM) if not _is_date(c) and c not in by_name(file, CLICKED)]
     lists = [c for c in found if c.is_list or item_separator(c)]
     clicked = guess_clicked(file)
     if lists and clicked:  # not those of a history, where structs say which of them were clicked
         lists.sort(key=lambda c: _struct(c) != _struct(clicked.column))
         return Guess(lists[0], "lists, by its name")
     found.sort(key=lambda column: len(column.there) < len(column.values))
-    return _first(found, "by its name") or _unnamed(file, 1)
+    return first_of(found, "by its name") or _unnamed(file, 1)
 
 
 def item_separator(column: SniffedColumn) -> str | None:
@@ -123,9 +111,11 @@ def guess_time(file: SniffedFile) -> Guess | None:
     named.sort(key=lambda c: re.search(f"{_USER}|{_ITEM}", _plain(_struct(c))) is not None)
     # One that tells the time of day goes before a date, and the time of a click comes last.
     named.sort(key=lambda c: (c.moment() or ("", None))[1] in ("%Y-%m-%d", "%Y%m%d"))
-    clicked = by_name(file, _CLICKED)
+    clicked = by_name(file, CLICKED)
     named.sort(key=lambda c: c in clicked)
-    return _first(named, "by its name and its values") or _first(moments, "its values are moments")
+    return first_of(named, "by its name and its values") or first_of(
+        moments, "its values are moments"
+    )
 
 
 def _struct(column: SniffedColumn) -> str:
@@ -151,87 +141,9 @@ def said_unread_times(file: SniffedFile) -> str:
     )
 
 
-def guess_action(file: SniffedFile) -> Guess | None:
-    """The column with what was done."""
-    for column in file.columns.values():
-        values = {str(value) for value in column.there[:5000]}
-        if not column.is_list and 1 < len(values) <= 20 and values & _VERBS:
-            return Guess(column, f"its values are {', '.join(sorted(values)[:5])}")
-    texts = [c for c in by_name(file, _ACTION) if not (c.is_list or c.is_number or c.moment())]
-    return _first([c for c in texts if 1 < c.num_distinct <= 20 and done(c)], "by its name")
-
-
-def guess_label(file: SniffedFile) -> tuple[Guess, str] | None:
-    """The column with the clicks, and the rule for them in TOML."""
-    time = guess_time(file)
-    for column in by_name(file, _LABEL):
-        if time and column is time.column:
-            continue  # a log of clicks
-        if _tells_by_being_there(column) or _says_yes_or_nothing(column):
-            return Guess(column, "by its name; it is empty where nobody clicked"), "filled = true"
-        if column.is_number:
-            return Guess(column, "by its name"), "above = 0"
-        values = {str(value) for value in column.there}
-        yes = {value for value in values if value.strip().lower() in _YES}
-        no = {value for value in values if value.strip().lower() in _NO}
-        if yes and no and yes | no == values:
-            return Guess(column, "by its name"), f"one_of = {toml_value(sorted(yes))}"
-    earlier = by_name(file, _EARLIER)
-    for column in by_name(file, _CLICKED):
-        is_time = time is not None and column is time.column
-        if _tells_by_being_there(column) and not is_time and column not in earlier:
-            return Guess(column, "a moment where somebody clicked, else empty"), "filled = true"
-    for column in by_name(file, _RATING):
-        if column.is_number:
-            return Guess(column, "by its name; 4 and more count as a click"), "above = 3"
-    if any(map(is_unnamed, file.columns.values())):
-        for column in file.columns.values():
-            values = {float(v) for v in column.there} if column.is_number else set()
-            if 1 < len(values) <= 10 and max(values) <= 10:
-                above = "above = 0" if max(values) == 1 else "above = 3"
-                return Guess(column, f"few numbers, up to {max(values):g}"), above
-    return None
-
-
-def _tells_by_being_there(column: SniffedColumn) -> bool:
-    """Whether a column has the moment of a click, and nothing without one."""
-    return 0 < len(column.there) < len(column.values) and column.moment() is not None
-
-
-def _says_yes_or_nothing(column: SniffedColumn) -> bool:
-    values = {str(value).strip().lower() for value in column.there}
-    return len(column.there) < len(column.values) and len(values) == 1 and values <= _ONES | _YES
-
-
-def clicks(label: SniffedColumn, rule: str) -> np.ndarray:
-    """Which rows are clicks by a rule of `guess_label`, bool [n]."""
-    wanted = tomllib.loads(rule)
-    if "filled" in wanted:
-        return np.array([value is not None for value in label.values])
-    if "one_of" in wanted:
-        return np.array([value in wanted["one_of"] for value in label.values])
-    return np.array([v is not None and float(v) > wanted["above"] for v in label.values])
-
-
-def done(action: SniffedColumn) -> list[str]:
-    """What a column of actions says that users did, most frequent first; not what they saw."""
-    counts = Counter(sorted(map(str, action.there)))
-    return [value for value, _ in counts.most_common() if value.strip().lower() not in _SHOWN]
-
-
-def shown(action: SniffedColumn) -> list[str]:
-    """What a column of actions says that users saw."""
-    return sorted({str(value) for value in action.there} - {*done(action)})
-
-
-def unread_labels(file: SniffedFile) -> list[SniffedColumn]:
-    """Columns that are called a label, of a file in which `guess_label` finds none."""
-    return by_name(file, _LABEL)
-
-
 def guess_clicked(file: SniffedFile) -> Guess | None:
     """The column with the clicked items of a request."""
-    return _first(by_name(file, _CLICKED), "by its name")
+    return first_of(by_name(file, CLICKED), "by its name")
 
 
 def guess_request(
@@ -381,5 +293,6 @@ def _unnamed(file: SniffedFile, place: int) -> Guess | None:
     return Guess(ids[place], f"the {which} column of ids") if place < len(ids) else None
 
 
-def _first(columns: Sequence[SniffedColumn], why: str) -> Guess | None:
+def first_of(columns: Sequence[SniffedColumn], why: str) -> Guess | None:
+    """The first of some columns, if there is one."""
     return Guess(columns[0], why) if columns else None
