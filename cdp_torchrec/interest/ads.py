@@ -31,7 +31,7 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.config.attention import AdsConfig
 from cdp_torchrec.interest.output import InterestVector
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.sequence import BehaviourSequence
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +122,7 @@ class BehaviourModulation(nn.Module):
         """
         first = sequence.index.first_impression
 
-        def modulate(block: SequenceBlock) -> Tensor:
-            behaviours = gather(features, block.behaviour)
+        def modulate(block: SequenceBlock, behaviours: Tensor) -> Tensor:
             request = first.index_select(0, block.sequence)
             weights = self.meta(scene.index_select(0, request), domain.index_select(0, request))
             w_1, b_1, w_2, b_2 = weights.split(self.sizes, dim=1)
@@ -132,7 +131,7 @@ class BehaviourModulation(nn.Module):
             added = hidden.relu() @ w_2.unflatten(1, (width, dim)) + b_2.unsqueeze(1)
             return behaviours + added
 
-        return sequence.per_behaviour(modulate)
+        return sequence.per_behaviour(modulate, features)
 
 
 class MetaNetworks(nn.Module):

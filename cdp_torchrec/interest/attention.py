@@ -234,11 +234,26 @@ def attend(
     """
     if mask.dim() == 3:
         mask = mask.unsqueeze(1)
-    added = excluded(mask, query.dtype)
-    if bias is not None:
-        added = added + _of_heads(bias)
+    found = mask.any(dim=3, keepdim=True)
+    if bias is None:
+        q, k, v = (_heads(x, num_heads) for x in (query, keys, values))
+        # Kernels differ in what attention to nothing is, so there is always something.
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~found)
+    else:
+        added = excluded(mask, query.dtype) + _of_heads(bias)
+        attended = _attend_with_bias(query, keys, values, added, num_heads=num_heads)
+    return (attended * found).transpose(1, 2).flatten(2)
+
+
+def _attend_with_bias(
+    query: Tensor, keys: Tensor, values: Tensor, added: Tensor, *, num_heads: int
+) -> Tensor:
+    """Attention with something added to the scores, [W, H, C, A / H]; arguments as in attend.
+
+    The fused kernels of PyTorch have no gradient for what is added.
+    """
+    # Head by head: views of keys and values, for which batched products need no copies.
     attended = [
-        # Head by head: views of keys and values, for which batched products need no copies.
         torch.baddbmm(start, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5).softmax(dim=2) @ v
         for start, q, k, v in zip(
             added.expand(-1, num_heads, -1, -1).unbind(1),
@@ -246,9 +261,7 @@ def attend(
             strict=True,
         )
     ]
-    found = mask.any(dim=3, keepdim=True)
-    parts = zip(attended, found.expand(-1, num_heads, -1, -1).unbind(1), strict=True)
-    return torch.cat([part * any_found for part, any_found in parts], dim=2)
+    return torch.stack(attended, dim=1)
 
 
 def head_scores(query: Tensor, keys: Tensor, *, num_heads: int, bias: Tensor | None) -> Tensor:

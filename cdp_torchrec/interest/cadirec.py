@@ -34,6 +34,7 @@ from cdp_torchrec.interest.base import (
     missing,
 )
 from cdp_torchrec.interest.config.sequential import CadirecConfig
+from cdp_torchrec.interest.eager import is_eager_on_cpu
 from cdp_torchrec.interest.recent_sequence import keep_recent, last_state, recency
 from cdp_torchrec.interest.sasrec import next_item_loss, sasrec_encoder
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
@@ -117,7 +118,7 @@ class CadirecInterest(InterestModule):
         if "denoise_loss" in self.loss_weights:
             error = (x_0 - recent.item).square().mean(dim=1, keepdim=True)
             losses["denoise_loss"] = _mean_of_masked(error, masked, recent)
-        error, chosen = self.round(x_0, recent, stranger, key)
+        error, chosen = self.round(x_0, masked, recent, stranger, key)
         losses["rounding_loss"] = _mean_of_masked(error, masked, recent)
         if "contrastive_loss" in self.loss_weights:
             first, second = (
@@ -167,31 +168,41 @@ class CadirecInterest(InterestModule):
         return self.schedule.add_noise(item, noise, timesteps).where(masked.unsqueeze(1), item)
 
     def round(
-        self, x_0: Tensor, recent: BehaviourSequence, stranger: BehaviourSequence, key: Tensor
+        self,
+        x_0: Tensor,
+        masked: Tensor,
+        recent: BehaviourSequence,
+        stranger: BehaviourSequence,
+        key: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """How surely each vector names its item, and what else it may name.
+        """How surely the vector of each masked behaviour names its item, and what else it may name.
 
         Args:
             x_0: denoised vectors, [L, D].
+            masked: which behaviours are masked, bool [L].
             recent: the behaviours.
             stranger: behaviours whose items may be named, too.
             key: of the behaviours, int64 [L].
 
         Returns:
             Negative log likelihood of the item, [L, 1], and places of the items drawn for the
-            views, int64 [L, V], in the behaviours of strangers and then in the own ones.
+            views, int64 [L, V], in the behaviours of strangers and then in the own ones; what they
+            are for the others is of no use.
         """
+        read = _only(recent, masked)
         items = torch.cat([stranger.item, recent.item])
         ids = torch.cat([stranger.index.item_id, recent.index.item_id])
         draws = torch.stack([keyed_uniform(key, view) for view in _VIEWS], dim=1)
         rounded = [
             self._round_block(
-                block, x_0, _Offered.of(block, items, ids, stranger, self.config), draws
+                block, x_0, _Offered.of(own, items, ids, stranger, self.config), draws
             )
-            for block in recent.index.sequence_blocks
+            for own, block in zip(
+                recent.index.sequence_blocks, read.index.sequence_blocks, strict=True
+            )
         ]
-        log_total = recent.in_order([of_block[0] for of_block in rounded])
-        chosen = recent.in_order([of_block[1] for of_block in rounded])
+        log_total = read.in_order([of_block[0] for of_block in rounded])
+        chosen = read.in_order([of_block[1] for of_block in rounded])
         own = (x_0 * recent.item).sum(dim=1, keepdim=True)
         return log_total - own, chosen
 
@@ -273,6 +284,26 @@ def _detached(sequence: BehaviourSequence) -> BehaviourSequence:
         category=sequence.category.detach(),
         action=sequence.action.detach(),
     )
+
+
+def _only(recent: BehaviourSequence, masked: Tensor) -> BehaviourSequence:
+    """The behaviours, of which blocks show the masked ones alone, given bool [L].
+
+    How many these are depends on the data; where that may not be, blocks stay as they are.
+    """
+    if not is_eager_on_cpu(recent.item):
+        return recent
+
+    def shown(behaviour: Tensor) -> Tensor:
+        hit = functional.pad(masked, (0, 1))[behaviour]
+        found = hit.sort(dim=1, descending=True, stable=True)
+        most = int(found.values.any(dim=0).sum())
+        return behaviour.masked_fill(~hit, masked.shape[0]).gather(1, found.indices[:, :most])
+
+    blocks = tuple(
+        replace(block, behaviour=shown(block.behaviour)) for block in recent.index.sequence_blocks
+    )
+    return replace(recent, index=replace(recent.index, sequence_blocks=blocks))
 
 
 def _mean_of_masked(losses: Tensor, masked: Tensor, recent: BehaviourSequence) -> Tensor:

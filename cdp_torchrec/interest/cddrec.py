@@ -23,15 +23,17 @@ The public code (YuWang-1024/CDDRec) differs from its text, and ours from the co
 Left out: dropout, as everywhere here.
 """
 
-# B impressions, S sequences, L behaviours, X behaviours of strangers, M of one that are read,
-# W rows of a block, N its length, D embedding dim, T diffusion steps
+# B impressions, S sequences, L behaviours, R rows of all blocks, W of one, N its length,
+# M behaviours of a stranger, D embedding dim, T diffusion steps
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cdp_torchrec.data.history.sequence_index import SequenceBlock
 from cdp_torchrec.diffusion.schedule import NoiseSchedule
 from cdp_torchrec.interest.attention import check_heads
 from cdp_torchrec.interest.base import (
@@ -44,9 +46,10 @@ from cdp_torchrec.interest.base import (
 from cdp_torchrec.interest.cddrec_decoder import CausalAttention, ConditionDecoder
 from cdp_torchrec.interest.config.generative import CddrecConfig
 from cdp_torchrec.interest.output import NORM_EPS, InterestVector
+from cdp_torchrec.interest.pieces import in_pieces
 from cdp_torchrec.interest.recent_sequence import NextBehaviours, keep_recent, last_state, recency
 from cdp_torchrec.interest.reordering import Reordering
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.sequence import BehaviourSequence, excluded, gather
 from cdp_torchrec.interest.sequence_rows import sequence_keys
 from cdp_torchrec.interest.stranger import next_behaviours_beside, stranger_places
 from cdp_torchrec.keyed_random import Stream, further_key, keyed_normal
@@ -130,7 +133,6 @@ class CddrecInterest(InterestModule):
         """The three losses, sums over steps of 1 / t times a mean over behaviours, [B] each."""
         index = recent.index
         key = keys.index_select(0, index.owner) + recency(index)
-        other_key = keys.index_select(0, stranger.index.owner) + recency(stranger.index)
         reordering = Reordering.of(
             index,
             keys=keys,
@@ -139,41 +141,51 @@ class CddrecInterest(InterestModule):
             length=self.config.max_length,
         )
         view = reordering.apply(recent)
-        other = self.decoder.attend(self.encode(stranger), stranger)
         following = next_behaviours_beside(
             index, stranger.index, key=key, length=self.config.max_length
         )
         next_item = recent.item.index_select(0, following.positive)
-        sampled = _Steps(
-            sample=self.decoder.samples(attended, further_key(key, 0)),
-            target=self._noised(next_item, further_key(key, 2)),
-        )
+        sample = self.decoder.samples(attended, further_key(key, 0))
+        target = self._noised(next_item, further_key(key, 2))
         seen = self.decoder.attend(self.encode(view), view)
         of_view = self.decoder.samples(seen, further_key(key, 1))
-        of_stranger = _Steps(
-            sample=self.decoder.samples(other, further_key(other_key, 3)),
-            target=self._noised(stranger.item, further_key(other_key, 4)),
-        )
         losses = {}
         if "ranking_loss" in self.loss_weights:
             negative = functional.pad(stranger.item, (0, 0, 0, 1))
             negative = negative.index_select(0, following.negative)
             unseen = replace(following, weight=following.weight * ~reordering.may_see_next)
             losses["ranking_loss"] = self._mean(
-                ranking_loss(sampled.sample, sampled.target, negative), following, recent
-            ) + self._mean(ranking_loss(of_view, sampled.target, negative), unseen, recent)
+                ranking_loss(sample, target, negative), following, recent
+            ) + self._mean(ranking_loss(of_view, target, negative), unseen, recent)
+        others = self._strangers(stranger, keys, index.sequence_blocks)
+        anchor = _units(sample)
         # In the view: sample and next item. Across views: sample and sample.
         pairs = {
-            "in_view_loss": (sampled.target, of_stranger.target),
-            "cross_view_loss": (of_view, of_stranger.sample),
+            "in_view_loss": (target, others.target),
+            "cross_view_loss": (of_view, others.sample),
         }
-        for name, (partner, others) in pairs.items():
+        for name, (partner, beside) in pairs.items():
             if name in self.loss_weights:
-                per_step = self._contrast(
-                    sampled.sample, partner, others, of_stranger.sample, recent, stranger
-                )
+                per_step = self._contrast(anchor, _units(partner), beside, others, recent)
                 losses[name] = self._mean(per_step, following, recent)
         return losses
+
+    def _strangers(
+        self, stranger: BehaviourSequence, keys: Tensor, blocks: Sequence[SequenceBlock]
+    ) -> "_Strangers":
+        """What the sequences of all blocks are told from, given their keys, int64 [S]."""
+        index, sequence = stranger.index, torch.cat([block.sequence for block in blocks])
+        place = stranger_places(index, sequence, count=self.config.num_stranger_behaviours)
+        key = functional.pad(keys.index_select(0, index.owner) + recency(index), (0, 1))
+        key = key.index_select(0, place.flatten())
+        attended = self.decoder.attend(self.encode(stranger), stranger)
+        sample = self.decoder.samples(gather(attended, place).flatten(0, 1), further_key(key, 3))
+        target = self._noised(gather(stranger.item, place).flatten(0, 1), further_key(key, 4))
+        return _Strangers(
+            sample=_units(sample).unflatten(0, place.shape),
+            target=_units(target).unflatten(0, place.shape),
+            there=place < index.owner.shape[0],
+        )
 
     def _mean(
         self, per_step: Tensor, following: NextBehaviours, recent: BehaviourSequence
@@ -190,53 +202,66 @@ class CddrecInterest(InterestModule):
 
     def _contrast(
         self,
-        first: Tensor,
-        second: Tensor,
-        beside_first: Tensor,
-        beside_second: Tensor,
+        sample: Tensor,
+        partner: Tensor,
+        beside: Tensor,
+        others: "_Strangers",
         recent: BehaviourSequence,
-        stranger: BehaviourSequence,
     ) -> Tensor:
         """`step_contrast` of every behaviour with its request's stranger, [L, T].
 
         Args:
-            first: [L, T, D].
-            second: its partner, [L, T, D].
-            beside_first: what `first` is told from, [X, T, D].
-            beside_second: what `second` is told from, [X, T, D].
+            sample: unit vectors, [L, T * D].
+            partner: of each, [L, T * D].
+            beside: what `sample` is told from, [R, M, T * D].
+            others: the strangers, from whose samples `partner` is told.
             recent: the behaviours.
-            stranger: behaviours of the strangers.
         """
-        num_steps = first.shape[1]
-        own = functional.normalize(torch.stack([first, second]), dim=3).flatten(2)
-        others = functional.normalize(torch.stack([beside_first, beside_second]), dim=3).flatten(2)
-        losses = []
-        for block in recent.index.sequence_blocks:
-            places = stranger_places(
-                stranger.index, block.sequence, count=self.config.num_stranger_behaviours
+        num_steps, width = self.step_weights.shape[0], sample.shape[1]
+        num_rows = [len(block.sequence) for block in recent.index.sequence_blocks]
+
+        def contrast(
+            pairs: Tensor, beside: Tensor, there: Tensor, _start: int, _stop: int
+        ) -> Tensor:
+            vectors = (*pairs.split(width, dim=2), *beside.split(width, dim=2))
+            first, second, beside_first, beside_second = (
+                x.unflatten(2, (num_steps, -1)).transpose(1, 2) for x in vectors
             )
-            a, b = (
-                gather(x, block.behaviour).unflatten(2, (num_steps, -1)).transpose(1, 2)
-                for x in own.unbind(0)
-            )
-            c, d = (
-                gather(x, places).unflatten(2, (num_steps, -1)).transpose(1, 2)
-                for x in others.unbind(0)
-            )
-            mask = places < stranger.item.shape[0]
-            loss = step_contrast(a, b, c, d, mask, temperature=self.config.temperature)
-            losses.append(loss.transpose(1, 2))
-        return recent.in_order(losses)
+            return step_contrast(
+                first,
+                second,
+                beside_first,
+                beside_second,
+                there,
+                temperature=self.config.temperature,
+            ).transpose(1, 2)
+
+        def encode(_: SequenceBlock, pairs: Tensor, *of_block: Tensor) -> Tensor:
+            return in_pieces(contrast, pairs, *of_block)
+
+        return recent.per_behaviour(
+            encode,
+            torch.cat([sample, partner], dim=1),
+            torch.cat([beside, others.sample], dim=2).split(num_rows),
+            others.there.split(num_rows),
+        )
 
 
 @dataclass(frozen=True)
-class _Steps:
-    """What sequences give at every step."""
+class _Strangers:
+    """The last behaviours of each row's stranger at every step, as unit vectors."""
 
     sample: Tensor
-    """Samples of the decoder, [L, T, D]."""
+    """Samples of the decoder, [R, M, T * D]."""
     target: Tensor
-    """Items at the same noise level: the next ones, or a stranger's own, [L, T, D]."""
+    """The behaviours' items at the same noise level, [R, M, T * D]."""
+    there: Tensor
+    """Which of them there are, bool [R, M]."""
+
+
+def _units(x: Tensor) -> Tensor:
+    """Vectors [X, T, D] of length 1, side by side, [X, T * D]."""
+    return functional.normalize(x, dim=2).flatten(1)
 
 
 def ranking_loss(sample: Tensor, target: Tensor, negative: Tensor) -> Tensor:
@@ -271,13 +296,12 @@ def step_contrast(
         mask: which of the strangers there are, bool [W, M].
         temperature: divides the cosines.
     """
-    alike = (first * second).sum(dim=3, keepdim=True) / temperature
+    alike = (first * second).sum(dim=3) / temperature
+    missing = excluded(mask, first.dtype)[:, None, None]
     losses = []
     for anchor, others in ((first, beside_first), (second, beside_second)):
-        unlike = (anchor @ others.transpose(2, 3) / temperature).masked_fill(
-            ~mask[:, None, None], -torch.inf
-        )
-        losses.append(torch.cat([alike, unlike], dim=3).logsumexp(dim=3) - alike.squeeze(3))
+        unlike = (anchor / temperature) @ others.mT + missing
+        losses.append(functional.softplus(unlike.logsumexp(dim=3) - alike))
     return (losses[0] + losses[1]) / 2
 
 

@@ -66,13 +66,11 @@ class DienInterest(InterestModule):
 
     def extract(self, x: Tensor, recent: BehaviourSequence) -> Tensor:
         """GRU state after each behaviour (eqs. 2-5), [L, X] -> [L, H]."""
-        inputs = self.extractor.input(x)
 
-        def run(block: SequenceBlock) -> Tensor:
-            mask = present(block, x.shape[0]).to(x.dtype)
-            return self.extractor.states(gather(inputs, block.behaviour), mask=mask)
+        def run(block: SequenceBlock, inputs: Tensor) -> Tensor:
+            return self.extractor.states(inputs, mask=present(block, x.shape[0]).to(x.dtype))
 
-        return recent.per_behaviour(run)
+        return recent.per_behaviour(run, self.extractor.input(x))
 
     def evolve(self, states: Tensor, target: Tensor, recent: BehaviourSequence) -> Tensor:
         """Last AUGRU state of each candidate (eqs. 14-16), [B, H]; zeros without history."""

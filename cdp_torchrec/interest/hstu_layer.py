@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
 from cdp_torchrec.interest.config.sequential import HstuLayerConfig, Variant
+from cdp_torchrec.interest.pieces import in_pieces
 from cdp_torchrec.interest.pointwise_attention import PointwiseAttention, Projection
 from cdp_torchrec.interest.recent_sequence import recency
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, gather_each
+from cdp_torchrec.interest.sequence import BehaviourSequence
 
 _NORM_EPS = 1e-6
 _TABLE_STD = 0.02
@@ -113,21 +114,28 @@ class HstuLayer(nn.Module):
         self, history: Projection, prefix: tuple[Tensor, ...], recent: BehaviourSequence
     ) -> Tensor:
         """Each behaviour to the prefix, to older behaviours and to itself, [L, H * V]."""
-        tokens = torch.cat([history.v, history.k, history.q], dim=1)
-        split = [prefix[0].shape[2], history.q.shape[1]]
-        blocks = recent.index.sequence_blocks
-        of_blocks = gather_each(tokens, [block.behaviour for block in blocks])
-        attended = []
-        for block, before, x in zip(blocks, prefix, of_blocks, strict=True):
-            memory, q = x.split(split, dim=2)
-            mask = functional.pad(_causal(q), (before.shape[1], 0), value=1.0)
+        age = recent.index.age.unsqueeze(1)
+        tokens = [history.q, history.memory(), age]
+
+        def attend(
+            q: Tensor, memory: Tensor, age: Tensor, before: Tensor, start: int, stop: int
+        ) -> Tensor:
+            """Behaviours in columns [start, stop) to what they see."""
+            seen = memory[:, :stop]
+            mask = functional.pad(_causal(seen)[start:], (before.shape[1], 0), value=1.0)
             bias = None
             if self.bias is not None:
-                bias = self.bias.of_history(block, recent.index)
+                next_age = functional.pad(age.squeeze(2)[:, 1:], (0, 1))
+                bias = self.bias.of_history(age.squeeze(2)[:, :stop], next_age[:, start:stop])
                 bias = functional.pad(bias, (before.shape[1], 0)).unsqueeze(1)
-            memory = torch.cat([before, memory], dim=1)
-            attended.append(self.attention(q, memory, bias=bias, mask=mask))
-        return recent.in_order(attended)
+            memory = torch.cat([before, seen], dim=1)
+            return self.attention(q, memory, bias=bias, mask=mask)
+
+        def encode(_: SequenceBlock, found: Tensor, before: Tensor) -> Tensor:
+            parts = found.split([token.shape[1] for token in tokens], dim=2)
+            return in_pieces(attend, *parts, before)
+
+        return recent.per_behaviour(encode, torch.cat(tokens, dim=1), prefix)
 
     def _attend_targets(
         self,
@@ -168,13 +176,15 @@ class _RelativeBias(nn.Module):
         self.position = nn.Parameter(torch.empty(max_length + 1).normal_(std=_TABLE_STD))
         self.time = nn.Parameter(torch.empty(_TIME_BUCKETS + 1).normal_(std=_TABLE_STD))
 
-    def of_history(self, block: SequenceBlock, index: SequenceIndex) -> Tensor:
-        """Bias of behaviours (rows) towards behaviours (columns), [W, N, N]."""
-        length = block.behaviour.shape[1]
-        column = torch.arange(length, device=block.behaviour.device)
-        distance = (column.unsqueeze(1) - column).clamp(min=0)
-        age = gather(index.age.unsqueeze(1), block.behaviour).squeeze(2)
-        next_age = functional.pad(age[:, 1:], (0, 1))
+    def of_history(self, age: Tensor, next_age: Tensor) -> Tensor:
+        """Bias of the last X behaviours (rows) towards behaviours (columns), [W, X, N].
+
+        Args:
+            age: of the behaviours, [W, N].
+            next_age: of what follows each of the last X, [W, X].
+        """
+        column = torch.arange(age.shape[1], device=age.device)
+        distance = (column[-next_age.shape[1] :].unsqueeze(1) - column).clamp(min=0)
         elapsed = age.unsqueeze(1) - next_age.unsqueeze(2)
         time = self.time.index_select(0, _time_bucket(elapsed).flatten()).view_as(elapsed)
         return self.position[distance] + time

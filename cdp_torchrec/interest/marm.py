@@ -27,13 +27,10 @@ from cdp_torchrec.interest.base import (
 )
 from cdp_torchrec.interest.config.long_sequence import MarmConfig
 from cdp_torchrec.interest.output import InterestVector, layer_norm
+from cdp_torchrec.interest.pieces import in_pieces
 from cdp_torchrec.interest.recent_sequence import keep_recent
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
 from cdp_torchrec.interest.transformer_layer import TransformerLayer, layers_of
-
-_TARGETS_AT_ONCE = 64
-_PAIRS_AT_ONCE = 1 << 17
-"""Pairs of a target and a behaviour; 2 MiB with four heads."""
 
 
 class MarmInterest(InterestModule):
@@ -113,13 +110,11 @@ class MarmInterest(InterestModule):
     ) -> Tensor:
         """The layer's outputs for all behaviours, of which x are those of the layer before."""
         memory = self._memory(layer, x, recent)
-        rows = torch.cat([x, memory], dim=1)
 
-        def attend_some(found: Tensor, kept: Tensor, start: int, stop: int) -> Tensor:
-            """Targets in some columns [start, stop) to the behaviours that they see."""
+        def attend(targets: Tensor, seen: Tensor, kept: Tensor, start: int, stop: int) -> Tensor:
+            """Targets in columns [start, stop) to the behaviours that they see."""
             first = max(0, start - self.max_length)
-            targets = found[:, start:stop, : x.shape[1]]
-            keys_values, age = found[:, first:stop, x.shape[1] : -1], found[:, first:stop, -1]
+            keys_values, age = seen[:, first:stop, :-1], seen[:, first:stop, -1]
             column = torch.arange(first, stop, device=x.device)
             distance = column[start - first :].unsqueeze(1) - column
             before = (distance > 0) & (distance <= self.max_length)
@@ -127,22 +122,11 @@ class MarmInterest(InterestModule):
             bias = log_forgetting(elapsed).unsqueeze(1) * slopes.view(-1, 1, 1)
             return layer(targets, keys_values, before & kept[:, None, first:stop], bias=bias)
 
-        def attend(block: SequenceBlock) -> Tensor:
-            found, kept = gather(rows, block.behaviour), present(block, rows.shape[0])
-            length = found.shape[1]
-            if torch.compiler.is_compiling():
-                return attend_some(found, kept, 0, length)
-            # What a processor's cache holds, and no more keys than a target may see.
-            step = min(length, _TARGETS_AT_ONCE)
-            num_rows = max(1, _PAIRS_AT_ONCE // (length * step))
-            parts = []
-            for some in zip(found.split(num_rows), kept.split(num_rows), strict=True):
-                starts = range(0, length, step)
-                columns = [attend_some(*some, start, min(start + step, length)) for start in starts]
-                parts.append(torch.cat(columns, dim=1))
-            return torch.cat(parts)
+        def encode(block: SequenceBlock, rows: Tensor) -> Tensor:
+            targets, seen = rows.split([x.shape[1], memory.shape[1]], dim=2)
+            return in_pieces(attend, targets, seen, present(block, x.shape[0]))
 
-        return recent.per_behaviour(attend)
+        return recent.per_behaviour(encode, torch.cat([x, memory], dim=1))
 
     def _memory(self, layer: TransformerLayer, state: Tensor, recent: BehaviourSequence) -> Tensor:
         """Keys, values and age of behaviours, [L, 2 A + 1].

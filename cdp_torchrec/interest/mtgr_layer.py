@@ -16,6 +16,7 @@ from torch.nn import functional
 from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock
 from cdp_torchrec.interest.age import log_forgetting
 from cdp_torchrec.interest.config.long_sequence import MtgrConfig
+from cdp_torchrec.interest.pieces import in_pieces
 from cdp_torchrec.interest.pointwise_attention import PointwiseAttention, Projection
 from cdp_torchrec.interest.sequence import BehaviourSequence, gather
 
@@ -137,21 +138,21 @@ class MtgrLayer(nn.Module):
         recent: BehaviourSequence,
     ) -> Tensor:
         """Each behaviour to the user, static ones and those not after it, [L, H * V]."""
-        together = torch.cat([history.q, rows], dim=1)
-        of_users = iter(of_user)  # one for each block, in order
+        split = [history.q.shape[1], rows.shape[1]]
 
-        def attend(block: SequenceBlock) -> Tensor:
-            q, found = gather(together, block.behaviour).split(
-                [history.q.shape[1], rows.shape[1]], dim=2
-            )
-            memory, age, is_static = _parts(found)
+        def attend(q: Tensor, seen: Tensor, of_user: Tensor, start: int, stop: int) -> Tensor:
+            """Behaviours in columns [start, stop) to those that they see."""
+            memory, age, is_static = _parts(seen)
             column = torch.arange(age.shape[1], device=age.device)
-            not_after = (column <= column.unsqueeze(1)).to(age.dtype)
+            not_after = (column <= column[start:stop].unsqueeze(1)).to(age.dtype)
             mask = torch.maximum(is_static.unsqueeze(1), not_after)
-            elapsed = (age.unsqueeze(1) - age.unsqueeze(2)).abs()
-            return self._attend(q, next(of_users), memory, mask=mask, elapsed=elapsed)
+            elapsed = (age.unsqueeze(1) - age[:, start:stop].unsqueeze(2)).abs()
+            return self._attend(q, of_user, memory, mask=mask, elapsed=elapsed)
 
-        return recent.per_behaviour(attend)
+        def encode(_: SequenceBlock, found: Tensor, of_user: Tensor) -> Tensor:
+            return in_pieces(attend, *found.split(split, dim=2), of_user)
+
+        return recent.per_behaviour(encode, torch.cat([history.q, rows], dim=1), of_user)
 
     def _attend_candidates(
         self,

@@ -2,7 +2,6 @@
 
 # B impressions, S sequences, L behaviours, W rows of a block, N its length, H heads, D width
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
@@ -12,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
+from cdp_torchrec.interest.attention import attend
 from cdp_torchrec.interest.eager import always, is_eager_on_cpu
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.pieces import in_pieces
+from cdp_torchrec.interest.sequence import BehaviourSequence, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
 BlockT = TypeVar("BlockT", SequenceBlock, CandidateBlock)
@@ -145,21 +146,20 @@ def causal_attention(projected: Tensor, recent: BehaviourSequence, *, num_heads:
     """
     dim = projected.shape[1] // 3
 
-    def attend(block: SequenceBlock) -> Tensor:
-        rows, length = block.behaviour.shape
-        query, key, value = (
-            part.view(rows, length, num_heads, dim // num_heads).transpose(1, 2)
-            for part in gather(projected, block.behaviour).split(dim, dim=2)
-        )
-        scores = query @ key.transpose(2, 3) / math.sqrt(dim // num_heads)
-        column = torch.arange(length, device=projected.device)
-        # A place of padding attends to itself, to have something to divide by.
-        mask = (column <= column.unsqueeze(1)) & present(block, projected.shape[0]).unsqueeze(1)
-        mask = mask | (column == column.unsqueeze(1))
-        weights = scores.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(dim=3)
-        return (weights @ value).transpose(1, 2).reshape(rows, length, dim)
+    def attend_to_past(
+        query: Tensor, memory: Tensor, kept: Tensor, start: int, stop: int
+    ) -> Tensor:
+        """Behaviours in columns [start, stop) to those up to themselves."""
+        keys, values = memory[:, :stop].chunk(2, dim=2)
+        column = torch.arange(stop, device=projected.device)
+        mask = (column <= column[start:].unsqueeze(1)) & kept[:, None, :stop]
+        return attend(query, keys, values, mask, num_heads=num_heads)
 
-    return recent.per_behaviour(attend)
+    def encode(block: SequenceBlock, rows: Tensor) -> Tensor:
+        query, memory = rows.split([dim, 2 * dim], dim=2)
+        return in_pieces(attend_to_past, query, memory, present(block, projected.shape[0]))
+
+    return recent.per_behaviour(encode, projected)
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,20 @@ class BehaviourSequence:
         """Rows of values [L, D] for the behaviours of each candidate block, [W, N, D]."""
         return gather_each(values, [block.behaviour for block in self.index.candidate_blocks])
 
-    def per_behaviour(self, encode: Callable[[SequenceBlock], Tensor]) -> Tensor:
-        """Results in the order of behaviours, [L, D].
+    def per_behaviour(
+        self, encode: Callable[..., Tensor], values: Tensor, *of_blocks: Sequence[Any]
+    ) -> Tensor:
+        """Results in the order of behaviours, [L, A].
 
         Args:
-            encode: [W, N, D] of a block; called for every block. Empty sequences are in none.
+            encode: [W, N, A] of a block; called for every block, with the block, the values of its
+                behaviours [W, N, D] and its share of `of_blocks`. Empty sequences are in none.
+            values: of the behaviours, [L, D].
+            of_blocks: something for each sequence block.
         """
-        return self.in_order([encode(block) for block in self.index.sequence_blocks])
+        blocks = self.index.sequence_blocks
+        rows = gather_each(values, [block.behaviour for block in blocks])
+        return self.in_order([encode(*some) for some in zip(blocks, rows, *of_blocks, strict=True)])
 
     def in_order(self, of_blocks: Sequence[Tensor]) -> Tensor:
         """What blocks hold, in the order of behaviours, [L, D]; zeros for one that is in none.

@@ -7,15 +7,14 @@ its whole context. No dropout, as in every other module here.
 
 # L behaviours, W rows of a block, N its length, H heads, D width, P distances, T diffusion steps
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp_torchrec.data.history.sequence_index import SequenceBlock
 from cdp_torchrec.diffusion.concat_denoiser import concat_sinusoids
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
+from cdp_torchrec.interest.pieces import in_pieces
+from cdp_torchrec.interest.sequence import BehaviourSequence, masked_softmax, present
 
 _NORM_EPS = 1e-8
 _DISTANCE_STD = 0.02
@@ -100,35 +99,44 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, distance: Tensor, recent: BehaviourSequence) -> Tensor:
         """[L, D] -> [L, D], given the vectors of distances, [P, D]."""
-        dim = x.shape[1]
-        projected = torch.cat([self.query(x), self.key(x), self.value(x)], dim=1)
-        far_key, far_query = (
-            self._heads(layer(distance).unsqueeze(0)).transpose(2, 3)  # [1, H, D / H, P]
-            for layer in (self.distance_key, self.distance_query)
-        )
         num_distances = distance.shape[0]
+        # Three scores are added, so the scale is that of three.
+        scale = (3 * x.shape[1] // self.num_heads) ** -0.5
+        query, key = self.query(x) * scale, self.key(x)
+        to_distance = self._products(query, self.distance_key(distance))
+        from_distance = self._products(key, self.distance_query(distance) * scale)
+        parts = [query, to_distance, key, from_distance, self.value(x)]
+        widths = [part.shape[1] for part in parts]
 
-        def attend(block: SequenceBlock) -> Tensor:
-            query, key, value = (
-                self._heads(part) for part in gather(projected, block.behaviour).split(dim, dim=2)
-            )
-            column = torch.arange(block.behaviour.shape[1], device=x.device)
-            apart = column.unsqueeze(1) - column + num_distances // 2  # of query i and key j
+        def attend(queries: Tensor, memory: Tensor, kept: Tensor, start: int, stop: int) -> Tensor:
+            """Behaviours in columns [start, stop) to all of their sequence."""
+            query, to_distance = self._heads(queries, widths[:2])
+            key, from_distance, value = self._heads(memory, widths[2:])
+            column = torch.arange(memory.shape[1], device=x.device)
+            apart = column[start:stop].unsqueeze(1) - column + num_distances // 2
             apart = apart.clamp(0, num_distances - 1).expand(*query.shape[:2], -1, -1)
-            to_distance = (query @ far_key).gather(3, apart)
-            from_distance = (key @ far_query).gather(3, apart.transpose(2, 3)).transpose(2, 3)
-            scores = query @ key.transpose(2, 3) + to_distance + from_distance
-            mask = present(block, x.shape[0])[:, None, None, :]
-            # Three scores are added, so the scale is that of three.
-            weights = masked_softmax(scores / math.sqrt(3 * query.shape[3]), mask)
+            scores = query @ key.mT + to_distance.gather(3, apart)
+            scores = scores + from_distance.gather(3, apart.mT).mT
+            weights = masked_softmax(scores, kept[:, None, None])
             return (weights @ value).transpose(1, 2).flatten(2)
 
-        x = self.attention_norm(x + self.output(recent.per_behaviour(attend)))
+        def encode(block: SequenceBlock, found: Tensor) -> Tensor:
+            queries, memory = found.split([sum(widths[:2]), sum(widths[2:])], dim=2)
+            return in_pieces(attend, queries, memory, present(block, x.shape[0]))
+
+        attended = recent.per_behaviour(encode, torch.cat(parts, dim=1))
+        x = self.attention_norm(x + self.output(attended))
         return self.norm(x + self.feed_forward(x))
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """[W, N, D] -> [W, H, N, D / H]."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+    def _heads(self, x: Tensor, widths: list[int]) -> list[Tensor]:
+        """Parts of x [W, N, ...], which are so wide, of each head, [W, H, N, width / H] each."""
+        parts = x.split(widths, dim=2)
+        return [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
+
+    def _products(self, x: Tensor, distance: Tensor) -> Tensor:
+        """Products of behaviours [L, D] with distances [P, D] in each head, [L, H * P]."""
+        x, distance = (values.unflatten(1, (self.num_heads, -1)) for values in (x, distance))
+        return torch.einsum("lhd,phd->lhp", x, distance).flatten(1)
 
 
 def rounding_scores(x_0: Tensor, items: Tensor, offered: Tensor) -> Tensor:

@@ -34,6 +34,16 @@ _BUCKET_BYTES = 25 * 2**20
 _ADAM_COPIES = 7
 """Reads and writes of each dense parameter in Adam's update, in float32."""
 
+_COUNTED_AS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""Operators that PyTorch has no count of, and others with the same arithmetic."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -132,7 +142,8 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         # "prim" is a question, such as which device a tensor is on.
         if not func.is_view and func.namespace != "prim":
-            flops = flop_registry.get(func._overloadpacket)
+            operator = func._overloadpacket
+            flops = flop_registry.get(_COUNTED_AS.get(operator, operator))
             tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
             self.operations.append(
                 Operation(

@@ -80,7 +80,7 @@ def test_results_return_to_the_order_of_impressions_and_of_behaviours(lengths: l
     places = torch.arange(len(owner)).unsqueeze(1).float()
     assert torch.equal(sequence.per_candidate(lambda b: gather(places, b.impression)), places)
     item = sequence.item
-    assert torch.equal(sequence.per_behaviour(lambda b: gather(item, b.behaviour)), item)
+    assert torch.equal(sequence.per_behaviour(lambda _, rows: rows, item), item)
     for block in index.candidate_blocks:
         for row, number in zip(block.impression.tolist(), block.sequence.tolist(), strict=True):
             assert {owner[place] for place in row if place < len(owner)} == {number}

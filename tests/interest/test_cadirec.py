@@ -100,7 +100,8 @@ def test_noise_denoiser_and_losses_equal_the_official_code():
     close_to_golden(x_t, "x_t")
     x_0 = module.denoiser(x_t, official.timesteps, recent)
     close_to_golden(x_0, "x_0")
-    error, _ = module.round(x_0, recent, official.stranger, torch.arange(9))
+    masked = torch.ones(9, dtype=torch.bool)
+    error, _ = module.round(x_0, masked, recent, official.stranger, torch.arange(9))
     close_to_golden(torch.stack([error[1, 0], (error[3, 0] + error[6, 0]) / 2]), "rounding_loss")
     squared = (x_0 - recent.item).square().mean(dim=1)[official.masked].mean()
     close_to_golden(squared, "denoise_error")
@@ -141,7 +142,8 @@ def test_what_is_not_masked_is_neither_noised_nor_replaced():
     x_t = official.noised()
     assert torch.equal(x_t[kept], recent.item[kept])
     assert not (x_t == recent.item)[official.masked].any()
-    _, chosen = official.module.round(x_t, recent, official.stranger, torch.arange(9))
+    everything = torch.ones(9, dtype=torch.bool)
+    _, chosen = official.module.round(x_t, everything, recent, official.stranger, torch.arange(9))
     items = torch.cat([official.stranger.item, recent.item])
     for place, view in zip(
         chosen.unbind(1), views(recent, official.stranger, chosen, official.masked), strict=True
@@ -168,7 +170,8 @@ def test_rounding_counts_every_item_once():
     recent = histories([3, 7, 3, 3], [5, 5], [9])
     stranger = histories([7, 8, 8], [1, 2, 3, 4], [])
     zeros = torch.zeros(7, 8)
-    error, chosen = module.round(zeros, recent, stranger, torch.arange(7))
+    masked = torch.ones(7, dtype=torch.bool)
+    error, chosen = module.round(zeros, masked, recent, stranger, torch.arange(7))
     expected = [math.log(3)] * 4 + [math.log(5)] * 2 + [0.0]
     assert error.flatten().tolist() == pytest.approx(expected, abs=1e-6)
     offered = [{3, 7, 8}] * 4 + [{1, 2, 3, 4, 5}] * 2 + [{9}]
@@ -184,10 +187,23 @@ def test_a_view_takes_the_likeliest_items_and_each_of_them():
     recent = histories([3, 7, 2] * 16, table=table)
     stranger = histories([9, 4, 8], table=table)
     codes = torch.cat([stranger.index.item_id, recent.index.item_id])
-    _, chosen = module.round(torch.ones(48, 8), recent, stranger, torch.arange(48))
+    masked = torch.ones(48, dtype=torch.bool)
+    _, chosen = module.round(torch.ones(48, 8), masked, recent, stranger, torch.arange(48))
     first, second = codes[chosen].unbind(1)
     assert set(first.tolist()) == set(second.tolist()) == {9, 8}
     assert 0 < (first == second).sum() < 48
+
+
+def test_what_is_not_masked_does_not_change_how_the_others_are_rounded():
+    module = make_cadirec(ITEMS_ONLY)
+    recent = histories([3, 7, 3, 3], [5, 5, 2, 8, 6], [9])
+    stranger = histories([7, 8, 8], [1, 2, 3, 4], [])
+    x_0, key = torch.randn(10, 8), torch.arange(10)
+    masked = torch.tensor([True, False, True, False, False, True, False, False, False, False])
+    expected = module.round(x_0, torch.ones_like(masked), recent, stranger, key)
+    found = module.round(x_0, masked, recent, stranger, key)
+    for some, everything in zip(found, expected, strict=True):
+        torch.testing.assert_close(some[masked], everything[masked])
 
 
 def test_the_share_of_masked_behaviours_is_the_mask_rate():

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdp_torchrec.interest import marm
 from cdp_torchrec.interest.base import InterestDims, InterestInput
 from cdp_torchrec.interest.config.long_sequence import MarmConfig
 from cdp_torchrec.interest.marm import MarmInterest
@@ -91,16 +90,6 @@ def test_the_keys_of_a_layer_are_what_the_items_gave_as_targets(make_inputs, dim
         inputs, torch.stack([plain_tokens(module, inputs, b) for b in range(12)])
     )
     torch.testing.assert_close(module(inputs).interest, tokens.interest, rtol=0, atol=1e-12)
-
-
-@torch.no_grad()
-def test_targets_can_be_encoded_a_few_at_a_time(make_inputs, dims, monkeypatch):
-    module, inputs = make_marm(dims, max_length=9), make_inputs()
-    together = module.outputs(inputs.recent)
-    monkeypatch.setattr(marm, "_TARGETS_AT_ONCE", 5)
-    monkeypatch.setattr(marm, "_PAIRS_AT_ONCE", 1)
-    few = module.outputs(inputs.recent)
-    torch.testing.assert_close(few, together, rtol=1e-5, atol=1e-6)
 
 
 def test_no_gradient_goes_into_the_cache(make_inputs, dims):

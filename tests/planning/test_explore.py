@@ -9,6 +9,7 @@ import pytest
 import tomli_w
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distributed.plans.hardware import load_hardware
@@ -271,6 +272,15 @@ def test_a_question_to_a_tensor_is_no_kernel() -> None:
         (x.view(8, 4) @ x.new_ones(4, 2)).relu()
     # The empty tensor, the ones, the product and its positive part.
     assert [operation.flops for operation in counter.operations] == [0, 0, 2 * 8 * 4 * 2, 0]
+
+
+def test_fused_attention_is_counted() -> None:
+    with FakeTensorMode(), OperationCounter() as counter:
+        query = torch.empty(2, 3, 4, 8, requires_grad=True)
+        memory = torch.empty(2, 3, 5, 8)
+        functional.scaled_dot_product_attention(query, memory, memory).sum().backward()
+    # Two products of 4 queries and 5 keys in each of 6 heads; five with the way back.
+    assert sum(operation.flops for operation in counter.operations) == 7 * 2 * 6 * 4 * 5 * 8
 
 
 def test_behaviours_have_their_attributes(load) -> None:

@@ -14,7 +14,7 @@ OTHER = "other tensor work"
 KINDS = {
     "communication": r"c10d|gloo|nccl|all_?(to|2)_?all|splits_dist|wait|barrier",
     "embedding lookup": r"fbgemm|embedding|lookup|permute|jagged",
-    "matrix products": r"mm$|addmm|bmm|linear|mkldnn|gemm|cutlass",
+    "matrix products": r"mm$|addmm|bmm|linear|mkldnn|gemm|cutlass|scaled_dot_product",
     # In place: models add products and interpolate, too, but into tensors of their own.
     "optimizer": r"^Optimizer|_foreach|fused_?adam|(addcdiv|addcmul|lerp)_$|multi_tensor",
 }
