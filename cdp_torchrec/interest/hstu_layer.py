@@ -108,7 +108,7 @@ class HstuLayer(nn.Module):
 
     def _attend_prefix(self, prefix: Projection) -> Tensor:
         """Each prefix token to those before it and to itself, [R, P, H * V]."""
-        return self.attention(prefix.q, prefix.memory(), mask=_causal(prefix.q))
+        return self.attention(prefix.q, prefix.memory(), mask=_causal(prefix.q, prefix.q))
 
     def _attend_history(
         self, history: Projection, prefix: tuple[Tensor, ...], recent: BehaviourSequence
@@ -122,7 +122,7 @@ class HstuLayer(nn.Module):
         ) -> Tensor:
             """Behaviours in columns [start, stop) to what they see."""
             seen = memory[:, :stop]
-            mask = functional.pad(_causal(seen)[start:], (before.shape[1], 0), value=1.0)
+            mask = functional.pad(_causal(q, seen), (before.shape[1], 0), value=1.0)
             bias = None
             if self.bias is not None:
                 next_age = functional.pad(age.squeeze(2)[:, 1:], (0, 1))
@@ -200,9 +200,11 @@ class _RelativeBias(nn.Module):
         return self.position[0] + self.time[0]
 
 
-def _causal(q: Tensor) -> Tensor:
-    """1 where a token may look: at itself and to the left, [X, X]."""
-    return torch.ones(q.shape[1], q.shape[1], dtype=q.dtype, device=q.device).tril()
+def _causal(q: Tensor, memory: Tensor) -> Tensor:
+    """1 where the last X of Y tokens may look: at themselves and to the left, [X, Y]."""
+    num_queries, num_keys = q.shape[1], memory.shape[1]
+    ones = torch.ones(num_queries, num_keys, dtype=q.dtype, device=q.device)
+    return ones.tril(num_keys - num_queries)
 
 
 def _time_bucket(seconds: Tensor) -> Tensor:
