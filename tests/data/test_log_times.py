@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cdp_torchrec.data.prepare.local_time import LocalTime
 from cdp_torchrec.data.prepare.log_times import Clock
 from cdp_torchrec.data.prepare.raw_tables import load_table
 from cdp_torchrec.data.prepare.table_config import TableConfig
 
 MOMENT = datetime(2021, 3, 4, 5, 6, 7, 890_000, UTC)
 MOMENT_MS = 1_614_834_367_890
-ISO = Clock("t", "x", "text", "iso8601", 3_600_000)
+ISO = Clock("t", "x", "text", "iso8601", LocalTime(3_600_000))
 CLOCKS = {
     "seconds": (Clock("t", "x", "s"), "1614834367.89", MOMENT_MS),
     "whole seconds": (Clock("t", "x", "s"), "1614834367", MOMENT_MS - 890),
@@ -22,7 +23,7 @@ CLOCKS = {
     "microseconds": (Clock("t", "x", "us"), f"{MOMENT_MS}999", MOMENT_MS),
     "nanoseconds": (Clock("t", "x", "ns"), f"{MOMENT_MS}999999", MOMENT_MS),
     "text": (
-        Clock("t", "x", "text", "%d.%m.%y %H:%M:%S.%g", 3_600_000),
+        Clock("t", "x", "text", "%d.%m.%y %H:%M:%S.%g", LocalTime(3_600_000)),
         "04.03.21 06:06:07.890",
         MOMENT_MS,
     ),
@@ -32,7 +33,7 @@ CLOCKS = {
         MOMENT_MS,
     ),
     "zone": (
-        Clock("t", "x", "text", "%Y-%m-%d %H:%M:%S %z", 3_600_000),
+        Clock("t", "x", "text", "%Y-%m-%d %H:%M:%S %z", LocalTime(3_600_000)),
         "2021-03-04 03:06:07 -0200",
         MOMENT_MS - 890,
     ),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cdp_torchrec.data.clocks import utc
+from cdp_torchrec.data.prepare.local_time import UTC_CLOCK, LocalTime
 from cdp_torchrec.data.schema import EARLIEST_DATE_MS
 
 ISO_8601 = "iso8601"
@@ -44,37 +45,48 @@ class Clock:
     """s, ms, us, ns, "timestamp" (which is read as ms), or "text"."""
     format: str | None = None
     """Of "text", for strptime; or ISO_8601."""
-    offset_ms: int = 0
-    """Of text and timestamps without a zone: by how much their clock is ahead of UTC."""
+    local: LocalTime = UTC_CLOCK
+    """Of text and timestamps without a zone: their clock."""
 
     @property
     def milliseconds(self) -> str:
         """SQL: milliseconds since 1970, rounded down; null where it is no time."""
+        then = self.local.to_utc(self.wall)
+        return f"CASE WHEN {self.is_zoned} THEN {self.wall} ELSE {then} END"
+
+    @property
+    def is_zoned(self) -> str:
+        """SQL: it says itself how far its clock is ahead of UTC, or counts from 1970."""
+        if self.format == ISO_8601:
+            return f"regexp_matches({self.sql}, '{ISO_ZONE}')"
+        if self.format is not None:
+            return "true" if "%z" in self.format or "%Z" in self.format else "false"
+        return "false" if self.unit == "timestamp" else "true"
+
+    @property
+    def wall(self) -> str:
+        """SQL: `milliseconds`, if its clock was that of UTC where it names no zone."""
         if self.format == ISO_8601:
             moment = milliseconds_of(f"try_cast({self.sql} AS TIMESTAMPTZ)")
-            zoned = f"regexp_matches({self.sql}, '{ISO_ZONE}')"
             fits = f"regexp_full_match({self.sql}, '{ISO_PATTERN}')"
-            local = f"{moment} - {self.offset_ms}"
-            return f"CASE WHEN {fits} THEN CASE WHEN {zoned} THEN {moment} ELSE {local} END END"
+            return f"(CASE WHEN {fits} THEN {moment} END)"
         if self.unit == "text":
             assert self.format is not None
             text = self.format.replace("'", "''")
-            offset = 0 if "%z" in self.format or "%Z" in self.format else self.offset_ms
             # %z reads +00:00, but not the Z that ISO 8601 has for it.
             zoned = (
                 f"regexp_replace({self.sql}, 'Z$', '+00:00')" if "%z" in self.format else self.sql
             )
-            moment = milliseconds_of(f"try_strptime({zoned}, '{text}')::TIMESTAMP")
-            return f"({moment} - {offset})"
+            return milliseconds_of(f"try_strptime({zoned}, '{text}')::TIMESTAMP")
         # By digits: what is divided as a floating point number is off by some milliseconds.
         whole = f"try_cast(split_part({self.sql}, '.', 1) AS HUGEINT)"
         if self.unit == "s":
             part = f"rpad(left(split_part({self.sql}, '.', 2), 3), 3, '0')"
             value = f"{whole} * 1000 + try_cast({part} AS INTEGER)"
         else:
-            value = f"{whole} // {_PER_MS[self.unit]} - {self.offset_ms}"
+            value = f"{whole} // {_PER_MS[self.unit]}"
         pattern = "-?[0-9]{1,30}([.][0-9]*)?"
-        return f"CASE WHEN regexp_full_match({self.sql}, '{pattern}') THEN {value} END"
+        return f"(CASE WHEN regexp_full_match({self.sql}, '{pattern}') THEN {value} END)"
 
     @property
     def unreadable(self) -> str:

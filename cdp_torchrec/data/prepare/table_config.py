@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from cdp_torchrec.config import Config, ConfigConflicts
+from cdp_torchrec.data.prepare.local_time import LocalTime
 
 PRINTED_NOTHING = ("NULL", "null", "<NA>", "NaN", "nan", "None", r"\N")
 """What programs make of a missing value that they print."""
@@ -107,12 +108,17 @@ class TimeConfig(Config):
     2025-06-01T08:30:00.123+02:00, with or without seconds, their fractions, and a zone."""
     utc_offset: str = Field("+00:00", pattern=r"^[+-]\d\d:[0-5]\d$")
     """Local time of the log: of text and timestamps that name no zone, and of derived hours."""
+    zone: str | None = Field(None, min_length=1)
+    """In its place, where clocks change with the season: a time zone such as Europe/Berlin. Of the
+    hour that autumn repeats the later one is meant."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.unit == "text") != (self.format is not None):
             raise ConfigConflicts([("format", "unit = 'text' needs it, other units have none")])
-        if abs(self.offset_ms) > _FARTHEST_MS:
+        if self.zone is not None and "utc_offset" in self.model_fields_set:
+            raise ConfigConflicts([("zone", "stands in place of utc_offset, which is set, too")])
+        if abs(self._offset_ms) > _FARTHEST_MS:
             raise ConfigConflicts([("utc_offset", "must be from -14:00 to +14:00")])
         return self
 
@@ -122,8 +128,12 @@ class TimeConfig(Config):
         return self.unit in ("s", "ms", "us", "ns")
 
     @property
-    def offset_ms(self) -> int:
-        """By how much local time is ahead of UTC."""
+    def local_time(self) -> LocalTime:
+        """The clock of the log."""
+        return LocalTime(self._offset_ms, self.zone)
+
+    @property
+    def _offset_ms(self) -> int:
         hours, minutes = self.utc_offset[1:].split(":")
         size = (int(hours) * 60 + int(minutes)) * 60_000
         return -size if self.utc_offset[0] == "-" else size

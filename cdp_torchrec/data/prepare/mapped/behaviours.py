@@ -14,9 +14,9 @@ from cdp_torchrec.data.prepare.mapped.columns import (
     counting_rows,
     filled,
     some_filled,
-    times,
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import MappingConfig
+from cdp_torchrec.data.prepare.mapped.times import times
 from cdp_torchrec.data.prepare.raw_tables import RawTable, quoted
 
 logger = logging.getLogger(__name__)

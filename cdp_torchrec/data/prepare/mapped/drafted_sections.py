@@ -164,7 +164,8 @@ def _time(column: SniffedColumn) -> list[str]:
     if form:
         lines.append(f"format = {toml_value(form)}")
     if unit in ("text", "timestamp") and not column.names_zones:
-        lines.append('utc_offset = "+00:00" # nothing says which: "+08:00" is China')
+        why = 'nothing says which: "+08:00" is China; or zone = "Europe/Berlin"'
+        lines.append(f'utc_offset = "+00:00" # {why}')
     return lines
 
 

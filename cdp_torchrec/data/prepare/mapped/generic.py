@@ -239,10 +239,10 @@ def _unmatched(
 
 def _join_attributes(connection: duckdb.DuckDBPyConnection, mapping: MappingConfig) -> None:
     """Make `requests` and `candidates` with all their features."""
-    offset = mapping.log.time.offset_ms
+    local = mapping.log.time.local_time.from_utc("timestamp")
     derived = {
-        "hour": f"(timestamp + {offset}) // {_HOUR_MS} % 24",
-        "weekday": f"((timestamp + {offset}) // {DAY_MS} + 3) % 7",
+        "hour": f"{local} // {_HOUR_MS} % 24",
+        "weekday": f"({local} // {DAY_MS} + 3) % 7",
         "position": "row_number() OVER (PARTITION BY number ORDER BY place)",
     }
     columns = {"request": "", "candidate": ""}

@@ -3,8 +3,9 @@
 import duckdb
 
 from cdp_torchrec.data.prepare.database import Rule
-from cdp_torchrec.data.prepare.mapped.columns import cells, count_rules, counts, times
+from cdp_torchrec.data.prepare.mapped.columns import cells, count_rules, counts
 from cdp_torchrec.data.prepare.mapped.mapping_config import FeatureConfig, MappingConfig
+from cdp_torchrec.data.prepare.mapped.times import times
 from cdp_torchrec.data.prepare.raw_tables import RawTable
 
 

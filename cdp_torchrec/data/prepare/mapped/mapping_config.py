@@ -210,9 +210,10 @@ class MappingConfig(Config):
             if behaviour.category and not gate:
                 yield f"behaviours.{name}.category", "has no effect without a category (category)"
             time = behaviour.time
-            if time and time.counts_from_1970 and "utc_offset" in time.model_fields_set:
-                key = f"behaviours.{name}.time.utc_offset"
-                yield key, f"has no effect on unit = '{time.unit}', which counts in UTC"
+            for key in ("utc_offset", "zone"):
+                if time and time.counts_from_1970 and key in time.model_fields_set:
+                    conflict = f"has no effect on unit = '{time.unit}', which counts in UTC"
+                    yield f"behaviours.{name}.time.{key}", conflict
         attributes = {f.table for f in (*self.features.values(), *self.attributes.values())}
         for name in self.tables:
             if name not in {*logs.values(), *attributes}:
