@@ -10,7 +10,8 @@ r"""Explore sharding plans on hardware that need not be there: memory, time, cos
 
 Takes the layers and key=value of `cdp_torchrec train` and a section `planning`; without a layer,
 plans configs/quickstart.toml. Writes plans.txt, plans.json, figures, and a plan file for each plan
-into planning.output; `sharding.plan=FILE` trains with one. Needs no GPU and no process group.
+into planning.output; `sharding.plan=FILE` trains with one. Needs no GPU and no process group. If
+none of the plans is possible, the exit code is 1.
 
 A model of your own needs no dataset: describe it (section [described], as mlperf_dlrm.toml does),
 or name a function that makes it on the meta device; --help from_torchrec explains it.
@@ -24,6 +25,7 @@ from cdp_torchrec.distributed.process_group import run_main
 from cdp_torchrec.experiment_config import check_dataset_early
 from cdp_torchrec.planning.config import PlanningExperimentConfig
 from cdp_torchrec.planning.outside_config import OutsideConfig, planned_config, without_flag
+from cdp_torchrec.user_error import UserError
 
 
 def main(arguments: list[str]) -> None:
@@ -43,8 +45,11 @@ def main(arguments: list[str]) -> None:
     from cdp_torchrec.planning.explore import explore
     from cdp_torchrec.planning.output import write_exploration
 
-    print(write_exploration(explore(config)))
-    print(f"in {config.planning.output}: plans.txt, plans.json, plan files, figures")
+    exploration = explore(config)
+    print(write_exploration(exploration))
+    print(f"in {config.planning.output}: plans.txt, plans.json, plan files, figures", flush=True)
+    if not exploration.feasible:
+        raise UserError(f"none of {len(exploration.outcomes)} plans is possible; why stands above")
 
 
 if __name__ == "__main__":

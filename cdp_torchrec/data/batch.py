@@ -2,8 +2,7 @@
 
 # B impressions, R <= B requests, G <= B gated histories
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 from cdp_torchrec.data.model_inputs import DenseInputs
+from cdp_torchrec.data.tensors import map_tensors
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Batch(DenseInputs, Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The batch on another device."""
-        return _map(self, lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
+        return map_tensors(self, lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Mark every tensor as used by a CUDA stream."""
@@ -51,20 +51,8 @@ class Batch(DenseInputs, Pipelineable):
             tensor.record_stream(stream)
             return tensor
 
-        _map(self, record)
+        map_tensors(self, record)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for asynchronous copies to a GPU."""
-        return _map(self, lambda tensor: tensor.pin_memory())
-
-
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to every tensor and keyed jagged tensor inside."""
-    if value is None:
-        return None
-    if isinstance(value, tuple):
-        return tuple(_map(element, function) for element in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        mapped = {f.name: _map(getattr(value, f.name), function) for f in fields(value)}
-        return replace(value, **mapped)
-    return function(value)
+        return map_tensors(self, lambda tensor: tensor.pin_memory())

@@ -27,6 +27,11 @@ def table_name(entity: str) -> str:
     return f"t_{entity}"
 
 
+def entity_of(table: str) -> str:
+    """Entity of an embedding table, given the table's name."""
+    return table.removeprefix("t_")
+
+
 def table_of(parameter: str) -> str:
     """Name of the table that a parameter is: `...embedding_bags.t_item.weight` -> `t_item`."""
     return parameter.split(".")[-2]

@@ -24,7 +24,7 @@ _RESERVED = {"dense and input": "dimgray", "margin": "lightgray"}
 def draw_plan(result: FeasiblePlan, path: Path) -> None:
     """Memory and time of every rank, stacked by table, as PNG."""
     found = result.estimate
-    names = [table.table.name.removeprefix("t_") for table in found.tables]
+    names = [table.table.entity for table in found.tables]
     share = found.memory_by_table.sum(1) / max(1.0, found.memory_by_table.sum())
     share = share + found.time_by_table.sum(1) / max(1e-9, found.time_by_table.sum())
     order = np.argsort(-share)

@@ -83,9 +83,9 @@ def find_shortage(problem: PlanProblem) -> Shortage:
         free_bytes=free,
         largest=[shard for shard in largest if shard[2] > _WORTH_NAMING * largest[0][2]],
         large_tables=[
-            name.removeprefix("t_")
-            for name, option in sorted(chosen.items())
-            if _largest(option) > _LARGE * free
+            table.entity
+            for table in problem.tables
+            if table.name in chosen and _largest(chosen[table.name]) > _LARGE * free
         ],
     )
 

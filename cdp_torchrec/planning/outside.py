@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class OutsideWorkload:
     @cached_property
     def tables(self) -> list[EmbeddingTable]:
         """All tables, by name."""
-        return find_tables(self.make().module)
+        return find_tables(self.make().module, from_outside=True)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -70,7 +70,8 @@ class OutsideWorkload:
         if not needs_dense_gradients(case.optimizer, torch.device(case.hardware.device)):
             tables = table_parameters(module)
             apply_optimizer_in_backward(_OPTIMIZERS[kind], tables, {"lr": 1.0})
-        return case.problem(module, self.batch_size, self.pooling_factors)
+        problem = case.problem(module, self.batch_size, self.pooling_factors)
+        return replace(problem, from_outside=True)
 
 
 def read_outside(config: OutsideConfig) -> OutsideWorkload:
@@ -88,7 +89,7 @@ def read_outside(config: OutsideConfig) -> OutsideWorkload:
         assert config.from_torchrec is not None
         name, declared = config.from_torchrec, {}
         make = _loader(config.from_torchrec)
-    tables = find_tables(make().module)
+    tables = find_tables(make().module, from_outside=True)
     _check_tables(tables, name)
     features = [feature for table in tables for feature in table.features]
     own = config.planning.pooling_factors

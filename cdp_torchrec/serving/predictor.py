@@ -94,11 +94,11 @@ class Predictor:
     @classmethod
     def open(
         cls,
-        directory: Path,
+        directory: Path | str,
         *,
-        history_store: Path | None = None,
+        history_store: Path | str | None = None,
         num_runners: int = 1,
-        trusted_keys: Sequence[Path] = (),
+        trusted_keys: Sequence[Path | str] = (),
         served: "Predictor | None" = None,
     ) -> Self:
         """Load an artifact, verify it, and re-score its golden request.
@@ -121,8 +121,10 @@ class Predictor:
                 golden request scores differently.
             SignatureError: a key cannot be read.
         """
+        directory, trusted = Path(directory), tuple(map(Path, trusted_keys))
+        store = None if history_store is None else Path(history_store)
         before = None if served is None or served._opened is None else served._opened.release
-        release = find_release(directory, served=before, trusted_keys=trusted_keys)
+        release = find_release(directory, served=before, trusted_keys=trusted)
         tables, in_memory = None, 0
         if served is not None and before is not None and before.is_begin_of(release):
             tables, in_memory = served.tables, len(before.steps)
@@ -130,7 +132,7 @@ class Predictor:
             predictor = cls.load(
                 files,
                 release.manifest,
-                history_store=history_store,
+                history_store=store,
                 num_runners=num_runners,
                 tables=tables,
             )
@@ -142,10 +144,10 @@ class Predictor:
                 f"{directory}: the golden request scores differently by {difference:.2g}, at most "
                 f"{GOLDEN_TOLERANCE:.0e} is allowed"
             )
-        predictor._opened = _Opened(release, history_store, num_runners, tuple(trusted_keys))
+        predictor._opened = _Opened(release, store, num_runners, trusted)
         return predictor
 
-    def apply(self, delta: Path) -> Self:
+    def apply(self, delta: Path | str) -> Self:
         """The predictor that a delta of this one leads to; this one stays as it is.
 
         It shares the tables of this one and reads what differs. It is opened with the same store,
@@ -159,6 +161,7 @@ class Predictor:
             SignatureError: a key cannot be read.
         """
         assert self._opened is not None, "an artifact in the making has no version yet"
+        delta = Path(delta)
         check_follows(delta, self._opened.release, trusted_keys=self._opened.trusted_keys)
         return type(self).open(
             delta,

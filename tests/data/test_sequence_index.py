@@ -216,3 +216,12 @@ def test_columns_that_do_not_go_together_are_refused(changed, message) -> None:
     """Fails where a place of padding is read as a behaviour, or a behaviour is left out."""
     with pytest.raises(ValueError, match=message):
         index_sequences(replace(columns([2, 3], np.array([0, 1])), **changed), batch_size=4)
+
+
+def test_an_index_moves_to_another_device_with_all_its_tensors() -> None:
+    index, _ = make_index(LENGTHS[next(iter(LENGTHS))])
+    index = replace(index, size=torch.ones(len(index.item_id))).to("meta")
+    tensors = [value for value in vars(index).values() if isinstance(value, torch.Tensor)]
+    for block in (*index.sequence_blocks, *index.candidate_blocks):
+        tensors += vars(block).values()
+    assert len(tensors) > 10 and all(tensor.device.type == "meta" for tensor in tensors)

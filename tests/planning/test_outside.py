@@ -13,13 +13,14 @@ from cdp_torchrec.commands.plan_sharding import main
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.distributed.plans.config import ShardingConfig
 from cdp_torchrec.distributed.plans.hardware import load_hardware
-from cdp_torchrec.distributed.plans.tables import OPTIMIZER_MARK
+from cdp_torchrec.distributed.plans.tables import OPTIMIZER_MARK, find_tables
 from cdp_torchrec.planning.cache import ResultCache
 from cdp_torchrec.planning.case import InfeasiblePlan, PlanCase, make_cases
 from cdp_torchrec.planning.estimator import estimate
 from cdp_torchrec.planning.outside import OutsideWorkload, read_outside
 from cdp_torchrec.planning.outside_config import OutsideConfig, OutsideSparseConfig
 from cdp_torchrec.planning.outside_dense import count_outside
+from cdp_torchrec.user_error import UserError
 from tests.paths import CONFIGS
 
 MLPERF = str(CONFIGS / "planning" / "mlperf_dlrm.toml")
@@ -264,3 +265,34 @@ def test_one_command_plans_a_model_from_outside(
     assert text.startswith("own_ranker:make: 2 tables, 2,400 sparse parameters")
     assert "h100-2-planner" in text
     assert (tmp_path / "plans" / "h100-2-planner.json").exists()
+
+
+def test_settings_call_tables_from_outside_by_their_whole_names() -> None:
+    """Ours are t_user, t_item; a prefix that somebody else's have is part of the name."""
+    collection = EmbeddingBagCollection(
+        [
+            EmbeddingBagConfig(
+                name=name, num_embeddings=100, embedding_dim=16, feature_names=[f"f_{name}"]
+            )
+            for name in ("7", "t_7")
+        ],
+        device=torch.device("meta"),
+    )
+    tables = find_tables(collection, from_outside=True)
+    assert [table.entity for table in tables] == ["7", "t_7"]
+
+
+def test_a_command_none_of_whose_plans_is_possible_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    layer = tmp_path / "large.toml"
+    layer.write_text(
+        "[described]\nembedding_dim = 64\n[described.tables.user]\nrows = 4_000_000_000\n"
+        "[planning]\nworld_sizes = [2]\n"
+    )
+    arguments = [str(layer), 'planning.hardware=["a10"]', "optimizer.sparse.kind=adam"]
+    with pytest.raises(UserError, match="none of 1 plans is possible; why stands above"):
+        main(arguments)
+    assert "a10-2-planner" in capsys.readouterr().out
+    assert (tmp_path / "plans" / "plans.json").exists()

@@ -178,7 +178,7 @@ def released(days: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def predictor(artifact: Path, tiny_dataset: Path) -> Predictor:
-    return Predictor.open(artifact, history_store=tiny_dataset)
+    return Predictor.open(str(artifact), history_store=str(tiny_dataset))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdp_torchrec.data.tensors import map_tensors
+
 Blocks = Literal["by_length", "one"]
 """How sequences are grouped: by similar length, for the least work; or all in one block of each
 kind, so that an exported graph always meets the same set of tensors."""
@@ -81,6 +83,10 @@ class SequenceIndex:
     """Numbers of each behaviour, standardised, 1 for each of its several ids and 0 where it has
     fewer, 1 for its part of the day (behaviour_values.py), float [L, A]; None where there is
     nothing of it."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SequenceIndex":
+        """The index on another device."""
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,13 @@ class PlanProblem:
     """Mean number of ids per impression, by key; 1 where unknown."""
     num_replicas: int = 1
     """Copies of the tables, each on `world_size` ranks of its own."""
+    from_outside: bool = False
+    """The model is not ours, so settings call its tables by their whole names."""
 
     @cached_property
     def tables(self) -> list[EmbeddingTable]:
         """All tables of the model, by name."""
-        return find_tables(self.model)
+        return find_tables(self.model, from_outside=self.from_outside)
 
     @property
     def device(self) -> str:

@@ -14,6 +14,7 @@ from torchrec.modules.mc_embedding_modules import BaseManagedCollisionEmbeddingC
 from torchrec.modules.mc_modules import ManagedCollisionModule
 
 from cdp_torchrec.distributed.plans.format import ShardEntry
+from cdp_torchrec.model.sparse_arch import entity_of
 
 OPTIMIZER_MARK = "_optimizer_classes"
 """Where apply_optimizer_in_backward leaves the optimizer of a table."""
@@ -24,6 +25,8 @@ class EmbeddingTable:
     """A table of a model, as plans see it."""
 
     name: str
+    entity: str
+    """What settings call it: its id space in the dataset, or `name` in a model from outside."""
     module: str
     """Path of its collection in the model."""
     num_embeddings: int
@@ -37,14 +40,14 @@ class EmbeddingTable:
     buckets: int | None = None
     """Parts of its map from ids to rows, with managed collision."""
 
-    @property
-    def entity(self) -> str:
-        """Name of its id space in the dataset."""
-        return self.name.removeprefix("t_")
 
+def find_tables(model: nn.Module, *, from_outside: bool = False) -> list[EmbeddingTable]:
+    """All tables of a model, by name.
 
-def find_tables(model: nn.Module) -> list[EmbeddingTable]:
-    """All tables of a model, by name."""
+    Args:
+        model: holds them.
+        from_outside: it is not ours, so its tables are called what they are called.
+    """
     found = []
     buckets: dict[str, int] = {}
     inner: dict[nn.Module, str] = {}
@@ -64,6 +67,7 @@ def find_tables(model: nn.Module) -> list[EmbeddingTable]:
         found += [
             EmbeddingTable(
                 name=config.name,
+                entity=config.name if from_outside else entity_of(config.name),
                 module=inner.get(module, path),
                 num_embeddings=config.num_embeddings,
                 embedding_dim=config.embedding_dim,
