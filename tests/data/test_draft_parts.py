@@ -122,6 +122,25 @@ def test_a_part_without_quotation_marks_is_read_as_the_others_are(
         draft_mapping([*files, quoted], mapping="m.toml")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_part_in_ascii_is_of_the_encoding_of_the_others(
+    tmp_path: Path, encoding: str, *, turned: bool
+) -> None:
+    """Caf\u00e9s stand in the titles of some days, and of others not."""
+    plain = [f"{row},cafe" for row in ROWS[:200]]
+    accents = [f"{row},caf\u00e9" for row in ROWS[200:]]
+    files = [part(tmp_path, n, plain, f"{HEADER},kind") for n in range(3)]
+    lines = "\n".join([f"{HEADER},kind", *accents]) + "\n"
+    files[0 if turned else 2].write_text(lines, encoding=encoding)
+    if encoding == "utf-16":
+        with pytest.raises(DatasetError, match="is written otherwise"):
+            draft_mapping(files, mapping="m.toml")
+        return
+    found = tomllib.loads(draft_mapping(files, mapping="m.toml"))
+    assert found["tables"]["part_0"].get("encoding", "utf-8") == encoding
+
+
 @pytest.mark.parametrize(
     ("cell", "encoding"), [('19" wide', "utf-8"), ("caf\u00e9", "latin-1"), ('"a, b"', "utf-8")]
 )

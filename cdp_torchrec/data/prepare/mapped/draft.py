@@ -45,7 +45,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
-from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile, sniff
+from cdp_torchrec.data.prepare.mapped.sniffed_files import TWO_BYTES, SniffedFile, sniff
 from cdp_torchrec.data.schema import DatasetError
 
 NOT_USED = "Not used:"
@@ -173,7 +173,9 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
         alike = other.form
         if not (first.has_quotes and other.has_quotes):
             alike = replace(alike, quote=first.form.quote)
-        if other.num_rows == 0:  # nor does a header say of which encoding cells are
+        in_two_bytes = TWO_BYTES in (first.form.encoding, other.form.encoding)
+        says_nothing = (first.is_ascii or other.is_ascii) and not in_two_bytes
+        if other.num_rows == 0 or says_nothing:  # a header does not tell the encoding of cells
             alike = replace(alike, encoding=first.form.encoding)
         if alike == first.form:
             return True
@@ -189,9 +191,18 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
 def _with_part(table: SniffedFile, file: SniffedFile) -> SniffedFile:
     missing = tuple(dict.fromkeys((*table.missing, *file.missing)))
     table = replace(table, more=(*table.more, file.path), missing=missing)
-    if table.form and file.form and file.has_quotes and not table.has_quotes:
-        form = replace(table.form, quote=file.form.quote)
-        return replace(table, form=form, has_quotes=True)
+    if table.form and file.form:
+        form = table.form
+        if file.has_quotes and not table.has_quotes:
+            form = replace(form, quote=file.form.quote)
+        if table.is_ascii and file.num_rows > 0:
+            form = replace(form, encoding=file.form.encoding)
+        table = replace(
+            table,
+            form=form,
+            has_quotes=table.has_quotes or file.has_quotes,
+            is_ascii=table.is_ascii and file.is_ascii,
+        )
     return table
 
 
