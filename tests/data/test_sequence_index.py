@@ -209,6 +209,8 @@ def test_a_masked_place_never_outranks_a_real_one_with_a_negative_score() -> Non
         ({"lengths": np.array([2, 2])}, r"item_id: expected 4 behaviours.*found 5"),
         ({"item_id": np.arange(4)}, r"item_id: expected 5 behaviours.*found 4"),
         ({"age_s": np.ones(3)}, r"age_s: expected 5 behaviours.*found 3"),
+        ({"age_s": np.array([1.0, 2.0, 8e9, 3.0, 4.0])}, r"age_s: .*8e\+09.*are they millisec"),
+        ({"age_s": np.array([1.0, 2.0, np.nan, 3.0, 4.0])}, r"age_s: expected seconds.*found nan"),
         ({"sequence": np.array([0, 2])}, r"sequence: expected less than 2.*found 2"),
     ],
 )

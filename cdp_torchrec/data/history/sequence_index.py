@@ -26,6 +26,7 @@ SHORTEST_BLOCK = 8
 # begin one more block.
 _PAIRS_PER_GATHER = 4
 _PAIRS_PER_BLOCK = 4096
+_OLDEST_S = 200 * 365 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def index_sequences(
         shortest: length of the one block, if no sequence is longer.
 
     Raises:
-        ValueError: the columns do not go together.
+        ValueError: the columns do not go together, or an age cannot be meant.
     """
     _check(columns)
     if blocks == "one":
@@ -195,6 +196,11 @@ def _check(columns: SequenceColumns) -> None:
                 f"SequenceColumns.{name}: expected {expected} behaviours, the sum of lengths, "
                 f"found {len(values)}"
             )
+    if not (oldest := columns.age_s.max(initial=0.0)) <= _OLDEST_S:
+        raise ValueError(
+            f"SequenceColumns.age_s: expected seconds from a behaviour to its request, found "
+            f"{oldest:g}, more than 200 years: are they milliseconds?"
+        )
     if columns.sequence.max(initial=-1) >= len(columns.lengths):
         raise ValueError(
             f"SequenceColumns.sequence: expected less than {len(columns.lengths)}, the number of "
