@@ -282,3 +282,12 @@ def test_the_ranks_wait_as_long_as_the_layers_say(
     with pytest.raises(InterruptedError):
         command.run(settings(tiny_dataset, "ranks.collective_timeout_s=7"))
     joined.assert_called_once_with(RanksConfig(collective_timeout_s=7))
+
+
+def test_a_row_may_have_settings_of_its_own(tiny_dataset: Path) -> None:
+    """Fails where another row, which has no such key, completes the configuration."""
+    longest = "model.interest.max_length=7"
+    rows = load_rows(settings(tiny_dataset, 'benchmark.rows=["sasrec"]', longest))
+    assert rows["sasrec"].model.interest.model_dump()["max_length"] == 7
+    with pytest.raises(ConfigError, match=r"model\.interest\.max_length: unknown key"):
+        load_rows(settings(tiny_dataset, 'benchmark.rows=["sasrec", "pooled"]', longest))

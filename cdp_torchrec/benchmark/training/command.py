@@ -51,9 +51,10 @@ def load_rows(arguments: list[str]) -> dict[str, TrainingBenchmarkConfig]:
     """
     if not any(argument.endswith(".toml") for argument in arguments):
         arguments = [str(SYNTHETIC), *arguments]
-    # Any row completes the configuration that names the rows.
+    # Any row completes the configuration that names the rows, but for the settings of their own.
     some = next(iter(row_files(None).values()))
-    names = load_config(TrainingBenchmarkConfig, [*arguments, str(some)]).benchmark.rows
+    general = [argument for argument in arguments if not argument.startswith("model.interest.")]
+    names = load_config(TrainingBenchmarkConfig, [*general, str(some)]).benchmark.rows
     return {
         name: load_config(TrainingBenchmarkConfig, [*arguments, str(path)])
         for name, path in row_files(names).items()
