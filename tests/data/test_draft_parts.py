@@ -141,6 +141,20 @@ def test_a_part_in_ascii_is_of_the_encoding_of_the_others(
     assert found["tables"]["part_0"].get("encoding", "utf-8") == encoding
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_part_that_is_in_ascii_at_first_keeps_its_encoding(
+    tmp_path: Path, *, turned: bool
+) -> None:
+    """Fails where the first lines decide: its accents would be other letters, without a word."""
+    late = [f"{row},cafe" for row in ROWS * 60] + [f"{ROWS[0]},caf\u00e9"]
+    files = [part(tmp_path, n, late, f"{HEADER},kind") for n in range(2)]
+    assert files[0].stat().st_size > 1 << 19
+    lines = "\n".join([f"{HEADER},kind", f"{ROWS[0]},caf\u00e9"]) + "\n"
+    files[0 if turned else 1].write_text(lines, encoding="latin-1")
+    with pytest.raises(DatasetError, match="is written otherwise"):
+        draft_mapping(files, mapping="m.toml")
+
+
 @pytest.mark.parametrize(
     ("cell", "encoding"), [('19" wide', "utf-8"), ("caf\u00e9", "latin-1"), ('"a, b"', "utf-8")]
 )

@@ -63,7 +63,7 @@ def check(words: list[str], *, made_here: set[str]) -> None:
         case ["cdp_torchrec", command, *arguments]:
             assert (ROOT / "launch" / f"{command}.py").is_file(), f"no command {command}"
             _check_arguments(command, arguments, made_here)
-        case ["torchrun", *arguments] if arguments[-1] in made_here:
+        case ["torchrun", *_, script] if script in made_here:
             pass
         case ["python" | "torchx" | "torchrun", *arguments]:
             scripts = [a for a in arguments if _SCRIPT.fullmatch(a)]

@@ -8,6 +8,7 @@ import lzma
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
@@ -163,6 +164,20 @@ def first_bytes(path: Path, size: int) -> bytes:
         _decompressed(raw, path) as data,
     ):
         return data.read(size)
+
+
+def is_ascii(path: Path) -> bool:
+    """Whether a whole text table, decompressed, is written in ASCII, whatever its encoding.
+
+    Raises:
+        DatasetError: the file cannot be opened, or is damaged.
+    """
+    with (
+        _reading_csv(path, CsvFormat()),
+        open_file(path) as raw,
+        _decompressed(raw, path) as data,
+    ):
+        return all(block.isascii() for block in iter(partial(data.read, _BLOCK_BYTES), b""))
 
 
 def first_row(path: Path, form: CsvFormat) -> str:

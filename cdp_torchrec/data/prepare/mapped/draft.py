@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cdp_torchrec.config.keys import toml_value
+from cdp_torchrec.data.prepare.csv_tables import is_ascii
 from cdp_torchrec.data.prepare.mapped.drafted_sections import (
     DAY_S,
     behaviour_lines,
@@ -45,7 +46,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
-from cdp_torchrec.data.prepare.mapped.sniffed_files import TWO_BYTES, SniffedFile, sniff
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile, sniff
 from cdp_torchrec.data.schema import DatasetError
 
 NOT_USED = "Not used:"
@@ -173,9 +174,8 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
         alike = other.form
         if not (first.has_quotes and other.has_quotes):
             alike = replace(alike, quote=first.form.quote)
-        in_two_bytes = TWO_BYTES in (first.form.encoding, other.form.encoding)
-        says_nothing = (first.is_ascii or other.is_ascii) and not in_two_bytes
-        if other.num_rows == 0 or says_nothing:  # a header does not tell the encoding of cells
+        # Nor does a header say of which encoding cells are.
+        if other.num_rows == 0 or _is_in_both(first, other) or _is_in_both(other, first):
             alike = replace(alike, encoding=first.form.encoding)
         if alike == first.form:
             return True
@@ -188,22 +188,22 @@ def _is_written_alike(first: SniffedFile, other: SniffedFile) -> bool:
     )
 
 
+def _is_in_both(plain: SniffedFile, other: SniffedFile) -> bool:
+    """Whether all of a table is ASCII, which is latin-1 as well, like the other file."""
+    encodings = [file.form and file.form.encoding for file in (plain, other)]
+    return encodings == ["utf-8", "latin-1"] and all(map(is_ascii, (plain.path, *plain.more)))
+
+
 def _with_part(table: SniffedFile, file: SniffedFile) -> SniffedFile:
     missing = tuple(dict.fromkeys((*table.missing, *file.missing)))
-    table = replace(table, more=(*table.more, file.path), missing=missing)
-    if table.form and file.form:
-        form = table.form
-        if file.has_quotes and not table.has_quotes:
-            form = replace(form, quote=file.form.quote)
-        if table.is_ascii and file.num_rows > 0:
+    form, has_quotes = table.form, table.has_quotes
+    if form and file.form:
+        if file.has_quotes and not has_quotes:
+            form, has_quotes = replace(form, quote=file.form.quote), True
+        if _is_in_both(table, file):
             form = replace(form, encoding=file.form.encoding)
-        table = replace(
-            table,
-            form=form,
-            has_quotes=table.has_quotes or file.has_quotes,
-            is_ascii=table.is_ascii and file.is_ascii,
-        )
-    return table
+    more = (*table.more, file.path)
+    return replace(table, more=more, missing=missing, form=form, has_quotes=has_quotes)
 
 
 # --- features ------------------------------------------------------------------------------------

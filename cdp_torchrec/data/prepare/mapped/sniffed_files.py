@@ -26,8 +26,6 @@ from cdp_torchrec.data.schema import DatasetError
 SAMPLE_ROWS = 50_000
 """Rows from the start of a file that are looked at."""
 
-TWO_BYTES = "utf-16"
-"""The encoding that is sniffed in which ASCII is written otherwise than in the others."""
 _HEAD_BYTES = 1 << 18
 _HEAD_LINES = 200
 _FEW_LINES = 0.1
@@ -62,8 +60,6 @@ class SniffedFile:
     """Further files of the same table."""
     has_quotes: bool = True
     """Whether a quotation mark stands in its first lines; else it is read with any `form.quote`."""
-    is_ascii: bool = False
-    """Whether its first lines are text that is the same in nearly all encodings."""
     unread: tuple[str, ...] = ()
     """Columns that no mapping reads, with the reason."""
 
@@ -104,13 +100,7 @@ def sniff(path: Path) -> SniffedFile:
         name: SniffedColumn(name, _without(column, missing)) for name, column in texts.items()
     }
     return SniffedFile(
-        path,
-        columns,
-        form,
-        missing,
-        has_quotes='"' in text,
-        is_ascii=text.isascii() and form.encoding != TWO_BYTES,
-        unread=_nameless(header),
+        path, columns, form, missing, has_quotes='"' in text, unread=_nameless(header)
     )
 
 
@@ -291,7 +281,7 @@ def _odd_line(rows: Sequence[Sequence[str]], delimiter: str) -> str:
 
 def _sniff_encoding(head: bytes) -> str:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return TWO_BYTES
+        return "utf-16"
     try:
         head[: head.rfind(b"\n") + 1 or None].decode()
     except UnicodeDecodeError:
