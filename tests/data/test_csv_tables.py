@@ -77,6 +77,10 @@ BAD_CSVS: dict[str, tuple[bytes, str]] = {
     "semicolons": (b"id;label\n1;2\n", "column 'id' is missing, found ['id;label']"),
     "UTF-16": ("id,label\n1,2\n".encode("utf-16"), "malformed line: 'utf-8' codec can't decode"),
     "zipped": (gzip.compress(b"id,label\n1,2\n"), "the file is compressed by gzip, but its"),
+    "parquet": (
+        b"PAR1\x15\x04",
+        "the file is parquet, no text; in a mapping: format = 'parquet'",
+    ),
     "one line": (b'"' + b"x" * 200_000, "malformed line: field larger than field limit"),
     "long": (b"id,label\n1,2\n3," + b"x" * (20 << 20), "malformed line: one is longer than 8 MiB"),
     "quotation": (

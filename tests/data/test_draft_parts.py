@@ -1,5 +1,6 @@
 """A draft puts the files of one table together, and says where it cannot."""
 
+import gzip
 import tomllib
 from pathlib import Path
 
@@ -102,6 +103,29 @@ def test_a_part_may_have_no_rows(tmp_path: Path, end: str) -> None:
     folders = ["--input", str(tmp_path), "--output", str(tmp_path / "none")]
     with pytest.raises(DatasetError, match=rf"{files[0].name}: the file has no rows"):
         main(["generic", str(tmp_path / "only.toml"), *folders])
+
+
+@pytest.mark.parametrize("end", ["csv", "csv.gz"])
+def test_a_part_may_have_not_even_a_header(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    """So Hive and Spark write the part of a worker that had no row."""
+    first = part(tmp_path, 1, ROWS)
+    blank = tmp_path / f"part-0.{end}"
+    blank.write_bytes(gzip.compress(b"") if end == "csv.gz" else b"")
+    with pytest.raises(DatasetError, match=rf"{blank.name}: the file is empty"):
+        draft_mapping([blank], mapping="m.toml")
+    mapping = tmp_path / "m.toml"
+    main(["draft", str(blank), str(first), "--output", str(mapping)])
+    assert f"Not used: {blank}: it is empty" in capsys.readouterr().out
+    mapping.write_text(mapping.read_text().replace("part-1.csv", "part-*"))
+    folders = ["--input", str(tmp_path), "--output", str(tmp_path / "data")]
+    main(["generic", str(mapping), *folders])
+    splits = load_schema(tmp_path / "data").splits
+    assert sum(split.impressions for split in splits.values()) == 400
+    first.unlink()
+    with pytest.raises(DatasetError, match=rf"{blank.name}: the file has no rows"):
+        main(["generic", str(mapping), *folders[:-1], str(tmp_path / "none")])
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -6,6 +6,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cdp_torchrec.config import ConfigError
@@ -125,3 +127,25 @@ def test_a_zone_that_is_not_known_is_named(tmp_path: Path) -> None:
 def test_a_zone_and_an_offset_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stands in place of utc_offset, which is set, too"):
         mapping_of(tmp_path, WRITTEN, "log.time.utc_offset=+02:00")
+
+
+@pytest.mark.parametrize("setting", ["zone='Europe/Berlin'", "utc_offset='+01:00'"])
+def test_a_clock_that_nothing_reads_is_refused(tmp_path: Path, setting: str) -> None:
+    key = setting.partition("=")[0]
+    said = rf"log\.time\.{key} .*has no effect on unit = 's', unless an hour is derived from it"
+    with pytest.raises(ConfigError, match=said):
+        mapping_of(tmp_path, IMPRESSIONS, f"log.time.{setting}")
+    mapping_of(tmp_path, IMPRESSIONS + HOUR, f"log.time.{setting}")
+    zoned = ("log.time.unit=text", "log.time.format='%Y-%m-%d %H:%M:%S %z'")
+    with pytest.raises(ConfigError, match="has no effect on format = '%Y-%m-%d %H:%M:%S %z'"):
+        mapping_of(tmp_path, IMPRESSIONS, *zoned, f"log.time.{setting}")
+
+
+def test_a_clock_beside_parquet_moments_in_utc_is_refused(tmp_path: Path) -> None:
+    rows = [row | {"time": datetime.fromtimestamp(int(row["time"]), UTC)} for row in two_days()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    text = IMPRESSIONS.replace('["log.csv"]', '["log.parquet"]\nformat = "parquet"')
+    text = text.replace('unit = "s"', 'unit = "timestamp", zone = "Europe/Berlin"')
+    with pytest.raises(DatasetError, match="column 'time' names its zone, so utc_offset and zone"):
+        prepare(tmp_path, text)
+    assert [row["hour"] for row in prepare(tmp_path, text + HOUR)]

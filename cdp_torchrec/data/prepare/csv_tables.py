@@ -31,6 +31,7 @@ _PACKED = {
     **{b"BZh%d1AY&SY" % n: "bzip2, and only .gz and .xz are read" for n in range(1, 10)},
     b"PK\x03\x04": "zip, and only .gz and .xz are read",
 }
+_PARQUET = b"PAR1"
 _PACKED_BYTES = 10
 
 
@@ -74,7 +75,7 @@ def stream_csv(
         path: the file; compressed if its name ends in .gz or .xz.
         columns: to read, by name.
         form: how it is written; None: commas, a header, quotes where needed, UTF-8.
-        may_be_empty: a header alone will do, as in a part of a table.
+        may_be_empty: a header alone will do, or no byte at all, as in a part of a table.
 
     Raises:
         DatasetError: the file cannot be opened, has no rows, is cut off or damaged; a column is
@@ -84,6 +85,8 @@ def stream_csv(
     form = form or CsvFormat()
     with _reading_csv(path, form):
         row = first_row(path, form)
+        if may_be_empty and not row:
+            return
         check_first_line(path, row, form, columns)
         nothing = form.parsed_delimiter * (len(form.cells(row)) - 1) + "\n"
     with (
@@ -233,6 +236,10 @@ def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
     packed = next((how for magic, how in _PACKED.items() if start.startswith(magic)), None)
     if packed:
         raise DatasetError(f"{path}: the file is compressed by {packed}")
+    if start.startswith(_PARQUET):
+        raise DatasetError(
+            f"{path}: the file is parquet, no text; in a mapping: format = 'parquet'"
+        )
     return raw
 
 

@@ -123,9 +123,15 @@ class TimeConfig(Config):
         return self
 
     @property
-    def counts_from_1970(self) -> bool:
-        """Whether it is a number, which leaves no time zone open."""
-        return self.unit in ("s", "ms", "us", "ns")
+    def names_its_zone(self) -> bool:
+        """Whether it leaves no time zone open: it counts from 1970, or each text says its own."""
+        in_text = self.format is not None and ("%z" in self.format or "%Z" in self.format)
+        return in_text or self.unit in ("s", "ms", "us", "ns")
+
+    @property
+    def names_a_clock(self) -> bool:
+        """Whether the mapping says which clock is meant."""
+        return bool(self.model_fields_set & {"utc_offset", "zone"})
 
     @property
     def local_time(self) -> LocalTime:

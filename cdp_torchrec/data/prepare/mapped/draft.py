@@ -46,7 +46,7 @@ from cdp_torchrec.data.prepare.mapped.guessed_roles import (
 )
 from cdp_torchrec.data.prepare.mapped.mapping_config import RESERVED_FEATURES
 from cdp_torchrec.data.prepare.mapped.sniffed_columns import SniffedColumn
-from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile, sniff
+from cdp_torchrec.data.prepare.mapped.sniffed_files import SniffedFile, is_blank, sniff
 from cdp_torchrec.data.schema import DatasetError
 
 NOT_USED = "Not used:"
@@ -72,7 +72,10 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     Raises:
         DatasetError: a file cannot be read, or none has a user, an item and a time.
     """
-    files = _gathered([sniff(path) for path in paths])
+    blank = [path for path in paths if is_blank(path)]
+    if len(blank) == len(paths):
+        raise DatasetError(f"{paths[0]}: the file is empty")
+    files = _gathered([sniff(path) for path in paths if path not in blank])
     folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     log = find_log(files)
     others = [file for file in files if file is not log.file]
@@ -82,6 +85,7 @@ def draft_mapping(paths: Sequence[Path], *, mapping: str) -> str:
     rest = [file for file in others if file not in [a.file for a in attributes]]
     needs_category = gate is not None and gate_table is None
     behaviours, unused = _sorted_out(log, rest, needs_category=needs_category)
+    unused |= dict.fromkeys(blank, "it is empty, which a part of a table may be")
     for found in (log, *behaviours.values()):
         _check_ids(found)
     name = table_name(log.file)

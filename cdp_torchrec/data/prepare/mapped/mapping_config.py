@@ -209,11 +209,10 @@ class MappingConfig(Config):
                 yield key, f"must be set: feature '{self.category}' stands in the log only"
             if behaviour.category and not gate:
                 yield f"behaviours.{name}.category", "has no effect without a category (category)"
-            time = behaviour.time
-            for key in ("utc_offset", "zone"):
-                if time and time.counts_from_1970 and key in time.model_fields_set:
-                    conflict = f"has no effect on unit = '{time.unit}', which counts in UTC"
-                    yield f"behaviours.{name}.time.{key}", conflict
+            if behaviour.time:
+                yield from _clock_conflicts(f"behaviours.{name}.time", behaviour.time)
+        if not self.derives_local_time:
+            yield from _clock_conflicts("log.time", self.log.time)
         attributes = {f.table for f in (*self.features.values(), *self.attributes.values())}
         for name in self.tables:
             if name not in {*logs.values(), *attributes}:
@@ -295,6 +294,11 @@ class MappingConfig(Config):
         return (user, item, *listed)
 
     @property
+    def derives_local_time(self) -> bool:
+        """Whether a feature is what a clock on a wall said at the request."""
+        return any(feature.derive in ("hour", "weekday") for feature in self.features.values())
+
+    @property
     def category_entity(self) -> str | None:
         """Id space of the categories."""
         return self.category and self._entity(self.category)
@@ -306,3 +310,11 @@ class MappingConfig(Config):
     def has_actions(self) -> bool:
         """Whether behaviours differ in what was done."""
         return len(self.behaviours) > 1 or any(b.action for b in self.behaviours.values())
+
+
+def _clock_conflicts(key: str, time: TimeConfig) -> Iterator[tuple[str, str]]:
+    """What is wrong with the clock of a time from which no hour is derived."""
+    for name in ("utc_offset", "zone"):
+        if time.names_its_zone and name in time.model_fields_set:
+            which = f"format = '{time.format}'" if time.format else f"unit = '{time.unit}'"
+            yield f"{key}.{name}", f"has no effect on {which}, unless an hour is derived from it"

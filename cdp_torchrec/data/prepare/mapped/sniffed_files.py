@@ -26,6 +26,7 @@ from cdp_torchrec.data.schema import DatasetError
 SAMPLE_ROWS = 50_000
 """Rows from the start of a file that are looked at."""
 
+_PARQUET = (".parquet", ".pq")
 _HEAD_BYTES = 1 << 18
 _HEAD_LINES = 200
 _FEW_LINES = 0.1
@@ -75,13 +76,22 @@ class SniffedFile:
         return f"line {place + (1 if self.form.names else 2)}"
 
 
+def is_blank(path: Path) -> bool:
+    """Whether a text table has not a byte, not even a header: the part of a worker without rows.
+
+    Raises:
+        DatasetError: it cannot be opened, or is damaged.
+    """
+    return path.suffix not in _PARQUET and not first_bytes(path, 1)
+
+
 def sniff(path: Path) -> SniffedFile:
     """Look at the start of a file, which may have no rows.
 
     Raises:
         DatasetError: it cannot be read, or is no table.
     """
-    if path.suffix in (".parquet", ".pq"):
+    if path.suffix in _PARQUET:
         return _sniff_parquet(path)
     form = _sniff_format(path)
     text = _decode(path, form.encoding)

@@ -40,6 +40,12 @@ def times(
         DatasetError: a time is empty, no time, or cannot be meant, or none lies in the window.
     """
     clock = _clock(connection, table, config)
+    gives_hours = mapping.derives_local_time and config is mapping.log.time
+    if table.columns[config.column].has_zone and config.names_a_clock and not gives_hours:
+        raise DatasetError(
+            f"{table.paths[0]}: column '{config.column}' names its zone, so utc_offset and zone "
+            "have no effect, unless an hour is derived from it: leave them out"
+        )
     empty = Rule(f"{clock.sql} IS NULL", f"'{config.column}' is empty")
     unreadable = Rule(f"{clock.milliseconds} IS NULL", clock.unreadable, clock.sql)
     table.check(connection, [empty, unreadable])
