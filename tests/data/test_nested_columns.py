@@ -62,7 +62,7 @@ def test_a_file_is_read_in_blocks_of_any_size(tmp_path: Path) -> None:
 
 
 def test_no_other_field_of_a_struct_is_read(tmp_path: Path) -> None:
-    """They may be long texts, or of a form that pyarrow does not read: categories, on two pages."""
+    """They may be long texts, or of a form that is not read."""
     kinds = pa.dictionary(pa.int32(), pa.string())
     attributes = pa.map_(pa.string(), pa.list_(pa.int64()))
     fields = [("kind", kinds), ("attributes", attributes), ("item", pa.int64())]
@@ -79,8 +79,40 @@ def test_no_other_field_of_a_struct_is_read(tmp_path: Path) -> None:
     opened = open_parquet([tmp_path / "log.parquet"], {"shown.item": ANY, "time": ANY})
     found = [row for block in opened.blocks() for row in block.rows.to_pylist()]
     assert found == [{"shown.item": [n], "time": n} for n in range(20)]
-    opened = open_parquet([tmp_path / "log.parquet"], {"shown.kind": ANY})
-    with pytest.raises(DatasetError, match="or of a form that is not read: Nested data conv"):
+
+
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
+def test_categories_in_lists_are_read_of_all_row_groups(
+    tmp_path: Path, list_of: Callable[[pa.DataType], pa.DataType]
+) -> None:
+    kinds = pa.dictionary(pa.int32(), pa.string())
+    values = [[f"a{n}", None, "b"][: n % 4] for n in range(20)]
+    columns = {
+        "tags": pa.array(values, list_of(kinds)),
+        "shown": pa.array(
+            [[{"kind": value} for value in row] for row in values],
+            list_of(pa.struct([("kind", kinds)])),
+        ),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet", row_group_size=5)
+    opened = open_parquet([tmp_path / "log.parquet"], {"tags": ANY, "shown.kind": ANY})
+    assert opened.num_rows == (20,)
+    blocks = list(opened.blocks(3))
+    assert [block.first for block in blocks] == [0, 3, 5, 8, 10, 13, 15, 18]
+    for name in ("tags", "shown.kind"):
+        assert [row for block in blocks for row in block.rows[name].to_pylist()] == values
+
+
+def test_a_form_that_pyarrow_does_not_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise pa.ArrowNotImplementedError("LZO")
+
+    pq.write_table(table(pa.list_), tmp_path / "log.parquet")
+    opened = open_parquet([tmp_path / "log.parquet"], {"shown.item": ANY})
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", refuse)
+    with pytest.raises(DatasetError, match=r"log.parquet: .*or of a form that is not read: LZO"):
         list(opened.blocks())
 
 

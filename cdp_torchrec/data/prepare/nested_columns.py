@@ -39,6 +39,11 @@ def column_of(rows: pa.RecordBatch, name: str) -> pa.Array:
     raise KeyError(name)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is a list of any number of values."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
 def _num_stored(kind: pa.DataType) -> int:
     """Columns that a file stores of a type."""
     if isinstance(kind, pa.BaseExtensionType):
@@ -49,14 +54,13 @@ def _num_stored(kind: pa.DataType) -> int:
 
 def _leaves(name: str, kind: pa.DataType) -> Iterator[tuple[str, tuple[str, ...], pa.DataType]]:
     """Name, path of fields and type of the columns that a column is, itself if it is no struct."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    struct = kind.value_type if is_list else kind
+    struct = kind.value_type if is_list(kind) else kind
     if not pa.types.is_struct(struct):
         yield name, (), kind
         return
     for field in struct:
         for inner, path, of_inner in _leaves(f"{name}.{field.name}", field.type):
-            yield inner, (field.name, *path), pa.list_(of_inner) if is_list else of_inner
+            yield inner, (field.name, *path), pa.list_(of_inner) if is_list(kind) else of_inner
 
 
 def _taken(values: pa.Array, path: tuple[str, ...]) -> pa.Array:

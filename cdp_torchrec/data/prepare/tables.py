@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cdp_torchrec.data.prepare.column_types import ColumnType
-from cdp_torchrec.data.prepare.nested_columns import column_of, stored_paths, unnested
+from cdp_torchrec.data.prepare.nested_columns import column_of, is_list, stored_paths, unnested
 from cdp_torchrec.data.schema import DatasetError
 
 _ROWS = 1 << 16
@@ -69,8 +69,7 @@ class ParquetTable:
         for number, path in enumerate(self.paths):
             first = 0
             with _open_parquet(path) as file, _reading_parquet(path):
-                read = stored_paths(file, self.schema.names)
-                for batch in file.iter_batches(size, columns=read):
+                for batch in _batches(file, self.schema.names, size):
                     columns = [
                         _converted(column_of(batch, field.name), field, path, first)
                         for field in self.schema
@@ -206,6 +205,19 @@ def _filled(kind: pa.DataType, default: pa.DataType) -> pa.DataType:
     return kind
 
 
+def _batches(file: pq.ParquetFile, names: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Some columns of all rows, with the structs that hold them."""
+    read = stored_paths(file, names)
+    groups = range(file.num_row_groups)
+    kinds = [field.type for field in unnested(file.schema_arrow) if field.name in names]
+    if any(is_list(kind) and pa.types.is_dictionary(kind.value_type) for kind in kinds):
+        # Each row group has categories of its own, which pyarrow cannot put together in lists.
+        for group in groups:
+            yield from file.iter_batches(size, [group], read)
+    else:
+        yield from file.iter_batches(size, [*groups], read)
+
+
 def _converted(column: pa.Array, field: pa.Field, path: Path, first: int) -> pa.Array:
     # Integers become floats only where numbers are declared: there, digits beyond a double's 16
     # do not matter. All other casts are exact or fail.
@@ -250,7 +262,7 @@ def _reading_parquet(path: Path) -> Generator[None]:
         yield
     except DatasetError:
         raise
-    except pa.ArrowNotImplementedError as error:  # such as categories in lists, over several pages
+    except pa.ArrowNotImplementedError as error:
         raise DatasetError(
             f"{path}: damaged or cut off parquet file, or of a form that is not read: {error}"
         ) from error
