@@ -35,4 +35,4 @@ def log_forgetting(seconds: Tensor) -> Tensor:
 
     Smooth, so that rounding of an age in float32 (a second beyond 194 days) changes it little.
     """
-    return -(seconds.clamp(min=0) / _SECONDS_PER_HOUR).log1p()
+    return (seconds.clamp(min=0) / _SECONDS_PER_HOUR).log1p_().neg_()

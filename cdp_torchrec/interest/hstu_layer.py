@@ -122,14 +122,13 @@ class HstuLayer(nn.Module):
         ) -> Tensor:
             """Behaviours in columns [start, stop) to what they see."""
             seen = memory[:, :stop]
-            mask = functional.pad(_causal(q, seen), (before.shape[1], 0), value=1.0)
             bias = None
             if self.bias is not None:
-                next_age = functional.pad(age.squeeze(2)[:, 1:], (0, 1))
-                bias = self.bias.of_history(age.squeeze(2)[:, :stop], next_age[:, start:stop])
-                bias = functional.pad(bias, (before.shape[1], 0)).unsqueeze(1)
-            memory = torch.cat([before, seen], dim=1)
-            return self.attention(q, memory, bias=bias, mask=mask)
+                age = age.squeeze(2).detach()  # gathered with what has a gradient
+                next_age = functional.pad(age[:, 1:], (0, 1))
+                bias = self.bias.of_history(age[:, :stop], next_age[:, start:stop]).unsqueeze(1)
+            older = self.attention(q, seen, bias=bias, mask=_causal(q, seen))
+            return older + self.attention(q, before)
 
         def encode(_: SequenceBlock, found: Tensor, before: Tensor) -> Tensor:
             parts = found.split([token.shape[1] for token in tokens], dim=2)
@@ -154,8 +153,8 @@ class HstuLayer(nn.Module):
             block: CandidateBlock, before: Tensor, q: Tensor, memory: Tensor, bias: Tensor | None
         ) -> Tensor:
             if bias is not None:
-                bias = functional.pad(bias.transpose(1, 2), (before.shape[1], 0)).unsqueeze(1)
-            return self.attention(q, torch.cat([before, memory], dim=1), bias=bias)
+                bias = bias.transpose(1, 2).unsqueeze(1)
+            return self.attention(q, memory, bias=bias) + self.attention(q, before)
 
         own_bias = None if self.bias is None else self.bias.of_itself()
         queries = recent.candidates(target.q)

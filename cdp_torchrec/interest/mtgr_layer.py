@@ -127,8 +127,8 @@ class MtgrLayer(nn.Module):
             of_user: memory of the user, [W, 1, H * (V + A)].
         """
         memory, _, is_static = _parts(rows)
-        mask = functional.pad(is_static, (1, 0), value=1.0)[:, None, None]
-        return self.attention(q, torch.cat([of_user, memory], dim=1), mask=mask)
+        seen = self.attention(q, memory, mask=is_static[:, None, None])
+        return seen + self.attention(q, of_user)
 
     def _attend_history(
         self,
@@ -169,7 +169,7 @@ class MtgrLayer(nn.Module):
         def attend(block: CandidateBlock) -> Tensor:
             own = gather(together, block.impression)
             memory, age, is_static = _parts(gather(rows, block.behaviour))
-            elapsed = age.unsqueeze(1) - own[:, :, -1:]  # until the candidate's own request
+            elapsed = age.unsqueeze(1) - own[:, :, -1:].detach()  # until its own request
             mask = torch.maximum(is_static.unsqueeze(1), (elapsed > 0).to(age.dtype))
             q = own[:, :, :-1]
             return self._attend(q, next(of_users), memory, mask=mask, elapsed=elapsed)
@@ -188,13 +188,9 @@ class MtgrLayer(nn.Module):
             mask: 0 where a query must not look, [W, X, N].
             elapsed: seconds between a behaviour and a query, [W, X, N].
         """
-        forgetting = functional.pad(log_forgetting(elapsed), (1, 0)).unsqueeze(1)
-        return self.attention(
-            q,
-            torch.cat([of_user, memory], dim=1),
-            bias=forgetting * self.slopes.view(-1, 1, 1),
-            mask=functional.pad(mask, (1, 0), value=1.0).unsqueeze(1),
-        )
+        bias = log_forgetting(elapsed).unsqueeze(1) * self.slopes.view(-1, 1, 1)
+        seen = self.attention(q, memory, bias=bias, mask=mask.unsqueeze(1))
+        return seen + self.attention(q, of_user)
 
 
 class GroupLayerNorm(nn.Module):
@@ -214,5 +210,8 @@ class GroupLayerNorm(nn.Module):
 
 
 def _parts(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory [W, N, ...], age [W, N] and whether it is static, as 1 or 0, [W, N]."""
-    return rows[:, :, :-2], rows[:, :, -2], rows[:, :, -1]
+    """Memory [W, N, ...], age [W, N] and whether it is static, as 1 or 0, [W, N].
+
+    The last two are data, which have no gradient but for being gathered with what has one.
+    """
+    return rows[:, :, :-2], rows[:, :, -2].detach(), rows[:, :, -1].detach()

@@ -57,12 +57,13 @@ class PointwiseAttention(nn.Module):
             mask: 0 where a query must not look, broadcast to [W, H, X, Y].
         """
         v, k = memory.split([memory.shape[2] - q.shape[2], q.shape[2]], dim=2)
-        scores = self._heads(q) @ self._heads(k).transpose(2, 3) * self.scale
+        # In place where the gradient needs no copy: scores are most of the memory of a layer.
+        scores = self._heads(q * self.scale) @ self._heads(k).transpose(2, 3)
         if bias is not None:
-            scores = scores + bias
+            scores = scores.add_(bias)
         weights = silu(scores)
         if mask is not None:
-            weights = weights * mask
+            weights = weights.mul_(mask)
         return (weights @ self._heads(v)).transpose(1, 2).flatten(2) / self.num_tokens
 
     def to_itself(self, token: Projection, *, bias: Tensor | None = None) -> Tensor:

@@ -104,6 +104,17 @@ def test_the_interest_is_that_of_hstu_under_the_mask_with_a_norm_for_each_kind(i
     torch.testing.assert_close(module(inputs).interest, expected, rtol=0, atol=1e-12)
 
 
+def test_no_gradient_is_computed_of_what_is_data(inputs, dims):
+    """Fails when times and kinds, gathered with what has gradients, get one for each pair."""
+    index = inputs.recent.index
+    request_age, realtime_s = rows_of_three_requests(inputs.recent)
+    data = [index.age.requires_grad_(), request_age.requires_grad_()]
+    module = make_mtgr(dims)
+    found = module.encode_rows(inputs, request_age=request_age, realtime_s=realtime_s)
+    found.interest.sum().backward()
+    assert not any(x.grad.any() for x in data if x.grad is not None)
+
+
 def rows_of_three_requests(recent: BehaviourSequence) -> tuple[Tensor, Tensor]:
     """Age of each candidate's request, of which the last is 0; behaviours of 8 h are static."""
     request_age = torch.tensor([0.0, 2.5, 6.5]).repeat_interleave(4).double() * HOUR
