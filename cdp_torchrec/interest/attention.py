@@ -245,6 +245,34 @@ def attend(
     return (attended * found).transpose(1, 2).flatten(2)
 
 
+def attend_to_past(
+    query: Tensor, keys: Tensor, values: Tensor, kept: Tensor, *, num_heads: int
+) -> Tensor:
+    """Attention of each place to itself and to those on its left, [W, N, A].
+
+    A place that is not kept is not seen; what it sees itself is finite, and of no meaning. A
+    dimension of the keys says so, 0 where they are kept, and all queries have a 1 there: without a
+    mask the kernels of PyTorch leave out what lies on the right, and keep no scores in memory.
+
+    Args:
+        query: [W, N, A].
+        keys: [W, N, A].
+        values: [W, N, A].
+        kept: bool [W, N].
+        num_heads: H.
+    """
+    q, k, v = (_heads(x, num_heads) for x in (query, keys, values))
+    left_out = excluded(kept, keys.dtype)[:, None, :, None].expand(-1, num_heads, -1, -1)
+    attended = functional.scaled_dot_product_attention(
+        functional.pad(q, (0, 1), value=1.0),
+        torch.cat([k, left_out], dim=3),
+        functional.pad(v, (0, 1)),
+        is_causal=True,
+        scale=q.shape[3] ** -0.5,
+    )
+    return attended[..., :-1].transpose(1, 2).flatten(2)
+
+
 def _attend_with_bias(
     query: Tensor, keys: Tensor, values: Tensor, added: Tensor, *, num_heads: int
 ) -> Tensor:

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cdp_torchrec.data.history.sequence_index import CandidateBlock, SequenceBlock, SequenceIndex
-from cdp_torchrec.interest.attention import attend
+from cdp_torchrec.interest.attention import attend_to_past
 from cdp_torchrec.interest.eager import always, is_eager_on_cpu
-from cdp_torchrec.interest.pieces import in_pieces
 from cdp_torchrec.interest.sequence import BehaviourSequence, present
 from cdp_torchrec.keyed_random import Stream, keyed_timesteps
 
@@ -144,20 +143,11 @@ def causal_attention(projected: Tensor, recent: BehaviourSequence, *, num_heads:
         recent: which behaviours form a sequence.
         num_heads: H, a divisor of D.
     """
-    dim = projected.shape[1] // 3
-
-    def attend_to_past(
-        query: Tensor, memory: Tensor, kept: Tensor, start: int, stop: int
-    ) -> Tensor:
-        """Behaviours in columns [start, stop) to those up to themselves."""
-        keys, values = memory[:, :stop].chunk(2, dim=2)
-        column = torch.arange(stop, device=projected.device)
-        mask = (column <= column[start:].unsqueeze(1)) & kept[:, None, :stop]
-        return attend(query, keys, values, mask, num_heads=num_heads)
 
     def encode(block: SequenceBlock, rows: Tensor) -> Tensor:
-        query, memory = rows.split([dim, 2 * dim], dim=2)
-        return in_pieces(attend_to_past, query, memory, present(block, projected.shape[0]))
+        kept = present(block, projected.shape[0])
+        queries, keys, values = rows.chunk(3, dim=2)
+        return attend_to_past(queries, keys, values, kept, num_heads=num_heads)
 
     return recent.per_behaviour(encode, projected)
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 _PACKAGES = ("torch", "torchrec", "cdp_torchrec")
-_FORMAT = 22
+_FORMAT = 23
 """Counts changes of what the files hold and of how estimates are made."""
 _NUMBERS = tuple(
     field.name for field in fields(PlanEstimate) if field.name not in ("problem", "tables", "plan")

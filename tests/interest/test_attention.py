@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from cdp_torchrec.interest import attention
-from cdp_torchrec.interest.attention import attend, retrieve, top_k
+from cdp_torchrec.interest.attention import attend, attend_to_past, retrieve, top_k
 from tests.interest.sequences import padded
 from tests.interest.variants import ATTENTIVE, VARIANTS
 
@@ -69,6 +69,27 @@ def test_attention_is_scaled_dot_product_attention():
     expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=added)
     attended = attend(query, keys, values, mask, num_heads=2, bias=bias)
     torch.testing.assert_close(attended, expected.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_attention_to_the_past_is_that_under_a_mask(dtype):
+    """Padding on the left, in the middle, everywhere and nowhere; values and gradients."""
+    kept = torch.ones(4, 70, dtype=torch.bool)
+    kept[0, :33], kept[1, 20:40], kept[2] = False, False, False
+    past = torch.ones(70, 70, dtype=torch.bool).tril() & kept.unsqueeze(1)
+    torch.manual_seed(0)
+    parts = [torch.randn(4, 70, 6).to(dtype).requires_grad_() for _ in range(3)]
+    queries, keys, values = parts
+    found = attend_to_past(queries, keys, values, kept, num_heads=2)
+    assert found.isfinite().all()
+    expected = attend(queries, keys, values, past, num_heads=2)
+    results = []
+    for attended in (found, expected):
+        read = attended[kept]
+        results.append([read, *torch.autograd.grad(read.float().sin().sum(), parts)])
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v[0] in ATTENTIVE], ids="+".join)

@@ -8,7 +8,7 @@ from cdp_torchrec.interest.pieces import in_pieces
 from tests.gradients import in_float64
 from tests.interest.variants import VARIANTS, auxiliary
 
-IN_PIECES = ("sasrec", "cadirec", "cddrec", "diff4rec", "hstu", "marm", "mtgr")
+IN_PIECES = ("cadirec", "cddrec", "hstu", "marm", "mtgr")
 
 
 @pytest.mark.parametrize(
