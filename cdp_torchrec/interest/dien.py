@@ -23,7 +23,7 @@ from cdp_torchrec.interest.config.sequential import DienConfig
 from cdp_torchrec.interest.output import InterestVector
 from cdp_torchrec.interest.recent_sequence import keep_recent, next_behaviours
 from cdp_torchrec.interest.recurrence import Recurrence
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, masked_softmax, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, masked_softmax, present
 
 
 class DienInterest(InterestModule):
@@ -74,20 +74,19 @@ class DienInterest(InterestModule):
 
     def evolve(self, states: Tensor, target: Tensor, recent: BehaviourSequence) -> Tensor:
         """Last AUGRU state of each candidate (eqs. 14-16), [B, H]; zeros without history."""
-        inputs = self.evolution.input(states)
-        queries = self.attention(target)
+        queries = recent.candidates(self.attention(target))
+        inputs = recent.behaviours(self.evolution.input(states))
 
-        def run(block: CandidateBlock) -> Tensor:
+        def run(block: CandidateBlock, query: Tensor, keys: Tensor, inputs: Tensor) -> Tensor:
             mask = present(block, states.shape[0])
-            query, keys = gather(queries, block.impression), gather(states, block.behaviour)
             scores = torch.bmm(query, keys.transpose(1, 2))
             return self.evolution.last_state(
-                gather(inputs, block.behaviour),
+                inputs,
                 mask=mask.to(states.dtype),
                 attention=masked_softmax(scores, mask.unsqueeze(1)),
             )
 
-        return recent.per_candidate(run)
+        return recent.per_candidate(run, queries, recent.behaviours(states), inputs)
 
     def _auxiliary_loss(
         self, states: Tensor, x: Tensor, recent: BehaviourSequence, key: Tensor

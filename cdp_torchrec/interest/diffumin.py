@@ -42,7 +42,7 @@ from cdp_torchrec.interest.config.generative import DiffuminConfig
 from cdp_torchrec.interest.interest_channels import ChannelInterests, InterestChannels
 from cdp_torchrec.interest.output import layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.sequence import BehaviourSequence, present
 from cdp_torchrec.interest.token_block import TokenBlock, encode_last, own_place
 from cdp_torchrec.keyed_random import Stream, further_key, keyed_normal, keyed_timesteps
 
@@ -190,16 +190,15 @@ class _ShortTermEncoder(nn.Module):
             tokens = tokens + self.action(action)
         recent = keep_recent(sequence, self.length)
 
-        def encode(block: CandidateBlock) -> Tensor:
-            candidates = gather(target, block.impression)  # [W, C, F]
+        def encode(block: CandidateBlock, candidates: Tensor, behaviours: Tensor) -> Tensor:
             # A row for each candidate, since a behaviour's token changes with it.
-            places = block.behaviour.unsqueeze(1).expand(-1, candidates.shape[1], -1).flatten(0, 1)
-            last = candidates.flatten(0, 1).unsqueeze(1)
-            x = torch.cat([gather(tokens, places), last], dim=1)
-            encoded = encode_last(self.blocks, x, own_place(places < tokens.shape[0]))
-            return encoded.view_as(candidates)
+            num_candidates = candidates.shape[1]
+            rows = behaviours.unsqueeze(1).expand(-1, num_candidates, -1, -1).flatten(0, 1)
+            mask = present(block, tokens.shape[0]).repeat_interleave(num_candidates, dim=0)
+            x = torch.cat([rows, candidates.flatten(0, 1).unsqueeze(1)], dim=1)
+            return encode_last(self.blocks, x, own_place(mask)).view_as(candidates)
 
-        return recent.per_candidate(encode)
+        return recent.per_candidate(encode, recent.candidates(target), recent.behaviours(tokens))
 
 
 class _Calibrator(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cdp_torchrec.data.history.sequence_index import CandidateBlock
 from cdp_torchrec.interest.attention import top_k_mask
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, present
 
 # Of its own length, what rounding in float64 leaves of a direction that the others span.
 _DEPENDENT = 1e-12
@@ -60,11 +60,9 @@ class InterestChannels(nn.Module):
             sequence: whose behaviours.
         """
         exact = self.channels(target)
-        flat = exact.flatten(1)
 
-        def route(block: CandidateBlock) -> Tensor:
-            keys = gather(features, block.behaviour)  # [W, N, F]
-            directions = gather(flat, block.impression).unflatten(2, exact.shape[1:]).flatten(1, 2)
+        def route(block: CandidateBlock, candidates: Tensor, keys: Tensor) -> Tensor:
+            directions = candidates.unflatten(2, exact.shape[1:]).flatten(1, 2)
             shape = (-1, self.num_channels)
             scores = directions.detach() @ keys.detach().double().transpose(1, 2)
             scores = scores.unflatten(1, shape)  # [W, C, K, N]
@@ -80,7 +78,8 @@ class InterestChannels(nn.Module):
             mean = total.unflatten(1, shape) / count.clamp(min=1)
             return torch.cat([mean, count.to(mean.dtype)], dim=3)
 
-        found = sequence.per_candidate(route)
+        candidates = sequence.candidates(exact.flatten(1))
+        found = sequence.per_candidate(route, candidates, sequence.behaviours(features))
         return ChannelInterests(
             channels=exact.to(features.dtype),
             interests=found[..., :-1],

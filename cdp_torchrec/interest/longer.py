@@ -36,7 +36,7 @@ from cdp_torchrec.interest.config.long_sequence import LongerConfig
 from cdp_torchrec.interest.merged_sequence import MergedIndex, merge_index, most_recent, scatter
 from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.interest.recent_sequence import keep_recent, recency
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather_each
 from cdp_torchrec.interest.transformer_layer import TransformerLayer, layers_of
 
 _TABLE_STD = 0.02
@@ -104,14 +104,15 @@ class LongerInterest(InterestModule):
         queries = tuple(
             most_recent(groups, self.num_queries, index.size) for groups in index.sequence_groups
         )
-        states = [gather(tokens, places) for places in queries]
+        states = gather_each(tokens, queries)
         visible = index.sequence_groups
         layers = layers_of(self.layers)
         memory = [layers[0].memory(tokens)]
         for layer, following in pairwise(layers):
+            seen = gather_each(memory[-1], visible)
             states = [
-                layer(state, gather(memory[-1], groups), _causal(state, groups, index.size))
-                for state, groups in zip(states, visible, strict=True)
+                layer(state, keys_values, _causal(state, groups, index.size))
+                for state, keys_values, groups in zip(states, seen, visible, strict=True)
             ]
             projected = [following.memory(state) for state in states]
             memory.append(scatter(projected, queries, size=index.size))
@@ -122,19 +123,19 @@ class LongerInterest(InterestModule):
         """Merged tokens ("Token Merge", InnerTrans), [M, A]; places of padding are zeros."""
         behaviours = self.behaviours(recent)
 
-        def merged(members: Tensor) -> Tensor:
-            num_rows, num_groups, group_size = members.shape
-            members = members.flatten(0, 1)
-            x = gather(behaviours, members)
+        def merged(x: Tensor, members: Tensor) -> Tensor:
             if self.inner is not None:
-                present = members < behaviours.shape[0]
+                present = (members < behaviours.shape[0]).flatten(0, 1)
+                x = x.flatten(0, 1)
                 x = self.inner(x, self.inner.memory(x), present.unsqueeze(1))
                 # The oldest group may have fewer than K behaviours.
                 x = x.masked_fill(~present.unsqueeze(2), 0.0)
+            num_rows, num_groups, group_size = members.shape
             return x.view(num_rows, num_groups, group_size * behaviours.shape[1])
 
+        grouped = gather_each(behaviours, index.members)
         return scatter(
-            [merged(members) for members in index.members], index.sequence_groups, size=index.size
+            list(map(merged, grouped, index.members)), index.sequence_groups, size=index.size
         )
 
     def attend(
@@ -149,30 +150,36 @@ class LongerInterest(InterestModule):
         """
         parts = [inputs.item, inputs.item_attributes, inputs.context]
         candidates = layer_norm(self.candidate(torch.cat(parts, dim=1)))
-        groups = iter(memory.groups)
+        layers, size = layers_of(self.layers), memory.layers[0].shape[0]
+        queries = tuple(most_recent(groups, self.num_queries, size) for groups in memory.groups)
+        # Of each layer, of each block: groups of the history, and their keys and values.
+        places = [memory.groups, *[queries] * (len(layers) - 1)]
+        seen = [gather_each(*of_layer) for of_layer in zip(memory.layers, places, strict=True)]
 
-        def encode(block: CandidateBlock) -> Tensor:
-            places = next(groups)
-            x = torch.cat(
-                [
-                    gather(candidates, block.impression),
-                    *self._request_tokens(inputs, recent.index.first_impression, block),
-                ],
-                dim=1,
-            )
-            num_candidates = block.impression.shape[1]
-            layers = layers_of(self.layers)
-            for depth, (layer, of_layer) in enumerate(zip(layers, memory.layers, strict=True)):
-                if depth == 1:
-                    places = most_recent(places, self.num_queries, of_layer.shape[0])
-                keys = torch.cat([layer.memory(x), gather(of_layer, places)], dim=1)
-                mask = _global_mask(x, num_candidates, places, of_layer.shape[0])
+        def encode(
+            block: CandidateBlock,
+            candidates: Tensor,
+            places: tuple[Tensor, ...],
+            seen: tuple[Tensor, ...],
+        ) -> Tensor:
+            first = recent.index.first_impression
+            x = torch.cat([candidates, *self._request_tokens(inputs, first, block)], dim=1)
+            num_candidates = candidates.shape[1]
+            for layer, groups, of_history in zip(layers, places, seen, strict=True):
+                keys_values = torch.cat([layer.memory(x), of_history], dim=1)
+                mask = _global_mask(x, num_candidates, groups, size)
                 if layer is layers[-1]:  # only candidates are read
                     x, mask = x[:, :num_candidates], mask[:, :num_candidates]
-                x = layer(x, keys, mask)
+                x = layer(x, keys_values, mask)
             return x
 
-        return self.output(self.norm(recent.per_candidate(encode)))
+        encoded = recent.per_candidate(
+            encode,
+            recent.candidates(candidates),
+            list(zip(*places, strict=True)),
+            list(zip(*seen, strict=True)),
+        )
+        return self.output(self.norm(encoded))
 
     def _request_tokens(
         self, inputs: InterestInput, first_impression: Tensor, block: CandidateBlock

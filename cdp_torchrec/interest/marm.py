@@ -29,7 +29,7 @@ from cdp_torchrec.interest.config.long_sequence import MarmConfig
 from cdp_torchrec.interest.output import InterestVector, layer_norm
 from cdp_torchrec.interest.pieces import in_pieces
 from cdp_torchrec.interest.recent_sequence import keep_recent
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather, present
+from cdp_torchrec.interest.sequence import BehaviourSequence, present
 from cdp_torchrec.interest.transformer_layer import TransformerLayer, layers_of
 
 
@@ -150,11 +150,10 @@ def _attend(
 ) -> Tensor:
     """Tokens [B, A] of candidates after a layer that attends to all behaviours, [B, A]."""
 
-    def attend(block: CandidateBlock) -> Tensor:
-        seen = gather(memory, block.behaviour)
+    def attend(block: CandidateBlock, targets: Tensor, seen: Tensor) -> Tensor:
         keys_values, age = seen[:, :, :-1], seen[:, :, -1]
         mask = present(block, memory.shape[0]).unsqueeze(1)
         bias = log_forgetting(age).unsqueeze(2) * slopes
-        return layer(gather(x, block.impression), keys_values, mask, bias=bias)
+        return layer(targets, keys_values, mask, bias=bias)
 
-    return recent.per_candidate(attend)
+    return recent.per_candidate(attend, recent.candidates(x), recent.behaviours(memory))

@@ -18,7 +18,7 @@ from cdp_torchrec.interest.age import log_forgetting
 from cdp_torchrec.interest.config.long_sequence import MtgrConfig
 from cdp_torchrec.interest.pieces import in_pieces
 from cdp_torchrec.interest.pointwise_attention import PointwiseAttention, Projection
-from cdp_torchrec.interest.sequence import BehaviourSequence, gather
+from cdp_torchrec.interest.sequence import BehaviourSequence, gather_each
 
 _CANDIDATE, _STATIC, _REALTIME, _USER = range(4)
 _NUM_KINDS = 4
@@ -92,14 +92,17 @@ class MtgrLayer(nn.Module):
         # Memory, age and kind of a behaviour: one gather fetches them.
         seen_of = torch.stack([index.age, times.is_static.to(index.age.dtype)], dim=1)
         rows = torch.cat([history.memory(), seen_of], dim=1)
-        attended = self._attend_candidates(candidate, rows, of_user[split:], recent, times)
+        of_candidates = recent.behaviours(rows)
+        attended = self._attend_candidates(candidate, of_candidates, of_user[split:], recent, times)
         encoded = self._output(tokens.candidate, candidate, attended, _CANDIDATE)
         if not self.encodes_history:
             return replace(tokens, candidate=encoded)
         attended = self._attend_history(history, rows, of_user[:split], recent)
+        of_sequences = gather_each(rows, [block.behaviour for block in index.sequence_blocks])
+        seen = [*of_sequences, *of_candidates]
         of_users = [
-            self._attend_user(q.unsqueeze(1), gather(rows, block.behaviour), memory)
-            for q, block, memory in zip(user.q.split(num_rows), blocks, of_user, strict=True)
+            self._attend_user(q.unsqueeze(1), of_block, memory)
+            for q, of_block, memory in zip(user.q.split(num_rows), seen, of_user, strict=True)
         ]
         return MtgrTokens(
             user=self._output(tokens.user, user, torch.cat(of_users).squeeze(1), _USER),
@@ -157,24 +160,24 @@ class MtgrLayer(nn.Module):
     def _attend_candidates(
         self,
         candidate: Projection,
-        rows: Tensor,
+        rows: list[Tensor],
         of_user: tuple[Tensor, ...],
         recent: BehaviourSequence,
         times: MtgrTimes,
     ) -> Tensor:
         """Each candidate to the user, to what its own request could know, to itself, [B, H * V]."""
         together = torch.cat([candidate.q, times.request_age.unsqueeze(1)], dim=1)
-        of_users = iter(of_user)
 
-        def attend(block: CandidateBlock) -> Tensor:
-            own = gather(together, block.impression)
-            memory, age, is_static = _parts(gather(rows, block.behaviour))
+        def attend(_: CandidateBlock, own: Tensor, seen: Tensor, of_user: Tensor) -> Tensor:
+            memory, age, is_static = _parts(seen)
             elapsed = age.unsqueeze(1) - own[:, :, -1:].detach()  # until its own request
             mask = torch.maximum(is_static.unsqueeze(1), (elapsed > 0).to(age.dtype))
             q = own[:, :, :-1]
-            return self._attend(q, next(of_users), memory, mask=mask, elapsed=elapsed)
+            return self._attend(q, of_user, memory, mask=mask, elapsed=elapsed)
 
-        return recent.per_candidate(attend) + self.attention.to_itself(candidate)
+        candidates = recent.candidates(together)
+        attended = recent.per_candidate(attend, candidates, rows, of_user)
+        return attended + self.attention.to_itself(candidate)
 
     def _attend(
         self, q: Tensor, of_user: Tensor, memory: Tensor, *, mask: Tensor, elapsed: Tensor
