@@ -138,6 +138,34 @@ class InterestOutput:
     only while the module is `monitored`."""
 
 
+def check_output(module: "InterestModule", output: InterestOutput, *, batch_size: int) -> None:
+    """Refuse what a module did not declare: the tower and the loss would fail, or go on, unasked.
+
+    Args:
+        module: whose output it is.
+        output: what it gave.
+        batch_size: number of impressions B.
+
+    Raises:
+        ValueError: a shape is another one, or the losses are not those of loss_weights.
+    """
+    name = type(module).__name__
+    vectors = {**output.losses, **output.click_logits}
+    expected = {"interest": (output.interest, (batch_size, module.interest_dim))}
+    expected |= {f"{loss} (a loss, unreduced)": (v, (batch_size,)) for loss, v in vectors.items()}
+    expected |= {f"{monitor} (a monitor)": (v, ()) for monitor, v in output.monitors.items()}
+    for what, (value, shape) in expected.items():
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name}: {what}: expected {shape}, found {tuple(value.shape)}")
+    declared = set(module.loss_weights) if module.training else set()
+    if set(vectors) != declared:
+        mode = "training: expected those of loss_weights," if module.training else "eval: expected"
+        raise ValueError(
+            f"{name}: losses in {mode} {sorted(declared) or 'none'}, found "
+            f"{sorted(vectors) or 'none'}"
+        )
+
+
 class InterestModule(nn.Module):
     """Base class of all interest modules."""
 

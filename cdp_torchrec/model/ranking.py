@@ -20,6 +20,7 @@ from cdp_torchrec.interest.base import (
     InterestInput,
     InterestModule,
     InterestOutput,
+    check_output,
 )
 from cdp_torchrec.interest.sequence import BehaviourSequence
 from cdp_torchrec.model.behaviour_attributes import BehaviourAttributes
@@ -143,6 +144,8 @@ class RankingArch(nn.Module):
         with torch.autocast(batch.numbers.device.type, torch.bfloat16, enabled=self._autocast):
             features = self._features(embeddings, batch)
             interest = self.interest(self._interest_input(features, embeddings, batch))
+            if not torch.compiler.is_compiling():
+                check_output(self.interest, interest, batch_size=len(batch.key))
             tower = [features[k] for k in self._tower] + [self._tower_numbers(batch.numbers)]
             crossed, deep = self.interaction(torch.cat(tower, dim=1))
             parts = [crossed, deep, interest.interest, batch.history_counts.log1p()]

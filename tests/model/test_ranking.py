@@ -332,3 +332,11 @@ def test_a_rank_without_cross_layers_is_refused_as_idle() -> None:
     load_config(ExperimentConfig, line)
     with pytest.raises(ConfigError, match=r"cross_rank = 64: has no effect with .*_layers = 0"):
         load_config(ExperimentConfig, [*line, "model.interaction.cross_rank=64"])
+
+
+def test_a_model_names_what_its_interest_module_did_not_declare(tiny_dataset: Path) -> None:
+    """Fails where a loss that is declared and never computed is left out in silence."""
+    setting = Setting(tiny_dataset, "pooled")
+    setting.model.ranking_arch.sets[0].interest.loss_weights = {"own": 0.1}
+    with pytest.raises(ValueError, match=r"PooledInterest: losses in training: .*own.* found none"):
+        setting.model(setting.batch(0, 64))
