@@ -15,6 +15,7 @@ from cdp_torchrec.config.idle import idle_keys
 from cdp_torchrec.config.keys import (
     KeyNode,
     default_tables,
+    dotted,
     one_of,
     tables_of,
     toml_key,
@@ -202,6 +203,10 @@ def _problems(detail: ErrorDetails, tree: KeyNode) -> list[Problem]:
             detail["input"], dict | list
         ):
             text += " in quotes"
+        elif isinstance(detail["input"], dict) and node is table.values:
+            # TOML reads the dots of a name as tables within tables.
+            for name in list(dotted({str(path[-1]): detail["input"]}))[:1]:
+                text += f'; a key with dots stands in quotes: "{name}"'
         return [Problem(path, text, in_doubt=here)]
     return [Problem(path, detail["msg"].replace("Input should be", "must be"), in_doubt=here)]
 

@@ -113,6 +113,14 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
             'grid_of.none={"optimizer.dense.lr"=[1.0]}',
             "grid_of.none.optimizer.dense.lr: is a key of grid too",
         ),
+        (
+            "grid.optimizer.sparse.lr=[0.1]",
+            'strings; a key with dots stands in quotes: "optimizer.sparse.lr" [command line]',
+        ),
+        (
+            "grid_of.none.trainer.max_epochs=[1, 2]",
+            'strings; a key with dots stands in quotes: "trainer.max_epochs" [command line]',
+        ),
         ('groups.worlds=["tiny", "huge"]', "there is no 'huge' in datasets"),
         ('groups.worlds=["tiny", "tiny"]', "'tiny' stands twice, first in worlds"),
         (
