@@ -132,6 +132,8 @@ class CompareConfig(Config):
             conflicts.append(("datasets", "names no dataset"))
         if self.reference in self.floors:
             conflicts.append(("reference", "is one of floors"))
+        if len(set(self.floors)) < len(self.floors):
+            conflicts.append(("floors", "repeats a row"))
         seeds = {"seeds": self.seeds} | {f"seeds_of.{m}": s for m, s in self.seeds_of.items()}
         conflicts += [
             (key, "repeats a seed")

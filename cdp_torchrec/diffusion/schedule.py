@@ -4,6 +4,7 @@
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,14 @@ class NoiseSchedule(nn.Module):
     """sqrt(1 - alphas_cumprod), [T + 1]."""
 
     def __init__(self, config: NoiseScheduleConfig, *, prediction_type: PredictionType) -> None:
+        """Args: the schedule, and what is predicted.
+
+        Raises:
+            ValueError: predictions of such a type are not known.
+        """
         super().__init__()
+        if prediction_type not in (known := get_args(PredictionType)):
+            raise ValueError(f"prediction_type {prediction_type!r}: must be one of {list(known)}")
         self.num_train_timesteps = config.num_train_timesteps
         self.prediction_type: PredictionType = prediction_type
         alphas_cumprod = _alphas_cumprod(config)
@@ -90,7 +98,8 @@ class NoiseSchedule(nn.Module):
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod), [B]; timesteps in 1..T."""
         # Of the scales, which were rounded once: 1 - alphas_cumprod has few digits near 1.
-        return (self.signal_scales[timesteps] / self.noise_scales[timesteps]).square()
+        signal = self.signal_scales.index_select(0, timesteps)
+        return (signal / self.noise_scales.index_select(0, timesteps)).square()
 
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """Min-SNR-gamma weight of the squared error in the prediction, [B] (arXiv 2303.09556)."""
@@ -107,9 +116,10 @@ class NoiseSchedule(nn.Module):
     def _scales_of(self, timesteps: Tensor | int) -> tuple[Tensor, Tensor] | tuple[float, float]:
         if isinstance(timesteps, int):
             return self.scales(timesteps)
+        # Not by brackets, which would take -1 for the last timestep.
         return (
-            self.signal_scales[timesteps].unsqueeze(1),
-            self.noise_scales[timesteps].unsqueeze(1),
+            self.signal_scales.index_select(0, timesteps).unsqueeze(1),
+            self.noise_scales.index_select(0, timesteps).unsqueeze(1),
         )
 
 

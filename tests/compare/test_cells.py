@@ -81,6 +81,7 @@ def test_a_grid_key_that_a_setting_sets_too_is_refused(make_table: MakeTable) ->
         ('models={"a/b"=[]}', "use letters, digits"),
         ("seeds=[1, 1]", "seeds = [1, 1]: repeats a seed"),
         ('floors=["pooled"]', "reference = 'pooled': is one of floors"),
+        ('floors=["none", "none"]', 'floors = ["none", "none"]: repeats a row'),
         ('models.odd=["data.dir=elsewhere"]', "data.dir = elsewhere: must be the same in all rows"),
         (
             "models.odd=['model.interaction.exclude=[\"item_id\"]']",

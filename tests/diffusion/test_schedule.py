@@ -120,6 +120,18 @@ def test_min_snr_weighs_the_same_error_alike_in_every_prediction_type():
     torch.testing.assert_close(losses["v"], losses["x0"], rtol=1e-4, atol=0.0)
 
 
+def test_timesteps_and_types_that_there_are_not_are_refused():
+    schedule = NoiseSchedule(NoiseScheduleConfig(), prediction_type="epsilon")
+    x = torch.zeros(2, 3)
+    for timestep in (-1, schedule.num_train_timesteps + 1):
+        timesteps = torch.tensor([0, timestep])
+        for asked in (lambda t: schedule.add_noise(x, x, t), schedule.snr):
+            with pytest.raises(IndexError):
+                asked(timesteps)
+    with pytest.raises(ValueError, match=r"'eps': must be one of \['epsilon', 'x0', 'v'\]"):
+        NoiseSchedule(NoiseScheduleConfig(), prediction_type="eps")  # pyrefly: ignore
+
+
 def test_constants_are_buffers_that_stay_out_of_checkpoints():
     schedule = make_schedule()
     assert {name for name, _ in schedule.named_buffers()} == {
