@@ -197,10 +197,9 @@ def idle_settings(
             f"trainer.max_steps = {trainer.max_steps} had no effect: trainer.max_epochs = "
             f"{trainer.max_epochs} ends the training at step {total_steps}."
         )
-    if config.data.history.count_segments and not config.model.interaction.history_counts:
-        yield (
-            "data.history.count_segments had no effect: model.interaction.history_counts = false."
-        )
+    for key in ("count_segments", "count_ages"):
+        if getattr(config.data.history, key) and not config.model.interaction.history_counts:
+            yield (f"data.history.{key} had no effect: model.interaction.history_counts = false.")
     if config.sharding.plan is not None:
         for key in config.sharding.unread_beside_plan():
             yield f"sharding.{key} had no effect: sharding.plan is taken as it is."

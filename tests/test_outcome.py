@@ -233,12 +233,15 @@ def test_a_fraction_below_one_request_is_called_idle(tmp_path: Path) -> None:
     assert words in "\n".join(idle_settings(config, has_validation=False, total_steps=100))
 
 
-def test_segments_of_counts_that_the_tower_does_not_learn_are_called_idle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["count_segments", "count_ages"])
+def test_what_tells_counts_apart_that_the_tower_does_not_learn_is_called_idle(
+    tmp_path: Path, key: str
+) -> None:
     config = config_of(
-        tmp_path, "data.history.count_segments=[1]", "model.interaction.history_counts=false"
+        tmp_path, f"data.history.{key}=[1]", "model.interaction.history_counts=false"
     )
     (found,) = idle_settings(config, has_validation=True, total_steps=100)
-    assert found.startswith("data.history.count_segments had no effect")
+    assert found.startswith(f"data.history.{key} had no effect")
 
 
 @pytest.mark.parametrize("optimizer", ["sparse", "dense"])

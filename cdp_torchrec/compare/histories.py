@@ -28,7 +28,7 @@ def describe_history(config: ExperimentConfig) -> str:
     if config.model.interest.reads_time_of_day and dayparts > 1:
         parts.append(f"{dayparts} parts of the day")
     if config.model.interaction.history_counts:
-        parts.append("counts: all")
+        parts.append("counts: all" + (", by age" if config.data.history.count_ages else ""))
     return "; ".join(parts) or "none"
 
 

@@ -6,9 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cdp_torchrec.config import MAY_CHANGE, Config
+from cdp_torchrec.data.history.lookup import HistoryCounts
 from cdp_torchrec.data.synthetic.config import SyntheticConfig
 
 TRAIN, TEST = "train", "test"
@@ -123,6 +124,21 @@ class HistoryConfig(Config):
     count_segments: tuple[PositiveInt, ...] = ()
     """Sizes of the most recent segments of the gated history in which the tower learns its counts
     (model.interaction.history_counts); a last segment holds all older behaviours."""
+    count_ages: tuple[PositiveFloat, ...] = ()
+    """Ages in days, rising, by which the tower learns the same counts once more: behaviours that
+    are at most so old and older than the age before it; a last interval holds all older ones. What
+    was bought twice last week is another item than what was bought twice last year."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(later <= age for age, later in pairwise(self.count_ages)):
+            raise ValueError(f"count_ages must rise, found {list(self.count_ages)}")
+        return self
+
+    @property
+    def counts(self) -> HistoryCounts:
+        """By what counts are told apart, for a tower that learns them."""
+        return HistoryCounts(self.count_segments, self.count_ages)
 
 
 class SoftLabelsConfig(Config):

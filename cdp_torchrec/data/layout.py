@@ -8,7 +8,7 @@ from typing import Literal
 
 from cdp_torchrec.data.config import VocabularyConfig
 from cdp_torchrec.data.history.behaviour_attributes import BehaviourAttribute
-from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryCounts, HistoryLookup
 from cdp_torchrec.data.schema import USER_ENTITY, DatasetError, Feature, Role, Schema
 from cdp_torchrec.data.tables.embedding_table import Table, stored_table
 from cdp_torchrec.data.tables.own_rows import OwnRows
@@ -63,9 +63,8 @@ class FeatureLayout:
     domain_key: str | None
     """Request feature that holds the domain; None where the model does not ask for it, or the log
     has none."""
-    count_segments: tuple[int, ...] | None
-    """Recency segments in which the tower learns the counts of the gated history; None: it does
-    not."""
+    counts: HistoryCounts | None
+    """By what the tower learns the counts of the gated history; None: it does not."""
     num_users: int
     """Largest user code that a training knows, of whatever day it is measured on."""
     num_domains: int = 0
@@ -136,7 +135,7 @@ def build_layout(
     *,
     vocabulary: Mapping[str, VocabularyConfig],
     history: HistoryLookup,
-    count_segments: tuple[int, ...] | None,
+    counts: HistoryCounts | None,
     dayparts: int = 1,
 ) -> FeatureLayout:
     """Tables and keys of a dataset for a model that reads the history in some forms.
@@ -157,7 +156,7 @@ def build_layout(
             dataset, schema, entity, vocabulary.get(entity, VocabularyConfig())
         ),
         history=history,
-        count_segments=count_segments,
+        counts=counts,
         dayparts=dayparts,
     )
 
@@ -167,7 +166,7 @@ def declare_layout(
     make_table: Callable[[str], Table],
     *,
     history: HistoryLookup,
-    count_segments: tuple[int, ...] | None,
+    counts: HistoryCounts | None,
     dayparts: int = 1,
 ) -> FeatureLayout:
     """Tables and keys of a schema, whatever decides on the rows of a table.
@@ -176,7 +175,7 @@ def declare_layout(
         schema: features and entities.
         make_table: table of an entity.
         history: forms of the history that the model reads.
-        count_segments: as in FeatureLayout.
+        counts: as in FeatureLayout.
         dayparts: as in FeatureLayout.
     """
     features = [
@@ -215,7 +214,7 @@ def declare_layout(
         history=history,
         category_key=schema.gate_feature(),
         domain_key=domain_key,
-        count_segments=count_segments,
+        counts=counts,
         num_users=0 if user is None else user.num_ids,
         num_domains=0 if domain is None else schema.first_entities[domain].num_ids + 1,
         dayparts=dayparts,

@@ -54,8 +54,8 @@ class DenseInputs:
     """Recent behaviours of another user for each request, if the model reads them; None outside of
     training."""
     history_counts: Tensor
-    """Float [B, 2 K]: behaviours in the target's category by recency segment, then those on the
-    target item itself; [B, 0] if the tower does not see them."""
+    """Float [B, HistoryCounts.width]: behaviours in the target's category by recency segment, then
+    those on the target item itself, and the same by age; [B, 0] if the tower does not see them."""
     key: Tensor
     """Int64 [B]: names the impression for keyed noise; in training it differs by epoch."""
     progress: Tensor | None

@@ -114,7 +114,7 @@ class DatasetReader:
             self.schema,
             vocabulary=self._config.vocabulary,
             history=history,
-            count_segments=self._config.history.count_segments if history_counts else None,
+            counts=self._config.history.counts if history_counts else None,
             dayparts=self._config.history.dayparts,
         )
 

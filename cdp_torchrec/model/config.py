@@ -19,8 +19,9 @@ class InteractionConfig(Config):
     """Widths of the deep layers."""
     history_counts: bool = False
     """Also tell the tower how many behaviours the gated history has, and how many of them are on
-    the target item itself, in log(1 + n) by segment of data.history.count_segments. Exact also for
-    items that training never saw, and the same for every interest module."""
+    the target item itself, in log(1 + n) by segment of data.history.count_segments and, if asked
+    for, by age (data.history.count_ages). Exact also for items that training never saw, and the
+    same for every interest module."""
     exclude: tuple[str, ...] = ()
     """Features that reach the tower only through the interest module, such as ids too rare to
     generalise."""

@@ -104,7 +104,7 @@ class RankingArch(nn.Module):
         self.interaction = InteractionArch(
             dim * len(self._tower) + len(tower_numbers), config.interaction
         )
-        num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
+        num_counts = 0 if layout.counts is None else layout.counts.width
         self.over_arch = OverArch(
             self.interaction.out_features + self.interest.interest_dim + num_counts,
             config.over_arch_layer_sizes,

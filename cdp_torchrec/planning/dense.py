@@ -160,7 +160,7 @@ def _batch(workload: Workload) -> Batch:
     per_request = max(1, round(workload.impressions_per_request))
     request = torch.arange(batch_size) // per_request
     empty = KeyedJaggedTensor.empty()
-    num_counts = 0 if layout.count_segments is None else 2 * len(layout.count_segments) + 2
+    num_counts = 0 if layout.counts is None else layout.counts.width
     ids = torch.ones(batch_size, dtype=torch.int64)
     return Batch(
         sparse=empty,

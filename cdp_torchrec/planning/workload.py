@@ -126,7 +126,7 @@ def _layout(
         reader.schema,
         lambda entity: _declared_table(config, reader.schema, entity),
         history=history,
-        count_segments=config.data.history.count_segments if counts else None,
+        counts=config.data.history.counts if counts else None,
         dayparts=config.data.history.dayparts,
     )
 

@@ -21,6 +21,7 @@ _DECIDES_STATE = (
     "data.exclude_features",
     "data.history.dayparts",
     "data.history.count_segments",
+    "data.history.count_ages",
     "optimizer.sparse.kind",
 )
 """Settings on which it depends which parameters and states there are, or beginnings of them."""

@@ -61,7 +61,7 @@ class InputBuilder:
     def reads_history(self) -> bool:
         """Whether the model looks at behaviours."""
         layout = self._layout
-        return any(f.is_history for f in layout.features) or layout.count_segments is not None
+        return any(f.is_history for f in layout.features) or layout.counts is not None
 
     def has_behaviours(self, request: EncodedRequest) -> bool:
         """Whether the request brings behaviours, or the store has some from before it."""

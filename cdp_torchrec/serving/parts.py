@@ -28,9 +28,7 @@ def open_layout(artifact: Path, config: ExportedConfig) -> FeatureLayout:
         load_schema(artifact),
         vocabulary=config.data.vocabulary,
         history=config.model.interest.history.served,
-        count_segments=(
-            config.data.history.count_segments if config.model.interaction.history_counts else None
-        ),
+        counts=config.data.history.counts if config.model.interaction.history_counts else None,
         dayparts=config.data.history.dayparts,
     )
 

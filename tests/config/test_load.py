@@ -230,6 +230,13 @@ def test_a_sequence_shorter_than_its_module_reads_is_refused() -> None:
         load_config(ExperimentConfig, [*settings, "model.interest={kind='hstu',max_length=51}"])
 
 
+def test_ages_of_counts_must_rise() -> None:
+    from cdp_torchrec.experiment_config import ExperimentConfig
+
+    with pytest.raises(ConfigError, match=r"count_ages must rise, found \[1.0, 7.5, 7.5\]"):
+        load_config(ExperimentConfig, ["data.dir=d", "data.history.count_ages=[1, 7.5, 7.5]"])
+
+
 def test_segments_of_sums_and_counts_may_reach_beyond_a_sequence() -> None:
     from cdp_torchrec.experiment_config import ExperimentConfig
 

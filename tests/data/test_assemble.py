@@ -13,7 +13,7 @@ from cdp_torchrec.data.assemble import BatchAssembler, no_impressions
 from cdp_torchrec.data.batch import Batch
 from cdp_torchrec.data.config import DataConfig, VocabularyConfig
 from cdp_torchrec.data.dataset import open_dataset
-from cdp_torchrec.data.history.lookup import HistoryLookup
+from cdp_torchrec.data.history.lookup import HistoryCounts, HistoryLookup
 from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.layout import WHOLE_KEY, build_layout
 from cdp_torchrec.data.loader import EvaluationBatches, Share, TrainBatches
@@ -42,7 +42,7 @@ def make_inputs(
             schema,
             vocabulary=vocabulary or {},
             history=history or HistoryLookup(pool_segments=SEGMENTS),
-            count_segments=SEGMENTS,
+            counts=HistoryCounts(SEGMENTS),
             dayparts=dayparts,
         ),
         HistoryStore(
@@ -243,7 +243,7 @@ def test_rare_ids_share_rows_and_frequent_ids_have_their_own(tiny_dataset: Path)
     counts = pq.read_table(tiny_dataset / "vocabulary" / "item.parquet")["count"].to_numpy()
     rule = {"item": VocabularyConfig(min_count=int(np.median(counts)) + 1, num_oov_rows=3)}
     layout = build_layout(
-        tiny_dataset, schema, vocabulary=rule, history=HistoryLookup(), count_segments=None
+        tiny_dataset, schema, vocabulary=rule, history=HistoryLookup(), counts=None
     )
     table = layout.tables["item"]
     codes = np.arange(len(counts) + 1)

@@ -94,7 +94,7 @@ def test_what_is_measured_later_changes_neither_draws_nor_networks(
         schema,
         lambda entity: Table(entity, num_oov_rows=1, num_kept=0, num_ids=999),
         history=HistoryLookup(recent=True, stranger=True, domain=True),
-        count_segments=None,
+        counts=None,
     )
     assert layout.num_users == base.entities["user"].num_ids
     assert layout.num_domains == base.entities["category"].num_ids + 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.data.assemble import BatchAssembler
 from cdp_torchrec.data.batch import Batch
+from cdp_torchrec.data.history.lookup import HistoryCounts
 from cdp_torchrec.data.history.store import HistoryStore
 from cdp_torchrec.data.layout import FeatureLayout, build_layout
 from cdp_torchrec.data.model_inputs import InputAssembler
@@ -86,7 +87,7 @@ class Setting:
             schema,
             vocabulary={},
             history=self.config.model.interest.history,
-            count_segments=(1, 3) if self.config.model.interaction.history_counts else None,
+            counts=HistoryCounts((1, 3)) if self.config.model.interaction.history_counts else None,
             dayparts=self.config.data.history.dayparts,
         )
         self.store = HistoryStore(

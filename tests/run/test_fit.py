@@ -13,6 +13,7 @@ from cdp_torchrec.run.saved import CONFIG
     [
         ("data.history", "dayparts", "4", "1"),
         ("data.history", "count_segments", "[3]", "[1, 2]"),
+        ("data.history", "count_ages", "[1.5, 7.5]", "[]"),
         ("data", "exclude_features", "['hour']", "[]"),
         ("model", "embedding_dim", "8", "16"),
     ],

@@ -57,6 +57,7 @@ def short_run(
         f"run.dir={run_dir}",
         *vocabulary,
         "data.history.count_segments=[1, 2]",
+        "data.history.count_ages=[0.5, 7.5]",
         "data.history.dayparts=3",
         "model.interaction.history_counts=true",
         "model.embedding_dim=8",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdp_torchrec.data.assemble import BatchAssembler
-from cdp_torchrec.data.config import DataConfig
+from cdp_torchrec.data.config import DataConfig, HistoryConfig
 from cdp_torchrec.data.history.lookup import HistoryLookup
 from cdp_torchrec.data.history.store import BehaviourSource
 from cdp_torchrec.data.model_inputs import InputAssembler
@@ -26,7 +26,8 @@ CLUSTERED = replace(LOOKUP, clustered=True)
 def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence_keeps(
     tiny_dataset: Path, lookup: HistoryLookup
 ) -> None:
-    reader = DatasetReader(DataConfig(dir=tiny_dataset))
+    by_age = HistoryConfig(count_ages=(0.5, 7.5))
+    reader = DatasetReader(DataConfig(dir=tiny_dataset, history=by_age))
     impressions = reader.impressions("train").take(0, 300, 332)
     histories = [_of_user(reader.store, u) for u in impressions.request["user_id"]]
     impressions.request["owner"] = np.arange(len(histories))
@@ -45,7 +46,7 @@ def test_sums_counts_and_sequences_are_those_of_the_store_beyond_what_a_sequence
         ).assemble(impressions, epoch=None)
         for source, owner in sources
     )
-    assert stored.history_counts[:, 0].max() > 4
+    assert stored.history_counts[:, 0].max() > 4 and stored.history_counts[:, -1].sum() > 0
     assert torch.equal(stored.history_counts, inline.history_counts)
     assert stored.sequence is not None and inline.sequence is not None
     assert torch.equal(stored.sequence.lengths(), inline.sequence.lengths())

@@ -36,6 +36,19 @@ class FoundHistories:
             found[segments] = _segments_of(self.slices, segments)
         return found[segments]
 
+    def by_age(self, ages_ms: tuple[int, ...]) -> Slices:
+        """The behaviours in K intervals of age, the last one of all older ones; [K * Q].
+
+        Youngest first, as by recency. Exactly as old as an age is not older than it.
+        """
+        many = len(ages_ms)
+        moments = self.before - np.array(ages_ms)[:, None]
+        all_of_them = Slices(np.tile(self.slices.start, many), np.tile(self.slices.stop, many))
+        older = self.behaviours.before(all_of_them, moments.ravel()).stop
+        return Slices(
+            np.concatenate([older, self.slices.start]), np.concatenate([self.slices.stop, older])
+        )
+
     def last(self, count: int) -> "FoundHistories":
         """Only the `count` most recent behaviours of each history."""
         return replace(self, slices=self.slices.last(count), whole=self)

@@ -2,6 +2,28 @@
 
 from dataclasses import dataclass, replace
 
+_MS_PER_DAY = 86_400_000
+
+
+@dataclass(frozen=True)
+class HistoryCounts:
+    """By what the tower's counts of the gated history are told apart."""
+
+    segments: tuple[int, ...]
+    """Sizes of the most recent segments; a last one holds all older behaviours."""
+    ages: tuple[float, ...] = ()
+    """Ages in days, rising; a last interval holds all older behaviours. (): not by age."""
+
+    @property
+    def width(self) -> int:
+        """Counts of an impression: in the category and on the item, by recency, then by age."""
+        return 2 * (len(self.segments) + 1) + (2 * (len(self.ages) + 1) if self.ages else 0)
+
+    @property
+    def ages_ms(self) -> tuple[int, ...]:
+        """The ages in milliseconds."""
+        return tuple(round(age * _MS_PER_DAY) for age in self.ages)
+
 
 @dataclass(frozen=True)
 class HistoryLookup:

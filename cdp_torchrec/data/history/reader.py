@@ -79,17 +79,17 @@ class HistoryReader:
         Raises:
             DatasetError: the history is damaged.
         """
-        lookup, segments = self._layout.history, self._layout.count_segments
+        lookup, counted = self._layout.history, self._layout.counts
         count = len(impressions.request_index)
         index = np.zeros(count, dtype=np.int64)
-        counts = np.zeros((count, 0 if segments is None else 2 * len(segments) + 2), np.float32)
+        counts = np.zeros((count, 0), dtype=np.float32)
         bags: dict[str, JaggedCodes] = {}
         gated, recent, stranger = None, None, None
-        sums = lookup.pool_segments is not None or segments is not None or lookup.part
+        sums = lookup.pool_segments is not None or counted is not None or lookup.part
         if lookup.gated or sums:
             index, group = self._gated(impressions, at_most=None if sums else self._max_length)
-            if segments is not None:
-                counts = exact_counts(group, segments, index, impressions.candidate["item_id"])
+            if counted is not None:
+                counts = exact_counts(group, counted, index, impressions.candidate["item_id"])
             if lookup.pool_segments is not None:
                 bags |= pooled_by_recency(group, lookup.pool_segments)
                 if self._layout.dayparts > 1:

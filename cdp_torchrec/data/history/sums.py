@@ -6,7 +6,8 @@ import numpy as np
 
 from cdp_torchrec.data.history.dayparts import split_by_daypart
 from cdp_torchrec.data.history.distinct_keys import CODE_BITS, distinct
-from cdp_torchrec.data.history.found import FoundHistories, segment_edges
+from cdp_torchrec.data.history.found import FoundHistories
+from cdp_torchrec.data.history.lookup import HistoryCounts
 from cdp_torchrec.data.history.sub_sample import draw_part
 from cdp_torchrec.data.jagged_codes import JaggedCodes
 from cdp_torchrec.data.layout import DAYPART_KEY, PART_KEY, POOL_KEY
@@ -52,14 +53,22 @@ def pooled_part(
 
 
 def exact_counts(
-    histories: FoundHistories, segments: tuple[int, ...], index: np.ndarray, item_id: np.ndarray
+    histories: FoundHistories, counts: HistoryCounts, index: np.ndarray, item_id: np.ndarray
 ) -> np.ndarray:
-    """Behaviours of each impression's history by segment, then those on its item, [B, 2 K]."""
-    num_segments = len(segments) + 1
-    by_segment = histories.by_recency(segments).lengths.reshape(num_segments, -1)
-    lengths = by_segment.T[index].astype(np.float32)
+    """How many behaviours impressions have.
+
+    Args:
+        histories: gated histories.
+        counts: by what they are told apart.
+        index: history of each impression, [B].
+        item_id: item of each impression, [B].
+
+    Returns:
+        Behaviours of its history by recency, those of them on its item by recency, then, if counts
+        are told apart by it, the same two by age, float [B, counts.width].
+    """
     if not len(index):
-        return np.concatenate([lengths, lengths], axis=1)
+        return np.zeros((0, counts.width), dtype=np.float32)
     if len(index) * len(histories.items) <= _MOST_PAIRS:
         owner = np.arange(len(histories.slices.start)).repeat(histories.slices.lengths)
         is_match = (histories.items == item_id[:, None]) & (owner == index[:, None])
@@ -67,11 +76,21 @@ def exact_counts(
         owner, num_found, place = owner[places], len(index), slice(None)
     else:
         found, places, owner, num_found, place = _search(histories, index, item_id)
-    recency = histories.slices.ends[owner] - 1 - places
-    segment = segment_edges(segments)[1:].searchsorted(recency, side="right")
-    cell = found * num_segments + segment
-    counts = np.bincount(cell, minlength=num_found * num_segments).reshape(-1, num_segments)
-    return np.concatenate([lengths, counts[place].astype(np.float32)], axis=1)
+    rows = places + (histories.slices.stop - histories.slices.ends)[owner]
+    partitions = [histories.by_recency(counts.segments)]
+    if counts.ages:
+        partitions.append(histories.by_age(counts.ages_ms))
+    columns = []
+    for parts in partitions:
+        starts, lengths = (
+            x.reshape(-1, len(histories.before)) for x in (parts.start, parts.lengths)
+        )
+        # A behaviour lies before the starts of all parts that are younger than its own.
+        part = (starts[:-1, owner] > rows).sum(axis=0)
+        cell = found * len(starts) + part
+        on_item = np.bincount(cell, minlength=num_found * len(starts)).reshape(-1, len(starts))
+        columns += [lengths.T[index], on_item[place]]
+    return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 def _pooled(key: str, items: np.ndarray, lengths: np.ndarray) -> dict[str, JaggedCodes]:
