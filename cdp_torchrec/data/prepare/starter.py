@@ -27,6 +27,7 @@ _STEPS = 600
 _FEW_IDS = 100
 _VALIDATION_CLICKS = 1000
 _COUNT_SEGMENTS = (1, 1, 2, 4, 8, 16)
+_COUNT_AGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.5, 1.5, 3.5, 7.5, 14.5, 28.5, 90)
 _HALF = 0.5
 
 
@@ -280,6 +281,8 @@ def _history(lengths: np.ndarray) -> list[str]:
         f"max_length = {kept}",
         "# The last behaviour, the one before, ..., all older: counted apart.",
         f"count_segments = {list(_COUNT_SEGMENTS)}",
+        "# In days, from a minute and a half to a season: counted apart by age as well.",
+        f"count_ages = {list(_COUNT_AGES)}",
     ]
 
 
