@@ -1,6 +1,7 @@
 """In which forms a model reads the history: what an interest module asks of the data."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 _MS_PER_DAY = 86_400_000
 
@@ -19,7 +20,7 @@ class HistoryCounts:
         """Counts of an impression: in the category and on the item, by recency, then by age."""
         return 2 * (len(self.segments) + 1) + (2 * (len(self.ages) + 1) if self.ages else 0)
 
-    @property
+    @cached_property
     def ages_ms(self) -> tuple[int, ...]:
         """The ages in milliseconds."""
         return tuple(round(age * _MS_PER_DAY) for age in self.ages)
