@@ -24,6 +24,7 @@ from cdp_torchrec.daily.loop import MeasuredDay, describe_days, draw_days, train
 from cdp_torchrec.data.manifest import write_manifest
 from cdp_torchrec.data.schema import DatasetError
 from cdp_torchrec.distributed.interruption import Interrupted
+from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.trainer import Trainer
 from tests.conftest import MakeOnce
 from tests.data.appended_log import DAYS, fill
@@ -82,6 +83,17 @@ def test_runs_of_days_that_the_dataset_does_not_have_are_said(
         for day in DAYS[:-1]
     ]
     assert capsys.readouterr().out.splitlines() == said
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"auc": 0.5}'])
+def test_what_a_day_reached_is_named_where_it_is_damaged(
+    dataset: Path, tmp_path: Path, one_rank: None, content: str
+) -> None:
+    damaged = tmp_path / "train" / "evaluation.json"
+    damaged.parent.mkdir()
+    damaged.write_text(content)
+    with pytest.raises(CheckpointError, match=f"^{damaged}: is damaged: .*; remove it, and"):
+        train_days(configured(dataset, tmp_path), CPU)
 
 
 def test_the_last_day_to_follow_may_be_one_to_come(dataset: Path, tmp_path: Path) -> None:

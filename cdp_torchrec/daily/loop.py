@@ -26,6 +26,7 @@ from cdp_torchrec.distributed.process_group import is_rank_zero
 from cdp_torchrec.distributed.rank_zero import from_rank_zero
 from cdp_torchrec.experiment import train_experiment
 from cdp_torchrec.experiment_config import ExperimentConfig
+from cdp_torchrec.run.records import CheckpointError
 from cdp_torchrec.run.saved import EVALUATION
 from cdp_torchrec.stored_run import newest_checkpoint
 from cdp_torchrec.text_table import aligned_table
@@ -65,6 +66,7 @@ def train_days(config: DailyExperimentConfig, device: torch.device) -> list[Meas
 
     Raises:
         ConfigError: a day was begun with other settings.
+        CheckpointError: what a finished day reached, or a checkpoint, cannot be read.
         DatasetError: a day was changed after a run was measured on it.
         Interrupted: a signal came while a day was waited for.
     """
@@ -119,7 +121,7 @@ def _unfinished(runs: Sequence[ExperimentConfig]) -> list[ExperimentConfig]:
 
     Raises:
         ConfigError: one of them all was begun with other settings.
-        CheckpointError: another release wrote its checkpoints.
+        CheckpointError: another release wrote its checkpoints, or a measurement is damaged.
         DatasetError: a day was changed after one of them was measured on it.
     """
     as_begun = [_as_begun(run) for run in runs]
@@ -196,7 +198,16 @@ def _measured(run: ExperimentConfig) -> MeasuredDay:
 
 
 def _evaluation(run: ExperimentConfig) -> dict[str, Any]:
-    return json.loads((_directory(run) / EVALUATION).read_bytes())
+    path = _directory(run) / EVALUATION
+    try:
+        measured = json.loads(path.read_bytes())
+        if missing := {*_METRICS, "num_impressions"}.difference(measured):
+            raise ValueError(f"has no {', '.join(sorted(missing))}")
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: is damaged: {error}; remove it, and the same line measures this day again"
+        ) from error
+    return measured
 
 
 def _directory(config: ExperimentConfig) -> Path:
