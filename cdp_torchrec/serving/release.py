@@ -79,8 +79,8 @@ def _beside(delta: Path, version: str) -> Path:
         try:
             if directory.is_dir() and read_manifest(directory).version == version:
                 return directory
-        except ArtifactError:
-            continue  # something else, or none of this machine
+        except (ArtifactError, OSError):
+            continue  # something else, none of this machine, or one that may not be read
     raise ArtifactError(
         f"{delta}: is a delta of version {version}, which is neither served nor lies beside it in "
         f"{delta.resolve().parent}: bring what is missing in between, or take a full export"

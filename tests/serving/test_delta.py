@@ -1,5 +1,7 @@
 """A delta on its base is the artifact that it leads to, or it is refused."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -55,6 +57,22 @@ def test_a_delta_is_opened_with_what_lies_beside_it(
     found = Predictor.open(days / "released" / "delta-2", history_store=tiny_dataset)
     assert found.metadata == full.metadata
     np.testing.assert_array_equal(scores(found, requests), scores(full, requests))
+
+
+def test_a_folder_that_may_not_be_read_does_not_hide_what_lies_beside_it(
+    released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = released / ".snapshot"  # as on many a mounted disk; the first by its name
+    locked.mkdir()
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if path.parent == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert Predictor.open(released / "delta-1").metadata.version
 
 
 def test_a_delta_over_two_days_is_made_of_what_is_there(days: Path, tmp_path: Path) -> None:
