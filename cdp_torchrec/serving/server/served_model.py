@@ -59,8 +59,8 @@ class ServedModel:
         delta of what is served, the delta is read, and small files of what it follows.
 
         Raises:
-            ArtifactError: the artifact cannot be served, or the server is strict and has no store;
-                the previous one still is.
+            ArtifactError: the artifact cannot be served, no URL can have its name, or the server is
+                strict and has no store; the previous one still is.
             SignatureError: a trusted key cannot be read; the same.
         """
         async with self._one_load_at_a_time:
@@ -79,11 +79,12 @@ class ServedModel:
                 )
                 loaded = LoadedModel.of(predictor)
                 self._check_history(loaded.metadata)
+                name = _in_urls(self.name or loaded.metadata.name)
             except Exception:
                 self._metrics.loads.labels("refused").inc()
                 raise
             metadata = loaded.metadata
-            self.name = self.name or metadata.name
+            self.name = name
             self.current = loaded
             self._metrics.loads.labels("loaded").inc()
             self._metrics.model.info({"name": metadata.name, "version": metadata.version})
@@ -108,6 +109,16 @@ class ServedModel:
             await self.load()
         except Exception as error:
             logger.error("the artifact was refused, the previous one stays: %s", error)
+
+
+def _in_urls(name: str) -> str:
+    """The name of the model, which is one part of a path."""
+    if "/" in name:
+        raise ArtifactError(
+            f"the model's name {name!r} has a '/', so no URL could ask for it: set model_name to "
+            "one without"
+        )
+    return name
 
 
 async def _in_a_thread_that_ends(open_predictor: Callable[[], Predictor]) -> Predictor:

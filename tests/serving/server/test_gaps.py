@@ -75,6 +75,11 @@ def load(artifact: Path, metrics: ServerMetrics, config: ServerConfig) -> None:
     asyncio.run(ServedModel(artifact, config, metrics).load())
 
 
+def test_a_name_that_no_url_can_have_is_refused(artifact: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"name 'eu/web' has a '/', .* set model_name"):
+        load(artifact, ServerMetrics(), ServerConfig(model_name="eu/web"))
+
+
 def test_a_missing_store_is_said_at_the_start_and_a_strict_server_does_not_start(
     artifact: Path, tiny_dataset: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
