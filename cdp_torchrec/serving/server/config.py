@@ -1,11 +1,11 @@
 """Settings of the server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from cdp_torchrec.config import Config
+from cdp_torchrec.config import Config, ConfigConflicts
 
 
 class ServerConfig(Config):
@@ -17,7 +17,7 @@ class ServerConfig(Config):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0: any free port."""
     model_name: str | None = None
-    """Name of the model in URLs; that of the artifact at the start if not given."""
+    """Name of the model in URLs, without "/"; that of the artifact at the start if not given."""
     history_store: Path | None = None
     """Dataset directory whose history/ answers for requests without behaviours."""
     trusted_keys: tuple[Path, ...] = ()
@@ -33,7 +33,8 @@ class ServerConfig(Config):
     max_batch_candidates: PositiveInt = 1024
     """Requests are scored together up to this many candidates; a longer request goes alone."""
     max_wait_ms: NonNegativeFloat = 1.0
-    """How long the first request of a batch waits for company while nothing else is scored."""
+    """How long the first request of a batch waits for company while nothing else is scored; less
+    than timeout_s."""
     num_workers: PositiveInt = 1
     """Batches that are scored at the same time, each by a thread of its own."""
     queue_length: PositiveInt = 256
@@ -56,3 +57,12 @@ class ServerConfig(Config):
     max_waiting_bytes: PositiveInt = 64 * 2**20
     """Of all large bodies that are being received or processed, and half of it for those of one
     address; more get status 429."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_wait_ms >= 1000 * self.timeout_s:
+            # A request that comes alone would get no answer but 504.
+            raise ConfigConflicts(
+                [("max_wait_ms", f"must be less than timeout_s, {1000 * self.timeout_s:g} ms")]
+            )
+        return self

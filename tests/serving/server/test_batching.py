@@ -84,7 +84,8 @@ def test_requests_that_wait_are_scored_together_up_to_the_limit(
 
 
 def test_the_first_request_waits_for_company(start: Callable[..., Batcher]) -> None:
-    batcher, predictor = start(max_wait_ms=5_000.0, max_batch_candidates=3), FakePredictor()
+    batcher = start(max_wait_ms=5_000.0, timeout_s=9.0, max_batch_candidates=3)
+    predictor = FakePredictor()
     predictor.gate.set()
     scored = [batcher.submit(predictor, request(number)) for number in range(3)]
     for found in scored:

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from cdp_torchrec.config import ConfigError
+from cdp_torchrec.config import ConfigError, load_config
 from cdp_torchrec.serving.predictor import Predictor
 from cdp_torchrec.serving.request import Request
 from cdp_torchrec.serving.server.config import ServerConfig
@@ -25,6 +25,12 @@ from tests.paths import ROOT
 from .conftest import INFER, probabilities
 
 PATIENCE_S = 120.0
+
+
+def test_a_wait_for_company_that_outlasts_the_timeout_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_wait_ms = 2000: must be less than timeout_s, 2"):
+        load_config(ServerConfig, ["max_wait_ms=2000"])
+    load_config(ServerConfig, ["max_wait_ms=2000", "timeout_s=3"])
 
 
 def command(*arguments: object) -> list[str]:
