@@ -74,14 +74,16 @@ def predict_file(artifact: Path, requests: Path, config: PredictConfig) -> Predi
 
     Raises:
         ArtifactError: the artifact cannot be served, or the store does not belong to it.
-        RequestFileError: a file or one of its rows cannot be scored, or two rows have one id;
-            nothing is written.
+        RequestFileError: a file or one of its rows cannot be scored, there is none, or two rows
+            have one id; nothing is written.
     """
     torch.set_num_threads(1)
     predictor = Predictor.open(
         artifact, history_store=config.history_store, trusted_keys=config.trusted_keys
     )
     files = RequestFiles(requests, predictor.metadata, keep=config.keep)
+    if not files.num_requests:
+        raise RequestFileError(f"{requests}: holds no request")
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
     def begin() -> None:
@@ -216,8 +218,6 @@ def _removed_at_the_end(path: Path) -> Iterator[None]:
 def _join(parts: Sequence[Path], whole: Path) -> int:
     """Chunk by chunk; number c is row group c // len(parts) of part c % len(parts)."""
     files = [pq.ParquetFile(part) for part in parts if part.exists()]
-    if not files:
-        raise RequestFileError("the file of requests holds no request")
     num_rows = sum(file.metadata.num_rows for file in files)
     with pq.ParquetWriter(whole, files[0].schema_arrow) as writer:
         for group in range(max(file.num_row_groups for file in files)):

@@ -76,6 +76,8 @@ def find_release(
 
 def _beside(delta: Path, version: str) -> Path:
     for directory in sorted(delta.resolve().parent.iterdir()):
+        if directory.name.startswith("."):
+            continue  # still being written or copied, or a snapshot
         try:
             if directory.is_dir() and read_manifest(directory).version == version:
                 return directory

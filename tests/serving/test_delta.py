@@ -62,7 +62,7 @@ def test_a_delta_is_opened_with_what_lies_beside_it(
 def test_a_folder_that_may_not_be_read_does_not_hide_what_lies_beside_it(
     released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locked = released / ".snapshot"  # as on many a mounted disk; the first by its name
+    locked = released / "Locked"  # as lost+found on many a mounted disk; the first by its name
     locked.mkdir()
     is_file = Path.is_file
 
@@ -72,6 +72,12 @@ def test_a_folder_that_may_not_be_read_does_not_hide_what_lies_beside_it(
         return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", refuse)
+    assert Predictor.open(released / "delta-1").metadata.version
+
+
+def test_a_copy_of_the_base_that_is_still_being_made_is_passed_over(released: Path) -> None:
+    shutil.copytree(released / "full-0", released / ".full-0.part")
+    shutil.rmtree(released / ".full-0.part" / "vocabulary")
     assert Predictor.open(released / "delta-1").metadata.version
 
 
